@@ -1,0 +1,1 @@
+"""What goes in: prompts, pictures and their cached latents, all by random access."""
