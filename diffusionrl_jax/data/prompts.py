@@ -1,0 +1,281 @@
+"""Prompt sources with random access: `source[i]` is the i-th prompt of an endless stream.
+
+`source[i]` is a pure function of the source's prompts, its seed and i. A run therefore resumes
+exactly at any step, on any number of hosts, with no iterator state to save. Every source passes
+through all of its prompts once an epoch, shuffled anew each time (grain's index shuffle, which
+holds no permutation in memory).
+"""
+
+import pathlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import grain.python as grain
+import jax
+import numpy as np
+
+VOWELS = "aeiou"
+# Written with a vowel, spoken with a consonant ("yoo", "w"), and the other way round.
+CONSONANT_SOUNDS = tuple(
+    "eu ewe one once ubiq ufo uk uni ura uri uro usa use usu ute uti uto".split()
+)
+VOWEL_SOUNDS = ("heir", "honest", "honor", "honour", "hour", "x-ray", "unim", "unin", "unid")
+VOWEL_LETTERS = "AEFHILMNORSX"
+
+
+class PromptSource(Protocol):
+    """An endless, random-access stream of prompts."""
+
+    def __getitem__(self, index: int) -> str:
+        """The prompt at a global index of 0 or more."""
+
+
+def article(noun: str) -> str:
+    """The indefinite article by the noun's first sound: "an hour", "a unicorn", "an MRI scan"."""
+    word = noun.split()[0]
+    if len(word) > 1 and word.isupper():
+        return "an" if word[0] in VOWEL_LETTERS else "a"
+    word = word.lower()
+    if word.startswith(VOWEL_SOUNDS):
+        return "an"
+    return "an" if word[0] in VOWELS and not word.startswith(CONSONANT_SOUNDS) else "a"
+
+
+class ShuffledPrompts:
+    """Endless epochs over a finite sequence of prompts, each epoch in another order.
+
+    Args:
+      prompts: the distinct prompts, indexable; may be computed on access.
+      seed: of the order, 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: there is no prompt.
+    """
+
+    def __init__(self, prompts: Sequence[str], seed: int):
+        if not len(prompts):
+            raise ValueError("There is no prompt to draw from: give at least one.")
+        self.prompts = prompts
+        self._order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
+
+    def __getitem__(self, index: int) -> str:
+        return self.prompts[int(self._order[index])]
+
+
+class TextPrompts(ShuffledPrompts):
+    """The lines of a UTF-8 text file, one prompt a line; blank lines are skipped.
+
+    Args:
+      path: the file.
+      seed: of the order.
+      held_out: how many prompts are kept for the test split, spread evenly over the file so that a
+        sorted file is cut fairly.
+      split: "train" (all but the held-out prompts) or "test" (only those).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file has no prompt, is not UTF-8, or `held_out` or `split` do not fit it.
+    """
+
+    def __init__(self, path: str, seed: int, held_out: int = 0, split: str = "train"):
+        prompts = read_prompts(path)
+        if split not in ("train", "test"):
+            raise ValueError(f'Unknown split {split!r} of {path}: choose "train" or "test".')
+        if not 0 <= held_out < len(prompts) or (split == "test" and not held_out):
+            raise ValueError(
+                f"Cannot use split {split!r} with held_out={held_out} of the {len(prompts)} prompts"
+                f" in {path}: hold out at least 1 (to test) and fewer than {len(prompts)}."
+            )
+        test = {index * len(prompts) // held_out for index in range(held_out)}
+        wanted = split == "test"
+        chosen = tuple(p for index, p in enumerate(prompts) if (index in test) == wanted)
+        super().__init__(chosen, seed)
+
+
+def read_prompts(path: str) -> tuple[str, ...]:
+    """The prompts of a UTF-8 text file in the file's order; errors as in `TextPrompts`."""
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no prompt file {path}: write one prompt a line, in UTF-8, or mend the path."
+        ) from None
+    except IsADirectoryError:
+        raise ValueError(f"The prompt file {path} is a folder: name a text file in it.") from None
+    if not content:
+        raise ValueError(f"The prompt file {path} is empty: write one prompt a line.")
+    prompts = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            prompts.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}: byte {error.start + 1} is not UTF-8 ({error.reason}):"
+                " save the file as UTF-8."
+            ) from None
+    prompts = tuple(filter(None, prompts))
+    if not prompts:
+        raise ValueError(
+            f"The prompt file {path} has only blank lines (1 to {number}): write one prompt a line."
+        )
+    return prompts
+
+
+class TemplatePrompts(ShuffledPrompts):
+    """A template filled with each word: "a portrait of {article} {noun}" and ("judge", ...).
+
+    Raises:
+      ValueError: the template has no {noun}, or a field other than {article} and {noun}.
+    """
+
+    def __init__(self, template: str, words: Sequence[str], seed: int):
+        try:
+            first, second = (template.format(article="a", noun=noun) for noun in "xy")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"Cannot fill the template {template!r} ({error}): use only {{article}} and"
+                " {noun}."
+            ) from None
+        if first == second:
+            raise ValueError(f"The template {template!r} lacks {{noun}}: say where the words go.")
+        super().__init__([template.format(article=article(w), noun=w) for w in words], seed)
+
+
+class PairPrompts(ShuffledPrompts):
+    """The compositionality prompts "a(n) A <relation> a(n) B" with A and B different (Sec. 4.1).
+
+    All ordered pairs with all relations, computed on access: 450 objects and 5 relations make a
+    million prompts that are never listed.
+
+    Args:
+      objects: the nouns, at least two.
+      relations: the words between, as "next to".
+      seed: of the order.
+      exclude: pairs never to be used: a collection of (A, B), either way round, or a function of
+        (A, B) that is true for a pair to leave out.
+
+    Raises:
+      ValueError: fewer than two objects, no relation, or every pair is excluded.
+    """
+
+    def __init__(
+        self,
+        objects: Sequence[str],
+        relations: Sequence[str],
+        seed: int,
+        exclude: Callable[[str, str], bool] | Collection[tuple[str, str]] = (),
+    ):
+        if len(objects) < 2 or not relations:
+            raise ValueError(
+                f"Pairs need at least 2 objects and 1 relation, not {len(objects)} and"
+                f" {len(relations)}: add some."
+            )
+        pairs = _Pairs(tuple(objects), tuple(relations), exclude)
+        if not len(pairs):
+            raise ValueError(f"All pairs of the {len(objects)} objects are excluded: keep some.")
+        super().__init__(pairs, seed)
+
+
+class _Pairs(Sequence):
+    """The prompts of PairPrompts in a fixed order: by pair, then by relation."""
+
+    def __init__(self, objects, relations, exclude):
+        self.objects, self.relations = objects, relations
+        if not callable(exclude):
+            held_out = {frozenset(pair) for pair in exclude}
+            self._kept = self._filter(lambda a, b: {a, b} in held_out) if held_out else None
+        else:
+            self._kept = self._filter(exclude)
+
+    def _filter(self, exclude) -> np.ndarray:
+        count = len(self.objects) * (len(self.objects) - 1)
+        return np.array([n for n in range(count) if not exclude(*self._pair(n))], np.int64)
+
+    def _pair(self, number: int) -> tuple[str, str]:
+        first, second = divmod(number, len(self.objects) - 1)
+        return self.objects[first], self.objects[second + (second >= first)]
+
+    def __len__(self) -> int:
+        count = len(self.objects) * (len(self.objects) - 1)
+        return len(self.relations) * (count if self._kept is None else len(self._kept))
+
+    def __getitem__(self, index: int) -> str:
+        number, relation = divmod(index, len(self.relations))
+        first, second = self._pair(number if self._kept is None else int(self._kept[number]))
+        words = article(first), first, self.relations[relation], article(second), second
+        return " ".join(words)
+
+
+class MixturePrompts:
+    """Several sources interleaved in fixed proportions (grain's `MapDataset.mix`).
+
+    Every stretch of the stream holds the sources in proportion to the weights, and each source is
+    still passed through in its own order without leaving a prompt out.
+
+    Raises:
+      ValueError: there is not one positive weight for each source.
+    """
+
+    def __init__(self, sources: Sequence[PromptSource], weights: Sequence[float]):
+        if not sources or len(sources) != len(weights) or min(weights) <= 0:
+            raise ValueError(
+                f"A mixture of {len(sources)} sources cannot have the weights {list(weights)}:"
+                " give each source one positive weight."
+            )
+        streams = [
+            grain.MapDataset.range(1).repeat().map_with_index(lambda index, _, n=n: (n, index))
+            for n in range(len(sources))
+        ]
+        self.sources = tuple(sources)
+        self._choices = grain.MapDataset.mix(streams, weights)
+
+    def __getitem__(self, index: int) -> str:
+        source, inner_index = self._choices[index]
+        return self.sources[source][inner_index]
+
+
+def prompt_batch(
+    source: PromptSource, step: int, batch_size: int, group_size: int = 1
+) -> list[str]:
+    """The global batch of a step.
+
+    Args:
+      source: where prompts come from.
+      step: the training step, 0 or more.
+      batch_size: prompts in the batch, repeats counted.
+      group_size: how many times in a row each prompt is repeated.
+
+    Returns:
+      `batch_size` prompts, the images of one prompt contiguous.
+
+    Raises:
+      ValueError: `group_size` does not divide `batch_size`.
+    """
+    if group_size < 1 or batch_size < 1 or batch_size % group_size:
+        fitting = max(group_size, 1) * max(1, round(batch_size / max(group_size, 1)))
+        raise ValueError(
+            f"A batch of {batch_size} cannot hold whole groups of {group_size}: make the batch"
+            f" {fitting}, or the groups a divisor of {batch_size}."
+        )
+    groups = batch_size // group_size
+    prompts = (source[step * groups + group] for group in range(groups))
+    return [prompt for prompt in prompts for _ in range(group_size)]
+
+
+def host_slice(
+    batch_size: int, process_index: int | None = None, process_count: int | None = None
+) -> slice:
+    """The contiguous part of a global batch that one host feeds; by default, this host.
+
+    Raises:
+      ValueError: the hosts do not divide the batch.
+    """
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    if batch_size % count:
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split over {count} hosts: make it"
+            f" {max(1, round(batch_size / count)) * count}."
+        )
+    share = batch_size // count
+    return slice(index * share, (index + 1) * share)

@@ -1,0 +1,167 @@
+import collections
+import pathlib
+
+import pytest
+
+from diffusionrl_jax.data import prompts
+
+
+@pytest.mark.parametrize(
+    ("noun", "expected"),
+    [
+        *[(noun, "a") for noun in ("judge", "house", "unicorn", "university professor", "uniform")],
+        *[(noun, "a") for noun in ("helicopter", "European city", "UFO", "ukulele", "utensil")],
+        *[
+            (noun, "a")
+            for noun in ("one-way street", "ewe", "TV presenter", "PR person", "used car")
+        ],
+        *[
+            (noun, "an")
+            for noun in ("apple", "umbrella", "honest man", "hourglass", "heir", "usher")
+        ],
+        *[(noun, "an") for noun in ("MRI scan", "X-ray", "unimpressed cat", "old house", "SUV")],
+    ],
+)
+def test_article_follows_the_first_sound(noun, expected):
+    assert prompts.article(noun) == expected
+
+
+def write(path: pathlib.Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_text_prompts_pass_through_every_line_once_an_epoch(tmp_path):
+    path = write(tmp_path / "p.txt", "\ufeffan apple\r\n\n  é cat \n犬\n".encode())
+    source = prompts.TextPrompts(path, seed=3)
+    assert source.prompts == ("an apple", "é cat", "犬")
+    epochs = [[source[3 * epoch + i] for i in range(3)] for epoch in range(8)]
+    assert all(sorted(epoch) == sorted(source.prompts) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1, "every epoch must have its own order"
+
+
+def test_prompts_are_a_function_of_seed_and_index_alone(tmp_path):
+    path = write(tmp_path / "p.txt", "\n".join(map(str, range(50))).encode())
+    first, again = prompts.TextPrompts(path, seed=7), prompts.TextPrompts(path, seed=7)
+    forward = [first[i] for i in range(120)]
+    assert [again[i] for i in reversed(range(120))] == forward[::-1]
+    other = prompts.TextPrompts(path, seed=8)
+    assert [other[i] for i in range(50)] != forward[:50]
+
+
+def test_held_out_prompts_are_spread_and_disjoint(tmp_path):
+    path = write(tmp_path / "p.txt", "\n".join(map(str, range(10))).encode())
+    train = prompts.TextPrompts(path, 0, held_out=2)
+    test = prompts.TextPrompts(path, 0, held_out=2, split="test")
+    assert test.prompts == ("0", "5")
+    assert sorted(train.prompts + test.prompts) == [str(n) for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty: write one prompt a line"),
+        (b"\n \n\t\n", "only blank lines"),
+        (b"fine\ncaf\xe9\n", "line 2: byte 4 is not UTF-8"),
+    ],
+)
+def test_broken_prompt_files_say_file_line_and_mend(tmp_path, content, words):
+    path = write(tmp_path / "prompts.txt", content)
+    with pytest.raises(ValueError, match=words) as caught:
+        prompts.TextPrompts(path, seed=0)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_folder_and_bad_split(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no prompt file .*none\.txt.*mend the path"):
+        prompts.TextPrompts(str(tmp_path / "none.txt"), seed=0)
+    with pytest.raises(ValueError, match="is a folder"):
+        prompts.TextPrompts(str(tmp_path), seed=0)
+    path = write(tmp_path / "p.txt", b"a\nb")
+    with pytest.raises(ValueError, match="Unknown split 'valid'"):
+        prompts.TextPrompts(path, 0, split="valid")
+    for options in ({"held_out": 2}, {"split": "test"}, {"held_out": -1}):
+        with pytest.raises(ValueError, match="the 2 prompts"):
+            prompts.TextPrompts(path, 0, **options)
+
+
+def test_template_prompts():
+    source = prompts.TemplatePrompts("a portrait of {article} {noun}", ("judge", "artist"), 0)
+    assert sorted(source[i] for i in range(2)) == [
+        "a portrait of a judge",
+        "a portrait of an artist",
+    ]
+    with pytest.raises(ValueError, match="lacks {noun}"):
+        prompts.TemplatePrompts("a portrait", ("judge",), 0)
+    with pytest.raises(ValueError, match="Cannot fill"):
+        prompts.TemplatePrompts("a {colour} {noun}", ("judge",), 0)
+    with pytest.raises(ValueError, match="no prompt"):
+        prompts.TemplatePrompts("a {noun}", (), 0)
+
+
+def test_pair_prompts_cover_all_ordered_pairs_of_different_objects():
+    objects, relations = ("apple", "bus", "cat"), ("and", "next to")
+    source = prompts.PairPrompts(objects, relations, seed=1)
+    drawn = [source[i] for i in range(12)]
+    expected = {
+        f"{'an' if a == 'apple' else 'a'} {a} {r} {'an' if b == 'apple' else 'a'} {b}"
+        for a in objects
+        for b in objects
+        for r in relations
+        if a != b
+    }
+    assert set(drawn) == expected
+    assert len(expected) == 12
+
+
+def test_pair_prompts_leave_excluded_pairs_out():
+    objects = ("apple", "bus", "cat")
+    either_way = prompts.PairPrompts(objects, ("and",), 0, exclude=[("cat", "apple")])
+    assert len(either_way.prompts) == 4
+    assert not any("apple" in p and "cat" in p for p in either_way.prompts)
+    one_way = prompts.PairPrompts(objects, ("and",), 0, exclude=lambda a, b: a > b)
+    assert sorted(one_way.prompts) == [
+        "a bus and a cat",
+        "an apple and a bus",
+        "an apple and a cat",
+    ]
+    with pytest.raises(ValueError, match="All pairs of the 3 objects are excluded"):
+        prompts.PairPrompts(objects, ("and",), 0, exclude=lambda a, b: True)
+    with pytest.raises(ValueError, match="at least 2 objects"):
+        prompts.PairPrompts(("apple",), ("and",), 0)
+
+
+def test_a_million_pairs_need_no_listing():
+    source = prompts.PairPrompts([f"thing {n}" for n in range(450)], ["and"] * 5, seed=0)
+    assert len(source.prompts) == 450 * 449 * 5
+    assert source[10**9].count("thing") == 2
+
+
+def test_mixture_keeps_proportions_and_leaves_nothing_out():
+    words = prompts.TemplatePrompts("{noun}", tuple("abcdef"), 0)
+    numbers = prompts.TemplatePrompts("{noun}", tuple("12"), 0)
+    mixture = prompts.MixturePrompts((words, numbers), (3, 1))
+    drawn = [mixture[i] for i in range(80)]
+    assert [p for p in drawn if p.isalpha()] == [words[i] for i in range(60)]
+    assert [p for p in drawn if p.isdigit()] == [numbers[i] for i in range(20)]
+    counts = collections.Counter(p.isalpha() for p in drawn[:8])
+    assert counts == {True: 6, False: 2}
+    with pytest.raises(ValueError, match="one positive weight"):
+        prompts.MixturePrompts((words, numbers), (1, 0))
+
+
+def test_prompt_batch_repeats_each_prompt_contiguously():
+    source = prompts.TemplatePrompts("{noun}", tuple("abcdefgh"), 0)
+    batch = prompts.prompt_batch(source, step=1, batch_size=6, group_size=2)
+    assert batch == [p for i in (3, 4, 5) for p in [source[i]] * 2]
+    with pytest.raises(ValueError, match="batch of 7 .*groups of 4.*batch 8"):
+        prompts.prompt_batch(source, 0, 7, 4)
+
+
+def test_host_slices_tile_the_batch():
+    parts = [prompts.host_slice(12, index, 3) for index in range(3)]
+    assert [n for part in parts for n in range(12)[part]] == list(range(12))
+    assert prompts.host_slice(12) == slice(0, 12)
+    with pytest.raises(ValueError, match="batch of 10 .* 4 hosts: make it 8"):
+        prompts.host_slice(10, 0, 4)
