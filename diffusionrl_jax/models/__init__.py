@@ -1,0 +1,1 @@
+"""Stable Diffusion and the reward models' networks as Flax modules, and their PyTorch weights."""

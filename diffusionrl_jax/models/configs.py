@@ -1,0 +1,150 @@
+"""Which diffusers and CLIP configurations the Flax modules compute as PyTorch does.
+
+diffusers' Flax classes drop every field they do not know without a word and then compute something
+else than the PyTorch model. These checks refuse such configurations before any weight is read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+
+# Field -> the values for which Flax computes what PyTorch computes. None stands for absent too.
+UNET_FIELDS = {
+    "act_fn": ("silu", None),
+    "addition_embed_type": (None,),
+    "attention_type": ("default", None),
+    "center_input_sample": (False, None),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False, None),
+    "conv_in_kernel": (3, None),
+    "conv_out_kernel": (3, None),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1, None),
+    "dual_cross_attention": (False, None),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (False, None),
+    "mid_block_scale_factor": (1, None),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "norm_eps": (1e-5, None),
+    "norm_num_groups": (32,),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False, None),
+    "resnet_out_scale_factor": (1.0, None),
+    "resnet_skip_time_act": (False, None),
+    "resnet_time_scale_shift": ("default", None),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional", None),
+    "timestep_post_act": (None,),
+}
+VAE_FIELDS = {
+    "act_fn": ("silu", None),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True, None),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True, None),
+    "use_quant_conv": (True, None),
+}
+UNET_BLOCKS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+VAE_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+}
+# Left out of a config, these would fall back to defaults that differ between the libraries.
+UNET_REQUIRED = (
+    "attention_head_dim",
+    "block_out_channels",
+    "cross_attention_dim",
+    "in_channels",
+    "layers_per_block",
+    "out_channels",
+    "sample_size",
+    *UNET_BLOCKS,
+)
+VAE_REQUIRED = ("block_out_channels", "latent_channels", "layers_per_block", *VAE_BLOCKS)
+DEFAULTS = {"mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32}
+
+
+def check_unet(config: Config) -> None:
+    """Raises a ValueError, naming the field, if FlaxUNet2DConditionModel computes it wrongly."""
+    _check(config, "UNet", UNET_REQUIRED, UNET_FIELDS, UNET_BLOCKS)
+    odd = [channels for channels in config["block_out_channels"] if channels % 32]
+    if odd:
+        raise ValueError(
+            f"UNet config: block_out_channels has {odd}, which the 32 normalisation groups do not "
+            "divide; use multiples of 32."
+        )
+    heads = config["attention_head_dim"]
+    channels = config["block_out_channels"]
+    heads = [heads] * len(channels) if isinstance(heads, int) else heads
+    if len(heads) != len(channels) or any(c % h for c, h in zip(channels, heads, strict=True)):
+        raise ValueError(
+            f"UNet config: attention_head_dim (in spite of its name, the number of heads) is "
+            f"{config['attention_head_dim']}, which does not divide block_out_channels {channels}."
+        )
+    for field in ("cross_attention_dim", "layers_per_block", "sample_size"):
+        if not isinstance(config[field], int):
+            raise ValueError(
+                f"UNet config: {field} is {config[field]!r}; only one whole number is supported."
+            )
+
+
+def check_vae(config: Config) -> None:
+    """Raises a ValueError, naming the field, if FlaxAutoencoderKL computes it wrongly."""
+    _check(config, "VAE", VAE_REQUIRED, VAE_FIELDS, VAE_BLOCKS)
+    groups = config.get("norm_num_groups", 32)
+    if any(channels % groups for channels in config["block_out_channels"]):
+        raise ValueError(
+            f"VAE config: norm_num_groups {groups} does not divide block_out_channels "
+            f"{config['block_out_channels']}."
+        )
+
+
+def check_together(unet: Config, vae: Config, text_encoder: Config) -> None:
+    """Raises a ValueError if the three networks do not fit each other."""
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise ValueError(
+            f"The UNet takes {unet['in_channels']} channels and the VAE makes "
+            f"{vae['latent_channels']}: inpainting and other image-conditioned models are not "
+            "supported, use a text-to-image one."
+        )
+    if unet["out_channels"] != vae["latent_channels"]:
+        raise ValueError(
+            f"The UNet makes {unet['out_channels']} channels, the VAE {vae['latent_channels']}."
+        )
+    if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
+        raise ValueError(
+            f"The UNet attends to text embeddings {unet['cross_attention_dim']} wide, but the text "
+            f"encoder makes {text_encoder['hidden_size']}."
+        )
+
+
+def _check(config, model, required, fields, blocks) -> None:
+    absent = [field for field in required if config.get(field) is None]
+    if absent:
+        raise ValueError(f"{model} config: {', '.join(absent)} missing; add them to config.json.")
+    for field, allowed in fields.items():
+        value = config.get(field, DEFAULTS.get(field))
+        if value not in allowed:
+            values = " or ".join(repr(value) for value in allowed if value is not None)
+            raise ValueError(
+                f"{model} config: {field} is {value!r}, but the Flax {model} only computes "
+                f"{values or 'models without it'} correctly."
+            )
+    for field, known in blocks.items():
+        unknown = sorted(set(config[field]) - set(known))
+        if unknown:
+            raise ValueError(f"{model} config: {field} has {unknown}; supported are {list(known)}.")
+        if len(config[field]) != len(config["block_out_channels"]):
+            raise ValueError(
+                f"{model} config: {field} and block_out_channels have different lengths."
+            )

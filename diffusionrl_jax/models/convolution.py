@@ -1,0 +1,128 @@
+"""A 2D convolution whose kernel gradient is one matrix product per kernel tap.
+
+XLA's CPU backend computes the gradient of a convolution's kernel by a naive loop when it lies
+inside `lax.scan`, about twenty times slower than outside. As matrix products the same gradient runs
+at full speed in both places.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
+DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(
+    inputs: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]
+) -> jax.Array:
+    """Cross-correlation, as `lax.conv_general_dilated` computes it.
+
+    Args:
+      inputs: [batch, height, width, in].
+      kernel: [kernel height, kernel width, in, out], of the inputs' dtype.
+      strides: (vertical, horizontal), static.
+      padding: ((top, bottom), (left, right)) zeros, static.
+
+    Returns:
+      [batch, height', width', out], of the inputs' dtype.
+    """
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS
+    )
+
+
+def _forward(inputs, kernel, strides, padding):
+    return convolution(inputs, kernel, strides, padding), (inputs, kernel)
+
+
+def _backward(strides, padding, residuals, cotangent):
+    inputs, kernel = residuals
+    return (
+        _input_gradient(inputs, kernel, strides, padding, cotangent),
+        _kernel_gradient(inputs, kernel, strides, padding, cotangent),
+    )
+
+
+def _input_gradient(inputs, kernel, strides, padding, cotangent):
+    if strides == (1, 1):
+        flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        back_padding = tuple(
+            (size - 1 - before, size - 1 - after)
+            for size, (before, after) in zip(kernel.shape[:2], padding, strict=True)
+        )
+        return convolution(cotangent, flipped, strides, back_padding)
+
+    def strided(value):
+        return lax.conv_general_dilated(
+            value, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS
+        )
+
+    _, transpose = jax.vjp(strided, inputs)
+    return transpose(cotangent)[0]
+
+
+def _kernel_gradient(inputs, kernel, strides, padding, cotangent):
+    """One [in, positions] @ [positions, out] product per tap, accumulated in float32."""
+    height, width = kernel.shape[:2]
+    batch, out_height, out_width, features = cotangent.shape
+    channels = inputs.shape[-1]
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    flat_cotangent = cotangent.reshape(-1, features)
+    taps = []
+    for row in range(height):
+        for column in range(width):
+            shifted = lax.slice(
+                padded,
+                (0, row, column, 0),
+                (
+                    batch,
+                    row + (out_height - 1) * strides[0] + 1,
+                    column + (out_width - 1) * strides[1] + 1,
+                    channels,
+                ),
+                (1, *strides, 1),
+            )
+            taps.append(
+                jnp.matmul(
+                    shifted.reshape(-1, channels).T,
+                    flat_cotangent,
+                    preferred_element_type=jnp.float32,
+                )
+            )
+    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+convolution.defvjp(_forward, _backward)
+
+
+def conv_general_dilated(
+    lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
+) -> jax.Array:
+    """`convolution` with the signature that `flax.linen.Conv(conv_general_dilated=...)` calls.
+
+    Anything but a plain 2D convolution (dilated, grouped, other rank) goes to `lax`.
+    """
+    plain = (
+        lhs.ndim == 4
+        and options.get("feature_group_count", 1) == 1
+        and set(lhs_dilation) == set(rhs_dilation) == {1}
+    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            **options,
+        )
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    pairs = tuple((int(before), int(after)) for before, after in padding)
+    return convolution(lhs, rhs, tuple(window_strides), pairs)

@@ -1,0 +1,297 @@
+"""Published PyTorch checkpoints as Flax parameters and back: one name-and-layout mapping.
+
+The mapping is computed from the Flax side only: a parameter's path in the Flax tree determines its
+PyTorch name, and its leaf name and rank determine its layout. Reading looks every name up,
+exporting writes every name out, so the two are inverse to each other by construction:
+
+    Flax path                               PyTorch name                        layout
+    down_blocks_0/resnets_0/conv1/kernel    down_blocks.0.resnets.0.conv1.weight
+                                                                                HWIO <-> OIHW
+    mid_block/attentions_0/proj_in/kernel   mid_block.attentions.0.proj_in.weight
+                                                                                [I, O] <-> [O, I]
+    conv_norm_out/scale                     conv_norm_out.weight                as it is
+    token_embedding/embedding               token_embedding.weight              as it is
+
+Nothing here imports torch, and nothing is ever unpickled.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+Parameters = Mapping[str, Any]
+Rename = Callable[[str], str]
+
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+
+# Buffers that older checkpoints store beside the weights; Flax computes them.
+BUFFERS = (r"(^|\.)position_ids$",)
+
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS_LEAVES = ("kernel", "scale", "embedding")
+
+
+def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
+    """Reads every tensor of a safetensors file.
+
+    Args:
+      path: a local or remote (`gs://`) file.
+      upcast: floating tensors become float32, whatever they are stored as; integers stay.
+
+    Returns:
+      PyTorch name -> array, in PyTorch's layout.
+
+    Raises:
+      FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
+      ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(_missing_file(path))
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
+            "copy or download it again."
+        ) from error
+    state = {}
+    for name, entry in entries:
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise ValueError(
+                f"Tensor {name!r} in {path} has dtype {entry['dtype']}, which is not supported; "
+                f"store it as one of {sorted(SAFETENSORS_DTYPES)}."
+            )
+        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+        tensor = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+        state[name] = tensor.astype(np.float32) if upcast and dtype in FLOATING else tensor
+    return state
+
+
+def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float32") -> None:
+    """Writes tensors as a safetensors file that PyTorch libraries open.
+
+    Args:
+      path: the file to write, local or remote; its folder is made.
+      state: PyTorch name -> array in PyTorch's layout.
+      dtype: "float32", "float16" or "bfloat16", for the floating tensors.
+
+    Raises:
+      ValueError: a finite value that float16 cannot hold, or an unknown dtype.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
+    target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    tensors = {}
+    for name, tensor in state.items():
+        tensor = np.asarray(tensor)
+        if tensor.dtype.type in FLOATING:
+            with np.errstate(over="ignore"):
+                stored = tensor.astype(target)
+            if np.isinf(stored).sum() > np.isinf(tensor).sum():
+                raise ValueError(
+                    f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
+                )
+            tensor = stored
+        # safetensors reads raw memory and does not look at strides.
+        tensors[name] = np.ascontiguousarray(tensor)
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # transformers refuses a file without this entry.
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+
+
+def read_json(path) -> dict[str, Any]:
+    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def pytorch_name(path: Iterable[str]) -> str:
+    """The PyTorch name of the parameter at a Flax path.
+
+    `to_out_0` is `to_out.0`: Flax cannot hold a list of submodules and numbers their names.
+    `linear_1` stays, since PyTorch calls it so as well.
+    """
+    *modules, leaf = path
+    names = [
+        re.sub(r"_(\d+)$", r".\1", module) if not re.fullmatch(r"linear_\d+", module) else module
+        for module in modules
+    ]
+    return ".".join([*names, "weight" if leaf in WEIGHTS_LEAVES else leaf])
+
+
+def substitution(*pairs: tuple[str, str]) -> Rename:
+    """A rename made of regular expressions: each (pattern, replacement) is applied in turn."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in pairs:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return rename
+
+
+def to_flax(
+    state: Mapping[str, np.ndarray],
+    template: Parameters,
+    *,
+    rename: Rename | None = None,
+    ignore: Iterable[str] = BUFFERS,
+    source: str = "the checkpoint",
+) -> dict[str, Any]:
+    """Flax parameters from a PyTorch state.
+
+    Args:
+      state: PyTorch name -> array in PyTorch's layout.
+      template: the Flax tree; its leaves need only a `shape` (`jax.eval_shape` of the init).
+      rename: from `pytorch_name`'s result to the checkpoint's name, where a checkpoint has names
+        of its own. Must not send two parameters to one name.
+      ignore: regular expressions (`re.search`) for tensors that may be left over: buffers, unused
+        heads.
+      source: what errors call the checkpoint: its file.
+
+    Returns:
+      A tree with the template's structure and shapes, of the state's arrays (views, not copies).
+
+    Raises:
+      ValueError: a tensor is missing, left over, or has another shape than the model's.
+    """
+    flat, names = _named(template, rename)
+    missing = [name for name in names.values() if name not in state]
+    known = set(names.values())
+    extra = [
+        name
+        for name in state
+        if name not in known and not any(re.search(pattern, name) for pattern in ignore)
+    ]
+    if missing:
+        hint = f" It has tensors the model does not know: {_some(extra)}." if extra else ""
+        raise ValueError(
+            f"{source} lacks {_some(missing)}.{hint} Its weights belong to another architecture "
+            "than its config.json describes, or to another model: use the folder's own files."
+        )
+    if extra:
+        raise ValueError(
+            f"{source} has tensors the model does not know: {_some(extra)}. Its config.json "
+            "describes a smaller or different architecture: use the folder's own files."
+        )
+    params = {}
+    for path, leaf in flat.items():
+        tensor = _to_flax_layout(state[names[path]], path[-1], len(leaf.shape))
+        if tensor.shape != tuple(leaf.shape):
+            expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
+            raise ValueError(
+                f"Tensor {names[path]!r} in {source} has shape {state[names[path]].shape}, but the "
+                f"model needs {expected}: config.json and the weights do not belong together."
+            )
+        params[path] = tensor
+    return traverse_util.unflatten_dict(params)
+
+
+def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str, np.ndarray]:
+    """The PyTorch state of Flax parameters: the inverse of `to_flax` with the same `rename`.
+
+    Args:
+      params: the Flax tree, of arrays that this process can read whole.
+      rename: as for `to_flax`.
+
+    Returns:
+      PyTorch name -> host array in PyTorch's layout (a view where only the layout differs).
+    """
+    flat, names = _named(params, rename)
+    flat = jax.device_get(flat)
+    state = {}
+    for path, value in flat.items():
+        value = np.asarray(value)
+        if path[-1] == "kernel":
+            value = value.transpose(_to_pytorch_axes(value.ndim))
+        state[names[path]] = value
+    return state
+
+
+def _named(tree: Parameters, rename: Rename | None):
+    """The flattened tree, and the checkpoint's name of every path in it."""
+    flat = traverse_util.flatten_dict(tree)
+    names = {path: pytorch_name(path) for path in flat}
+    if rename is not None:
+        names = {path: rename(name) for path, name in names.items()}
+    if len(set(names.values())) != len(names):
+        taken = sorted(names.values())
+        twice = [
+            name for name, following in zip(taken, taken[1:], strict=False) if name == following
+        ]
+        raise ValueError(f"The renaming sends two parameters to one name: {_some(twice)}.")
+    return flat, names
+
+
+def _to_pytorch_axes(rank: int) -> tuple[int, ...]:
+    """Axes from Flax's [*window, in, out] to PyTorch's [out, in, *window]; rank 1 stays."""
+    return (rank - 1, rank - 2, *range(rank - 2)) if rank >= 2 else tuple(range(rank))
+
+
+def _to_pytorch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
+    if leaf != "kernel":
+        return shape
+    return tuple(shape[axis] for axis in _to_pytorch_axes(len(shape)))
+
+
+def _to_flax_layout(tensor: np.ndarray, leaf: str, rank: int) -> np.ndarray:
+    """A PyTorch tensor in Flax's layout; `rank` is the Flax parameter's."""
+    if leaf != "kernel" or tensor.ndim < 2:
+        return tensor
+    # The same projection is stored as a linear layer by some checkpoints and as a 1x1 convolution
+    # by others (proj_in, the VAE's attention): the model's own choice decides.
+    if rank == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    elif rank == 4 and tensor.ndim == 2:
+        tensor = tensor[:, :, None, None]
+    return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+
+
+def _some(names: Iterable[str], limit: int = 4) -> str:
+    names = sorted(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _missing_file(path: epath.Path) -> str:
+    if not path.parent.exists():
+        return f"{path} does not exist: there is no folder {path.parent}."
+    pickled = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLED_SUFFIXES)
+    if pickled:
+        return (
+            f"{path} does not exist, only {_some(pickled)}. Pickled weights can run any code and "
+            "are not read: convert them with safetensors.torch.save_file, or download the "
+            "safetensors file."
+        )
+    return f"{path} does not exist; the folder is incomplete: copy or download it again."

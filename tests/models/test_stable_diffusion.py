@@ -1,0 +1,243 @@
+"""The networks against PyTorch diffusers and transformers, and the folder between the two."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.stable_diffusion import (
+    build_stable_diffusion,
+    load_stable_diffusion,
+    save_stable_diffusion,
+)
+
+TOLERANCE = 1e-5
+
+
+def perturbed(params, seed=0):
+    """Zero biases and unit scales would hide a mapping that mixes them up."""
+    leaves, structure = jax.tree.flatten(jax.device_get(params))
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        structure,
+        [leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves],
+    )
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny_2"])
+def pair(request, tmp_path_factory):
+    """(model, params, PyTorch pipeline) with the same weights; the pipeline read our folder."""
+    model, params = request.getfixturevalue(request.param)
+    params = {name: perturbed(tree) for name, tree in params.items()}
+    folder = tmp_path_factory.mktemp(request.param)
+    save_stable_diffusion(folder, model, params, dtype="float32")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    return model, params, pipeline
+
+
+def difference(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs.detach().numpy()).max()
+
+
+def test_unet_agrees_with_pytorch(pair):
+    model, params, pipeline = pair
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, *model.latent_shape)).astype(np.float32)
+    text = rng.standard_normal((2, 12, 32)).astype(np.float32)
+    timesteps = np.array([3, 981], np.int32)
+    ours = jax.jit(model.denoise)(params["unet"], latents, timesteps, text)
+    with torch.no_grad():
+        theirs = pipeline.unet(
+            torch.from_numpy(latents), torch.from_numpy(timesteps), torch.from_numpy(text)
+        ).sample
+    assert ours.dtype == jnp.float32
+    assert np.abs(theirs.numpy()).max() > 0.1
+    assert difference(ours, theirs) <= TOLERANCE
+
+
+def test_text_encoder_agrees_with_pytorch(pair):
+    model, params, pipeline = pair
+    prompts = ["an apple", "a portrait of a judge, and more than fits"]
+    ids = model.tokenize(prompts)
+    reference = pipeline.tokenizer(
+        prompts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, reference.numpy())
+    ours = jax.jit(model.encode_text)(params["text_encoder"], ids)
+    with torch.no_grad():
+        theirs = pipeline.text_encoder(reference).last_hidden_state
+    assert difference(ours, theirs) <= TOLERANCE
+
+
+# A width of 4 equals the number of channels, where FlaxAutoencoderKL guesses the layout wrongly.
+@pytest.mark.parametrize("size", [4, 8])
+def test_decoder_agrees_with_pytorch(pair, size):
+    model, params, pipeline = pair
+    latents = np.random.default_rng(1).standard_normal((2, 4, size, size)).astype(np.float32)
+    latents = 0.2 * latents
+    ours = jax.jit(model.decode)(params["vae"], latents)
+    with torch.no_grad():
+        pixels = pipeline.vae.decode(torch.from_numpy(latents) / model.scaling_factor).sample
+    theirs = ((pixels + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+    assert difference(ours, theirs) <= TOLERANCE
+    assert ours.shape == (2, 2 * size, 2 * size, 3)
+    if size == model.latent_shape[1]:
+        assert ours.shape[1:] == model.image_shape
+
+
+def test_encoder_agrees_with_pytorch(pair):
+    model, params, pipeline = pair
+    images = np.random.default_rng(2).random((2, 16, 16, 3)).astype(np.float32)
+    mean, deviation = jax.jit(model.encode)(params["vae"], images)
+    with torch.no_grad():
+        pixels = torch.from_numpy(2 * images - 1).permute(0, 3, 1, 2)
+        posterior = pipeline.vae.encode(pixels).latent_dist
+    assert mean.shape == (2, *model.latent_shape)
+    assert difference(mean, model.scaling_factor * posterior.mean) <= TOLERANCE
+    assert difference(deviation, model.scaling_factor * posterior.std) <= TOLERANCE
+
+
+def test_folder_keeps_every_weight_in_pytorch(pair):
+    model, params, pipeline = pair
+    for name, rename in model_renames().items():
+        state = weights.to_pytorch(params[name], rename=rename)
+        theirs = getattr(pipeline, name).state_dict()
+        assert {key for key in theirs if "position_ids" not in key} == set(state)
+        for key, value in state.items():
+            np.testing.assert_array_equal(value, theirs[key].numpy())
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+    assert pipeline.scheduler.config.set_alpha_to_one is False
+
+
+def model_renames():
+    from diffusionrl_jax.models.stable_diffusion import RENAMES
+
+    return RENAMES
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_folder_round_trip(tiny, tmp_path, dtype):
+    model, params = tiny
+    save_stable_diffusion(tmp_path, model, params, dtype)
+    loaded, loaded_params = load_stable_diffusion(tmp_path)
+
+    def rounded(leaf):
+        return np.asarray(leaf).astype(jnp.dtype(dtype)).astype(np.float32)
+
+    jax.tree.map(np.testing.assert_array_equal, loaded_params, jax.tree.map(rounded, dict(params)))
+    assert loaded.configs["unet"]["block_out_channels"] == [32, 64]
+    assert loaded.scheduler_config["steps_offset"] == 1
+    np.testing.assert_array_equal(loaded.tokenize(["a cake"]), model.tokenize(["a cake"]))
+
+
+def test_loads_what_pytorch_saved(pair, tmp_path):
+    model, params, pipeline = pair
+    pipeline.save_pretrained(tmp_path)
+    _, loaded = load_stable_diffusion(tmp_path)
+    for name in loaded:
+        jax.tree.map(np.testing.assert_array_equal, loaded[name], params[name])
+
+
+def test_loads_old_attention_names(tiny, tmp_path):
+    """The VAE's attention as it was named before diffusers 0.18, with a position_ids buffer."""
+    model, params = tiny
+    save_stable_diffusion(tmp_path, model, params, "float32")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    state = weights.read_safetensors(file)
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+        state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
+    state = {key.replace(".to_out.0.", ".proj_attn."): value for key, value in state.items()}
+    assert any(".proj_attn." in key for key in state)
+    weights.write_safetensors(file, state)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    state = weights.read_safetensors(file)
+    state["text_model.embeddings.position_ids"] = np.arange(12)[None]
+    weights.write_safetensors(file, state)
+    _, loaded = load_stable_diffusion(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(dict(params)))
+
+
+def test_bfloat16_compute_keeps_float32_parameters(tiny, tmp_path):
+    model, params = tiny
+    save_stable_diffusion(tmp_path, model, params, "float32")
+    half, half_params = load_stable_diffusion(tmp_path, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {np.dtype(np.float32)}
+    latents = jax.random.normal(jax.random.key(0), (1, *model.latent_shape))
+    text = half.encode_text(half_params["text_encoder"], model.tokenize(["a cake"]))
+    assert text.dtype == jnp.bfloat16
+    arguments = (latents, jnp.array([500]), text)
+    output = half.denoise(half_params["unet"], *arguments)
+    assert output.dtype == jnp.float32
+    full = model.denoise(params["unet"], *arguments)
+    assert jnp.abs(output - full).max() < 0.05 * jnp.abs(full).max()
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "words"),
+    [
+        ("unet", {"norm_num_groups": 16}, "norm_num_groups is 16"),
+        ("unet", {"block_out_channels": [32, 48]}, "multiples of 32"),
+        ("unet", {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, "AttnDownBlock2D"),
+        ("unet", {"num_attention_heads": 4}, "num_attention_heads is 4"),
+        ("unet", {"attention_head_dim": [5, 4]}, "attention_head_dim"),
+        ("unet", {"attention_head_dim": [4]}, "attention_head_dim"),
+        ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ("unet", {"in_channels": 9}, "inpainting"),
+        ("unet", {"cross_attention_dim": 64}, "text embeddings 64 wide"),
+        ("unet", {"sample_size": None}, "sample_size missing"),
+        ("vae", {"use_quant_conv": False}, "use_quant_conv is False"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
+        ("vae", {"norm_num_groups": 12}, "norm_num_groups 12"),
+        ("text_encoder", {"max_position_embeddings": 8}, "8 positions"),
+    ],
+)
+def test_refuses_what_flax_computes_wrongly(configs, tokenizer, network, change, words):
+    changed = {**configs, network: {**configs[network], **change}}
+    with pytest.raises(ValueError, match=words):
+        build_stable_diffusion(changed, tokenizer)
+
+
+def test_incomplete_folders(tiny, tmp_path):
+    model, params = tiny
+    with pytest.raises(FileNotFoundError, match="downloaded first"):
+        load_stable_diffusion(tmp_path / "nowhere")
+    save_stable_diffusion(tmp_path, model, params)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    pickled = file.with_suffix(".bin")
+    file.rename(pickled)
+    with pytest.raises(FileNotFoundError, match="diffusion_pytorch_model.bin.*save_file"):
+        load_stable_diffusion(tmp_path)
+    pickled.unlink()
+    with pytest.raises(FileNotFoundError, match="incomplete"):
+        load_stable_diffusion(tmp_path)
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(config.read_text()[:-9])
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_stable_diffusion(tmp_path)
+    config.unlink()
+    with pytest.raises(FileNotFoundError, match="vae/config.json"):
+        load_stable_diffusion(tmp_path)
+
+
+def test_refuses_xl(tiny, tmp_path):
+    model, params = tiny
+    save_stable_diffusion(tmp_path, model, params)
+    (tmp_path / "text_encoder_2").mkdir()
+    with pytest.raises(ValueError, match="XL"):
+        load_stable_diffusion(tmp_path)
+
+
+def test_weights_of_another_architecture(tiny, tmp_path):
+    model, params = tiny
+    save_stable_diffusion(tmp_path, model, params)
+    config = tmp_path / "unet" / "config.json"
+    changed = {**json.loads(config.read_text()), "layers_per_block": 2}
+    config.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors lacks 'down_blocks"):
+        load_stable_diffusion(tmp_path)
