@@ -1,0 +1,282 @@
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from diffusionrl_jax import checkpoints
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    optimiser: tuple
+    rng: jax.Array
+    key: jax.Array
+    nothing: None
+    label: str = flax.struct.field(pytree_node=False, default="static")
+
+
+def mesh(count=8):
+    return Mesh(np.array(jax.devices()[:count]).reshape(2, -1), ("data", "fsdp"))
+
+
+def make_state(seed, devices=8):
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((16, 8)).astype(np.float32)
+    kernel[0, :4] = [np.nan, np.inf, -0.0, 1e-42]  # Bit for bit, these too.
+    params = {
+        "kernel": jax.device_put(kernel, NamedSharding(mesh(devices), P(None, "fsdp"))),
+        "scale": jnp.asarray(rng.standard_normal(3), jnp.bfloat16),
+        "empty": jnp.zeros((0, 4)),
+    }
+    replicated = NamedSharding(mesh(devices), P())
+    return State(
+        step=jnp.int32(seed),
+        params=params,
+        optimiser=optax.adamw(1e-3).init(params),
+        rng=jax.device_put(jax.random.PRNGKey(seed), replicated),
+        key=jax.random.key(seed),
+        nothing=None,
+    )
+
+
+def as_bytes(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def assert_identical(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert as_bytes(a) == as_bytes(b)
+
+
+def save_steps(directory, steps, **options):
+    store = checkpoints.Checkpoints(str(directory), **options)
+    for step in steps:
+        assert store.save(step, make_state(step))
+    store.close()
+
+
+def truncate(folder: pathlib.Path):
+    """Cuts the arrays' files in half, as a full disk or a lost write would."""
+    for file in folder.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_restores_bit_for_bit_with_shardings(tmp_path):
+    save_steps(tmp_path, [5])
+    store = checkpoints.Checkpoints(str(tmp_path))
+    step, state = store.restore(checkpoints.abstract(make_state(0)))
+    assert step == 5
+    assert_identical(state, make_state(5))
+    assert state.params["kernel"].sharding == make_state(0).params["kernel"].sharding
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    save_steps(tmp_path, [5])
+    abstract = checkpoints.abstract(make_state(0, devices=4))
+    _, state = checkpoints.Checkpoints(str(tmp_path)).restore(abstract)
+    assert_identical(state, make_state(5))
+    assert len(state.params["kernel"].sharding.device_set) == 4
+
+
+def test_no_checkpoint_is_none_and_makes_no_folder(tmp_path):
+    store = checkpoints.Checkpoints(str(tmp_path / "mistyped"))
+    assert store.restore(checkpoints.abstract(make_state(0))) is None
+    assert store.steps() == ()
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_state_may_be_donated_while_it_is_saved(tmp_path):
+    store = checkpoints.Checkpoints(str(tmp_path))
+    array = jax.jit(lambda: jnp.arange(2**20, dtype=jnp.float32))()
+    expected = np.array(array)
+    store.save(1, {"array": array})
+    jax.block_until_ready(jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(array))
+    store.close()
+    shape = jax.ShapeDtypeStruct(expected.shape, expected.dtype, sharding=array.sharding)
+    _, restored = checkpoints.Checkpoints(str(tmp_path)).restore({"array": shape})
+    np.testing.assert_array_equal(restored["array"], expected)
+
+
+def test_keeps_the_last_and_the_best_across_runs(tmp_path):
+    options = dict(keep_last=2, keep_best=1, best_metric="reward")
+    rewards = {1: 0.1, 2: 0.9, 3: float("nan"), 4: 0.3, 5: 0.2}
+    for steps in ((1, 2, 3), (4, 5)):
+        store = checkpoints.Checkpoints(str(tmp_path), **options)
+        for step in steps:
+            store.save(step, {"x": jnp.ones(3)}, {"reward": rewards[step], "loss": 0.0})
+        store.close()
+    assert store.steps() == (2, 4, 5)
+    with pytest.raises(ValueError, match=r"'reward', which is not among the metrics \['loss'\]"):
+        store.save(6, {"x": jnp.ones(3)}, {"loss": 0.0})
+
+
+def test_saving_again(tmp_path):
+    save_steps(tmp_path, [3])
+    store = checkpoints.Checkpoints(str(tmp_path))
+    assert not store.save(3, make_state(3))
+    with pytest.raises(ValueError, match="step 2 .* later step 3, of another run"):
+        store.save(2, make_state(2))
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="at least 1"):
+        checkpoints.Checkpoints(str(tmp_path), keep_last=0)
+    with pytest.raises(ValueError, match="needs best_metric"):
+        checkpoints.Checkpoints(str(tmp_path), keep_best=1)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "metadata", "unmarked"])
+def test_falls_back_to_the_step_before_a_broken_one(tmp_path, capsys, damage):
+    save_steps(tmp_path, [1, 2])
+    folder = tmp_path / "2"
+    if damage == "truncated":
+        truncate(folder)
+    elif damage == "emptied":
+        shutil.rmtree(folder / "state")
+    elif damage == "metadata":
+        (folder / "state" / "_METADATA").write_text('{"half')
+    elif damage == "unmarked":
+        (folder / "state" / "manifest.ocdbt").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    store = checkpoints.Checkpoints(str(tmp_path))
+    step, state = store.restore(checkpoints.abstract(make_state(0)))
+    assert step == 1
+    assert_identical(state, make_state(1))
+    warning = capsys.readouterr().err
+    assert warning.count("WARNING") == 1
+    assert str(folder) in warning
+    assert sorted(tmp_path.rglob("*")) == before, "restoring must delete nothing"
+
+    # The run goes on through the broken step, which is set aside and kept.
+    assert store.save(2, make_state(22))
+    store.close()
+    assert (tmp_path / "2.broken").is_dir()
+    again = checkpoints.Checkpoints(str(tmp_path))
+    assert again.steps() == (1, 2)
+    step, state = again.restore(checkpoints.abstract(make_state(0)))
+    assert step == 2
+    assert_identical(state, make_state(22))
+
+
+def test_all_broken_is_one_clear_error(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    truncate(tmp_path / "1")
+    truncate(tmp_path / "2")
+    store = checkpoints.Checkpoints(str(tmp_path))
+    with pytest.raises(
+        RuntimeError, match=r"None of the checkpoints .*step 2: .*step 1: "
+    ) as caught:
+        store.restore(checkpoints.abstract(make_state(0)))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_configuration_is_an_error(tmp_path):
+    save_steps(tmp_path, [1])
+    abstract = checkpoints.abstract(make_state(0))
+    other = abstract.params | {"scale": jax.ShapeDtypeStruct((4,), jnp.bfloat16)}
+    with pytest.raises(RuntimeError, match="another configuration"):
+        checkpoints.Checkpoints(str(tmp_path)).restore(abstract.replace(params=other))
+
+
+def test_missing_step_names_those_that_exist(tmp_path):
+    save_steps(tmp_path, [1, 4])
+    store = checkpoints.Checkpoints(str(tmp_path))
+    abstract = checkpoints.abstract(make_state(0))
+    assert_identical(store.restore_step(1, abstract), make_state(1))
+    with pytest.raises(FileNotFoundError, match=r"step 3 .* one of \[1, 4\]"):
+        store.restore_step(3, abstract)
+
+
+KILLED_WHILE_SAVING = """
+    import os, signal, sys
+    import jax.numpy as jnp
+    from diffusionrl_jax import checkpoints
+
+    store = checkpoints.Checkpoints(sys.argv[1])
+    store.save(1, {"x": jnp.full((2**22,), 1.0)})
+    store.wait()
+    store.save(2, {"x": jnp.arange(2**22, dtype=jnp.float32)})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_while_saving_leaves_the_step_before(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(tmp_path)]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    store = checkpoints.Checkpoints(str(tmp_path))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = {"x": jax.ShapeDtypeStruct((2**22,), jnp.float32, sharding=sharding)}
+    step, state = store.restore(shape)
+    # Step 2 could only be there if all of its 16 MiB were written within microseconds.
+    expected = {1: np.ones(2**22), 2: np.arange(2**22)}[step]
+    np.testing.assert_array_equal(state["x"], expected)
+    assert store.save(2, state) == (step == 1)
+    store.close()
+    assert store.steps() == (1, 2)
+
+
+def test_preemption_guard_asks_instead_of_killing():
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpoints.PreemptionGuard() as guard:
+        assert not guard.should_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert guard.should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_workdir_is_tried_before_compute(tmp_path):
+    checkpoints.check_workdir_writable(str(tmp_path / "new" / "run"))
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run", "gs://bucket/run"):
+        with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
+            checkpoints.check_workdir_writable(str(workdir))
+        assert str(workdir) in str(caught.value)
+
+
+def test_run_information(tmp_path):
+    config = ml_collections.ConfigDict({"seed": 3, "shape": (1, 2), "nested": {"path": "x"}})
+    checkpoints.write_run_information(str(tmp_path), config)
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "seed": 3,
+        "shape": [1, 2],
+        "nested": {"path": "x"},
+    }
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert versions["packages"]["jax"] == jax.__version__
+    assert versions["devices"] == jax.device_count()
+    assert versions["git_revision"] == checkpoints.git_revision()
+
+
+def test_git_revision_is_gits_own():
+    root = pathlib.Path(checkpoints.__file__).parent.parent
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        assert checkpoints.git_revision() is None
+    else:
+        assert checkpoints.git_revision().removesuffix("+changes") == head.stdout.strip()
