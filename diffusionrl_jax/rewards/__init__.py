@@ -1,0 +1,34 @@
+"""Reward models: a host half that prepares prompts, a device half that scores pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from diffusionrl_jax.rewards.detection import Detection
+from diffusionrl_jax.rewards.image_reward import ImageReward
+from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
+
+
+class Reward(Protocol):
+    """What training needs of a reward; each is a frozen dataclass without arrays, hashable."""
+
+    @classmethod
+    def load(cls, path: str, **options) -> tuple["Reward", dict[str, Any]]:
+        """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
+
+    def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host."""
+
+    def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
+        """Scores images, float32 [n, H, W, 3] in [0, 1]: float32 [n]. Pure, can be jitted."""
+
+
+REWARDS: dict[str, type[Reward]] = {
+    "image_reward": ImageReward,
+    "detection": Detection,
+    "statistical_parity": StatisticalParity,
+    "jpeg_size": JpegSize,
+}

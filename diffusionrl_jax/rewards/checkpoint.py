@@ -1,0 +1,62 @@
+"""A reward model's folder: config.json, model.safetensors, and its tokenizer's files."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.models import weights
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, dict[str, Any]]:
+    """Opens the folder and reads its config.json.
+
+    Args:
+      path: a folder, or `asset:...`.
+      required: keys that config.json must have.
+
+    Returns:
+      The folder and the config.
+
+    Raises:
+      FileNotFoundError: if there is no such folder or file.
+      ValueError: if a required key is missing.
+    """
+    folder = assets.resolve(str(path))
+    config = weights.read_json(folder / CONFIG_FILE)
+    missing = [key for key in required if key not in config]
+    if missing:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} lacks {missing}; see docs/reward_models.md for its keys."
+        )
+    return folder, config
+
+
+def read_params(
+    folder: epath.Path,
+    template: Mapping,
+    *,
+    rename: Callable[[str], str] | None = None,
+    ignore: Iterable[str] = weights.BUFFERS,
+    transform: Callable[[dict], dict] = dict,
+) -> dict:
+    """Reads model.safetensors as the parameters that `template` describes, float32.
+
+    Args:
+      folder: from `read_config`.
+      template: the Flax tree of shapes.
+      rename: as in `weights.to_flax`.
+      ignore: as in `weights.to_flax`.
+      transform: applied to the state first, where tensors are stored fused.
+
+    Raises:
+      FileNotFoundError: if the file is missing.
+      ValueError: if a tensor is missing, unknown or misshapen; names it.
+    """
+    file = folder / WEIGHTS_FILE
+    state = transform(weights.read_safetensors(file))
+    return weights.to_flax(state, template, rename=rename, ignore=ignore, source=str(file))

@@ -1,0 +1,170 @@
+"""Detection score: are the prompt's objects in the picture? (Eq. 13).
+
+The paper's detector is UniDet; this is OWL-ViT, whose classes are words. Only its classification of
+patches is needed, not its boxes.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+
+from diffusionrl_jax.models import owl_vit
+from diffusionrl_jax.rewards import checkpoint, preprocessing
+
+QUERIES_PER_CALL = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detection:
+    """Mean confidence of the prompt's objects.
+
+    Attributes:
+      model: OWL-ViT's towers.
+      objects: the names that prompts are searched for.
+      max_objects: at most so many objects in a prompt.
+      exclusive: whether a patch counts only for its best query among the prompt's objects, so that
+        one thing in the picture can't stand for two objects.
+    """
+
+    model: owl_vit.OwlViT
+    objects: tuple[str, ...]
+    max_objects: int = 2
+    exclusive: bool = True
+
+    @classmethod
+    def load(
+        cls, path: str, dtype: jnp.dtype = jnp.float32, **options
+    ) -> tuple["Detection", dict[str, Any]]:
+        """Opens a folder with config.json, model.safetensors and CLIPTokenizer's files.
+
+        config.json: OwlViTConfig's "vision_config" and "text_config", and "objects" (names),
+        "query_template" (default "a photo of a {}"). model.safetensors: the keys of
+        transformers' OwlViTForObjectDetection. The objects' query embeddings are computed here,
+        once, and stored in the parameters in place of the text tower.
+
+        Args:
+          path: the folder; `asset:emoji/detection` is the embedded one.
+          dtype: of the towers' computation.
+          **options: the fields `max_objects` and `exclusive`; `objects` replaces the config's.
+
+        Raises:
+          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+        """
+        folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
+        objects = tuple(options.pop("objects", None) or config.get("objects", ()))
+        if not objects:
+            raise ValueError(
+                f'{folder / checkpoint.CONFIG_FILE} lists no objects: add "objects", the names '
+                "that prompts are searched for."
+            )
+        model = owl_vit.build(config, dtype)
+        params = checkpoint.read_params(
+            folder, owl_vit.template(model), rename=owl_vit.rename, ignore=owl_vit.UNUSED
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        template = config.get("query_template", "a photo of a {}")
+        queries = tokenize_queries(tokenizer, model, [template.format(name) for name in objects])
+        embed = jax.jit(functools.partial(owl_vit.embed_queries, model))
+        chunks = range(0, len(queries), QUERIES_PER_CALL)
+        embeddings = [embed(params, queries[i : i + QUERIES_PER_CALL]) for i in chunks]
+        vision = {"vision_model": params["owlvit"]["vision_model"]}
+        return cls(model=model, objects=objects, **options), {
+            **params,
+            "owlvit": vision,
+            "query_embeddings": np.concatenate([np.asarray(chunk) for chunk in embeddings]),
+        }
+
+    def find_objects(self, prompt: str) -> tuple[int, ...]:
+        """Indices of the known objects that the prompt names, in its order, each once.
+
+        The longest name wins ("hot dog" before "dog"), whole words only, in either case.
+        """
+        matches = _pattern(self.objects).finditer(prompt.lower())
+        return tuple(dict.fromkeys(_indices(self.objects)[match[0]] for match in matches))
+
+    def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Finds each prompt's objects.
+
+        Returns:
+          {"objects": int32 [len(prompts), max_objects], "mask": float32, 1 where there is one}.
+
+        Raises:
+          ValueError: if a prompt names no known object, or more than max_objects.
+        """
+        indices = np.zeros((len(prompts), self.max_objects), np.int32)
+        mask = np.zeros((len(prompts), self.max_objects), np.float32)
+        for row, prompt in enumerate(prompts):
+            found = self.find_objects(prompt)
+            if not found:
+                raise ValueError(
+                    f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
+                    'detection knows: use prompts with such objects, or extend "objects" in its '
+                    "config.json."
+                )
+            if len(found) > self.max_objects:
+                raise ValueError(
+                    f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
+                    f"{self.max_objects}: raise it."
+                )
+            indices[row, : len(found)] = found
+            mask[row, : len(found)] = 1
+        return {"objects": indices, "mask": mask}
+
+    def confidences(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
+        """The detector's confidence in each of the prompt's objects.
+
+        Args:
+          params: from `load`.
+          images: float [n, H, W, 3] in [0, 1].
+          inputs: from `prepare`, n rows.
+
+        Returns:
+          float32 [n, max_objects] in [0, 1]; meaningless where the mask is 0.
+        """
+        pixels = preprocessing.stretched(images, self.model.vision.config.image_size)
+        features = owl_vit.patch_features(self.model, params, pixels)
+        queries = jnp.asarray(params["query_embeddings"])[inputs["objects"]]
+        probabilities = jax.nn.sigmoid(owl_vit.class_logits(params, features, queries))
+        probabilities = probabilities * inputs["mask"][:, None]
+        if self.exclusive:
+            best = jnp.argmax(probabilities, -1, keepdims=True)
+            chosen = jnp.arange(self.max_objects) == best
+            probabilities = jnp.where(chosen, probabilities, 0)
+        return jnp.max(probabilities, 1)
+
+    def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
+        """Eq. 13, the mean of `confidences` over the prompt's objects: float32 [n] in [0, 1]."""
+        confidences = self.confidences(params, images, inputs)
+        return jnp.sum(confidences * inputs["mask"], -1) / jnp.sum(inputs["mask"], -1)
+
+
+def tokenize_queries(
+    tokenizer: PreTrainedTokenizerBase, model: owl_vit.OwlViT, queries: Sequence[str]
+) -> np.ndarray:
+    """int32 [len(queries), tokens], padded with id 0 as OWL-ViT's are."""
+    encoded = tokenizer(
+        list(queries),
+        padding="max_length",
+        truncation=True,
+        max_length=model.text.config.max_position_embeddings,
+        return_tensors="np",
+    )
+    return (encoded["input_ids"] * encoded["attention_mask"]).astype(np.int32)
+
+
+@functools.lru_cache
+def _indices(objects: tuple[str, ...]) -> dict[str, int]:
+    return {name.lower(): index for index, name in enumerate(objects)}
+
+
+@functools.lru_cache
+def _pattern(objects: tuple[str, ...]) -> re.Pattern:
+    longest_first = sorted((name.lower() for name in objects), key=len, reverse=True)
+    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")

@@ -1,0 +1,131 @@
+"""ImageReward: how much people would like this picture for this prompt (Eq. 11).
+
+Xu et al., arXiv 2304.05977: BLIP's image-grounded text encoder and an MLP without activations. The
+score is standardised with the mean and standard deviation that the checkpoint was published with.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from diffusionrl_jax.models import blip, weights
+from diffusionrl_jax.rewards import checkpoint, preprocessing
+
+# Of BLIP's pretraining, in ImageReward.pt and unused by the score.
+UNUSED = (r"^blip\.(vision_proj|text_proj)\.", *weights.BUFFERS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageReward:
+    """The model; defaults are ImageReward-v1.0's.
+
+    Attributes:
+      model: BLIP's two encoders.
+      tokenizer: BERT's.
+      mlp_widths: of the head's hidden layers.
+      score_mean: subtracted from the head's output.
+      score_std: divides it.
+      max_tokens: prompts are cut or padded to this many tokens.
+    """
+
+    model: blip.Blip
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
+    mlp_widths: tuple[int, ...] = (1024, 128, 64, 16)
+    score_mean: float = 0.16717362830052426
+    score_std: float = 1.0333394966054072
+    max_tokens: int = 35
+
+    @classmethod
+    def load(
+        cls, path: str, dtype: jnp.dtype = jnp.float32
+    ) -> tuple["ImageReward", dict[str, Any]]:
+        """Opens a folder with config.json, model.safetensors and vocab.txt.
+
+        config.json: {"vision_config": ViTConfig's fields, "text_config": BertConfig's fields} and
+        the fields `mlp_widths`, `score_mean`, `score_std`, `max_tokens`; what is left out is
+        ImageReward-v1.0's. model.safetensors: the keys of ImageReward.pt.
+
+        Args:
+          path: the folder; `asset:emoji/image_reward` is the embedded one.
+          dtype: of the encoders' computation.
+
+        Raises:
+          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+        """
+        folder, config = checkpoint.read_config(path)
+        reward = cls.from_config(config, BertTokenizer.from_pretrained(str(folder)), dtype)
+        params = checkpoint.read_params(
+            folder,
+            reward.template(),
+            rename=blip.rename,
+            ignore=UNUSED,
+            transform=blip.split_projections,
+        )
+        return reward, params
+
+    @classmethod
+    def from_config(cls, config: Mapping, tokenizer, dtype: jnp.dtype = jnp.float32):
+        """The reward that config.json describes, without its parameters."""
+        fields = {
+            key: config[key] for key in ("score_mean", "score_std", "max_tokens") if key in config
+        }
+        if "mlp_widths" in config:
+            fields["mlp_widths"] = tuple(config["mlp_widths"])
+        model = blip.build(config.get("vision_config", {}), config.get("text_config", {}), dtype)
+        return cls(model=model, tokenizer=tokenizer, **fields)
+
+    def mlp_shapes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the head's layers, by the checkpoint's numbers.
+
+        The published head has dropout at the numbers left out, and none before the last layer.
+        """
+        widths = (self.model.text.config.hidden_size, *self.mlp_widths, 1)
+        numbers = [*range(0, 2 * len(self.mlp_widths), 2), 2 * len(self.mlp_widths) - 1]
+        shapes = zip(numbers, widths[:-1], widths[1:], strict=True)
+        return {f"layers_{number}": (inputs, outputs) for number, inputs, outputs in shapes}
+
+    def template(self) -> dict:
+        """Shapes of the parameters: {"vision", "text", "mlp"}."""
+        mlp = {
+            name: {
+                "kernel": jax.ShapeDtypeStruct(shape, jnp.float32),
+                "bias": jax.ShapeDtypeStruct(shape[1:], jnp.float32),
+            }
+            for name, shape in self.mlp_shapes().items()
+        }
+        return {**blip.template(self.model), "mlp": mlp}
+
+    def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Tokenises: {"input_ids", "attention_mask"}, int32 [len(prompts), max_tokens] each."""
+        encoded = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="np",
+        )
+        return {key: encoded[key].astype(np.int32) for key in ("input_ids", "attention_mask")}
+
+    def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
+        """Scores pictures for their prompts.
+
+        Args:
+          params: from `load`.
+          images: float [n, H, W, 3] in [0, 1].
+          inputs: from `prepare`, n rows.
+
+        Returns:
+          float32 [n]; about -2 (bad) to 2 (good) for the published checkpoint.
+        """
+        pixels = preprocessing.square(images, self.model.vision.config.image_size)
+        hidden = blip.encode(
+            self.model, params, pixels, inputs["input_ids"], inputs["attention_mask"]
+        )
+        for name in self.mlp_shapes():
+            hidden = hidden @ params["mlp"][name]["kernel"] + params["mlp"][name]["bias"]
+        return (hidden[:, 0] - self.score_mean) / self.score_std

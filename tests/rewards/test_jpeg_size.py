@@ -1,0 +1,66 @@
+"""The JPEG size in the graph equals the length of the file that Pillow writes: no tolerance."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusionrl_jax.rewards import jpeg_size
+
+
+def pillow_bytes(image: np.ndarray, quality: int) -> int:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return len(buffer.getvalue())
+
+
+def pictures(rng: np.random.Generator, height: int, width: int) -> list[np.ndarray]:
+    """Flat colours, ramps, stripes, smooth textures, speckles, edges and noise."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    shape = (height, width, 3)
+    result = [np.full(shape, value, np.uint8) for value in (0, 255)]
+    result += [np.broadcast_to(rng.integers(0, 256, 3), shape).astype(np.uint8)]
+    result += [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2)]
+    result += [rng.choice(np.array([0, 255], np.uint8), shape)]
+    result += [np.stack([rows * 255 / height, columns * 255 / width, rows * 0], -1)]
+    for _ in range(4):
+        phase, scale = rng.uniform(0, 6, 3), rng.uniform(0.05, 2, 2)
+        wave = np.sin((rows * scale[0] + columns * scale[1])[..., None] + phase)
+        result += [127 + 127 * wave, 127 + 127 * np.sign(wave)]
+    speckled = np.full(shape, 200, np.uint8)
+    speckled[rng.random((height, width)) < 0.02] = rng.integers(0, 256, 3)
+    half = np.zeros(shape, np.uint8)
+    half[:, width // 3 :] = (250, 20, 90)
+    return [np.asarray(picture).astype(np.uint8) for picture in [*result, speckled, half]]
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (16, 24), (40, 9), (17, 64)])
+def test_bytes_equal_pillows(height, width):
+    rng = np.random.default_rng((height, width))
+    images = np.stack(pictures(rng, height, width))
+    for quality in (95, 75, 30):
+        ours = jax.jit(jax.vmap(lambda image, q=quality: jpeg_size.jpeg_bytes(image, q)))(images)
+        expected = [pillow_bytes(image, quality) for image in images]
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_extreme_qualities():
+    images = np.stack(pictures(np.random.default_rng(7), 24, 40))
+    for quality in (1, 100):
+        ours = jax.jit(jax.vmap(lambda image, q=quality: jpeg_size.jpeg_bytes(image, q)))(images)
+        np.testing.assert_array_equal(ours, [pillow_bytes(image, quality) for image in images])
+
+
+def test_reward_is_minus_kilobytes():
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    reward, params = jpeg_size.JpegSize.load()
+    score = reward(params, jnp.asarray(image / 255, jnp.float32), reward.prepare(["noise"]))
+    np.testing.assert_allclose(score, [-pillow_bytes(image[0], 95) / 1000], rtol=1e-6)
+
+
+def test_quality_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="quality is 101"):
+        jpeg_size.jpeg_bytes(jnp.zeros((16, 16, 3), jnp.int32), 101)
