@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on, and where its time goes."""
+
+import collections
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import tqdm
+
+
+class Progress:
+    """A progress bar with each task's reward, images a second and the time left.
+
+    Args:
+      total_steps: of the whole run.
+      start_step: how many of them are done already.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0):
+        # Each refresh is a line of its own in a log file, so there it is rare.
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=jax.process_index() != 0,
+        )
+        self._last = time.monotonic()
+
+    def update(self, rewards: Mapping[str, float], image_count: int) -> None:
+        """Counts one step, with the mean reward of each task and the images it sampled."""
+        now = time.monotonic()
+        rate = image_count / max(now - self._last, 1e-9)
+        self._last = now
+        parts = [f"{task} {float(reward):.3f}" for task, reward in rewards.items()]
+        self._bar.set_postfix_str(", ".join([*parts, f"{rate:.1f} images/s"]), refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leaves the bar as it is last."""
+        self._bar.refresh()
+        self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class PhaseTimer:
+    """Adds up the seconds of a step's phases.
+
+    JAX returns before the work is done: a phase must end with `jax.block_until_ready`, or its time
+    is counted in the phase that waits.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._seconds = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside, also when it ends in an error."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] += self._clock() - start
+
+    def collect(self) -> dict[str, float]:
+        """{"seconds/<phase>": seconds} since the last call; starts anew."""
+        seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
+        self._seconds.clear()
+        return seconds
