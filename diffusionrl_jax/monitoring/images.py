@@ -115,7 +115,8 @@ def before_after(
     before, after = to_uint8(before), to_uint8(after)
     if before.shape != after.shape:
         raise ValueError(f"Before is {before.shape} and after {after.shape}: give the same.")
-    pairs = np.concatenate([before, after], axis=2)
+    line = np.broadcast_to(np.uint8(SEPARATOR_COLOUR), (*before.shape[:2], 1, 3))
+    pairs = np.concatenate([before, line, after], axis=2)
     columns = min(4, len(pairs))
     return image_grid(pairs, columns, prompts, None, ["before | after"] * columns, scale)
 

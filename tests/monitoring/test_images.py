@@ -62,8 +62,8 @@ def test_before_after_pairs_the_same_prompt():
     before, after = pictures(6, 32, 32), pictures(6, 32, 32)[::-1]
     grid = np.asarray(images.before_after(before / 255.0, after, ["a cat"] * 6))
     top = next(y for y in range(40) if (grid[y : y + 32, :32] == before[0]).all())
-    np.testing.assert_array_equal(grid[top : top + 32, 32:64], after[0])
-    np.testing.assert_array_equal(grid[top : top + 32, 66:98], before[1])
+    np.testing.assert_array_equal(grid[top : top + 32, 33:65], after[0])
+    np.testing.assert_array_equal(grid[top : top + 32, 67:99], before[1])
     with pytest.raises(ValueError, match="give the same"):
         images.before_after(before, after[:3], ["a cat"] * 6)
 
