@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.rewards import jpeg_tables as tables
+from diffusionrl_jax.rewards import jpeg_tables
 
 HEADER_BYTES = 623  # SOI, JFIF, two quantisation tables, frame, four Huffman tables, scan
 TRAILER_BYTES = 2  # EOI
@@ -90,14 +90,14 @@ def _dct_pass(samples: jax.Array, first: bool) -> jax.Array:
     return jnp.stack(outputs, -1)
 
 
-def _quantised(plane: jax.Array, quantisation: np.ndarray) -> jax.Array:
+def _quantised(plane: jax.Array, quantisation: jax.Array) -> jax.Array:
     """Pixels of whole blocks to quantised coefficients in zigzag order, [rows, columns, 64]."""
     rows_done = _dct_pass(_blocks(plane) - 128, first=True)
     coefficients = _dct_pass(rows_done.swapaxes(-1, -2), first=False).swapaxes(-1, -2)
-    divisor = jnp.asarray(quantisation.astype(np.int32) * 8).reshape(8, 8)
+    divisor = 8 * quantisation
     magnitude = (jnp.abs(coefficients) + (divisor >> 1)) // divisor
     quantised = jnp.sign(coefficients) * magnitude
-    return quantised.reshape(*quantised.shape[:2], 64)[..., tables.ZIGZAG]
+    return quantised.reshape(*quantised.shape[:2], 64)[..., jpeg_tables.ZIGZAG]
 
 
 def _luma_in_scan_order(blocks: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -134,23 +134,24 @@ def _value_bits(value: jax.Array, category: jax.Array) -> jax.Array:
     return jnp.where(value < 0, value + (1 << category) - 1, value)
 
 
-def _codes(blocks: jax.Array, dc: np.ndarray, ac: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _codes(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The Huffman coded blocks, one slot a coefficient and one for the end of the block.
 
     Args:
-      blocks: [..., 64] in zigzag order, the first already a difference of DCs.
-      dc: int32 [12, 2], code and length by category.
-      ac: int32 [256, 2], code and length by run and category.
+      blocks: [units, 6, 64], four luma blocks and two of chroma a unit, in zigzag order, the first
+        coefficient already a difference of DCs.
 
     Returns:
-      The bits as a number, and how many they are: int32 [..., 65] each; 0 bits in unused slots.
+      The bits as a number, and how many they are: int32 [units, 6, 65] each; 0 bits in unused
+      slots.
     """
-    dc, ac = jnp.asarray(dc), jnp.asarray(ac)
+    component = jnp.array([0, 0, 0, 0, 1, 1])[:, None]
+    dc, ac = jnp.asarray(jpeg_tables.DC_CODES), jnp.asarray(jpeg_tables.AC_CODES)
     category = _category(blocks)
     bits = _value_bits(blocks, category)
-    code, length = dc[category[..., 0], 0], dc[category[..., 0], 1]
-    first_code = (code << category[..., 0]) | bits[..., 0]
-    first_length = length + category[..., 0]
+    code, length = jnp.moveaxis(dc[component, category[..., :1]], -1, 0)
+    first_code = (code << category[..., :1]) | bits[..., :1]
+    first_length = length + category[..., :1]
 
     position = jnp.arange(1, 64)
     nonzero = blocks[..., 1:] != 0
@@ -160,18 +161,19 @@ def _codes(blocks: jax.Array, dc: np.ndarray, ac: np.ndarray) -> tuple[jax.Array
     last = seen[..., -1:]
     run = position - previous - 1
     symbol = (run % 16) * 16 + category[..., 1:]
-    value_code = (ac[symbol, 0] << category[..., 1:]) | bits[..., 1:]
-    value_length = ac[symbol, 1] + category[..., 1:]
+    code, length = jnp.moveaxis(ac[component, symbol], -1, 0)
+    value_code = (code << category[..., 1:]) | bits[..., 1:]
+    value_length = length + category[..., 1:]
     # The sixteenth zero of a run that goes on to a value has a code of its own.
     sixteenth = ~nonzero & (run % 16 == 15) & (position < last)
-    rest_code = jnp.where(nonzero, value_code, jnp.where(sixteenth, ac[tables.ZRL, 0], 0))
-    rest_length = jnp.where(nonzero, value_length, jnp.where(sixteenth, ac[tables.ZRL, 1], 0))
+    zrl, eob = ac[component, jpeg_tables.ZRL], ac[component, jpeg_tables.EOB]
+    rest_code = jnp.where(nonzero, value_code, jnp.where(sixteenth, zrl[..., 0], 0))
+    rest_length = jnp.where(nonzero, value_length, jnp.where(sixteenth, zrl[..., 1], 0))
 
     ended = last < 63
-    end_code = jnp.where(ended, ac[tables.EOB, 0], 0)
-    end_length = jnp.where(ended, ac[tables.EOB, 1], 0)
-    codes = jnp.concatenate([first_code[..., None], rest_code, end_code], -1)
-    lengths = jnp.concatenate([first_length[..., None], rest_length, end_length], -1)
+    end_code, end_length = jnp.where(ended, eob[..., 0], 0), jnp.where(ended, eob[..., 1], 0)
+    codes = jnp.concatenate([first_code, rest_code, end_code], -1)
+    lengths = jnp.concatenate([first_length, rest_length, end_length], -1)
     return codes, lengths
 
 
@@ -203,37 +205,30 @@ def _scan_bytes(codes: jax.Array, lengths: jax.Array) -> jax.Array:
     return size + jnp.sum((stream == 255) & (jnp.arange(room) < size))
 
 
-def jpeg_bytes(image: jax.Array, quality: int) -> jax.Array:
+def jpeg_bytes(image: jax.Array, quantisation: jax.Array) -> jax.Array:
     """The size of the file that Pillow writes for `image.save(..., "JPEG", quality=quality)`.
 
     Args:
       image: integers [H, W, 3] in 0..255.
-      quality: 1 to 100.
+      quantisation: int32 [2, 8, 8] of luma and chroma, `jpeg_tables.quantisation(quality)`.
 
     Returns:
       int32 scalar, bytes.
     """
     height, width = image.shape[:2]
     rows, columns = -(-height // 16), -(-width // 16)
-    luma, blueness, redness = _ycc(image.astype(jnp.int32))
+    luma, *chroma = _ycc(image.astype(jnp.int32))
     luma = _pad_edge(luma, -(-height // 8) * 8, -(-width // 8) * 8)
-    luma_table = tables.quantisation(tables.LUMA_QUANTISATION, quality)
-    chroma_table = tables.quantisation(tables.CHROMA_QUANTISATION, quality)
-
-    components = [_luma_in_scan_order(_quantised(luma, luma_table), rows, columns)]
-    for plane in (blueness, redness):
-        quantised = _quantised(_halve(plane, rows, columns), chroma_table)
-        components.append(quantised.reshape(rows * columns, 1, 64))
-
-    codes, lengths = [], []
-    for component, (dc, ac) in zip(components, tables.HUFFMAN, strict=True):
-        flat = component.reshape(-1, 64)
-        difference = jnp.diff(flat[:, 0], prepend=0)
-        coded = _codes(flat.at[:, 0].set(difference), dc, ac)
-        codes.append(coded[0].reshape(rows * columns, -1))
-        lengths.append(coded[1].reshape(rows * columns, -1))
-    codes, lengths = (jnp.concatenate(parts, 1).ravel() for parts in (codes, lengths))
-    return HEADER_BYTES + TRAILER_BYTES + _scan_bytes(codes, lengths)
+    luma = _luma_in_scan_order(_quantised(luma, quantisation[0]), rows, columns)
+    chroma = jax.vmap(lambda plane: _quantised(_halve(plane, rows, columns), quantisation[1]))(
+        jnp.stack(chroma)
+    ).reshape(2, rows * columns, 64)
+    # Each component's DC is coded as the difference from its block before, in the scan's order.
+    luma_difference = jnp.diff(luma[..., 0].ravel(), prepend=0).reshape(-1, 4)
+    luma = luma.at[..., 0].set(luma_difference)
+    chroma = chroma.at[..., 0].set(jnp.diff(chroma[..., 0], prepend=0))
+    codes, lengths = _codes(jnp.concatenate([luma, chroma.swapaxes(0, 1)], 1))
+    return HEADER_BYTES + TRAILER_BYTES + _scan_bytes(codes.ravel(), lengths.ravel())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,5 +258,6 @@ class JpegSize:
         """Scores float images [n, H, W, 3] in [0, 1]: float32 [n], kilobytes times `sign`."""
         del params, inputs
         pixels = jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.int32)
-        sizes = jax.vmap(lambda image: jpeg_bytes(image, self.quality))(pixels)
+        quantisation = jnp.asarray(jpeg_tables.quantisation(self.quality))
+        sizes = jax.vmap(jpeg_bytes, (0, None))(pixels, quantisation)
         return self.sign * sizes.astype(jnp.float32) / 1000

@@ -65,13 +65,16 @@ def _huffman(counts: str, symbols: str, size: int) -> np.ndarray:
     return table
 
 
-_LUMA = (_huffman(*LUMA_DC, 16), _huffman(*LUMA_AC, 256))
-_CHROMA = (_huffman(*CHROMA_DC, 16), _huffman(*CHROMA_AC, 256))
-HUFFMAN = (_LUMA, _CHROMA, _CHROMA)
+# int32 [2, symbols, 2]: of luma and of chroma.
+DC_CODES = np.stack([_huffman(*LUMA_DC, 16), _huffman(*CHROMA_DC, 16)])
+AC_CODES = np.stack([_huffman(*LUMA_AC, 256), _huffman(*CHROMA_AC, 256)])
 
 
-def quantisation(table: tuple, quality: int) -> np.ndarray:
-    """libjpeg's scaling of a standard table by quality (jpeg_set_quality), baseline: int [8, 8].
+def quantisation(quality: int) -> np.ndarray:
+    """libjpeg's scaling of the standard tables by quality (jpeg_set_quality), baseline.
+
+    Returns:
+      int32 [2, 8, 8], of luma and of chroma.
 
     Raises:
       ValueError: if quality is not in 1..100.
@@ -79,4 +82,5 @@ def quantisation(table: tuple, quality: int) -> np.ndarray:
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality is {quality}; it must be in 1..100.")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return np.clip((np.array(table) * scale + 50) // 100, 1, 255)
+    tables = np.array([LUMA_QUANTISATION, CHROMA_QUANTISATION], np.int32)
+    return np.clip((tables * scale + 50) // 100, 1, 255)
