@@ -1,7 +1,7 @@
 """The pretraining pictures as latents and token ids, encoded once and then drawn by step.
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
-advance; with the mean and standard deviation kept instead of one sample, each step still draws anew.
+advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
 """
 
 import functools
