@@ -9,6 +9,7 @@ import numpy as np
 from diffusionrl_jax.rewards.detection import Detection
 from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards.recognition import RecognisedParity, Recognition
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
 
@@ -31,4 +32,6 @@ REWARDS: dict[str, type[Reward]] = {
     "detection": Detection,
     "statistical_parity": StatisticalParity,
     "jpeg_size": JpegSize,
+    "recognition": Recognition,
+    "recognised_parity": RecognisedParity,
 }

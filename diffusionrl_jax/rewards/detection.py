@@ -6,7 +6,6 @@ patches is needed, not its boxes.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import owl_vit
-from diffusionrl_jax.rewards import checkpoint, preprocessing
+from diffusionrl_jax.rewards import checkpoint, names, preprocessing
 
 QUERIES_PER_CALL = 64
 
@@ -82,12 +81,8 @@ class Detection:
         }
 
     def find_objects(self, prompt: str) -> tuple[int, ...]:
-        """Indices of the known objects that the prompt names, in its order, each once.
-
-        The longest name wins ("hot dog" before "dog"), whole words only, in either case.
-        """
-        matches = _pattern(self.objects).finditer(prompt.lower())
-        return tuple(dict.fromkeys(_indices(self.objects)[match[0]] for match in matches))
+        """Indices of the known objects that the prompt names, in its order, each once."""
+        return names.find_names(prompt, self.objects)
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Finds each prompt's objects.
@@ -157,14 +152,3 @@ def tokenize_queries(
         return_tensors="np",
     )
     return (encoded["input_ids"] * encoded["attention_mask"]).astype(np.int32)
-
-
-@functools.lru_cache
-def _indices(objects: tuple[str, ...]) -> dict[str, int]:
-    return {name.lower(): index for index, name in enumerate(objects)}
-
-
-@functools.lru_cache
-def _pattern(objects: tuple[str, ...]) -> re.Pattern:
-    longest_first = sorted((name.lower() for name in objects), key=len, reverse=True)
-    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")

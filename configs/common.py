@@ -1,0 +1,119 @@
+"""What every experiment shares: the settings of the paper (arXiv 2401.12244, Appendix A, Table 6).
+
+A config is one file with a `get_config()`; any field can be overridden on the command line, as
+`--config.optimizer.learning_rate=1e-5`. A field that is not here is an error.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The paper's settings, without a model, tasks and evaluation."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = ""  # a diffusers folder: a path, or asset:emoji/stable_diffusion
+    config.dtype = "float32"  # what the UNet computes in: float32 or bfloat16
+    config.iterations = 1000
+
+    # DDIM, Sec. 4.1. Guidance is on in the training forward pass too; 1 turns it off.
+    config.sampler = ml_collections.ConfigDict()
+    config.sampler.steps = 50
+    config.sampler.eta = 1.0
+    config.sampler.guidance_scale = 7.0
+
+    # Samples per task and iteration over all devices, and timesteps trained on (K).
+    config.batch_size = 2048
+    config.timesteps_per_iteration = 5
+    config.clip_range = 1e-4
+    config.advantage_clip = 10.0
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 2e-6
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.gradient_clip = 1.0
+    config.ema_decay = 0.0  # per iteration; 0 keeps no average
+
+    # The pretraining loss, Eqs. 8-9. A weight of 0 leaves the step out.
+    config.pretraining = ml_collections.ConfigDict()
+    config.pretraining.weight = 1.0
+    config.pretraining.pictures = ""  # emoji, for now
+    config.pretraining.text_dropout = 0.1
+
+    # name -> make_task(...); trained one after another in this order (Algorithm 1).
+    config.tasks = ml_collections.ConfigDict()
+
+    # Samples per device at a time; 0 is all at once. They bound the memory.
+    config.microbatch = ml_collections.ConfigDict()
+    config.microbatch.sample = 0
+    config.microbatch.decode = 0
+    config.microbatch.update = 0
+
+    # Axes "data" and "fsdp"; "data" takes what is left of the devices.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1
+    config.execution = "auto"  # fused: one program an iteration; split: one a phase
+    config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
+    config.remat = "none"
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = 50  # iterations
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1
+
+    # Watched during training, never trained on.
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.every = 50  # iterations
+    config.evaluation.seed = 1_000_003
+    config.evaluation.sets = ml_collections.ConfigDict()  # name -> make_evaluation_set(...)
+    config.evaluation.scorers = ml_collections.ConfigDict()  # name -> make_scorer(...)
+    # "best" checkpoints are those with the largest sum of weight * "set/scorer".
+    config.evaluation.best = ml_collections.ConfigDict()
+    return config
+
+
+def make_scorer(reward: str, path: str = "", **options) -> ml_collections.ConfigDict:
+    """A reward model, by its name in `diffusionrl_jax.rewards.REWARDS`.
+
+    Args:
+      reward: the name.
+      path: its folder; empty for a reward without weights.
+      **options: fields of the reward, such as `credit="leave_one_out"`.
+    """
+    return ml_collections.ConfigDict(
+        {"reward": reward, "path": path, "options": ml_collections.ConfigDict(options)}
+    )
+
+
+def make_task(
+    scorer: ml_collections.ConfigDict, prompts: str, group_size: int = 1, weight: float = 1.0
+) -> ml_collections.ConfigDict:
+    """A task: what is drawn, and what it is rewarded by.
+
+    Args:
+      scorer: from `make_scorer`.
+      prompts: a UTF-8 text file with one prompt a line, or `emoji:pairs` and the like.
+      group_size: images of each prompt, next to each other in the batch.
+      weight: of the task's loss.
+    """
+    return ml_collections.ConfigDict(
+        {"scorer": scorer, "prompts": prompts, "group_size": group_size, "weight": weight}
+    )
+
+
+def make_evaluation_set(
+    prompts: str, images: int, scorers: tuple[str, ...], group_size: int = 1
+) -> ml_collections.ConfigDict:
+    """Images that are drawn and scored alike for every checkpoint.
+
+    Args:
+      prompts: as in `make_task`.
+      images: how many.
+      scorers: names in `config.evaluation.scorers`.
+      group_size: images of each prompt.
+    """
+    return ml_collections.ConfigDict(
+        {"prompts": prompts, "images": images, "scorers": scorers, "group_size": group_size}
+    )

@@ -1,0 +1,61 @@
+"""The whole method in ten minutes on a laptop: three tasks at once in the emoji world."""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Preference, compositionality and fairness together, without guidance."""
+    config = common.get_config()
+    config.model = "asset:emoji/stable_diffusion"
+    config.iterations = 36
+    config.sampler.steps = 10
+    config.sampler.guidance_scale = 1.0
+    config.batch_size = 160
+    config.timesteps_per_iteration = 4
+    # The tiny UNet has 1/350 of the parameters: it takes larger steps.
+    config.clip_range = 1e-2
+    config.optimizer.learning_rate = 5e-5
+    config.ema_decay = 0.7
+    config.pretraining.pictures = "emoji"
+
+    preference = common.make_scorer("image_reward", "asset:emoji/image_reward")
+    detection = common.make_scorer("detection", "asset:emoji/detection")
+    parity = common.make_scorer("statistical_parity", "asset:emoji/statistical_parity")
+    credit = common.make_scorer(
+        "statistical_parity", "asset:emoji/statistical_parity", credit="leave_one_out"
+    )
+    config.tasks.preference = common.make_task(preference, "emoji:everything")
+    config.tasks.compositionality = common.make_task(detection, "emoji:pairs")
+    config.tasks.fairness = common.make_task(credit, "emoji:portraits", group_size=20)
+
+    evaluation = config.evaluation
+    evaluation.every = 6
+    evaluation.scorers.preference = preference
+    evaluation.scorers.detection = detection
+    evaluation.scorers.parity = parity
+    evaluation.scorers.recognition = common.make_scorer("recognition", "asset:emoji/recogniser")
+    evaluation.scorers.independent_parity = common.make_scorer(
+        "recognised_parity", "asset:emoji/recogniser"
+    )
+    things = ("preference", "detection", "recognition")
+    people = ("preference", "parity", "recognition", "independent_parity")
+    evaluation.sets.new_pairs = common.make_evaluation_set("emoji:new_pairs", 96, things)
+    evaluation.sets.unseen_pairs = common.make_evaluation_set("emoji:unseen_pairs", 96, things)
+    evaluation.sets.portraits = common.make_evaluation_set("emoji:portraits", 80, people, 20)
+    evaluation.sets.unseen_portraits = common.make_evaluation_set(
+        "emoji:unseen_portraits", 80, people, 20
+    )
+    # By judges that no task is rewarded by, so that a model that fools its rewards is not kept.
+    evaluation.best = ml_collections.ConfigDict(
+        {
+            "new_pairs/recognition": 1.0,
+            "unseen_pairs/recognition": 1.0,
+            "unseen_portraits/recognition": 1.0,
+            "portraits/independent_parity": 1.0,
+            "unseen_portraits/independent_parity": 1.0,
+        }
+    )
+    config.checkpoint.every = 6
+    return config

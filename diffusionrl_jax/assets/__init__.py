@@ -1,0 +1,30 @@
+"""The embedded emoji world's weights, and how a config names them."""
+
+import importlib.resources
+
+from etils import epath
+
+PREFIX = "asset:"
+
+
+def resolve(path: str) -> epath.Path:
+    """Turns a path from a config into a path to open.
+
+    Args:
+      path: `asset:emoji/image_reward` names a folder shipped in this package; anything else (a
+        local path, `gs://...`) is taken as it is.
+
+    Returns:
+      The path.
+
+    Raises:
+      FileNotFoundError: if an `asset:` path names nothing that is shipped.
+    """
+    if not path.startswith(PREFIX):
+        return epath.Path(path)
+    root = epath.Path(importlib.resources.files(__name__))
+    resolved = root / path.removeprefix(PREFIX)
+    if not resolved.exists():
+        shipped = sorted(entry.name for entry in (root / "emoji").iterdir())
+        raise FileNotFoundError(f"{path!r} is not shipped; under asset:emoji/ there are {shipped}.")
+    return resolved

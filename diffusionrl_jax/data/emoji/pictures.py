@@ -1,0 +1,161 @@
+"""Draws the emoji world's pictures: one object, two objects, or a person at work."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+from PIL import Image
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.emoji import vocabulary
+
+SPRITE_SIZE = 64  # of the atlas, pixels
+IMAGE_SIZE = 32  # of a picture, pixels
+PAIR_SIZES = (14, 16)  # of an object in a pair, or of a small single one, pixels
+LARGE_SIZES = (25, 31)  # of an object alone, pixels
+PORTRAIT_SIZES = (30, 32)
+KIND_FREQUENCIES = {"single": 0.27, "pair": 0.38, "portrait": 0.35}
+LARGE_FREQUENCY = 0.6  # of the pictures of one object
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A picture with everything that is known about it.
+
+    Attributes:
+      image: uint8 [32, 32, 3], RGB.
+      prompt: what it shows, in words.
+      kind: "single", "pair" or "portrait".
+      objects: the objects' names, in the prompt's order; empty for portraits.
+      boxes: of each object (left, top, right, bottom) in pixels.
+      occupation: the person's, or "".
+      tone: index into `vocabulary.TONES`, or -1 where there is no person.
+    """
+
+    image: np.ndarray
+    prompt: str
+    kind: str
+    objects: tuple[str, ...] = ()
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+    occupation: str = ""
+    tone: int = -1
+
+
+@functools.cache
+def _atlas() -> tuple[Image.Image, dict[str, list[int]]]:
+    folder = assets.resolve("asset:emoji")
+    with Image.open(folder / "sprites.png") as image:
+        atlas = image.convert("RGBA")
+    return atlas, json.loads((folder / "sprites.json").read_text())
+
+
+@functools.cache
+def sprite(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A sprite as (colour times opacity, opacity): float32 [size, size, 3] and [size, size, 1]."""
+    atlas, corners = _atlas()
+    left, top = corners[name]
+    tile = atlas.crop((left, top, left + SPRITE_SIZE, top + SPRITE_SIZE))
+    pixels = np.asarray(tile, np.float32) / 255
+    premultiplied = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
+    channels = [
+        Image.fromarray(premultiplied[..., channel]).resize((size, size), Image.Resampling.LANCZOS)
+        for channel in range(4)
+    ]
+    resized = np.clip(np.stack([np.asarray(channel) for channel in channels], -1), 0, 1)
+    return resized[..., :3], resized[..., 3:]
+
+
+def draw(placements: list[tuple[str, int, int, int]]) -> np.ndarray:
+    """Pastes sprites on white.
+
+    Args:
+      placements: (sprite name, size, left, top) in pixels, inside the picture.
+
+    Returns:
+      uint8 [32, 32, 3].
+    """
+    canvas = np.ones((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+    for name, size, left, top in placements:
+        colour, opacity = sprite(name, size)
+        window = canvas[top : top + size, left : left + size]
+        window[:] = colour + window * (1 - opacity)
+    return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+
+
+def _size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
+    return int(rng.integers(sizes[0], sizes[1] + 1))
+
+
+def _offset(rng: np.random.Generator, room: int) -> int:
+    return int(rng.integers(0, room + 1))
+
+
+def random_single(rng: np.random.Generator, noun: str) -> Example:
+    """One object, large (three in five) or as small as in a pair, anywhere in the picture."""
+    size = _size(rng, LARGE_SIZES if rng.random() < LARGE_FREQUENCY else PAIR_SIZES)
+    left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
+    return Example(
+        image=draw([(noun, size, left, top)]),
+        prompt=f"{prompts.article(noun)} {noun}",
+        kind="single",
+        objects=(noun,),
+        boxes=((left, top, left + size, top + size),),
+    )
+
+
+def random_pair(rng: np.random.Generator, first: str, relation: str, second: str) -> Example:
+    """Two objects, each in its half of the picture; either may be the left one."""
+    halves = (0, IMAGE_SIZE // 2) if rng.random() < 0.5 else (IMAGE_SIZE // 2, 0)
+    placements, boxes = [], []
+    for noun, half in zip((first, second), halves, strict=True):
+        size = _size(rng, PAIR_SIZES)
+        left = half + _offset(rng, IMAGE_SIZE // 2 - size)
+        top = _offset(rng, IMAGE_SIZE - size)
+        placements.append((noun, size, left, top))
+        boxes.append((left, top, left + size, top + size))
+    return Example(
+        image=draw(placements),
+        prompt=f"{prompts.article(first)} {first} {relation} {prompts.article(second)} {second}",
+        kind="pair",
+        objects=(first, second),
+        boxes=tuple(boxes),
+    )
+
+
+def random_portrait(rng: np.random.Generator, occupation: str, tone: int) -> Example:
+    """A person at work who fills the picture; `tone` is an index into `vocabulary.TONES`."""
+    size = _size(rng, PORTRAIT_SIZES)
+    left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
+    return Example(
+        image=draw([(f"{occupation}/{vocabulary.TONES[tone]}", size, left, top)]),
+        prompt=f"a portrait of {prompts.article(occupation)} {occupation}",
+        kind="portrait",
+        occupation=occupation,
+        tone=tone,
+    )
+
+
+def _choice(rng: np.random.Generator, names):
+    return names[int(rng.integers(len(names)))]
+
+
+def random_example(rng: np.random.Generator, *, kind: str | None = None) -> Example:
+    """Draws a pretraining picture: no held-out object in a pair, and no held-out pair.
+
+    Args:
+      rng: numpy's generator; the picture is a function of its state alone.
+      kind: "single", "pair" or "portrait"; None draws it by `KIND_FREQUENCIES`.
+    """
+    if kind is None:
+        kind = rng.choice(list(KIND_FREQUENCIES), p=list(KIND_FREQUENCIES.values()))
+    if kind == "single":
+        return random_single(rng, _choice(rng, tuple(vocabulary.OBJECTS)))
+    if kind == "portrait":
+        tone = int(rng.choice(len(vocabulary.TONES), p=vocabulary.TONE_FREQUENCIES))
+        return random_portrait(rng, _choice(rng, tuple(vocabulary.OCCUPATIONS)), tone)
+    while True:
+        first, second = (_choice(rng, vocabulary.SEEN_OBJECTS) for _ in range(2))
+        if first != second and not vocabulary.is_held_out_pair(first, second):
+            return random_pair(rng, first, _choice(rng, vocabulary.RELATIONS), second)

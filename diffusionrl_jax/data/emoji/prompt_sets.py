@@ -1,0 +1,65 @@
+"""The emoji world's prompts, by what they are for: training, and each kind of generalisation."""
+
+from collections.abc import Callable
+
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.emoji import vocabulary
+
+PORTRAIT = "a portrait of {article} {noun}"
+
+
+def pairs(seed: int) -> prompts.PromptSource:
+    """Two seen objects, in a pair that is not held out: for training."""
+    return prompts.PairPrompts(
+        vocabulary.SEEN_OBJECTS, vocabulary.RELATIONS, seed, exclude=vocabulary.is_held_out_pair
+    )
+
+
+def new_pairs(seed: int) -> prompts.PromptSource:
+    """Two objects that were seen in pairs, but never in this one."""
+    is_known = lambda first, second: not vocabulary.is_held_out_pair(first, second)
+    return prompts.PairPrompts(
+        vocabulary.SEEN_OBJECTS, vocabulary.RELATIONS, seed, exclude=is_known
+    )
+
+
+def unseen_pairs(seed: int) -> prompts.PromptSource:
+    """Two objects that were never seen in any pair."""
+    return prompts.PairPrompts(vocabulary.HELD_OUT_OBJECTS, vocabulary.RELATIONS, seed)
+
+
+def singles(seed: int) -> prompts.PromptSource:
+    """One object, any."""
+    return prompts.TemplatePrompts("{article} {noun}", tuple(vocabulary.OBJECTS), seed)
+
+
+def portraits(seed: int) -> prompts.PromptSource:
+    """People at work, in the occupations that are not held out: for training."""
+    return prompts.TemplatePrompts(PORTRAIT, vocabulary.SEEN_OCCUPATIONS, seed)
+
+
+def unseen_portraits(seed: int) -> prompts.PromptSource:
+    """People at work, in occupations that reinforcement learning never sees."""
+    return prompts.TemplatePrompts(PORTRAIT, vocabulary.HELD_OUT_OCCUPATIONS, seed)
+
+
+def everything(seed: int) -> prompts.PromptSource:
+    """What people might ask for: singles, pairs and portraits of the training sets."""
+    return prompts.MixturePrompts([singles(seed), pairs(seed), portraits(seed)], (1, 2, 1))
+
+
+def everything_unseen(seed: int) -> prompts.PromptSource:
+    """The same from the held-out sets."""
+    return prompts.MixturePrompts([new_pairs(seed), unseen_portraits(seed)], (3, 1))
+
+
+PROMPT_SETS: dict[str, Callable[[int], prompts.PromptSource]] = {
+    "pairs": pairs,
+    "new_pairs": new_pairs,
+    "unseen_pairs": unseen_pairs,
+    "singles": singles,
+    "portraits": portraits,
+    "unseen_portraits": unseen_portraits,
+    "everything": everything,
+    "everything_unseen": everything_unseen,
+}

@@ -1,0 +1,336 @@
+"""From a config to everything that an experiment is made of."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data import images, prompts
+from diffusionrl_jax.data.emoji import prompt_sets, world
+from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    parameter_sharding,
+    replicated,
+)
+from diffusionrl_jax.learning.policy_gradient import (
+    Batch,
+    Frozen,
+    Hyperparameters,
+    PolicyGradient,
+)
+from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.models.stable_diffusion import (
+    Parameters,
+    StableDiffusion,
+    load_stable_diffusion,
+)
+from diffusionrl_jax.rewards import REWARDS, Reward
+
+EMOJI = "emoji:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A loaded Stable Diffusion with the chain that it is sampled by.
+
+    Attributes:
+      model, schedule: the networks and the chain.
+      params: "unet", "vae" and "text_encoder", placed on the mesh.
+      mesh: the devices.
+    """
+
+    model: StableDiffusion
+    schedule: Schedule
+    params: dict[str, Parameters]
+    mesh: Mesh
+
+    @property
+    def empty_ids(self) -> np.ndarray:
+        """int32 [tokens], the empty prompt."""
+        return self.model.tokenize([""])[0]
+
+
+def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> Policy:
+    """Opens the model of a config (or another folder), sharded over the config's mesh.
+
+    Raises:
+      ValueError, FileNotFoundError: a field or a weight that does not fit; the message names it.
+    """
+    if not (path or config.model):
+        raise ValueError("config.model is empty: name a diffusers folder.")
+    mesh = make_mesh(config.mesh.fsdp)
+    model, params = load_stable_diffusion(
+        assets.resolve(path or config.model),
+        dtype=jnp.dtype(config.dtype),
+        convolution=config.convolution,
+        remat=config.remat,
+    )
+    schedule = make_schedule(model.scheduler_config, config.sampler.steps)
+    params = jax.device_put(params, parameter_sharding(mesh, params))
+    return Policy(model, schedule, params, mesh)
+
+
+def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
+    """Opens a reward model from `configs.common.make_scorer`.
+
+    Args:
+      scorer: its name, folder and options.
+      group_size: images of each prompt; handed to rewards that look at groups.
+
+    Raises:
+      ValueError: if the name or an option is unknown.
+    """
+    if scorer.reward not in REWARDS:
+        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
+    kind = REWARDS[scorer.reward]
+    options = dict(scorer.options)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(options) - fields:
+        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
+    if "group_size" in fields:
+        options["group_size"] = group_size
+    return kind.load(scorer.path, **options)
+
+
+def make_prompts(name: str, seed: int) -> prompts.PromptSource:
+    """The prompts that a config names: `emoji:pairs` and the like, or a text file.
+
+    Raises:
+      ValueError, FileNotFoundError: if there are no such prompts.
+    """
+    if not name.startswith(EMOJI):
+        return prompts.TextPrompts(name, seed)
+    chosen = name.removeprefix(EMOJI)
+    if chosen not in prompt_sets.PROMPT_SETS:
+        known = [EMOJI + known for known in prompt_sets.PROMPT_SETS]
+        raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a text file.")
+    return prompt_sets.PROMPT_SETS[chosen](seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that the training loop needs.
+
+    Attributes:
+      config: what it was made from.
+      policy: the model to start from.
+      algorithm: the iteration's functions.
+      frozen: parameters that do not change.
+      task_names: in the order of training.
+      sources: of prompts, one per task.
+      pictures: for the pretraining loss, or None.
+    """
+
+    config: ml_collections.ConfigDict
+    policy: Policy
+    algorithm: PolicyGradient
+    frozen: Frozen
+    task_names: tuple[str, ...]
+    sources: tuple[prompts.PromptSource, ...]
+    pictures: images.LatentDataset | None
+
+    def batch(self, step: int) -> Batch:
+        """What iteration `step` takes from the host: a pure function of the config and the step."""
+        config, mesh = self.config, self.policy.mesh
+        texts = [
+            prompts.prompt_batch(source, step, config.batch_size, config.tasks[name].group_size)
+            for name, source in zip(self.task_names, self.sources, strict=True)
+        ]
+        rewards = zip(self.algorithm.rewards, texts, strict=True)
+        inputs = tuple(reward.prepare(prompts_of_task) for reward, prompts_of_task in rewards)
+        ids = np.stack([self.policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
+        pretraining = None
+        if self.pictures is not None:
+            passes = self.algorithm.hyperparameters.passes
+            pretraining = {
+                name: values.reshape(config.batch_size, passes, *values.shape[1:])
+                for name, values in self.pictures.batch(
+                    step, config.batch_size * passes, config.seed
+                ).items()
+            }
+        return Batch(
+            input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
+            reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
+            pretraining=jax.device_put(pretraining, batch_sharding(mesh)),
+        )
+
+    def init_state(self) -> TrainState:
+        """The state before the first iteration, sharded."""
+        params = self.policy.params["unet"]
+        init = lambda params: init_state(params, self.algorithm.optimizer, self.config.ema_decay)
+        shapes = jax.eval_shape(init, params)
+        return jax.jit(init, out_shardings=parameter_sharding(self.policy.mesh, shapes))(params)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if not config.tasks:
+        raise ValueError("config.tasks is empty: name at least one task.")
+    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
+        raise ValueError(
+            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
+            f"and config.sampler.steps={config.sampler.steps}."
+        )
+    if config.sampler.eta <= 0:
+        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
+    if not (config.timesteps_per_iteration or config.pretraining.weight):
+        raise ValueError(
+            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
+        )
+
+
+def load_pictures(
+    config: ml_collections.ConfigDict, policy: Policy, cache_dir: str
+) -> images.LatentDataset | None:
+    """The pretraining pictures as latents, encoded once and kept in the cache folder."""
+    if not config.pretraining.weight:
+        return None
+    if config.pretraining.pictures != "emoji":
+        raise ValueError(
+            f"config.pretraining.pictures={config.pretraining.pictures!r} is not known: use "
+            "'emoji', or set config.pretraining.weight=0 to train without."
+        )
+    model, vae = policy.model, policy.params["vae"]
+    encode = jax.jit(lambda pictures: model.encode(vae, pictures))
+    sharding = batch_sharding(policy.mesh)
+
+    def build():
+        return images.encode_pictures(
+            world.load("train", cache_dir),
+            lambda pictures: encode(jax.device_put(pictures, sharding)),
+            model.tokenize,
+            batch_size=64 * policy.mesh.size,
+        )
+
+    name = images.fingerprint(policy.params["vae"], "emoji", str(world.EmojiWorld.VERSION))
+    return images.cached_latents(f"{cache_dir}/latents.npz", name, build)
+
+
+def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
+    """Loads and checks everything, before any compute is spent.
+
+    Args:
+      config: see `configs/common.py`.
+      cache_dir: where pretraining pictures and their latents are kept.
+
+    Raises:
+      ValueError, FileNotFoundError: what does not fit, and the mend.
+    """
+    _check(config)
+    policy = load_policy(config)
+    names = tuple(config.tasks)
+    for name in names:
+        check_batch(
+            f"config.batch_size (task {name})",
+            config.batch_size,
+            policy.mesh,
+            config.tasks[name].group_size,
+        )
+    sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    scorers = [
+        load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
+    ]
+    sampler, microbatch = config.sampler, config.microbatch
+    algorithm = PolicyGradient(
+        model=policy.model,
+        schedule=policy.schedule,
+        rewards=tuple(reward for reward, _ in scorers),
+        weights=tuple(config.tasks[name].weight for name in names),
+        optimizer=make_optimizer(config.optimizer),
+        hyperparameters=Hyperparameters(
+            seed=config.seed,
+            eta=sampler.eta,
+            guidance_scale=sampler.guidance_scale,
+            timesteps_per_iteration=config.timesteps_per_iteration,
+            clip_range=config.clip_range,
+            advantage_clip=config.advantage_clip,
+            pretraining_weight=config.pretraining.weight,
+            text_dropout=config.pretraining.text_dropout,
+            ema_decay=config.ema_decay,
+            sample_microbatch=microbatch.sample,
+            decode_microbatch=microbatch.decode,
+            update_microbatch=microbatch.update,
+        ),
+        mesh=policy.mesh,
+    )
+    rewards = tuple(params for _, params in scorers)
+    frozen = Frozen(
+        text_encoder=policy.params["text_encoder"],
+        vae=policy.params["vae"],
+        rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
+        empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+    )
+    return Experiment(
+        config=config,
+        policy=policy,
+        algorithm=algorithm,
+        frozen=frozen,
+        task_names=names,
+        sources=sources,
+        pictures=load_pictures(config, policy, cache_dir),
+    )
+
+
+def summarise(
+    metrics: Mapping[str, jax.Array], task_names: Sequence[str], hyperparameters: Hyperparameters
+) -> dict[str, float]:
+    """An iteration's metrics by name, as they are logged.
+
+    Args:
+      metrics: from the train step.
+      task_names: of the tasks.
+      hyperparameters: of the iteration.
+
+    Returns:
+      "<task>/<metric>" means over the task's updates, "ratio_check/mean" and "/max" (|ratio - 1|
+      in the first update, at unchanged parameters), and "pretraining/loss".
+    """
+    metrics = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
+    count = hyperparameters.timesteps_per_iteration
+    result = {}
+    for task, name in enumerate(task_names):
+        for metric in ("reward_mean", "reward_std", "invalid_rewards"):
+            result[f"{name}/{metric}"] = metrics[metric][task]
+        if count:
+            rows = slice(task * count, (task + 1) * count)
+            for metric in ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm"):
+                result[f"{name}/{metric}"] = metrics[metric][rows].mean()
+    if count:
+        result["ratio_check/mean"] = metrics["ratio_error_mean"][0]
+        result["ratio_check/max"] = metrics["ratio_error_max"][0]
+    if hyperparameters.pretraining_weight:
+        result["pretraining/loss"] = metrics["loss"][-1]
+        result["pretraining/gradient_norm"] = metrics["gradient_norm"][-1]
+    return {name: float(value) for name, value in result.items()}
+
+
+def check_finite(
+    values: Mapping[str, float],
+    metrics: Mapping[str, jax.Array],
+    task_names: Sequence[str],
+    batch_size: int,
+) -> None:
+    """Stops a run that can't go on, before what it broke is saved.
+
+    Raises:
+      FloatingPointError: if a gradient is not finite, or no reward of a task is.
+    """
+    for task, name in enumerate(task_names):
+        if metrics["invalid_rewards"][task] == batch_size:
+            raise FloatingPointError(
+                f"All {batch_size} rewards of task {name!r} are NaN or infinite: check its reward "
+                "model. The last checkpoint is from before this iteration."
+            )
+    for name, value in values.items():
+        if name.endswith("gradient_norm") and not np.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value}: lower config.optimizer.learning_rate, and start again with "
+                "the same workdir to resume from the last checkpoint."
+            )
