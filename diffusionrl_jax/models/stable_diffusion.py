@@ -7,6 +7,7 @@ against the PyTorch ones. A folder in diffusers' layout is both what is read and
 import contextlib
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from etils import epath
+from flax import traverse_util
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
@@ -42,6 +44,14 @@ CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
 VAE_SCALING_FACTOR = 0.18215
+
+# Leaf name -> standard deviation from the parameter's shape, for training from scratch.
+INITIALISED = {
+    "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
+    "embedding": lambda shape: 0.02,
+}
+# Standard deviation of a standard normal cut off at -2 and 2.
+TRUNCATED_DEVIATION = 0.87962566
 
 # The Flax VAE names its attention as PyTorch diffusers did before 0.18; its checkpoints since then
 # say to_q, and both kinds are in circulation.
@@ -234,10 +244,30 @@ def init_stable_diffusion(
     dtype=jnp.float32,
     **options,
 ) -> tuple[StableDiffusion, dict[str, Any]]:
-    """As `build_stable_diffusion`, with random float32 parameters "unet", "vae", "text_encoder"."""
+    """As `build_stable_diffusion`, with random parameters, to train from scratch.
+
+    Kernels are drawn as Flax draws them by default (truncated normal, variance 1 / fan in),
+    embeddings with CLIP's standard deviation of 0.02; biases are 0 and scales 1.
+
+    Returns:
+      The model, and its parameters {"unet", "vae", "text_encoder"} as float32 host arrays.
+    """
     model = build_stable_diffusion(configs, tokenizer, dtype, **options)
-    # Eagerly, the initialisation of even a tiny UNet takes half a minute.
-    return model, jax.jit(lambda rng: _init(model, rng))(rng)
+    # One draw for all: the modules' own initialisers, one random graph for each of hundreds of
+    # parameters, take a minute to compile even for a tiny model.
+    flat = traverse_util.flatten_dict(_template(model))
+    drawn = {path: leaf.shape for path, leaf in flat.items() if path[-1] in INITIALISED}
+    ends = np.cumsum([math.prod(shape) for shape in drawn.values()])
+    normal = np.asarray(jax.random.truncated_normal(rng, -2, 2, (int(ends[-1]),), jnp.float32))
+    values = dict(zip(drawn, np.split(normal / TRUNCATED_DEVIATION, ends[:-1]), strict=True))
+    params = {}
+    for path, leaf in flat.items():
+        if path in values:
+            deviation = INITIALISED[path[-1]](leaf.shape)
+            params[path] = np.float32(deviation) * values[path].reshape(leaf.shape)
+        else:
+            params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
+    return model, traverse_util.unflatten_dict(params)
 
 
 def load_stable_diffusion(
@@ -268,7 +298,7 @@ def load_stable_diffusion(
     configs = {name: weights.read_json(path / name / "config.json") for name in NETWORKS}
     configs["scheduler"] = weights.read_json(path / "scheduler" / "scheduler_config.json")
     model = build_stable_diffusion(configs, _load_tokenizer(path / "tokenizer"), dtype, **options)
-    template = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+    template = _template(model)
     params = {}
     for name in NETWORKS:
         file = path / name / WEIGHT_FILES[name]
@@ -330,14 +360,18 @@ def save_stable_diffusion(
     _save_tokenizer(path / "tokenizer", model.tokenizer)
 
 
-def _init(model: StableDiffusion, rng: jax.Array) -> dict[str, Any]:
-    unet_rng, vae_rng, text_rng = jax.random.split(rng, 3)
-    ids = jnp.zeros((1, model.tokenizer.model_max_length), jnp.int32)
-    return {
-        "unet": model.unet.init_weights(unet_rng),
-        "vae": model.vae.init_weights(vae_rng),
-        "text_encoder": model.text_encoder.init(text_rng, ids, jnp.ones_like(ids), ids)["params"],
-    }
+def _template(model: StableDiffusion) -> dict[str, Any]:
+    """The parameters' shapes and dtypes."""
+    ids = jax.ShapeDtypeStruct((1, model.tokenizer.model_max_length), jnp.int32)
+
+    def initialise(rng, ids):
+        return {
+            "unet": model.unet.init_weights(rng),
+            "vae": model.vae.init_weights(rng),
+            "text_encoder": model.text_encoder.init(rng, ids, ids, ids)["params"],
+        }
+
+    return jax.eval_shape(initialise, jax.random.key(0), ids)
 
 
 def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:

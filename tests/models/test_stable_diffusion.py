@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.stable_diffusion import (
+    RENAMES,
     build_stable_diffusion,
     load_stable_diffusion,
     save_stable_diffusion,
@@ -105,7 +107,7 @@ def test_encoder_agrees_with_pytorch(pair):
 
 def test_folder_keeps_every_weight_in_pytorch(pair):
     model, params, pipeline = pair
-    for name, rename in model_renames().items():
+    for name, rename in RENAMES.items():
         state = weights.to_pytorch(params[name], rename=rename)
         theirs = getattr(pipeline, name).state_dict()
         assert {key for key in theirs if "position_ids" not in key} == set(state)
@@ -115,10 +117,15 @@ def test_folder_keeps_every_weight_in_pytorch(pair):
     assert pipeline.scheduler.config.set_alpha_to_one is False
 
 
-def model_renames():
-    from diffusionrl_jax.models.stable_diffusion import RENAMES
-
-    return RENAMES
+def test_initial_scale_is_flax_default(tiny):
+    """Against the standard deviation of `flax.linen.Conv`'s own initialiser."""
+    _, params = tiny
+    kernel = params["unet"]["down_blocks_1"]["resnets_0"]["conv2"]["kernel"]
+    own = nn.initializers.lecun_normal()(jax.random.key(0), kernel.shape)
+    assert abs(kernel.std() / own.std() - 1) < 0.02
+    assert abs(np.abs(kernel).max() / np.abs(own).max() - 1) < 0.02
+    assert np.all(params["vae"]["encoder"]["conv_norm_out"]["scale"] == 1)
+    assert np.all(params["vae"]["encoder"]["conv_norm_out"]["bias"] == 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -169,12 +176,12 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny, tmp_path):
     half, half_params = load_stable_diffusion(tmp_path, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {np.dtype(np.float32)}
     latents = jax.random.normal(jax.random.key(0), (1, *model.latent_shape))
-    text = half.encode_text(half_params["text_encoder"], model.tokenize(["a cake"]))
+    text = jax.jit(half.encode_text)(half_params["text_encoder"], model.tokenize(["a cake"]))
     assert text.dtype == jnp.bfloat16
     arguments = (latents, jnp.array([500]), text)
-    output = half.denoise(half_params["unet"], *arguments)
+    output = jax.jit(half.denoise)(half_params["unet"], *arguments)
     assert output.dtype == jnp.float32
-    full = model.denoise(params["unet"], *arguments)
+    full = jax.jit(model.denoise)(params["unet"], *arguments)
     assert jnp.abs(output - full).max() < 0.05 * jnp.abs(full).max()
 
 
