@@ -1,0 +1,111 @@
+"""The denoising chain, sampled as a policy."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.diffusion import policy
+from diffusionrl_jax.diffusion.schedule import Schedule
+from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+
+
+@flax.struct.dataclass
+class Trajectory:
+    """What the policy did, for a chain of S steps.
+
+    Attributes:
+      latents: float32 [batch, S + 1, channels, height, width], x_T first, x_0 last.
+      log_probs: float32 [batch, S], of each step taken, under the parameters that took it.
+    """
+
+    latents: jax.Array
+    log_probs: jax.Array
+
+
+def conditions(
+    embeddings: jax.Array, empty_embedding: jax.Array, guidance_scale: float
+) -> jax.Array:
+    """The text that each pass of the UNet sees.
+
+    Args:
+      embeddings: [batch, tokens, width], of the prompts.
+      empty_embedding: [tokens, width], of the empty prompt.
+      guidance_scale: where it is 1, one pass suffices.
+
+    Returns:
+      [batch, passes, tokens, width].
+    """
+    if guidance_scale == 1:
+        return embeddings[:, None]
+    return jnp.stack([embeddings, jnp.broadcast_to(empty_embedding, embeddings.shape)], axis=1)
+
+
+def denoise_passes(
+    model: StableDiffusion,
+    unet_params: Parameters,
+    latents: jax.Array,
+    timesteps: jax.Array,
+    text: jax.Array,
+) -> jax.Array:
+    """Runs the UNet on every pass of every sample as one batch.
+
+    Args:
+      model: the networks.
+      unet_params: parameters of the UNet.
+      latents: float32 [batch, passes, channels, height, width].
+      timesteps: int32 [batch, passes].
+      text: [batch, passes, tokens, width].
+
+    Returns:
+      float32, of the latents' shape.
+    """
+    flat = [array.reshape(-1, *array.shape[2:]) for array in (latents, timesteps, text)]
+    return model.denoise(unet_params, *flat).reshape(latents.shape)
+
+
+def rollout(
+    model: StableDiffusion,
+    schedule: Schedule,
+    unet_params: Parameters,
+    text: jax.Array,
+    keys: jax.Array,
+    *,
+    eta: float,
+    guidance_scale: float,
+) -> Trajectory:
+    """Samples the chain from pure noise to the final latents (Eqs. 2-5).
+
+    Args:
+      model: the networks.
+      schedule: the chain of S steps.
+      unet_params: parameters of the policy.
+      text: [batch, passes, tokens, width], from `conditions`.
+      keys: PRNG keys [batch]; each sample's noise depends on its own key alone.
+      eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
+      guidance_scale: of classifier-free guidance; 1 is none.
+
+    Returns:
+      The trajectory.
+    """
+    passes = text.shape[1]
+
+    def noise(index):
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, index), model.latent_shape)
+        return jax.vmap(draw)(keys)
+
+    def step(latents, index):
+        repeated = jnp.repeat(latents[:, None], passes, axis=1)
+        timesteps = jnp.full(repeated.shape[:2], schedule.timesteps[index])
+        output = denoise_passes(model, unet_params, repeated, timesteps, text)
+        guided = policy.guide(output, guidance_scale)
+        indices = jnp.full(latents.shape[0], index)
+        mean, std = policy.step_distribution(schedule, guided, latents, indices, eta)
+        following = mean + std * noise(index)
+        return following, (following, policy.log_prob(following, mean, std))
+
+    first = noise(schedule.steps)
+    _, (latents, log_probs) = jax.lax.scan(step, first, jnp.arange(schedule.steps))
+    return Trajectory(
+        latents=jnp.concatenate([first[:, None], jnp.moveaxis(latents, 0, 1)], axis=1),
+        log_probs=jnp.moveaxis(log_probs, 0, 1),
+    )

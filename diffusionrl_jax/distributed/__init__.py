@@ -1,0 +1,1 @@
+"""The device mesh, sharding rules, and microbatches that stay on their devices."""

@@ -1,0 +1,73 @@
+"""The device mesh and the sharding rules."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA, FSDP = "data", "fsdp"
+BATCH_AXES = (DATA, FSDP)
+REPLICATED_BYTES = 2**20  # smaller parameters are not worth an all-gather
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of axes ("data", "fsdp") over all devices.
+
+    Args:
+      fsdp: over how many devices each large parameter is split.
+      devices: all of the program's if None.
+
+    Raises:
+      ValueError: if fsdp does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise ValueError(f"mesh.fsdp={fsdp} must be one of {divisors}: it divides the devices.")
+    return Mesh(np.asarray(devices).reshape(-1, fsdp), BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Splits a batch axis over every device; the axes before it are whole."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_sharding(mesh: Mesh, tree):
+    """Shardings of a tree of parameters, optimiser slots, or their shapes.
+
+    An array of at least 1 MiB is split over "fsdp" along its largest divisible dimension; a smaller
+    one is replicated. Optimiser slots have their parameters' shapes, hence their shardings.
+    """
+    ways = mesh.shape[FSDP]
+
+    def rule(leaf) -> NamedSharding:
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        divisible = [axis for axis, length in enumerate(leaf.shape) if length % ways == 0]
+        if ways == 1 or size < REPLICATED_BYTES or not divisible:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
+
+    return jax.tree.map(rule, tree)
+
+
+def check_batch(name: str, batch: int, mesh: Mesh, group: int = 1) -> None:
+    """Refuses a batch that does not divide over the devices or into whole groups.
+
+    Raises:
+      ValueError: names the field, and the nearest batches that would do.
+    """
+    unit = math.lcm(mesh.size, group)
+    if batch < 1 or batch % unit:
+        below, above = batch // unit * unit, (batch // unit + 1) * unit
+        choices = f"{below} or {above}" if below > 0 else f"{above}"
+        raise ValueError(
+            f"{name}={batch} must be a multiple of {unit} ({mesh.size} devices, groups of "
+            f"{group}): use {choices}."
+        )

@@ -1,0 +1,78 @@
+"""Splits a sharded batch into microbatches without moving anything between devices."""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusionrl_jax.distributed.mesh import BATCH_AXES
+
+
+def microbatch_count(batch: int, per_device: int, devices: int) -> int:
+    """Into how many microbatches a batch is split.
+
+    Args:
+      batch: number of samples, over all devices.
+      per_device: largest number of samples of a device at a time; 0 means all at once.
+      devices: number of devices.
+
+    Raises:
+      ValueError: if the devices' share of the batch is not a multiple of the microbatch.
+    """
+    share = batch // devices
+    if per_device == 0 or per_device >= share:
+        return 1
+    if share % per_device:
+        raise ValueError(
+            f"A device's share of the batch, {share}, is not a multiple of the microbatch "
+            f"{per_device}."
+        )
+    return share // per_device
+
+
+def split(tree, count: int, mesh: Mesh, axis: int = 0):
+    """Turns the batch axis [batch] of every leaf into [count, batch / count], in front of all axes.
+
+    A microbatch has an equal share of every device's samples, so that its batch axis is sharded
+    like the whole batch's. The order of samples within is undone by `merge`.
+    """
+
+    def one(array):
+        shape = array.shape
+        rest = shape[axis + 1 :]
+        array = array.reshape(*shape[:axis], mesh.size, count, -1, *rest)
+        array = array.swapaxes(axis, axis + 1)
+        array = array.reshape(*shape[:axis], count, shape[axis] // count, *rest)
+        array = jax.numpy.moveaxis(array, axis, 0)
+        spec = PartitionSpec(*(None,) * (axis + 1), BATCH_AXES)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+
+def merge(tree, count: int, mesh: Mesh, axis: int = 0):
+    """The inverse of `split`: [count, ..., batch / count, ...] becomes [..., batch, ...]."""
+
+    def one(array):
+        array = jax.numpy.moveaxis(array, 0, axis)
+        shape = array.shape
+        batch, rest = count * shape[axis + 1], shape[axis + 2 :]
+        array = array.reshape(*shape[:axis], count, mesh.size, -1, *rest)
+        array = array.swapaxes(axis, axis + 1).reshape(*shape[:axis], batch, *rest)
+        spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+
+def map_microbatches(function, tree, count: int, mesh: Mesh):
+    """`function` of a batch, computed a microbatch at a time with `lax.map`.
+
+    Args:
+      function: from a tree of [batch, ...] arrays to a tree of [batch, ...] arrays, each sample by
+        itself.
+      tree: arrays whose first axis is the batch.
+      count: number of microbatches.
+      mesh: over which the batch is sharded.
+    """
+    if count == 1:
+        return function(tree)
+    return merge(jax.lax.map(function, split(tree, count, mesh)), count, mesh)

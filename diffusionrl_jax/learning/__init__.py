@@ -1,0 +1,1 @@
+"""Advantages, losses, optimiser, train state, and the algorithm built from them."""

@@ -1,0 +1,39 @@
+"""How much better than expected each sample was."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Advantages:
+    """Attributes:
+    values: float32 [batch]; 0 for samples without a finite reward.
+    valid: bool [batch], where the reward was finite.
+    reward_mean, reward_std: float32 scalars over the valid samples.
+    """
+
+    values: jax.Array
+    valid: jax.Array
+    reward_mean: jax.Array
+    reward_std: jax.Array
+
+
+def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
+    """Rewards normalised over the whole batch (Eq. 10), clipped as in the released code.
+
+    Args:
+      rewards: float32 [batch]; samples whose reward is NaN or infinite are left out.
+      clip: largest absolute advantage.
+
+    Returns:
+      The advantages; all zero where every reward is the same.
+    """
+    valid = jnp.isfinite(rewards)
+    count = jnp.maximum(valid.sum(), 1)
+    rewards = jnp.where(valid, rewards, 0)
+    mean = rewards.sum() / count
+    deviation = jnp.where(valid, rewards - mean, 0)
+    std = jnp.sqrt(jnp.square(deviation).sum() / count)
+    values = jnp.clip(deviation / (std + 1e-8), -clip, clip)
+    return Advantages(values=values, valid=valid, reward_mean=mean, reward_std=std)

@@ -1,0 +1,434 @@
+"""Multi-task policy gradient beside the pretraining loss (Algorithm 1), as pure functions.
+
+One iteration is `sample`, `score`, `prepare`, then one `update` per (task, chosen timestep) and one
+for the pretraining loss, then `finish`. `fused` composes them into a single function to compile;
+`learning/execution.py` runs the same functions as separate programs. All updates have the same
+shapes and go through one loss function, so that the UNet is compiled twice in all: forward in
+`sample`, forward and backward in `update`.
+
+Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on, P passes of the UNet for
+a sample (2 with guidance), U = T * K + 1 updates. The pretraining batch has B * P samples.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusionrl_jax.diffusion import policy
+from diffusionrl_jax.diffusion.rollout import Trajectory, conditions, denoise_passes, rollout
+from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
+from diffusionrl_jax.distributed import microbatch
+from diffusionrl_jax.learning import losses
+from diffusionrl_jax.learning.advantages import Advantages, batch_normalised
+from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.rewards import Reward
+
+# Streams of random numbers within an iteration.
+SAMPLING, TIMESTEPS, PRETRAINING = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """The numbers of an iteration; see `configs/common.py` for what each means.
+
+    The microbatches are samples per device; 0 is all at once.
+    """
+
+    seed: int
+    eta: float
+    guidance_scale: float
+    timesteps_per_iteration: int
+    clip_range: float
+    advantage_clip: float
+    pretraining_weight: float
+    text_dropout: float
+    ema_decay: float
+    sample_microbatch: int
+    decode_microbatch: int
+    update_microbatch: int
+
+    @property
+    def passes(self) -> int:
+        """How often the UNet sees a sample: with and, if guided, without its text."""
+        return 1 if self.guidance_scale == 1 else 2
+
+
+@flax.struct.dataclass
+class Frozen:
+    """Parameters that training does not change.
+
+    Attributes:
+      text_encoder, vae: of the model.
+      rewards: one tree per task.
+      empty_ids: int32 [tokens], the empty prompt.
+    """
+
+    text_encoder: Parameters
+    vae: Parameters
+    rewards: tuple[Parameters, ...]
+    empty_ids: jax.Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """What an iteration takes from the host.
+
+    Attributes:
+      input_ids: int32 [T, B, tokens].
+      reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
+      pretraining: "latent_mean" and "latent_std" float32 [B, P, channels, height, width] and
+        "input_ids" int32 [B, P, tokens]; None without the pretraining loss.
+    """
+
+    input_ids: jax.Array
+    reward_inputs: tuple[Any, ...]
+    pretraining: Mapping[str, jax.Array] | None
+
+
+@flax.struct.dataclass
+class Samples:
+    """Attributes:
+    trajectory: arrays [T, B, ...].
+    images: float32 [T, B, height, width, 3] in [0, 1].
+    text: [T, B, P, tokens, width], what the UNet was conditioned on.
+    """
+
+    trajectory: Trajectory
+    images: jax.Array
+    text: jax.Array
+
+
+@flax.struct.dataclass
+class Updates:
+    """Batches for the UNet, U in front; `text` is shared by the updates of one task.
+
+    Attributes:
+      latents: float32 [U, B, P, channels, height, width], the UNet's input.
+      timesteps: int32 [U, B, P].
+      target: like latents: the step that was taken, or what pretraining predicts.
+      step_index: int32 [U, B], position in the chain.
+      old_log_prob, advantages: float32 [U, B].
+      weight: float32 [U], of the loss.
+      is_pretraining: bool [U].
+      task: int32 [U], which row of text.
+    """
+
+    latents: jax.Array
+    timesteps: jax.Array
+    target: jax.Array
+    step_index: jax.Array
+    old_log_prob: jax.Array
+    advantages: jax.Array
+    weight: jax.Array
+    is_pretraining: jax.Array
+    task: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyGradient:
+    """The algorithm's functions, bound to what does not change during a run.
+
+    Attributes:
+      model, schedule: the policy.
+      rewards: one per task.
+      weights: of each task's loss.
+      optimizer: optax's.
+      hyperparameters: numbers.
+      mesh: over which batches are sharded.
+    """
+
+    model: StableDiffusion
+    schedule: Schedule
+    rewards: tuple[Reward, ...]
+    weights: tuple[float, ...]
+    optimizer: optax.GradientTransformation
+    hyperparameters: Hyperparameters
+    mesh: Mesh
+
+    def _key(self, step: jax.Array, stream: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self.hyperparameters.seed), step)
+        return jax.random.fold_in(key, stream)
+
+    def _keys(self, step: jax.Array, stream: int, indices: jax.Array) -> jax.Array:
+        """One key per global sample index, so that draws don't depend on the devices."""
+        key = self._key(step, stream)
+        return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+    def _microbatches(self, batch: int, per_device: int) -> int:
+        return microbatch.microbatch_count(batch, per_device, self.mesh.size)
+
+    def sample(
+        self, unet_params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
+    ) -> Samples:
+        """Draws every task's images with the current parameters.
+
+        Args:
+          unet_params: of the policy.
+          frozen: text encoder and VAE.
+          input_ids: int32 [T, B, tokens].
+          step: int32 scalar, the iteration.
+        """
+        numbers = self.hyperparameters
+        tasks, batch, _ = input_ids.shape
+        # Sample-major, so that the merged axis keeps the batch axis' sharding.
+        flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
+        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
+        indices = jnp.arange(tasks * batch).reshape(tasks, batch)
+        empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])[0]
+
+        def chain(arguments):
+            ids, indices = arguments
+            embeddings = self.model.encode_text(frozen.text_encoder, ids)
+            text = conditions(embeddings, empty, numbers.guidance_scale)
+            trajectory = rollout(
+                self.model,
+                self.schedule,
+                unet_params,
+                text,
+                self._keys(step, SAMPLING, indices),
+                eta=numbers.eta,
+                guidance_scale=numbers.guidance_scale,
+            )
+            return trajectory, text
+
+        trajectory, text = microbatch.map_microbatches(
+            chain,
+            (flatten(input_ids), flatten(indices)),
+            self._microbatches(tasks * batch, numbers.sample_microbatch),
+            self.mesh,
+        )
+        images = microbatch.map_microbatches(
+            lambda latents: self.model.decode(frozen.vae, latents),
+            trajectory.latents[:, -1],
+            self._microbatches(tasks * batch, numbers.decode_microbatch),
+            self.mesh,
+        )
+        return jax.tree.map(unflatten, Samples(trajectory, images, text))
+
+    def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:
+        """Each task's reward on its own images.
+
+        Args:
+          frozen: the reward models' parameters.
+          images: float32 [T, B, height, width, 3].
+          reward_inputs: one tree per task.
+
+        Returns:
+          float32 [T, B].
+        """
+        scores = [
+            reward(params, images[task], reward_inputs[task])
+            for task, (reward, params) in enumerate(zip(self.rewards, frozen.rewards, strict=True))
+        ]
+        return jnp.stack(scores).astype(jnp.float32)
+
+    def prepare(
+        self,
+        frozen: Frozen,
+        samples: Samples,
+        rewards: jax.Array,
+        batch: Batch,
+        step: jax.Array,
+    ) -> tuple[Updates, jax.Array, Advantages]:
+        """Turns scored samples and pretraining pictures into the iteration's updates.
+
+        Returns:
+          The updates in the order in which they are applied, the text [T + 1, B, P, tokens,
+          width] that they refer to, and the advantages [T, B].
+        """
+        numbers = self.hyperparameters
+        advantages = jax.vmap(lambda row: batch_normalised(row, numbers.advantage_clip))(rewards)
+        parts, text = [], [samples.text]
+        if numbers.timesteps_per_iteration:
+            parts.append(self._policy_updates(samples.trajectory, advantages.values, step))
+        if numbers.pretraining_weight:
+            updates, pretraining_text = self._pretraining_update(frozen, batch.pretraining, step)
+            parts.append(updates)
+            text.append(pretraining_text[None])
+        updates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        return updates, jnp.concatenate(text), advantages
+
+    def _policy_updates(self, trajectory: Trajectory, advantages: jax.Array, step) -> Updates:
+        tasks, batch, steps = trajectory.log_probs.shape
+        count, passes = self.hyperparameters.timesteps_per_iteration, self.hyperparameters.passes
+        keys = self._keys(step, TIMESTEPS, jnp.arange(tasks * batch))
+        # Every sample draws its own K timesteps, without replacement, as the released code does.
+        chosen = jax.vmap(lambda key: jax.random.permutation(key, steps)[:count])(keys)
+        chosen = chosen.reshape(tasks, batch, count)
+
+        def gather(array, indices):
+            """[T, B, steps, ...] at [T, B, K], as [T * K, B, ...]."""
+            indices = indices.reshape(*indices.shape, *(1,) * (array.ndim - 3))
+            taken = jnp.moveaxis(jnp.take_along_axis(array, indices, axis=2), 2, 1)
+            return taken.reshape(tasks * count, batch, *array.shape[3:])
+
+        repeat = lambda array: jnp.repeat(array[:, :, None], passes, axis=2)
+        step_index = jnp.moveaxis(chosen, 2, 1).reshape(tasks * count, batch)
+        task = jnp.repeat(jnp.arange(tasks), count)
+        return Updates(
+            latents=repeat(gather(trajectory.latents, chosen)),
+            timesteps=repeat(self.schedule.timesteps[step_index]),
+            target=repeat(gather(trajectory.latents, chosen + 1)),
+            step_index=step_index,
+            old_log_prob=gather(trajectory.log_probs, chosen),
+            advantages=advantages[task],
+            weight=jnp.asarray(self.weights, jnp.float32)[task],
+            is_pretraining=jnp.zeros(tasks * count, bool),
+            task=task,
+        )
+
+    def _pretraining_update(self, frozen: Frozen, pictures, step) -> tuple[Updates, jax.Array]:
+        numbers = self.hyperparameters
+        mean, std = pictures["latent_mean"], pictures["latent_std"]
+        batch, passes = mean.shape[:2]
+        keys = self._keys(step, PRETRAINING, jnp.arange(batch * passes)).reshape(batch, passes)
+
+        @jax.vmap
+        @jax.vmap
+        def draw(key):
+            keys = jax.random.split(key, 4)
+            return (
+                jax.random.normal(keys[0], mean.shape[2:]),
+                jax.random.normal(keys[1], mean.shape[2:]),
+                jax.random.randint(keys[2], (), 0, len(self.schedule.training_alpha_bar)),
+                jax.random.bernoulli(keys[3], numbers.text_dropout),
+            )
+
+        encoding_noise, noise, timesteps, dropped = draw(keys)
+        clean = mean + std * encoding_noise
+        ids = jnp.where(dropped[..., None], frozen.empty_ids, pictures["input_ids"])
+        flat_ids = ids.reshape(batch * passes, -1)
+        text = self.model.encode_text(frozen.text_encoder, flat_ids)
+        zeros = jnp.zeros((1, batch))
+        updates = Updates(
+            latents=add_noise(self.schedule, clean, noise, timesteps)[None],
+            timesteps=timesteps[None],
+            target=training_target(self.schedule, clean, noise, timesteps)[None],
+            step_index=zeros.astype(jnp.int32),
+            old_log_prob=zeros,
+            advantages=zeros,
+            weight=jnp.full(1, numbers.pretraining_weight),
+            is_pretraining=jnp.ones(1, bool),
+            task=jnp.full(1, len(self.rewards)),
+        )
+        return updates, text.reshape(batch, passes, *text.shape[1:])
+
+    def loss(self, unet_params: Parameters, update: Updates, text: jax.Array):
+        """The loss of one (micro)batch of one update, without the axis U.
+
+        Returns:
+          The mean loss, and a dict of float32 scalars, each a mean over the batch but for
+          "ratio_error_max".
+        """
+        numbers = self.hyperparameters
+        output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
+        guided = policy.guide(output, numbers.guidance_scale)
+        mean, std = policy.step_distribution(
+            self.schedule, guided, update.latents[:, 0], update.step_index, numbers.eta
+        )
+        log_prob = policy.log_prob(update.target[:, 0], mean, std)
+        # No ratio for pretraining pictures: an overflow there would poison the gradient.
+        log_prob = jnp.where(update.is_pretraining, update.old_log_prob, log_prob)
+        surrogate = losses.clipped_surrogate(
+            log_prob, update.old_log_prob, update.advantages, numbers.clip_range
+        )
+        pretraining = losses.pretraining(output, update.target)
+        loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
+        ratio_error = jnp.abs(surrogate.ratio - 1)
+        return update.weight * loss, {
+            "loss": loss,
+            "ratio": surrogate.ratio.mean(),
+            "ratio_error_mean": ratio_error.mean(),
+            "ratio_error_max": ratio_error.max(),
+            "clip_fraction": surrogate.clipped.mean(),
+            "approximate_kl": surrogate.approximate_kl.mean(),
+        }
+
+    def update(
+        self, state: TrainState, update: Updates, text: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimiser step on one update of `prepare` (without the axis U).
+
+        Args:
+          state: its `step` does not change here.
+          update: one slice of the updates.
+          text: all rows of text; the update names its own.
+
+        Returns:
+          The new state, and the metrics of `loss` with "gradient_norm".
+        """
+        gradient = jax.grad(self.loss, has_aux=True)
+        text = text[update.task]
+        batch = update.latents.shape[0]
+        count = self._microbatches(batch, self.hyperparameters.update_microbatch)
+        if count == 1:
+            gradients, metrics = gradient(state.params, update, text)
+        else:
+            shared = {name: getattr(update, name) for name in ("weight", "is_pretraining", "task")}
+            per_sample = {
+                field.name: getattr(update, field.name)
+                for field in dataclasses.fields(update)
+                if field.name not in shared
+            }
+
+            def accumulate(total, part):
+                part, text = part
+                gradients, metrics = gradient(state.params, Updates(**part, **shared), text)
+                return jax.tree.map(lambda a, b: a + b / count, total, gradients), metrics
+
+            gradients, metrics = jax.lax.scan(
+                accumulate,
+                jax.tree.map(jnp.zeros_like, state.params),
+                microbatch.split((per_sample, text), count, self.mesh),
+            )
+            metrics = {
+                name: values.max() if name.endswith("_max") else values.mean()
+                for name, values in metrics.items()
+            }
+        changes, optimizer_state = self.optimizer.update(
+            gradients, state.optimizer_state, state.params
+        )
+        params = optax.apply_updates(state.params, changes)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        return state.replace(params=params, optimizer_state=optimizer_state), metrics
+
+    def finish(self, state: TrainState) -> TrainState:
+        """Ends the iteration: counts it and moves the average of the parameters."""
+        decay = self.hyperparameters.ema_decay
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(state.params, average, 1 - decay)
+        return state.replace(step=state.step + 1, ema_params=average)
+
+    def fused(
+        self, state: TrainState, frozen: Frozen, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One whole iteration as one function: no image leaves the devices.
+
+        Returns:
+          The new state, and the metrics: those of the updates [U], "rewards" [T, B] and
+          "invalid_rewards" [T].
+        """
+        samples = self.sample(state.params, frozen, batch.input_ids, state.step)
+        rewards = self.score(frozen, samples.images, batch.reward_inputs)
+        updates, text, advantages = self.prepare(frozen, samples, rewards, batch, state.step)
+        state, metrics = jax.lax.scan(
+            lambda state, update: self.update(state, update, text), state, updates
+        )
+        return self.finish(state), metrics | reward_metrics(advantages)
+
+
+def reward_metrics(advantages: Advantages) -> dict[str, jax.Array]:
+    """What is logged of the rewards: [T] each."""
+    return {
+        "reward_mean": advantages.reward_mean,
+        "reward_std": advantages.reward_std,
+        "invalid_rewards": (~advantages.valid).sum(axis=1),
+    }

@@ -1,0 +1,68 @@
+"""The train state and the optimiser."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from diffusionrl_jax.models.stable_diffusion import Parameters
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes, and all that a checkpoint holds.
+
+    Attributes:
+      step: int32 scalar, iterations done; random numbers depend on it and the seed alone.
+      params: the UNet's parameters, float32.
+      optimizer_state: optax's.
+      ema_params: exponential moving average of params over iterations; None if there is none.
+    """
+
+    step: jax.Array
+    params: Parameters
+    optimizer_state: optax.OptState
+    ema_params: Parameters | None
+
+    @property
+    def evaluation_params(self) -> Parameters:
+        """What pictures are drawn with: the average where one is kept."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with gradient clipping, as in the paper's Table 6.
+
+    Args:
+      config: fields learning_rate, beta1, beta2, epsilon, weight_decay, gradient_clip.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.gradient_clip),
+        optax.adamw(
+            config.learning_rate,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def init_state(
+    unet_params: Parameters, optimizer: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """The state before the first iteration. The parameters are copied, so that it can be donated.
+
+    Args:
+      unet_params: float32 parameters to start from.
+      optimizer: from `make_optimizer`.
+      ema_decay: 0 keeps no average.
+    """
+    copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=copy(unet_params),
+        optimizer_state=optimizer.init(unet_params),
+        ema_params=copy(unet_params) if ema_decay else None,
+    )
