@@ -1,6 +1,7 @@
 """The networks against PyTorch diffusers and transformers, and the folder between the two."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -175,14 +176,21 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny, tmp_path):
     save_stable_diffusion(tmp_path, model, params, "float32")
     half, half_params = load_stable_diffusion(tmp_path, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {np.dtype(np.float32)}
-    latents = jax.random.normal(jax.random.key(0), (1, *model.latent_shape))
-    text = jax.jit(half.encode_text)(half_params["text_encoder"], model.tokenize(["a cake"]))
+    ids = model.tokenize(["a cake"])
+    latents = jnp.zeros((1, *model.latent_shape))
+    text = jax.eval_shape(half.encode_text, half_params["text_encoder"], ids)
     assert text.dtype == jnp.bfloat16
-    arguments = (latents, jnp.array([500]), text)
-    output = jax.jit(half.denoise)(half_params["unet"], *arguments)
-    assert output.dtype == jnp.float32
-    full = jax.jit(model.denoise)(params["unet"], *arguments)
-    assert jnp.abs(output - full).max() < 0.05 * jnp.abs(full).max()
+    program = str(
+        jax.make_jaxpr(half.denoise)(half_params["unet"], latents, jnp.array([500]), text)
+    )
+    convolutions = re.findall(r":(\w+)\[[\d,]+\] = conv_general_dilated", program)
+    assert set(convolutions) == {"bf16"}
+    outputs = [
+        jax.eval_shape(half.denoise, half_params["unet"], latents, jnp.array([500]), text),
+        jax.eval_shape(half.decode, half_params["vae"], latents),
+        *jax.eval_shape(half.encode, half_params["vae"], jnp.zeros((1, 16, 16, 3))),
+    ]
+    assert {output.dtype for output in outputs} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(
