@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.schedule import Schedule
 
-# A last step onto alpha_bar = 1 is deterministic: this keeps its density finite.
+# A last step may be deterministic: its density is kept finite, and never trained on
+# (`Schedule.stochastic_steps`).
 MINIMUM_STD = 1e-6
 
 

@@ -18,6 +18,8 @@ class Schedule:
       alpha_bar: float32 [S], cumulative product of 1 - beta at each timestep.
       previous_alpha_bar: float32 [S], the same at the timestep that each step leads to.
       training_alpha_bar: float32 [T].
+      stochastic_steps: how many steps, from the first, have noise where eta is not 0: all S, or
+        S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
       prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
     """
 
@@ -25,6 +27,7 @@ class Schedule:
     alpha_bar: jax.Array
     previous_alpha_bar: jax.Array
     training_alpha_bar: jax.Array
+    stochastic_steps: int = flax.struct.field(pytree_node=False)
     prediction_type: str = flax.struct.field(pytree_node=False)
 
     @property
@@ -48,7 +51,8 @@ def _timesteps(config: dict, steps: int, count: int) -> np.ndarray:
     if spacing == "leading":
         timesteps = np.arange(steps)[::-1] * (count // steps) + config.get("steps_offset", 0)
     elif spacing == "trailing":
-        timesteps = np.round(np.arange(count, 0, -count / steps)) - 1
+        # Rounding makes some ranges one too long.
+        timesteps = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
     elif spacing == "linspace":
         timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     else:
@@ -84,15 +88,21 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
         raise ValueError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}.")
     alpha_bar = np.cumprod(1.0 - betas, dtype=np.float32)
     timesteps = _timesteps(scheduler_config, steps, len(betas))
+    if timesteps[0] >= len(betas):
+        raise ValueError(
+            f"With {steps} steps the first timestep is {timesteps[0]}, beyond the {len(betas)} of "
+            "training: use fewer steps, or set the scheduler's steps_offset to 0."
+        )
     previous = timesteps - len(betas) // steps
     final = 1.0 if scheduler_config.get("set_alpha_to_one", True) else alpha_bar[0]
+    previous_alpha_bar = np.where(previous >= 0, alpha_bar[np.maximum(previous, 0)], final)
+    deterministic = previous_alpha_bar[-1] in (1.0, alpha_bar[timesteps[-1]])
     return Schedule(
         timesteps=jnp.asarray(timesteps),
         alpha_bar=jnp.asarray(alpha_bar[timesteps]),
-        previous_alpha_bar=jnp.asarray(
-            np.where(previous >= 0, alpha_bar[np.maximum(previous, 0)], final), jnp.float32
-        ),
+        previous_alpha_bar=jnp.asarray(previous_alpha_bar, jnp.float32),
         training_alpha_bar=jnp.asarray(alpha_bar),
+        stochastic_steps=steps - 1 if deterministic else steps,
         prediction_type=prediction_type,
     )
 

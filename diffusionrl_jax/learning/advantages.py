@@ -36,4 +36,8 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
     deviation = jnp.where(valid, rewards - mean, 0)
     std = jnp.sqrt(jnp.square(deviation).sum() / count)
     values = jnp.clip(deviation / (std + 1e-8), -clip, clip)
+    # The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
+    highest = jnp.max(rewards, where=valid, initial=-jnp.inf)
+    lowest = jnp.min(rewards, where=valid, initial=jnp.inf)
+    values = jnp.where(highest > lowest, values, 0)
     return Advantages(values=values, valid=valid, reward_mean=mean, reward_std=std)

@@ -24,6 +24,7 @@ from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.rollout import Trajectory, conditions, denoise_passes, rollout
 from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
 from diffusionrl_jax.distributed import microbatch
+from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import losses
 from diffusionrl_jax.learning.advantages import Advantages, batch_normalised
 from diffusionrl_jax.learning.state import TrainState
@@ -142,6 +143,9 @@ class PolicyGradient:
       optimizer: optax's.
       hyperparameters: numbers.
       mesh: over which batches are sharded.
+
+    Raises:
+      ValueError: if there are fewer steps with noise than timesteps to train on.
     """
 
     model: StableDiffusion
@@ -151,6 +155,14 @@ class PolicyGradient:
     optimizer: optax.GradientTransformation
     hyperparameters: Hyperparameters
     mesh: Mesh
+
+    def __post_init__(self):
+        count, steps = self.hyperparameters.timesteps_per_iteration, self.schedule.stochastic_steps
+        if not 0 <= count <= steps:
+            raise ValueError(
+                f"timesteps_per_iteration={count} must be between 0 and {steps}: of the "
+                f"{self.schedule.steps} sampling steps, that many have noise."
+            )
 
     def _key(self, step: jax.Array, stream: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(self.hyperparameters.seed), step)
@@ -253,13 +265,20 @@ class PolicyGradient:
             parts.append(updates)
             text.append(pretraining_text[None])
         updates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        return updates, jnp.concatenate(text), advantages
+        return self._shard(updates), self._shard(jnp.concatenate(text)), advantages
+
+    def _shard(self, tree):
+        """Splits axis 1 of every array that has one, the batch, over the devices."""
+        sharding = batch_sharding(self.mesh, axis=1)
+        place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
+        return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
 
     def _policy_updates(self, trajectory: Trajectory, advantages: jax.Array, step) -> Updates:
-        tasks, batch, steps = trajectory.log_probs.shape
+        tasks, batch, _ = trajectory.log_probs.shape
         count, passes = self.hyperparameters.timesteps_per_iteration, self.hyperparameters.passes
         keys = self._keys(step, TIMESTEPS, jnp.arange(tasks * batch))
         # Every sample draws its own K timesteps, without replacement, as the released code does.
+        steps = self.schedule.stochastic_steps
         chosen = jax.vmap(lambda key: jax.random.permutation(key, steps)[:count])(keys)
         chosen = chosen.reshape(tasks, batch, count)
 
@@ -413,8 +432,7 @@ class PolicyGradient:
         """One whole iteration as one function: no image leaves the devices.
 
         Returns:
-          The new state, and the metrics: those of the updates [U], "rewards" [T, B] and
-          "invalid_rewards" [T].
+          The new state, and the metrics: those of `update` [U] and of `reward_metrics` [T].
         """
         samples = self.sample(state.params, frozen, batch.input_ids, state.step)
         rewards = self.score(frozen, samples.images, batch.reward_inputs)

@@ -1,0 +1,112 @@
+"""The schedule against PyTorch diffusers' DDIMScheduler."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
+
+# Stable Diffusion's own.
+CONFIG = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+CHANGES = {
+    "stable_diffusion": {},
+    "no_offset": {"steps_offset": 0},
+    "alpha_to_one": {"set_alpha_to_one": True, "steps_offset": 0},
+    "trailing": {"timestep_spacing": "trailing"},
+    "linspace": {"timestep_spacing": "linspace"},
+    "linear_betas": {"beta_schedule": "linear"},
+    "few_timesteps": {"num_train_timesteps": 100},
+}
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("steps", [1, 4, 20, 50])
+def test_chain_is_that_of_diffusers(change, steps):
+    theirs = DDIMScheduler(**CONFIG | change)
+    theirs.set_timesteps(steps)
+    ours = make_schedule(CONFIG | change, steps)
+    timesteps = theirs.timesteps.numpy()
+    assert ours.steps == steps
+    np.testing.assert_array_equal(ours.timesteps, timesteps)
+    alpha_bar = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(ours.training_alpha_bar, alpha_bar, rtol=TOLERANCE)
+    np.testing.assert_allclose(ours.alpha_bar, alpha_bar[timesteps], rtol=TOLERANCE)
+    variances = [
+        theirs._get_variance(t, t - theirs.config.num_train_timesteps // steps).item()
+        for t in timesteps
+    ]
+    # A variance of 0 makes the step's log-prob meaningless.
+    assert ours.stochastic_steps == np.count_nonzero(variances)
+    assert all(variances[: ours.stochastic_steps])
+
+
+def test_missing_fields_have_the_defaults_of_diffusers():
+    theirs = DDIMScheduler(clip_sample=False)
+    theirs.set_timesteps(10)
+    ours = make_schedule({}, 10)
+    np.testing.assert_array_equal(ours.timesteps, theirs.timesteps.numpy())
+    np.testing.assert_allclose(
+        ours.training_alpha_bar, theirs.alphas_cumprod.numpy(), rtol=TOLERANCE
+    )
+    assert ours.previous_alpha_bar[-1] == theirs.final_alpha_cumprod.item() == 1
+
+
+def test_trailing_has_as_many_steps_as_asked():
+    # 1000 / 61 is rounded so that NumPy's range has 62 members.
+    schedule = make_schedule(CONFIG | {"timestep_spacing": "trailing"}, 61)
+    assert schedule.steps == 61
+    assert schedule.timesteps[0] == 999
+    assert schedule.timesteps[-1] == 15
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_and_target_are_those_of_diffusers(prediction_type):
+    config = CONFIG | {"prediction_type": prediction_type}
+    theirs = DDIMScheduler(**config)
+    schedule = make_schedule(config, 20)
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
+    timesteps = np.array([0, 500, 999], np.int32)
+    tensors = [torch.from_numpy(array) for array in (clean, noise, timesteps)]
+    np.testing.assert_allclose(
+        add_noise(schedule, clean, noise, timesteps),
+        theirs.add_noise(*tensors[:2], tensors[2].long()).numpy(),
+        atol=TOLERANCE,
+    )
+    expected = tensors[1]
+    if prediction_type == "v_prediction":
+        expected = theirs.get_velocity(*tensors[:2], tensors[2].long())
+    target = training_target(schedule, jnp.asarray(clean), jnp.asarray(noise), timesteps)
+    np.testing.assert_allclose(target, expected.numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "steps", "message"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, 10, "beta_schedule 'squaredcos_cap_v2'.*linear"),
+        ({"timestep_spacing": "even"}, 10, "timestep_spacing 'even'.*trailing"),
+        ({"prediction_type": "sample"}, 10, "prediction_type 'sample'"),
+        ({"clip_sample": True}, 10, "clip_sample is not supported: set it to false"),
+        ({"thresholding": True}, 10, "thresholding is not supported"),
+        ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr is not supported"),
+        ({}, 0, "between 1 and 1000, not 0"),
+        ({}, 1001, "between 1 and 1000, not 1001"),
+        ({}, 1000, "first timestep is 1000.*fewer steps"),
+    ],
+)
+def test_refuses_what_it_would_get_wrong(change, steps, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule(CONFIG | change, steps)

@@ -1,0 +1,73 @@
+"""The losses and advantages against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionrl_jax.learning import losses
+from diffusionrl_jax.learning.advantages import batch_normalised
+
+
+def test_clipped_surrogate_closed_form():
+    log_ratio = np.log([1.0, 1.1, 0.9, 1.3, 1.3, 0.7, 0.7]).astype(np.float32)
+    advantages = np.array([2.0, 2.0, -2.0, 2.0, -2.0, 2.0, -2.0], np.float32)
+    old = np.full(7, -1.5, np.float32)
+    result = losses.clipped_surrogate(old + log_ratio, old, advantages, 0.2)
+    np.testing.assert_allclose(result.loss, [-2, -2.2, 1.8, -2.4, 2.6, -1.4, 1.6], rtol=1e-6)
+    np.testing.assert_allclose(result.ratio, [1, 1.1, 0.9, 1.3, 1.3, 0.7, 0.7], rtol=1e-6)
+    np.testing.assert_array_equal(result.clipped, [0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(result.approximate_kl, log_ratio**2 / 2, rtol=1e-5)
+
+
+def test_surrogate_gradient_has_the_sign_of_the_advantage_until_it_is_clipped():
+    advantages = jnp.asarray([2.0, -2.0, 2.0, -2.0, 2.0, -2.0])
+    ratio = jnp.asarray([1.0, 1.0, 1.3, 1.3, 0.7, 0.7])
+    gradient = jax.grad(
+        lambda log_prob: losses.clipped_surrogate(log_prob, 0 * ratio, advantages, 0.2).loss.sum()
+    )(jnp.log(ratio))
+    # d loss / d log-prob is -w A; 0 where w has left the range in the direction that A rewards.
+    np.testing.assert_allclose(gradient, [-2, 2, 0, 2.6, -1.4, 0], rtol=1e-6)
+
+
+def test_pretraining_loss_is_the_mean_squared_error():
+    output, target = np.random.default_rng(0).standard_normal((2, 3, 2, 4, 2, 2))
+    expected = ((output - target) ** 2).reshape(3, -1).mean(1)
+    result = losses.pretraining(jnp.asarray(output), jnp.asarray(target))
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_advantages_closed_form():
+    rewards = np.random.default_rng(0).normal(3, 2, 100).astype(np.float32)
+    result = batch_normalised(jnp.asarray(rewards), 10.0)
+    np.testing.assert_allclose(result.values, (rewards - rewards.mean()) / rewards.std(), atol=1e-5)
+    np.testing.assert_allclose(result.reward_mean, rewards.mean(), rtol=1e-5)
+    np.testing.assert_allclose(result.reward_std, rewards.std(), rtol=1e-5)
+    assert result.valid.all()
+
+
+def test_advantages_are_clipped():
+    rewards = np.zeros(200, np.float32)
+    rewards[0] = 1
+    values = batch_normalised(jnp.asarray(rewards), 10.0).values
+    assert values[0] == 10
+    np.testing.assert_allclose(values[1:], -np.mean(rewards) / np.std(rewards), rtol=1e-5)
+
+
+def test_rewards_that_are_not_finite_are_left_out():
+    rewards = np.array([1, np.nan, 2, np.inf, 4, -np.inf], np.float32)
+    result = batch_normalised(jnp.asarray(rewards), 10.0)
+    finite = rewards[[0, 2, 4]]
+    np.testing.assert_array_equal(result.valid, [1, 0, 1, 0, 1, 0])
+    np.testing.assert_allclose(
+        result.values[::2], (finite - finite.mean()) / finite.std(), rtol=1e-5
+    )
+    np.testing.assert_array_equal(result.values[1::2], 0)
+    np.testing.assert_allclose(result.reward_mean, finite.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rewards", [[0.1] * 12, [-37.123] * 7, [np.nan] * 4, [5.0, np.nan]])
+def test_nothing_to_prefer_gives_no_advantage(rewards):
+    result = batch_normalised(jnp.asarray(rewards), 10.0)
+    np.testing.assert_array_equal(result.values, 0)
+    assert np.isfinite(result.reward_mean)
