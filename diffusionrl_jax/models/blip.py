@@ -99,22 +99,35 @@ def template(model: Blip) -> dict:
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
-def encode(
-    model: Blip, params: Mapping, pixels: jax.Array, input_ids: jax.Array, mask: jax.Array
+def encode_image(model: Blip, params: Mapping, pixels: jax.Array) -> jax.Array:
+    """The picture's tokens, class token first.
+
+    Args:
+      model: the two encoders.
+      params: {"vision": ..., "text": ...}.
+      pixels: normalised float [n, size, size, 3].
+
+    Returns:
+      [n, 1 + patches, vision width].
+    """
+    return model.vision.apply({"params": params["vision"]}, pixels).last_hidden_state
+
+
+def encode_text(
+    model: Blip, params: Mapping, image: jax.Array, input_ids: jax.Array, mask: jax.Array
 ) -> jax.Array:
     """The text, read with an eye on the picture.
 
     Args:
       model: the two encoders.
       params: {"vision": ..., "text": ...}.
-      pixels: normalised float [n, size, size, 3].
+      image: from `encode_image`.
       input_ids: int32 [n, tokens], [CLS] first.
       mask: int32 [n, tokens], 0 on padding.
 
     Returns:
-      float32 [n, width], the last layer's state of [CLS].
+      float32 [n, text width], the last layer's state of [CLS].
     """
-    image = model.vision.apply({"params": params["vision"]}, pixels).last_hidden_state
     # BLIP's BERT has no token types: a table of zeros is the same.
     width = model.text.config.hidden_size
     embeddings = {

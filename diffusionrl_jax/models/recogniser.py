@@ -38,7 +38,8 @@ class RecogniserModule(nn.Module):
             residual = nn.Conv(width, (3, 3))(residual)
             hidden = hidden + residual
         hidden = nn.relu(nn.GroupNorm(num_groups=8)(hidden))
-        places = nn.Dense(self.labels, name="label_head")(hidden)
+        rare = nn.initializers.constant(-6.0)
+        places = nn.Dense(self.labels, bias_init=rare, name="label_head")(hidden)
         # A smooth maximum over places: an object counts wherever it is.
         labels = jax.nn.logsumexp(places, axis=(1, 2))
         tones = nn.Dense(self.tones, name="tone_head")(hidden.mean((1, 2)))

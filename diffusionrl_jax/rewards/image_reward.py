@@ -111,6 +111,12 @@ class ImageReward:
         )
         return {key: encoded[key].astype(np.int32) for key in ("input_ids", "attention_mask")}
 
+    def head(self, params: Mapping, hidden: jax.Array) -> jax.Array:
+        """The standardised score float32 [n] of the text encoder's states [n, text width]."""
+        for name in self.mlp_shapes():
+            hidden = hidden @ params["mlp"][name]["kernel"] + params["mlp"][name]["bias"]
+        return (hidden[:, 0] - self.score_mean) / self.score_std
+
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores pictures for their prompts.
 
@@ -123,9 +129,8 @@ class ImageReward:
           float32 [n]; about -2 (bad) to 2 (good) for the published checkpoint.
         """
         pixels = preprocessing.square(images, self.model.vision.config.image_size)
-        hidden = blip.encode(
-            self.model, params, pixels, inputs["input_ids"], inputs["attention_mask"]
+        image = blip.encode_image(self.model, params, pixels)
+        hidden = blip.encode_text(
+            self.model, params, image, inputs["input_ids"], inputs["attention_mask"]
         )
-        for name in self.mlp_shapes():
-            hidden = hidden @ params["mlp"][name]["kernel"] + params["mlp"][name]["bias"]
-        return (hidden[:, 0] - self.score_mean) / self.score_std
+        return self.head(params, hidden)
