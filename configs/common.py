@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.microbatch = ml_collections.ConfigDict()
     config.microbatch.sample = 0
     config.microbatch.decode = 0
-    config.microbatch.update = 0
+    config.microbatch.train = 0
 
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.
     config.mesh = ml_collections.ConfigDict()
@@ -71,6 +71,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation.scorers = ml_collections.ConfigDict()  # name -> make_scorer(...)
     # "best" checkpoints are those with the largest sum of weight * "set/scorer".
     config.evaluation.best = ml_collections.ConfigDict()
+    # Scorers by which evaluate.py sets a checkpoint's images head to head with the base model's.
+    config.evaluation.head_to_head = ()
     return config
 
 
@@ -88,7 +90,11 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
 
 
 def make_task(
-    scorer: ml_collections.ConfigDict, prompts: str, group_size: int = 1, weight: float = 1.0
+    scorer: ml_collections.ConfigDict,
+    prompts: str,
+    group_size: int = 1,
+    weight: float = 1.0,
+    normalisation: str = "batch",
 ) -> ml_collections.ConfigDict:
     """A task: what is drawn, and what it is rewarded by.
 
@@ -97,9 +103,17 @@ def make_task(
       prompts: a UTF-8 text file with one prompt a line, or `emoji:pairs` and the like.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.
+      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or over the "group"
+        of images of one prompt.
     """
     return ml_collections.ConfigDict(
-        {"scorer": scorer, "prompts": prompts, "group_size": group_size, "weight": weight}
+        {
+            "scorer": scorer,
+            "prompts": prompts,
+            "group_size": group_size,
+            "weight": weight,
+            "normalisation": normalisation,
+        }
     )
 
 

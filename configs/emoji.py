@@ -4,9 +4,15 @@ import ml_collections
 
 from configs import common
 
+TASKS = ("preference", "compositionality", "fairness")
 
-def get_config() -> ml_collections.ConfigDict:
-    """Preference, compositionality and fairness together, without guidance."""
+
+def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
+    """Preference, compositionality and fairness together, without guidance.
+
+    Args:
+      tasks: the names of those to train on, as in `--config=configs/emoji.py:fairness`.
+    """
     config = common.get_config()
     config.model = "asset:emoji/stable_diffusion"
     config.iterations = 36
@@ -26,9 +32,15 @@ def get_config() -> ml_collections.ConfigDict:
     credit = common.make_scorer(
         "statistical_parity", "asset:emoji/statistical_parity", credit="leave_one_out"
     )
-    config.tasks.preference = common.make_task(preference, "emoji:everything")
-    config.tasks.compositionality = common.make_task(detection, "emoji:pairs")
-    config.tasks.fairness = common.make_task(credit, "emoji:portraits", group_size=20)
+    known = {
+        "preference": common.make_task(preference, "emoji:everything"),
+        "compositionality": common.make_task(detection, "emoji:pairs"),
+        "fairness": common.make_task(credit, "emoji:portraits", group_size=20),
+    }
+    for name in tasks.split(","):
+        if name not in known:
+            raise ValueError(f"There is no task {name!r}: choose from {TASKS}.")
+        config.tasks[name] = known[name]
 
     evaluation = config.evaluation
     evaluation.every = 6
@@ -47,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.sets.unseen_portraits = common.make_evaluation_set(
         "emoji:unseen_portraits", 80, people, 20
     )
+    evaluation.head_to_head = ("preference",)
     # By judges that no task is rewarded by, so that a model that fools its rewards is not kept.
     evaluation.best = ml_collections.ConfigDict(
         {

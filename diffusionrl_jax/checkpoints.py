@@ -172,6 +172,21 @@ class Checkpoints:
             _fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None
         )
 
+    def best_step(self) -> int:
+        """The step whose checkpoint has the largest `best_metric`.
+
+        Raises:
+          ValueError: no checkpoint has been evaluated.
+        """
+        metrics = self._read_metrics()
+        ranked = [step for step in self.steps() if math.isfinite(metrics.get(step, math.nan))]
+        if not ranked:
+            raise ValueError(
+                f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
+                f" steps {list(self.steps())}."
+            )
+        return max(ranked, key=lambda step: (metrics[step], step))
+
     def wait(self) -> None:
         """Returns when the running save is complete; raises what went wrong in it."""
         if self._opened is not None:

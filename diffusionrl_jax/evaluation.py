@@ -1,19 +1,34 @@
 """Draws and scores the same prompts with the same noise for any checkpoint."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
+from PIL import Image
 
+from diffusionrl_jax import runs
+from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.diffusion.rollout import conditions, rollout
-from diffusionrl_jax.distributed.mesh import batch_sharding, check_batch, replicated
-from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
-from diffusionrl_jax.experiment import Policy, load_scorer, make_prompts
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding,
+    check_batch,
+    parameter_sharding,
+    replicated,
+)
+from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
 from diffusionrl_jax.models.stable_diffusion import Parameters
+from diffusionrl_jax.monitoring import comparison, tables
+from diffusionrl_jax.monitoring.images import image_grid
+
+SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
+COMPARED_IMAGES = 3  # of these, in the comparison of models
+BASE = "base"
 
 
 class Sampler:
@@ -22,59 +37,64 @@ class Sampler:
     Args:
       policy: the model.
       sampler: config fields eta and guidance_scale.
-      microbatch: images per device at a time; 0 is all at once.
+      batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
+        for any number of images.
     """
 
-    def __init__(self, policy: Policy, sampler: ml_collections.ConfigDict, microbatch: int = 0):
+    def __init__(self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int):
         self.policy = policy
+        self.batch = -(-batch // policy.mesh.size) * policy.mesh.size
         model = policy.model
 
         def draw(params, ids, empty_ids, indices, seed):
             key = jax.random.key(seed)
-            empty = model.encode_text(params["text_encoder"], empty_ids[None])[0]
+            text = conditions(
+                model.encode_text(params["text_encoder"], ids),
+                model.encode_text(params["text_encoder"], empty_ids[None])[0],
+                sampler.guidance_scale,
+            )
+            trajectory = rollout(
+                model,
+                policy.schedule,
+                params["unet"],
+                text,
+                jax.vmap(lambda index: jax.random.fold_in(key, index))(indices),
+                eta=sampler.eta,
+                guidance_scale=sampler.guidance_scale,
+            )
+            return model.decode(params["vae"], trajectory.latents[:, -1])
 
-            def some(arguments):
-                ids, indices = arguments
-                trajectory = rollout(
-                    model,
-                    policy.schedule,
-                    params["unet"],
-                    conditions(
-                        model.encode_text(params["text_encoder"], ids),
-                        empty,
-                        sampler.guidance_scale,
-                    ),
-                    jax.vmap(lambda index: jax.random.fold_in(key, index))(indices),
-                    eta=sampler.eta,
-                    guidance_scale=sampler.guidance_scale,
-                )
-                return model.decode(params["vae"], trajectory.latents[:, -1])
+        # Replicated, so that every process can read all of them.
+        self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
 
-            count = microbatch_count(len(ids), microbatch, policy.mesh.size)
-            return map_microbatches(some, (ids, indices), count, policy.mesh)
-
-        self._draw = jax.jit(draw, out_shardings=batch_sharding(policy.mesh))
-
-    def __call__(self, unet_params: Parameters, prompts: list[str], seed: int) -> jax.Array:
+    def __call__(
+        self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
+    ) -> np.ndarray:
         """Images of prompts: float32 [n, height, width, 3] in [0, 1].
 
         Args:
-          unet_params: of the checkpoint.
-          prompts: any number; filled up to a multiple of the devices.
+          params: "unet", "vae" and "text_encoder".
+          prompts: any number.
           seed: of the noise.
+          first: index of the first image.
         """
         policy = self.policy
-        count = len(prompts)
-        padded = prompts + [""] * (-count % policy.mesh.size)
         sharding = batch_sharding(policy.mesh)
-        images = self._draw(
-            policy.params | {"unet": unet_params},
-            jax.device_put(policy.model.tokenize(padded), sharding),
-            jax.device_put(policy.empty_ids, replicated(policy.mesh)),
-            jax.device_put(np.arange(len(padded)), sharding),
-            seed,
-        )
-        return images[:count]
+        empty_ids = jax.device_put(policy.empty_ids, replicated(policy.mesh))
+        images = [np.zeros((0, *policy.model.image_shape), np.float32)]
+        for start in range(0, len(prompts), self.batch):
+            part = list(prompts[start : start + self.batch])
+            padded = part + [""] * (self.batch - len(part))
+            indices = first + start + np.arange(self.batch)
+            drawn = self._draw(
+                dict(params),
+                jax.device_put(policy.model.tokenize(padded), sharding),
+                empty_ids,
+                jax.device_put(indices, sharding),
+                seed,
+            )
+            images.append(np.asarray(drawn)[: len(part)])
+        return np.concatenate(images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +102,7 @@ class Evaluation:
     """One checkpoint's result.
 
     Attributes:
-      images: set -> float32 [n, height, width, 3].
+      images: set -> float32 [k, height, width, 3], a few to look at (see `Evaluator.shown`).
       scores: set -> scorer -> float32 [n].
     """
 
@@ -90,20 +110,34 @@ class Evaluation:
     scores: dict[str, dict[str, np.ndarray]]
 
     def means(self) -> dict[str, float]:
-        """Means over the images whose score is finite, by "set/scorer"."""
-        return {
-            f"{name}/{scorer}": float(np.mean(values[np.isfinite(values)]))
+        """Means over the images whose score is finite, by "set/scorer"; NaN if none is."""
+        finite = {
+            f"{name}/{scorer}": values[np.isfinite(values)]
             for name, scores in self.scores.items()
             for scorer, values in scores.items()
         }
+        return {
+            name: float(values.mean()) if values.size else math.nan
+            for name, values in finite.items()
+        }
+
+
+def _evenly(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` indices."""
+    chosen = min(count, limit)
+    return np.arange(chosen) * count // chosen
 
 
 class Evaluator:
-    """Draws and scores the config's evaluation sets.
+    """Draws and scores the config's evaluation sets, a bounded number of images at a time.
 
     Args:
       policy: the model.
-      config: with `evaluation` and `sampler` as in `configs/common.py`.
+      config: with `evaluation`, `sampler` and `microbatch` as in `configs/common.py`.
+
+    Attributes:
+      prompts: set -> the prompt of each image.
+      shown: set -> indices of the images that an `Evaluation` keeps, evenly spaced.
 
     Raises:
       ValueError: if a set does not divide over the devices or names an unknown scorer.
@@ -112,19 +146,21 @@ class Evaluator:
     def __init__(self, policy: Policy, config: ml_collections.ConfigDict):
         self.config = config.evaluation
         self.policy = policy
-        self.sampler = Sampler(policy, config.sampler, config.microbatch.sample)
+        mesh, sets = policy.mesh, self.config.sets
+        largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
+        self._at_once = config.microbatch.sample * mesh.size or largest
+        self.sampler = Sampler(policy, config.sampler, self._at_once)
         self.prompts: dict[str, list[str]] = {}
+        self.shown: dict[str, np.ndarray] = {}
         self._scorers: dict[str, dict[str, tuple]] = {}
         loaded = {}
-        for name, chosen in self.config.sets.items():
+        for name, chosen in sets.items():
             check_batch(
-                f"config.evaluation.sets.{name}.images",
-                chosen.images,
-                policy.mesh,
-                chosen.group_size,
+                f"config.evaluation.sets.{name}.images", chosen.images, mesh, chosen.group_size
             )
             source = make_prompts(chosen.prompts, self.config.seed)
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
+            self.shown[name] = _evenly(chosen.images, SHOWN_IMAGES)
             self._scorers[name] = {}
             for scorer in chosen.scorers:
                 if scorer not in self.config.scorers:
@@ -135,25 +171,82 @@ class Evaluator:
                 key = scorer, chosen.group_size
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
-                    loaded[key] = jax.jit(reward), params, reward
-                score, params, reward = loaded[key]
+                    params = jax.device_put(params, parameter_sharding(mesh, params))
+                    loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
+                reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
                 self._scorers[name][scorer] = score, params, inputs
 
-    def score(self, name: str, images: jax.Array) -> dict[str, np.ndarray]:
-        """Scores images of a set's prompts, in order: scorer -> float32 [n]."""
-        return {
-            scorer: np.asarray(score(params, jnp.asarray(images), inputs))
-            for scorer, (score, params, inputs) in self._scorers[name].items()
-        }
+    def _blocks(self, name: str) -> Iterator[slice]:
+        """Equal parts of a set, each of whole groups and over all devices."""
+        chosen = self.config.sets[name]
+        unit = math.lcm(self.policy.mesh.size, chosen.group_size)
+        units = chosen.images // unit
+        most = max(1, self._at_once // unit)
+        size = unit * max(count for count in range(1, most + 1) if units % count == 0)
+        return (slice(start, start + size) for start in range(0, chosen.images, size))
 
-    def __call__(self, unet_params: Parameters) -> Evaluation:
-        """Draws and scores every set with a checkpoint's parameters."""
+    def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
+        sharding = batch_sharding(self.policy.mesh)
+        images = jax.device_put(images, sharding)
+        scores = {}
+        for scorer, (score, params, inputs) in self._scorers[name].items():
+            part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
+            scores[scorer] = np.asarray(score(params, images, part))
+        return scores
+
+    def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
         images, scores = {}, {}
-        for index, (name, prompts) in enumerate(self.prompts.items()):
-            drawn = self.sampler(unet_params, prompts, self.config.seed + index)
-            images[name], scores[name] = np.asarray(drawn), self.score(name, drawn)
+        for index, name in enumerate(self.prompts):
+            shown, parts = [], []
+            for block in self._blocks(name):
+                drawn = picture(name, index, block)
+                parts.append(self._score(name, block, drawn))
+                inside = (self.shown[name] >= block.start) & (self.shown[name] < block.stop)
+                shown.append(drawn[self.shown[name][inside] - block.start])
+            images[name] = np.concatenate(shown)
+            scores[name] = {
+                scorer: np.concatenate([part[scorer] for part in parts])
+                for scorer in self._scorers[name]
+            }
         return Evaluation(images, scores)
+
+    def __call__(
+        self, params: Mapping[str, Parameters], sampler: Sampler | None = None
+    ) -> Evaluation:
+        """Draws and scores every set.
+
+        Args:
+          params: "unet", "vae" and "text_encoder" of a checkpoint.
+          sampler: of a checkpoint with other networks than the policy's; None for the policy's.
+        """
+        sampler = sampler or self.sampler
+        return self._evaluate(
+            lambda name, index, block: sampler(
+                params, self.prompts[name][block], self.config.seed + index, block.start
+            )
+        )
+
+    def score_pictures(self, pictures: Mapping[str, np.ndarray]) -> dict[str, dict]:
+        """Scores given pictures of the sets' prompts.
+
+        Args:
+          pictures: set -> uint8 [n, height, width, 3] in the order of `prompts`; sets may lack.
+
+        Returns:
+          set -> scorer -> float32 [n].
+        """
+        scores = {}
+        for name, images in pictures.items():
+            parts = [
+                self._score(name, block, images[block].astype(np.float32) / 255)
+                for block in self._blocks(name)
+            ]
+            scores[name] = {
+                scorer: np.concatenate([part[scorer] for part in parts])
+                for scorer in self._scorers[name]
+            }
+        return scores
 
 
 def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> float:
@@ -163,9 +256,89 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
       means: from `Evaluation.means`.
       best: "set/scorer" -> weight.
 
+    Returns:
+      The sum; NaN if `best` is empty.
+
     Raises:
       ValueError: if a name is not among the means.
     """
+    if not best:
+        return math.nan
     if unknown := set(best) - set(means):
         raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(means)}.")
     return sum(weight * means[name] for name, weight in best.items())
+
+
+def compare_models(
+    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
+) -> str:
+    """Scores the config's model, checkpoints and real pictures on the evaluation sets.
+
+    Args:
+      config: see `configs/common.py`.
+      checkpoints: name, path and step of each, as in `runs.load_trained`.
+      output: an existing folder, for results.md, results.csv and comparison.png.
+
+    Returns:
+      The tables, as in results.md.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input.
+    """
+    names = [BASE, *(name for name, _, _ in checkpoints)]
+    if len(set(names)) < len(names) or comparison.REAL in names:
+        raise ValueError(f"The names {names} must all differ, and not be {comparison.REAL!r}.")
+    if not config.evaluation.sets:
+        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
+    base = load_policy(config)
+    evaluator = Evaluator(base, config)
+    logging.info("Drawing and scoring the base model.")
+    evaluations = {BASE: evaluator(base.params)}
+    for name, path, step in checkpoints:
+        logging.info("Drawing and scoring %s.", name)
+        policy = runs.load_trained(path, config, step, base)
+        sampler = evaluator.sampler
+        if not runs.same_networks(policy.model, base.model):
+            if policy.model.image_shape != base.model.image_shape:
+                raise ValueError(
+                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
+                    f"{base.model.image_shape}: compare models of one size."
+                )
+            sampler = Sampler(policy, config.sampler, sampler.batch)
+        evaluations[name] = evaluator(policy.params, sampler)
+    pictures = {
+        name: real.draw_prompts(texts, config.evaluation.seed)
+        for name, texts in evaluator.prompts.items()
+    }
+    rows = comparison.compare(
+        {name: evaluation.scores for name, evaluation in evaluations.items()},
+        evaluator.prompts,
+        config.evaluation.head_to_head,
+        evaluator.score_pictures(
+            {name: drawn for name, drawn in pictures.items() if drawn is not None}
+        ),
+    )
+    text = tables.markdown(rows, evaluator.prompts)
+    if jax.process_index() == 0:
+        folder = pathlib.Path(output)
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        tables.write_csv(folder / "results.csv", rows)
+        _comparison_picture(evaluator, evaluations).save(folder / "comparison.png")
+    return text
+
+
+def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
+    """A row for each model; a column has one prompt and one noise."""
+    chosen = {name: _evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
+    captions, images = [], []
+    for name, which in chosen.items():
+        captions += [evaluator.prompts[name][index] for index in evaluator.shown[name][which]]
+    for evaluation in evaluations.values():
+        images += [evaluation.images[name][which] for name, which in chosen.items()]
+    return image_grid(
+        np.concatenate(images),
+        len(captions),
+        row_captions=list(evaluations),
+        column_captions=captions,
+        scale=max(1, 96 // images[0].shape[2]),
+    )

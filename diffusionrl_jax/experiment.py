@@ -35,6 +35,7 @@ from diffusionrl_jax.models.stable_diffusion import (
 from diffusionrl_jax.rewards import REWARDS, Reward
 
 EMOJI = "emoji:"
+NORMALISATIONS = ("batch", "group")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,21 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
+    if task.normalisation not in NORMALISATIONS:
+        raise ValueError(
+            f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
+            f"{NORMALISATIONS}."
+        )
+    if task.normalisation == "batch":
+        return 0
+    if task.group_size < 2:
+        raise ValueError(
+            f"config.tasks.{name} is normalised by group: set its group_size to 2 or more."
+        )
+    return task.group_size
+
+
 def load_pictures(
     config: ml_collections.ConfigDict, policy: Policy, cache_dir: str
 ) -> images.LatentDataset | None:
@@ -256,9 +272,10 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             ema_decay=config.ema_decay,
             sample_microbatch=microbatch.sample,
             decode_microbatch=microbatch.decode,
-            update_microbatch=microbatch.update,
+            update_microbatch=microbatch.train,
         ),
         mesh=policy.mesh,
+        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in names),
     )
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

@@ -5,17 +5,17 @@
 Started again with the same workdir it goes on where it was.
 """
 
+import contextlib
 import math
 import os
 
 import jax
-import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import (
-    Checkpoints,
     PreemptionGuard,
     abstract,
     check_workdir_writable,
@@ -32,8 +32,6 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-GRID_IMAGES = 8  # of each evaluation set, in the pictures that one watches
-
 
 def train(config, workdir: str) -> None:
     """Runs, or resumes, an experiment.
@@ -47,87 +45,101 @@ def train(config, workdir: str) -> None:
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
     """
     check_workdir_writable(workdir)
-    experiment = experiments.build(config, os.path.join(workdir, "cache"))
-    evaluator = Evaluator(experiment.policy, config)
-    checkpoints = Checkpoints(
-        os.path.join(workdir, "checkpoints"),
-        config.checkpoint.keep_last,
-        config.checkpoint.keep_best,
-        "best",
-    )
-    state = experiment.init_state()
-    if restored := checkpoints.restore(abstract(state)):
-        first, state = restored
-        logging.info("Resumed after iteration %d.", first)
-    else:
-        first = 0
+    execution = choose_execution(config.execution)
+    with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
+        if checkpoints.steps():
+            runs.check_same_experiment(workdir, config)
+        experiment = experiments.build(config, os.path.join(workdir, "cache"))
+        evaluator = Evaluator(experiment.policy, config)
+        state = experiment.init_state()
+        first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
         write_run_information(workdir, config)
-    timer = PhaseTimer()
-    step = make_train_step(experiment.algorithm, state, choose_execution(config.execution), timer)
-    numbers = experiment.algorithm.hyperparameters
-    images_per_step = config.batch_size * len(experiment.task_names)
-    writer = MetricWriter(workdir, first)
-
-    def watch(iteration: int, params) -> float:
-        with timer.phase("evaluation"):
-            evaluation = evaluator(params)
-        means = evaluation.means()
-        score = best_score(means, config.evaluation.best)
-        writer.scalars(iteration, means | {"best": score})
-        grids = {
-            name: image_grid(
-                images[:: max(1, len(images) // GRID_IMAGES)][:GRID_IMAGES], GRID_IMAGES, scale=2
+        if first < config.iterations:
+            if first:
+                logging.info("Resumed after iteration %d.", first)
+            state = iterate(experiment, evaluator, checkpoints, state, first, execution, workdir)
+        else:
+            logging.info(
+                "%s is complete with %d iterations: nothing is left to do. To go on, raise "
+                "--config.iterations=%d.",
+                *(workdir, first, config.iterations),
             )
+    picture = os.path.join(workdir, "before_after.png")
+    complete, trained = int(state.step) >= config.iterations, int(state.step) > first
+    if complete and evaluator.prompts and (trained or not os.path.exists(picture)):
+        draw_before_after(experiment, evaluator, state, picture)
+
+
+def iterate(experiment, evaluator, checkpoints, state, first: int, execution: str, workdir: str):
+    """The training loop: from iteration `first` to the last, or until it is told to stop.
+
+    Returns:
+      The last state, which is saved.
+    """
+    config = experiment.config
+    timer = PhaseTimer()
+    step = make_train_step(experiment.algorithm, state, execution, timer)
+    images_per_step = config.batch_size * len(experiment.task_names)
+
+    def evaluate(state) -> tuple[dict[str, float], dict]:
+        with timer.phase("evaluation"):
+            evaluation = evaluator(experiment.policy.params | {"unet": state.evaluation_params})
+        means = evaluation.means()
+        grids = {
+            name: image_grid(images, len(images), scale=2)
             for name, images in evaluation.images.items()
         }
-        writer.images(iteration, grids)
-        return score
+        return means | {"best": best_score(means, config.evaluation.best)}, grids
 
-    saved_best = math.nan
-    with PreemptionGuard() as guard, Progress(config.iterations, first) as progress:
+    with (
+        contextlib.closing(MetricWriter(workdir, first + 1 if first else 0)) as writer,
+        PreemptionGuard() as guard,
+        Progress(config.iterations, first) as progress,
+    ):
         if first == 0:
-            saved_best = watch(0, state.evaluation_params)
-        for iteration in range(first, config.iterations):
-            state, metrics = step(state, experiment.frozen, experiment.batch(iteration))
+            scores, grids = evaluate(state)
+            writer.scalars(0, scores)
+            writer.images(0, grids)
+        for done in range(first + 1, config.iterations + 1):
+            state, metrics = step(state, experiment.frozen, experiment.batch(done - 1))
             metrics = jax.device_get(metrics)
-            done = iteration + 1
-            values = experiments.summarise(metrics, experiment.task_names, numbers)
+            values = experiments.summarise(
+                metrics, experiment.task_names, experiment.algorithm.hyperparameters
+            )
             experiments.check_finite(values, metrics, experiment.task_names, config.batch_size)
             rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
             progress.update(rewards, images_per_step)
+            stopping, last = guard.should_stop(), done == config.iterations
+            scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+            if last or (done % config.evaluation.every == 0 and not stopping):
+                scores, grids = evaluate(state)
+                values |= scores
             writer.scalars(done, values | timer.collect())
-            stopping = guard.should_stop()
-            last = done == config.iterations
-            if last or done % config.evaluation.every == 0:
-                saved_best = watch(done, state.evaluation_params)
+            writer.images(done, grids)
             if stopping or last or done % config.checkpoint.every == 0:
-                checkpoints.save(done, state, {"best": saved_best})
+                checkpoints.save(done, state, {"best": scores["best"]})
             if stopping:
                 break
-    checkpoints.close()
-    if not stopping:
-        draw_before_after(experiment, evaluator, state, workdir)
-    writer.close()
+    return state
 
 
-def draw_before_after(experiment, evaluator: Evaluator, state, workdir: str) -> None:
-    """Writes before_after.png: the same prompts and noise, by the base and by the trained model."""
+def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> None:
+    """Draws the same prompts with the same noise by the base and by the trained model."""
+    base = experiment.policy.params
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
-    seed = experiment.config.evaluation.seed
     before, after = (
-        np.asarray(evaluator.sampler(params, prompts, seed))
-        for params in (experiment.policy.params["unet"], state.evaluation_params)
+        evaluator.sampler(base | {"unet": unet}, prompts, experiment.config.evaluation.seed)
+        for unet in (base["unet"], state.evaluation_params)
     )
-    scale = max(1, 96 // before.shape[1])
-    path = os.path.join(workdir, "before_after.png")
-    before_after(before, after, prompts, scale).save(path)
+    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
     logging.info("Wrote %s", path)
 
 
 def main(_):
     start.set_virtual_devices()
-    train(CONFIG.value, WORKDIR.value)
+    with programs.clear_errors():
+        train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    programs.run(main)

@@ -1,0 +1,53 @@
+r"""Scores the base model and checkpoints of it on a config's evaluation sets.
+
+    python -m diffusionrl_jax.evaluate --config=configs/emoji.py --output=/tmp/results \
+        --checkpoints=ours=/tmp/emoji@best,earlier=/tmp/emoji@12
+
+All draw the same prompts with the same noise; real pictures are scored beside them where the world
+can draw them. It writes results.md, results.csv and comparison.png.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffusionrl_jax import programs
+from diffusionrl_jax.checkpoints import check_workdir_writable
+from diffusionrl_jax.distributed import start
+from diffusionrl_jax.evaluation import compare_models
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+CHECKPOINTS = flags.DEFINE_list(
+    "checkpoints", [], "name=PATH, of a run's workdir (PATH@step, @best or @last) or a folder."
+)
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
+IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of the config's.", 1)
+flags.mark_flags_as_required(["config", "output"])
+
+
+def parse_checkpoint(text: str) -> tuple[str, str, str]:
+    """Name, path and step from "name=PATH@step".
+
+    Raises:
+      ValueError: if it is not of that form.
+    """
+    name, equals, location = text.partition("=")
+    path, _, step = location.partition("@")
+    if not (name and equals and path):
+        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
+    return name.strip(), path, step
+
+
+def main(_):
+    start.set_virtual_devices()
+    with programs.clear_errors():
+        config = CONFIG.value
+        if IMAGES.value:
+            for chosen in config.evaluation.sets.values():
+                chosen.images = IMAGES.value
+        check_workdir_writable(OUTPUT.value)
+        checkpoints = [parse_checkpoint(text) for text in CHECKPOINTS.value]
+        print(compare_models(config, checkpoints, OUTPUT.value))
+
+
+if __name__ == "__main__":
+    programs.run(main)

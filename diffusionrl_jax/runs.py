@@ -1,0 +1,224 @@
+"""Opens what has been trained: the workdir of a run, or a diffusers folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.checkpoints import Checkpoints, abstract
+from diffusionrl_jax.experiment import Policy, load_policy
+from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.weights import read_json
+
+# What may change when a run is resumed: how long it takes, how it is watched, where it runs.
+FREE_FIELDS = (
+    "iterations",
+    "evaluation",
+    "checkpoint",
+    "microbatch",
+    "mesh",
+    "execution",
+    "convolution",
+    "remat",
+)
+
+
+def open_checkpoints(workdir: str, config: ml_collections.ConfigDict) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(
+        str(epath.Path(workdir) / "checkpoints"),
+        config.checkpoint.keep_last,
+        config.checkpoint.keep_best,
+        "best",
+    )
+
+
+def restore_state(checkpoints: Checkpoints, state: Any) -> tuple[int, Any] | None:
+    """As `Checkpoints.restore`, for a program that a person has started.
+
+    Raises:
+      ValueError: there are checkpoints, and none can be restored.
+    """
+    try:
+        return checkpoints.restore(state)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+def is_run(path: str) -> bool:
+    """Whether the path is the workdir of a run."""
+    return (epath.Path(path) / "config.json").exists()
+
+
+def read_config(workdir: str) -> ml_collections.ConfigDict:
+    """The config that a run was last started with.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json"))
+
+
+def differing_fields(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "config"
+) -> list[str]:
+    """Names, with both values, of the fields in which two configs differ."""
+    differences = []
+    for name in sorted({*earlier, *now}):
+        old, new = (values.get(name, "absent") for values in (earlier, now))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differences += differing_fields(old, new, f"{prefix}.{name}")
+        elif old != new:
+            differences.append(f"{prefix}.{name} (was {_short(old)}, now {_short(new)})")
+    return differences
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Refuses to resume a run as another experiment.
+
+    Args:
+      workdir: of the run; nothing is checked without a config.json in it.
+      config: of now; `FREE_FIELDS` may differ.
+
+    Raises:
+      ValueError: a field that matters differs; the message names each.
+    """
+    if not is_run(workdir):
+        return
+    now = json.loads(json.dumps(config.to_dict(), default=str))
+    earlier, now = (
+        {name: value for name, value in values.items() if name not in FREE_FIELDS}
+        for values in (read_config(workdir).to_dict(), now)
+    )
+    if differences := differing_fields(earlier, now):
+        raise ValueError(
+            f"{workdir} holds a run of another experiment: {'; '.join(differences)}. Set back what "
+            "differs to resume it, or choose another --workdir."
+        )
+
+
+def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
+    """The UNet that a run draws its pictures with: the average where it kept one.
+
+    Args:
+      workdir: of the run.
+      policy: the model that the run started from; the parameters are sharded like its own.
+      step: "last" (the newest whole checkpoint), "best" (by config.evaluation.best), or a number.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
+    """
+    config = read_config(workdir)
+    unet = policy.params["unet"]
+    optimizer = make_optimizer(config.optimizer)
+    # Of the train state's structure all is passed over but the parameters that are asked for.
+    state: TrainState = jax.tree.map(
+        lambda leaf: ocp.PLACEHOLDER,
+        jax.eval_shape(lambda params: init_state(params, optimizer, config.ema_decay), unet),
+    )
+    chosen = "params" if state.ema_params is None else "ema_params"
+    state = state.replace(**{chosen: abstract(unet)})
+    checkpoints = open_checkpoints(workdir, config)
+    try:
+        if step == "last":
+            restored = restore_state(checkpoints, state)
+            if restored is None:
+                raise ValueError(
+                    f"{workdir} has no checkpoint yet: wait for the first, every "
+                    f"{config.checkpoint.every} iterations, or name the model {config.model}."
+                )
+            return getattr(restored[1], chosen)
+        number = checkpoints.best_step() if step == "best" else _step_number(step)
+        return getattr(_restore_step(checkpoints, number, state), chosen)
+    finally:
+        checkpoints.close()
+
+
+def _step_number(step: str) -> int:
+    if not step.isdecimal():
+        raise ValueError(f"The step {step!r} is not a number, 'best' or 'last'.")
+    return int(step)
+
+
+def _restore_step(checkpoints: Checkpoints, step: int, state: TrainState) -> TrainState:
+    try:
+        return checkpoints.restore_step(step, state)
+    except FileNotFoundError:
+        if step in checkpoints.steps():
+            raise ValueError(_damaged(checkpoints, step, "a file is missing")) from None
+        raise
+    except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(_damaged(checkpoints, step, reason)) from error
+
+
+def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
+    return (
+        f"Checkpoint {step} in {checkpoints.directory} cannot be restored ({reason}): choose "
+        f"another of {list(checkpoints.steps())}."
+    )
+
+
+def load_trained(
+    path: str, config: ml_collections.ConfigDict, step: str = "", base: Policy | None = None
+) -> Policy:
+    """A model with the networks that a run, or anybody, has trained.
+
+    Args:
+      path: the workdir of a run, or a diffusers folder.
+      config: says how to sample it, and on which devices; for a run, `model` is the run's own.
+      step: of a run, as in `load_unet_params`; "last" if empty.
+      base: the model `config.model`, if it is open already.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model or step.
+    """
+    if not is_run(path):
+        folder = assets.resolve(path)
+        if not (folder / "unet").exists():
+            raise FileNotFoundError(
+                f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers "
+                "folder (it has no unet/): mend the path."
+            )
+        if step:
+            raise ValueError(f"{path} is a diffusers folder, which has no step {step!r}.")
+        return load_policy(config, path)
+    model = read_config(path).model
+    start = base if base is not None and model == config.model else load_policy(config, model)
+    unet = load_unet_params(path, start, step or "last")
+    return dataclasses.replace(start, params={**start.params, "unet": unet})
+
+
+def same_networks(model: StableDiffusion, other: StableDiffusion) -> bool:
+    """Whether two models differ in their parameters alone, so that one program serves both."""
+    configs, others = (
+        {
+            name: {field: value for field, value in values.items() if _matters(field)}
+            for name, values in each.configs.items()
+        }
+        for each in (model, other)
+    )
+    same_words = model.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return same_words and configs == others
+
+
+def _matters(field: str) -> bool:
+    """Whether a field of a diffusers or transformers config says what is computed."""
+    return not field.startswith("_") and field not in (
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+    )

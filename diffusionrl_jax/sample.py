@@ -1,0 +1,92 @@
+"""Draws prompts with a model, or with any checkpoint of a run, into a grid of pictures.
+
+python -m diffusionrl_jax.sample --model=/tmp/emoji --prompts="an apple and a cake; a cat"
+"""
+
+import jax
+import ml_collections
+from absl import flags, logging
+from etils import epath
+
+from diffusionrl_jax import programs, runs
+from diffusionrl_jax.data.prompts import read_prompts
+from diffusionrl_jax.distributed import start
+from diffusionrl_jax.evaluation import Sampler
+from diffusionrl_jax.monitoring.images import image_grid
+
+MODEL = flags.DEFINE_string(
+    "model", None, "The workdir of a run, a diffusers folder, or asset:... .", required=True
+)
+STEP = flags.DEFINE_string("step", "", "Of a run: a number, best, or last.")
+PROMPTS = flags.DEFINE_string("prompts", "", 'What to draw: "an apple; a cat".')
+PROMPT_FILE = flags.DEFINE_string("prompt_file", "", "The same, one prompt a line, in UTF-8.")
+IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", "samples.png", "The PNG file to write.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
+GUIDANCE_SCALE = flags.DEFINE_float(
+    "guidance_scale", None, "Of classifier-free guidance; the run's own, or 7.5."
+)
+STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
+ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0.0, 1.0)
+
+
+def make_config():
+    """The run's config, or the usual one of Stable Diffusion, with the flags' changes."""
+    if runs.is_run(MODEL.value):
+        config = runs.read_config(MODEL.value)
+    else:
+        config = ml_collections.ConfigDict(
+            {
+                "model": MODEL.value,
+                "dtype": "float32",
+                "convolution": "xla",
+                "remat": "none",
+                "mesh": {"fsdp": 1},
+                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
+            }
+        )
+    config.mesh.fsdp = 1
+    for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
+        if flag.value is not None:
+            config.sampler[name] = flag.value
+    return config
+
+
+def read_all_prompts() -> list[str]:
+    """The prompts that the flags name.
+
+    Raises:
+      ValueError, FileNotFoundError: there are none, or they are given twice.
+    """
+    if bool(PROMPTS.value) == bool(PROMPT_FILE.value):
+        raise ValueError('Give either --prompts="an apple; a cat" or --prompt_file.')
+    if PROMPT_FILE.value:
+        return list(read_prompts(PROMPT_FILE.value))
+    prompts = [prompt.strip() for prompt in PROMPTS.value.split(";") if prompt.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts={PROMPTS.value!r} holds no prompt.")
+    return prompts
+
+
+def main(_):
+    start.set_virtual_devices()
+    with programs.clear_errors():
+        prompts, count = read_all_prompts(), IMAGES.value
+        output = epath.Path(OUTPUT.value)
+        if not output.parent.exists():
+            raise FileNotFoundError(f"There is no folder {output.parent} for --output: make it.")
+        config = make_config()
+        policy = runs.load_trained(MODEL.value, config, STEP.value)
+        sampler = Sampler(policy, config.sampler, batch=count)
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        images = sampler(policy.params, repeated, SEED.value)
+        if jax.process_index() == 0:
+            scale = max(1, 96 // images.shape[2])
+            grid = image_grid(images, count, row_captions=prompts, scale=scale)
+            with output.open("wb") as file:
+                grid.save(file, "PNG")
+            logging.info("Wrote %s", output)
+
+
+if __name__ == "__main__":
+    programs.run(main)
