@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax.learning import losses
-from diffusionrl_jax.learning.advantages import batch_normalised
+from diffusionrl_jax.learning.advantages import batch_normalised, group_normalised
 
 
 def test_clipped_surrogate_closed_form():
@@ -71,3 +71,12 @@ def test_nothing_to_prefer_gives_no_advantage(rewards):
     result = batch_normalised(jnp.asarray(rewards), 10.0)
     np.testing.assert_array_equal(result.values, 0)
     assert np.isfinite(result.reward_mean)
+
+
+def test_group_normalised_equals_each_group_by_itself():
+    rewards = np.random.default_rng(0).normal(size=12).astype(np.float32) + np.repeat([0, 9, 99], 4)
+    result = group_normalised(jnp.asarray(rewards, jnp.float32), 4, 10.0)
+    groups = rewards.reshape(3, 4)
+    expected = (groups - groups.mean(1, keepdims=True)) / groups.std(1, keepdims=True)
+    np.testing.assert_allclose(result.values, expected.ravel(), atol=2e-4)
+    np.testing.assert_allclose(result.reward_std, rewards.std(), rtol=1e-5)

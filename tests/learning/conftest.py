@@ -1,0 +1,203 @@
+"""A training set-up so small that a whole iteration compiles in seconds."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding,
+    make_mesh,
+    parameter_sharding,
+    replicated,
+)
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.learning.policy_gradient import (
+    Batch,
+    Frozen,
+    Hyperparameters,
+    PolicyGradient,
+)
+from diffusionrl_jax.learning.state import init_state
+from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
+from diffusionrl_jax.monitoring.progress import PhaseTimer
+
+TOKENS = 4
+VOCABULARY = 32
+CONFIGS = {
+    "unet": {
+        "act_fn": "silu",
+        "attention_head_dim": 2,
+        "block_out_channels": [32],
+        "cross_attention_dim": 16,
+        "down_block_types": ["DownBlock2D"],
+        "in_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 4,
+        "up_block_types": ["UpBlock2D"],
+    },
+    "vae": {
+        "block_out_channels": [8],
+        "down_block_types": ["DownEncoderBlock2D"],
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "out_channels": 3,
+        "sample_size": 4,
+        "scaling_factor": 0.5,
+        "up_block_types": ["UpDecoderBlock2D"],
+    },
+    "text_encoder": {
+        "bos_token_id": VOCABULARY - 2,
+        "eos_token_id": VOCABULARY - 1,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "max_position_embeddings": TOKENS,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "projection_dim": 16,
+        "vocab_size": VOCABULARY,
+    },
+    "scheduler": {
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    },
+}
+HYPERPARAMETERS = Hyperparameters(
+    seed=3,
+    eta=1.0,
+    guidance_scale=3.0,
+    timesteps_per_iteration=2,
+    clip_range=1e-2,
+    advantage_clip=10.0,
+    pretraining_weight=0.5,
+    text_dropout=0.5,
+    ema_decay=0.5,
+    sample_microbatch=0,
+    decode_microbatch=0,
+    update_microbatch=0,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmth:
+    """A smooth reward: how red the pictures are, plus an input for each prompt."""
+
+    def __call__(self, params, images, inputs):
+        return params["scale"] * images[..., 0].mean((1, 2)) + inputs["offset"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """An algorithm with everything that its functions take.
+
+    Attributes:
+      algorithm: the functions.
+      params: the UNet's, on the host.
+      frozen, batch: placed on the mesh.
+    """
+
+    algorithm: PolicyGradient
+    params: dict
+    frozen: Frozen
+    batch: Batch
+
+    def state(self):
+        optimizer, numbers = self.algorithm.optimizer, self.algorithm.hyperparameters
+        state = init_state(self.params, optimizer, numbers.ema_decay)
+        return jax.device_put(state, parameter_sharding(self.algorithm.mesh, state))
+
+    @functools.cache  # noqa: B019
+    def step(self, execution):
+        return make_train_step(self.algorithm, self.state(), execution, PhaseTimer())
+
+    def run(self, execution, iterations=2):
+        """Two iterations on the same batch: (host states, the first one first; host metrics)."""
+        state = self.state()
+        states, metrics = [jax.device_get(state)], []
+        for _ in range(iterations):
+            state, values = self.step(execution)(state, self.frozen, self.batch)
+            states.append(jax.device_get(state))
+            metrics.append(jax.device_get(values))
+        return states, metrics
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """(model, host parameters) with weights that are all random, so that the output is not 0."""
+    tokenizer = types.SimpleNamespace(model_max_length=TOKENS)  # no prompt is tokenised
+    model, params = init_stable_diffusion(CONFIGS, jax.random.key(0), tokenizer)
+    rng = np.random.default_rng(0)
+    noise = lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32)
+    return model, jax.tree.map(noise, jax.device_get(params))
+
+
+@pytest.fixture(scope="session")
+def build(networks):
+    """A function that makes a `Setup`; by default of two tasks, guided, with pretraining."""
+    model, params = networks
+
+    def make(
+        tasks=2, batch_size=8, steps=3, devices=8, fsdp=1, optimizer=None, scheduler=None, **changes
+    ):
+        numbers = dataclasses.replace(HYPERPARAMETERS, **changes)
+        mesh = make_mesh(fsdp, jax.devices()[:devices])
+        # Adam divides by the gradient's size: the large epsilon keeps its rounding from growing.
+        optimizer = optimizer or optax.inject_hyperparams(optax.adamw)(3e-4, eps=1e-3)
+        rng = np.random.default_rng(1)
+        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+        ids = lambda *shape: rng.integers(0, VOCABULARY, (*shape, TOKENS)).astype(np.int32)
+        pictures = (batch_size, numbers.passes)
+        inputs = [{"offset": draw(batch_size)} for _ in range(tasks)]
+        pretraining = {
+            "latent_mean": draw(*pictures, *model.latent_shape),
+            "latent_std": np.abs(draw(*pictures, *model.latent_shape)) / 10,
+            "input_ids": ids(*pictures),
+        }
+        by_sample = batch_sharding(mesh)
+        return Setup(
+            algorithm=PolicyGradient(
+                model=model,
+                schedule=make_schedule(CONFIGS["scheduler"] | (scheduler or {}), steps),
+                rewards=(Warmth(),) * tasks,
+                weights=(1.0, 0.5, 2.0)[:tasks],
+                optimizer=optimizer,
+                hyperparameters=numbers,
+                mesh=mesh,
+            ),
+            params=params["unet"],
+            frozen=jax.device_put(
+                Frozen(
+                    text_encoder=params["text_encoder"],
+                    vae=params["vae"],
+                    rewards=tuple({"scale": jnp.float32(10 * (1 - 2 * i))} for i in range(tasks)),
+                    empty_ids=np.zeros(TOKENS, np.int32),
+                ),
+                replicated(mesh),
+            ),
+            batch=Batch(
+                input_ids=jax.device_put(ids(tasks, batch_size), batch_sharding(mesh, axis=1)),
+                reward_inputs=tuple(jax.device_put(inputs, by_sample)),
+                pretraining=jax.device_put(pretraining, by_sample)
+                if numbers.pretraining_weight
+                else None,
+            ),
+        )
+
+    return make

@@ -1,0 +1,148 @@
+"""The update's gradient against one written from the paper's equations for a single sample."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from diffusers import DDIMScheduler
+
+from diffusionrl_jax.learning.policy_gradient import Updates
+
+STEPS, STEP = 5, 2
+
+
+@pytest.fixture(scope="module")
+def alphas():
+    """(timestep, alpha_bar at it, alpha_bar where the step leads) as diffusers has them."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(STEPS)
+    timestep = int(scheduler.timesteps[STEP])
+    alpha_bar = scheduler.alphas_cumprod.numpy()
+    return timestep, alpha_bar[timestep], alpha_bar[timestep - 1000 // STEPS]
+
+
+@pytest.fixture(scope="module", params=[1.0, 3.0], ids=["unguided", "guided"])
+def case(request, build, alphas):
+    """(update function, loss functions of the equations, arrays) for one sample of one device."""
+    guidance_scale = request.param
+    setup = build(
+        tasks=1,
+        batch_size=1,
+        devices=1,
+        steps=STEPS,
+        guidance_scale=guidance_scale,
+        optimizer=optax.sgd(1.0),
+        clip_range=0.1,
+        ema_decay=0.0,
+    )
+    model = setup.algorithm.model
+    timestep, alpha, alpha_previous = alphas
+    passes = setup.algorithm.hyperparameters.passes
+    rng = np.random.default_rng(2)
+    latents, following, target = rng.standard_normal((3, passes, 4, 4, 4)).astype(np.float32)
+    text = rng.standard_normal((passes, 4, 16)).astype(np.float32)
+
+    def network(params, latents):
+        times = jnp.full(passes, timestep)
+        return model.denoise(params, latents, times, jnp.asarray(text))
+
+    def log_prob(params):
+        """Eqs. 2-5 by hand: the DDIM step with eta 1 as a Gaussian, its density averaged."""
+        output = network(params, jnp.stack([latents[0]] * passes))
+        noise = output[0]
+        if passes == 2:
+            noise = output[1] + guidance_scale * (output[0] - output[1])
+        clean = (latents[0] - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        variance = (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
+        mean = alpha_previous**0.5 * clean + (1 - alpha_previous - variance) ** 0.5 * noise
+        return jax.scipy.stats.norm.logpdf(following[0], mean, variance**0.5).mean()
+
+    def surrogate(params, old_log_prob, advantage):
+        """Eq. 7."""
+        ratio = jnp.exp(log_prob(params) - old_log_prob)
+        return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.9, 1.1) * advantage)
+
+    def pretraining(params):
+        """Eqs. 8-9, with the weight 0.5."""
+        return 0.5 * ((network(params, latents) - target) ** 2).mean()
+
+    repeated = np.stack([latents[0]] * passes)
+    policy_update = Updates(
+        latents=repeated[None],
+        timesteps=np.full((1, passes), timestep, np.int32),
+        target=np.stack([following[0]] * passes)[None],
+        step_index=np.full(1, STEP, np.int32),
+        old_log_prob=np.zeros(1, np.float32),
+        advantages=np.ones(1, np.float32),
+        weight=np.float32(1),
+        is_pretraining=np.bool_(False),
+        task=np.int32(0),
+    )
+    pretraining_update = policy_update.replace(
+        latents=latents[None],
+        target=target[None],
+        weight=np.float32(0.5),
+        is_pretraining=np.bool_(True),
+    )
+    return {
+        "params": setup.params,
+        "state": setup.state(),
+        "text": text[None, None],
+        "update": jax.jit(setup.algorithm.update),
+        "log_prob": jax.jit(log_prob),
+        "surrogate": jax.jit(jax.value_and_grad(surrogate)),
+        "pretraining": jax.jit(jax.value_and_grad(pretraining)),
+        "policy_update": policy_update,
+        "pretraining_update": pretraining_update,
+    }
+
+
+def assert_same_gradient(case, state, metrics, value, gradient):
+    """Gradient descent with rate 1 shows the gradient, to the parameters' rounding."""
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), case["params"], state.params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+    for ours, theirs in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(largest, 1))
+    norm = optax.global_norm(gradient)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    return largest
+
+
+@pytest.mark.parametrize("advantage", [1.5, -0.5])
+@pytest.mark.parametrize("log_ratio", [0.0, 0.05, -0.05])
+def test_policy_gradient_inside_the_clip_range(case, advantage, log_ratio):
+    old = np.asarray(case["log_prob"](case["params"])) - np.float32(log_ratio)
+    update = case["policy_update"].replace(
+        old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
+    )
+    state, metrics = case["update"](case["state"], update, case["text"])
+    value, gradient = case["surrogate"](case["params"], old, advantage)
+    assert assert_same_gradient(case, state, metrics, value, gradient) > 1e-3
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio"], np.exp(log_ratio), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("log_ratio", "advantage"), [(0.2, 1.0), (-0.2, -1.0)])
+def test_no_gradient_beyond_the_clip_range(case, log_ratio, advantage):
+    old = np.asarray(case["log_prob"](case["params"])) - np.float32(log_ratio)
+    update = case["policy_update"].replace(
+        old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
+    )
+    state, metrics = case["update"](case["state"], update, case["text"])
+    assert metrics["gradient_norm"] == 0
+    assert metrics["clip_fraction"] == 1
+
+
+def test_pretraining_gradient(case):
+    state, metrics = case["update"](case["state"], case["pretraining_update"], case["text"])
+    value, gradient = case["pretraining"](case["params"])
+    assert assert_same_gradient(case, state, metrics, value, gradient) > 1e-3
+    np.testing.assert_allclose(0.5 * metrics["loss"], value, rtol=1e-5)
+    assert metrics["ratio_error_max"] == 0

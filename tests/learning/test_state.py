@@ -1,0 +1,55 @@
+"""The optimiser against PyTorch's AdamW, and the state before the first iteration."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import torch
+
+from diffusionrl_jax.learning.state import init_state, make_optimizer
+
+CONFIG = ml_collections.ConfigDict(
+    {
+        "learning_rate": 1e-2,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "weight_decay": 1e-1,
+        "gradient_clip": 1.0,
+    }
+)
+
+
+def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients():
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 4)).astype(np.float32)
+    optimizer = make_optimizer(CONFIG)
+    update = jax.jit(optimizer.update)
+    params, slots = jnp.asarray(start), optimizer.init(start)
+    tensor = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    theirs = torch.optim.AdamW([tensor], lr=1e-2, eps=1e-8, weight_decay=1e-1)
+    for size in (0.1, 5.0, 0.2, 3.0):  # some above the clip, some below
+        gradient = size * rng.standard_normal((3, 4)).astype(np.float32)
+        changes, slots = update(gradient, slots, params)
+        params = optax.apply_updates(params, changes)
+        tensor.grad = torch.from_numpy(gradient.copy())
+        torch.nn.utils.clip_grad_norm_([tensor], 1.0)
+        theirs.step()
+    np.testing.assert_allclose(params, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_state_owns_its_parameters():
+    params = {"kernel": jnp.ones(3)}
+    state = init_state(params, make_optimizer(CONFIG), ema_decay=0.9)
+    jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
+    np.testing.assert_array_equal(params["kernel"], 1)
+
+
+def test_pictures_are_drawn_with_the_average_where_there_is_one():
+    params = {"kernel": jnp.ones(3)}
+    with_average = init_state(params, make_optimizer(CONFIG), ema_decay=0.9)
+    assert with_average.evaluation_params is with_average.ema_params
+    without = init_state(params, make_optimizer(CONFIG), ema_decay=0)
+    assert without.ema_params is None
+    assert without.evaluation_params is without.params

@@ -1,0 +1,199 @@
+"""An iteration gives the same parameters however it is run, and moves them as it should.
+
+Sums are taken in another order by another program: parameters are compared with an absolute
+tolerance of 2e-6, two thousandths of what two iterations move them by.
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from diffusionrl_jax.distributed import mesh as mesh_rules
+from diffusionrl_jax.learning.execution import choose_execution
+
+TOLERANCE = 2e-6
+UPDATES = 5  # two tasks, two timesteps each, and pretraining
+WAYS = {
+    "split": ("split", {}),
+    "one device, microbatches": (
+        "fused",
+        {"devices": 1, "sample_microbatch": 4, "decode_microbatch": 8, "update_microbatch": 2},
+    ),
+    "parameters split 4 ways": ("fused", {"fsdp": 4}),
+    "parameters split 8 ways, split": ("split", {"fsdp": 8}),
+}
+SLOW = ("parameters split 8 ways, split",)
+
+
+def largest_difference(ours, theirs):
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours, theirs)
+    return max(jax.tree.leaves(differences))
+
+
+@pytest.fixture(scope="module")
+def setup(build):
+    return build()
+
+
+@pytest.fixture(scope="module")
+def reference(setup):
+    """(states, metrics) of two fused iterations on eight devices."""
+    return setup.run("fused")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
+)
+def test_every_way_to_run_gives_the_same_parameters(build, reference, monkeypatch, way):
+    monkeypatch.setattr(mesh_rules, "REPLICATED_BYTES", 1024)
+    execution, changes = WAYS[way]
+    states, metrics = build(**changes).run(execution)
+    expected_states, expected_metrics = reference
+    assert largest_difference(states[-1].params, states[0].params) > 1e-3
+    assert largest_difference(states[-1].params, expected_states[-1].params) <= TOLERANCE
+    assert largest_difference(states[-1].ema_params, expected_states[-1].ema_params) <= TOLERANCE
+    assert states[-1].step == expected_states[-1].step == 2
+    for ours, theirs in zip(metrics, expected_metrics, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+    assert metrics[0]["ratio_error_mean"][0] < 1e-6
+    assert metrics[0]["ratio_error_max"][0] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"guidance_scale": 1.0}, {"timesteps_per_iteration": 0}, {"pretraining_weight": 0.0}],
+    ids=["no guidance", "pretraining only", "no pretraining"],
+)
+def test_variants_fused_and_split(build, changes):
+    setup = build(**changes)
+    fused, fused_metrics = setup.run("fused")
+    split, split_metrics = setup.run("split")
+    updates = {"timesteps_per_iteration": 1, "pretraining_weight": 4}.get(*changes, UPDATES)
+    for metrics in (*fused_metrics, *split_metrics):
+        assert metrics["loss"].shape == (updates,)
+        assert metrics["reward_mean"].shape == (2,)
+    assert largest_difference(fused[-1].params, fused[0].params) > 1e-3
+    assert largest_difference(fused[-1].params, split[-1].params) <= TOLERANCE
+
+
+def test_ratio_is_one_at_unchanged_parameters(setup):
+    state = setup.state()
+    before = jax.device_get(state.params)
+    state.optimizer_state.hyperparams["learning_rate"] *= 0
+    state, metrics = setup.step("fused")(state, setup.frozen, setup.batch)
+    assert largest_difference(before, jax.device_get(state.params)) == 0
+    # The last update is pretraining's, without a ratio.
+    assert metrics["ratio_error_mean"].shape == (UPDATES,)
+    assert metrics["ratio_error_mean"].max() < 1e-6
+    assert metrics["ratio_error_max"].max() < 1e-5
+    np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-6)
+    np.testing.assert_array_equal(metrics["clip_fraction"], 0)
+
+
+def test_average_follows_the_parameters(reference):
+    states, _ = reference
+    average = states[0].params
+    for state in states[1:]:
+        average = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, average, state.params)
+        assert largest_difference(state.ema_params, average) <= 1e-7
+        assert state.evaluation_params is state.ema_params
+
+
+def test_iterations_draw_different_noise_and_runs_the_same(setup, reference):
+    states, metrics = reference
+    assert [int(state.step) for state in states] == [0, 1, 2]
+    again = setup.step("fused")(setup.state(), setup.frozen, setup.batch)[1]
+    np.testing.assert_array_equal(again["reward_mean"], metrics[0]["reward_mean"])
+    assert np.abs(metrics[0]["reward_mean"] - metrics[1]["reward_mean"]).min() > 1e-3
+
+
+def test_a_task_without_finite_rewards_changes_nothing(setup, reference):
+    offsets = setup.batch.reward_inputs[0]["offset"]
+    inputs = ({"offset": offsets * np.nan}, setup.batch.reward_inputs[1])
+    _, metrics = setup.step("fused")(
+        setup.state(), setup.frozen, setup.batch.replace(reward_inputs=inputs)
+    )
+    np.testing.assert_array_equal(metrics["invalid_rewards"], [8, 0])
+    np.testing.assert_array_equal(metrics["gradient_norm"][:2], 0)
+    np.testing.assert_array_equal(metrics["loss"][:2], 0)
+    assert (metrics["gradient_norm"][2:] > 0).all()
+    np.testing.assert_array_equal(reference[1][0]["invalid_rewards"], [0, 0])
+
+
+@pytest.mark.parametrize("execution", ["fused", "split"])
+def test_state_is_donated(setup, execution):
+    state = setup.state()
+    setup.step(execution)(state, setup.frozen, setup.batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def convolutions(jaxpr, kernel_shape):
+    """How many convolutions with a kernel of that shape a program runs, loops counted once."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            count += equation.invars[1].aval.shape == kernel_shape
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                count += convolutions(inner, kernel_shape)
+    return count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": 1},
+        {"tasks": 3, "timesteps_per_iteration": 4, "steps": 7},
+        {
+            "batch_size": 32,
+            "sample_microbatch": 2,
+            "decode_microbatch": 1,
+            "update_microbatch": 2,
+            "guidance_scale": 1.0,
+            "pretraining_weight": 0.0,
+        },
+    ],
+    ids=["one task", "more tasks, timesteps and steps", "microbatches"],
+)
+def test_unet_is_in_the_program_twice(build, changes):
+    setup = build(**changes)
+    program = jax.make_jaxpr(setup.algorithm.fused)(setup.state(), setup.frozen, setup.batch)
+    first_layer = (3, 3, 4, 32)
+    assert convolutions(program.jaxpr, first_layer) == 2
+
+
+@pytest.mark.parametrize(
+    ("execution", "expected"), [("auto", "split"), ("fused", "fused"), ("split", "split")]
+)
+def test_execution_is_split_on_the_cpu_unless_said(execution, expected):
+    assert choose_execution(execution) == expected
+
+
+def test_unknown_execution():
+    with pytest.raises(ValueError, match="execution='both' must be one of"):
+        choose_execution("both")
+
+
+def test_more_timesteps_than_noisy_steps(build):
+    with pytest.raises(ValueError, match="timesteps_per_iteration=3 must be between 0 and 2"):
+        build(steps=3, timesteps_per_iteration=3, scheduler={"set_alpha_to_one": True})
+
+
+@pytest.mark.slow
+def test_training_raises_the_reward(build):
+    setup = build(
+        tasks=1,
+        batch_size=64,
+        pretraining_weight=0.0,
+        optimizer=optax.adamw(1e-3),
+        guidance_scale=1.0,
+    )
+    rewards = [metrics["reward_mean"][0] for metrics in setup.run("split", iterations=20)[1]]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5

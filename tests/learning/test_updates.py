@@ -1,0 +1,148 @@
+"""What is trained on: steps that were taken, each at most once, on the devices that took them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.learning.policy_gradient import Samples
+
+TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
+
+
+def prepare(setup, rewards, step=0):
+    """`prepare` for a trajectory whose latents say where they are: 1000 task + 10 sample + step."""
+    passes = setup.algorithm.hyperparameters.passes
+    task, sample, position = np.indices((TASKS, BATCH, STEPS + 1))
+    code = (1000 * task + 10 * sample + position).astype(np.float32)
+    samples = Samples(
+        trajectory=Trajectory(
+            latents=np.broadcast_to(code[..., None, None, None], (*code.shape, 4, 4, 4)),
+            log_probs=-code[:, :, :STEPS],
+        ),
+        images=np.zeros((TASKS, BATCH, 4, 4, 3), np.float32),
+        text=np.zeros((TASKS, BATCH, passes, 4, 16), np.float32),
+    )
+    samples = jax.device_put(samples, batch_sharding(setup.algorithm.mesh, axis=1))
+    return jax.jit(setup.algorithm.prepare)(setup.frozen, samples, rewards, setup.batch, step)
+
+
+@pytest.fixture(scope="module")
+def setup(build):
+    return build(batch_size=BATCH, steps=STEPS, timesteps_per_iteration=COUNT, text_dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    return np.random.default_rng(0).standard_normal((TASKS, BATCH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def prepared(setup, rewards):
+    return prepare(setup, rewards)
+
+
+def test_policy_updates_are_steps_that_were_taken(setup, rewards, prepared):
+    updates, _, advantages = prepared
+    count = TASKS * COUNT
+    assert updates.latents.shape == (count + 1, BATCH, 2, 4, 4, 4)
+    code = np.asarray(updates.latents)[:count, :, 0, 0, 0, 0].astype(int)
+    np.testing.assert_array_equal(code // 1000, np.repeat([[0], [1]], COUNT, axis=0) + 0 * code)
+    np.testing.assert_array_equal(code % 1000 // 10, np.arange(BATCH) + 0 * code)
+    np.testing.assert_array_equal(updates.target[:count], updates.latents[:count] + 1)
+    np.testing.assert_array_equal(updates.latents[:count, :, 0], updates.latents[:count, :, 1])
+    np.testing.assert_array_equal(updates.step_index[:count], code % 10)
+    np.testing.assert_array_equal(updates.old_log_prob[:count], -code)
+    timesteps = np.asarray(setup.algorithm.schedule.timesteps)[code % 10]
+    np.testing.assert_array_equal(updates.timesteps[:count], np.stack([timesteps] * 2, axis=2))
+    normalised = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
+    np.testing.assert_allclose(advantages.values, normalised, atol=1e-5)
+    np.testing.assert_allclose(
+        updates.advantages[:count], np.repeat(normalised, COUNT, axis=0), atol=1e-5
+    )
+    np.testing.assert_array_equal(updates.task, [0, 0, 0, 1, 1, 1, 2])
+    np.testing.assert_array_equal(updates.weight, [1, 1, 1, 0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_array_equal(updates.is_pretraining, [False] * count + [True])
+
+
+def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, rewards, prepared):
+    draws = []
+    for step in range(4):
+        updates = prepared[0] if step == 0 else prepare(setup, rewards, step)[0]
+        chosen = np.asarray(updates.step_index)[:-1].reshape(TASKS, COUNT, BATCH)
+        draws.append(chosen.swapaxes(1, 2).reshape(-1, COUNT))
+    draws = np.concatenate(draws)
+    assert all(len(set(draw)) == COUNT for draw in draws)
+    assert len({tuple(draw) for draw in draws}) > 20
+    # 64 draws of 3 of 5: each is expected 38 times, with a standard deviation of 4.
+    assert np.abs(np.bincount(draws.ravel(), minlength=STEPS) - 38.4).max() < 16
+
+
+def test_a_last_step_without_noise_is_never_chosen(build, rewards):
+    setup = build(
+        batch_size=BATCH,
+        steps=STEPS,
+        timesteps_per_iteration=STEPS - 1,
+        scheduler={"set_alpha_to_one": True},
+        pretraining_weight=0.0,
+    )
+    updates, text, _ = prepare(setup, rewards)
+    assert updates.step_index.max() == STEPS - 2
+    assert updates.latents.shape[0] == TASKS * (STEPS - 1)
+    assert text.shape[0] == TASKS
+
+
+def test_pretraining_update_is_noised_pictures(setup, prepared):
+    updates, text, _ = prepared
+    pictures = jax.device_get(setup.batch.pretraining)
+    alpha_bar = np.asarray(setup.algorithm.schedule.training_alpha_bar)
+    alpha_bar = alpha_bar[updates.timesteps[-1]][..., None, None, None]
+    noise = np.asarray(updates.target[-1])
+    clean = (updates.latents[-1] - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)
+    encoding_noise = (clean - pictures["latent_mean"]) / pictures["latent_std"]
+    # 1024 draws.
+    assert abs(noise.std() - 1) < 0.1
+    visible = encoding_noise[alpha_bar[..., 0, 0, 0] > 0.5]  # elsewhere rounding is magnified
+    assert abs(visible.std() - 1) < 0.2
+    assert len(np.unique(updates.timesteps[-1])) > 8
+
+    encode = jax.jit(setup.algorithm.model.encode_text)
+    ids = pictures["input_ids"].reshape(-1, 4)
+    encoder = setup.frozen.text_encoder
+    shape = text[-1].shape
+    expected = np.asarray(encode(encoder, ids)).reshape(shape)
+    empty = np.asarray(encode(encoder, jnp.zeros_like(ids))).reshape(shape)
+    distance = lambda other: np.abs(np.asarray(text[-1]) - other).max((2, 3)) < 1e-4
+    kept, dropped = distance(expected), distance(empty)
+    assert (kept ^ dropped).all()
+    assert kept.any()
+    assert dropped.any()  # half of them, as text_dropout says
+
+
+def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
+    updates, text, _ = prepared
+    expected = batch_sharding(setup.algorithm.mesh, axis=1)
+    for leaf in (updates.latents, updates.target, updates.old_log_prob, text):
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 7), ({"timesteps_per_iteration": 0}, 1), ({"pretraining_weight": 0.0}, 4)],
+    ids=["both", "pretraining only", "no pretraining"],
+)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_an_iteration_has_an_update_for_each_timestep_and_pretraining(
+    build, changes, count, guidance_scale
+):
+    if changes == {}:
+        changes = {"timesteps_per_iteration": COUNT}
+    setup = build(guidance_scale=guidance_scale, steps=STEPS, **changes)
+    state = jax.eval_shape(setup.state)
+    new_state, metrics = jax.eval_shape(setup.algorithm.fused, state, setup.frozen, setup.batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert metrics["loss"].shape == (count,)
