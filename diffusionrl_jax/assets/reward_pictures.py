@@ -106,7 +106,7 @@ def _has_unseen_object(first: str, second: str) -> bool:
 
 
 def trained_pair(rng: np.random.Generator) -> pictures.Example:
-    """A pair to train on. A detector knows all objects, those that the policy has to find out too."""
+    """A pair to train on: the detector knows the objects that are unseen to the policy too."""
     return any_pair(rng, lambda *names: not vocabulary.is_held_out_pair(*names))
 
 
