@@ -27,9 +27,6 @@ from diffusionrl_jax.models import configs as checks
 from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.interceptors import interception
 
-# Every setup of diffusers' Flax modules logs that they are deprecated.
-diffusers.utils.logging.set_verbosity_error()
-
 Parameters = Mapping[str, Any]
 
 NETWORKS = ("unet", "vae", "text_encoder")
