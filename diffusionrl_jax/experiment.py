@@ -240,16 +240,17 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
     _check(config)
-    policy = load_policy(config)
     names = tuple(config.tasks)
+    mesh = make_mesh(config.mesh.fsdp)
     for name in names:
         check_batch(
             f"config.batch_size (task {name})",
             config.batch_size,
-            policy.mesh,
+            mesh,
             config.tasks[name].group_size,
         )
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    policy = load_policy(config)
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]

@@ -98,7 +98,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
     ):
         if first == 0:
             scores, grids = evaluate(state)
-            writer.scalars(0, scores)
+            writer.scalars(0, scores | timer.collect())
             writer.images(0, grids)
         for done in range(first + 1, config.iterations + 1):
             state, metrics = step(state, experiment.frozen, experiment.batch(done - 1))

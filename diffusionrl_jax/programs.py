@@ -1,6 +1,8 @@
 """What every program shares: bad input ends it with one clear line, not with a traceback."""
 
 import contextlib
+import logging as standard_logging
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +11,14 @@ from absl import app, logging
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program's main function, after its flags."""
+    logging.get_absl_handler().addFilter(_is_for_the_user)
     app.run(main, flags_parser=_parse_flags)
+
+
+def _is_for_the_user(record: standard_logging.LogRecord) -> bool:
+    """Whether to show a message: Orbax and others tell dozens with every checkpoint."""
+    ours = pathlib.Path(record.pathname).is_relative_to(pathlib.Path(__file__).parent)
+    return ours or record.levelno > standard_logging.INFO
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
