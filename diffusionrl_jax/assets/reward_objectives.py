@@ -11,6 +11,7 @@ import optax
 
 from diffusionrl_jax.assets import reward_pictures
 from diffusionrl_jax.assets.reward_pictures import LABELS, OBJECTS, SPOILS, Pool
+from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.models import blip, owl_vit
 from diffusionrl_jax.models.recogniser import Recogniser
 from diffusionrl_jax.rewards.detection import Detection
@@ -146,7 +147,7 @@ def image_reward(
 
 def _patch_cover(boxes: np.ndarray, patches: int) -> np.ndarray:
     """The share of each patch's area that a box covers: float32 [..., patches * patches]."""
-    size = reward_pictures.pictures.IMAGE_SIZE / patches
+    size = pictures.IMAGE_SIZE / patches
     low = np.arange(patches) * size
     left, top, right, bottom = (boxes[..., side, None] for side in range(4))
     across = np.clip(np.minimum(low + size, right) - np.maximum(low, left), 0, None) / size
@@ -217,7 +218,7 @@ def detection(
 
 def _tinted_portrait(rng, pools: Sequence[Pool], strength: float) -> tuple[np.ndarray, int]:
     pool = reward_pictures.choose_pool(rng, pools)
-    row = rng.choice(pool.portraits)
+    row = rng.choice(pool.by_kind["portrait"])
     image = reward_pictures.tint(rng, _clean(rng, pool, row), strength * rng.random())
     return np.clip(image, 0, 1), pool.tones[row]
 
@@ -250,7 +251,9 @@ def recogniser(observer: Recogniser, size: int = 64) -> Objective:
         for place in range(size):
             pool = reward_pictures.choose_pool(rng, pools)
             row = (
-                rng.choice(pool.portraits) if place < portraits else rng.integers(len(pool.images))
+                rng.choice(pool.by_kind["portrait"])
+                if place < portraits
+                else rng.integers(len(pool.images))
             )
             image = _clean(rng, pool, row)
             choice = rng.random()

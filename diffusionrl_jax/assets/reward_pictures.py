@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -41,9 +41,10 @@ class Pool:
         return [np.flatnonzero((self.labels == i).any(1)) for i in range(len(LABELS))]
 
     @functools.cached_property
-    def portraits(self) -> np.ndarray:
-        """Rows that show a person."""
-        return np.flatnonzero(self.tones >= 0)
+    def by_kind(self) -> dict[str, np.ndarray]:
+        """Rows of singles, pairs and portraits."""
+        kinds = np.array([example.kind for example in self.examples])
+        return {kind: np.flatnonzero(kinds == kind) for kind in pictures.KIND_FREQUENCIES}
 
     def hard_negative(self, rng: np.random.Generator, row: int) -> tuple[int, float]:
         """A picture that is easily taken for that of `row`.
@@ -54,15 +55,14 @@ class Pool:
         example, wanted = self.examples[row], set(self.labels[row]) - {-1}
         for _ in range(20):
             if example.kind == "pair":  # shares an object: the other is missing or replaced
-                candidate = rng.choice(self.by_label[rng.choice(sorted(wanted))])
+                candidates = self.by_label[rng.choice(sorted(wanted))]
             else:
-                candidate = rng.integers(len(self.examples))
+                candidates = self.by_kind[example.kind]
+            candidate = int(rng.choice(candidates))
             shared = len(wanted & set(self.labels[candidate])) / len(wanted)
-            if self.examples[candidate].kind == example.kind and shared < 1:
-                return int(candidate), shared
-            if example.kind == "pair" and shared < 1:
-                return int(candidate), shared
-        return int(candidate), shared
+            if shared < 1:
+                break
+        return candidate, shared
 
 
 def make_pool(examples: Sequence[pictures.Example], images: np.ndarray | None = None) -> Pool:
@@ -254,9 +254,3 @@ def choose_pool(rng: np.random.Generator, pools: Sequence[Pool]) -> Pool:
 def as_float(images: np.ndarray) -> np.ndarray:
     """uint8 to float32 in [0, 1]."""
     return images.astype(np.float32) / 255
-
-
-def batches(make: Callable, seed: int, steps: int) -> Iterator:
-    """`make(rng)` for each step, its random numbers a function of (seed, step)."""
-    for step in range(steps):
-        yield make(np.random.default_rng((seed, step)))
