@@ -52,14 +52,15 @@ def train(name: str, seed: int) -> pathlib.Path:
     return workdir
 
 
-def read_scores(path: pathlib.Path) -> dict[str, dict[tuple[str, str], float]]:
-    """evaluate.py's table: checkpoint -> (set, scorer) -> mean."""
-    scores: dict[str, dict[tuple[str, str], float]] = {}
+def read_means(path: pathlib.Path) -> dict[str, dict[tuple[str, str], float]]:
+    """evaluate.py's results.csv: model -> (set, scorer) -> mean."""
+    means: dict[str, dict[tuple[str, str], float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            measure = row["set"], row["scorer"]
-            scores.setdefault(row["checkpoint"], {})[measure] = float(row["mean"])
-    return scores
+            if row["measure"] == "mean":
+                measure = row["set"], row["scorer"]
+                means.setdefault(row["model"], {})[measure] = float(row["value"])
+    return means
 
 
 def main(_):
@@ -67,24 +68,24 @@ def main(_):
         f"{name}-{seed}": train(name, seed) for seed in range(SEEDS.value) for name in VARIANTS
     }
     output = pathlib.Path(OUTPUT.value, "evaluation")
-    listed = ",".join(f"{name}={workdir}" for name, workdir in checkpoints.items())
+    listed = ",".join(f"{name}={workdir}@best" for name, workdir in checkpoints.items())
     run("evaluate", f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={output}")
-    scores = read_scores(output / "results.csv")
+    means = read_means(output / "results.csv")
 
     print(f"{'':20}" + "".join(f"{task:>20}" for task in TASKS))
     for name in ("base", *VARIANTS):
         cells = []
         for task in TASKS:
             runs = [name] if name == "base" else [f"{name}-{seed}" for seed in range(SEEDS.value)]
-            values = [scores[run][MEASURES[task]] for run in runs]
+            values = [means[run][MEASURES[task]] for run in runs]
             cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f}..{max(values):.3f})")
         print(f"{name:20}" + "".join(f"{cell:>20}" for cell in cells))
     for task in TASKS:
         measure = MEASURES[task]
 
         def gain(name, measure=measure):
-            values = [scores[f"{name}-{seed}"][measure] for seed in range(SEEDS.value)]
-            return statistics.mean(values) - scores["base"][measure]
+            values = [means[f"{name}-{seed}"][measure] for seed in range(SEEDS.value)]
+            return statistics.mean(values) - means["base"][measure]
 
         kept = gain("joint") / gain(task) if gain(task) else float("nan")
         print(f"joint keeps {kept:.0%} of the gain of {task} alone ({gain(task):+.3f})")

@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretraining.pictures = ""  # emoji, for now
     config.pretraining.text_dropout = 0.1
 
-    # name -> make_task(...); trained one after another in this order (Algorithm 1).
+    # name -> make_task(...); trained one after another (Algorithm 1), by their names' alphabet.
     config.tasks = ml_collections.ConfigDict()
 
     # Samples per device at a time; 0 is all at once. They bound the memory.

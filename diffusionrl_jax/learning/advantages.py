@@ -41,3 +41,21 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
     lowest = jnp.min(rewards, where=valid, initial=jnp.inf)
     values = jnp.where(highest > lowest, values, 0)
     return Advantages(values=values, valid=valid, reward_mean=mean, reward_std=std)
+
+
+def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
+    """Rewards normalised within the images of one prompt, as GRPO does (2402.03300, Sec. 4.1.2).
+
+    It takes out how hard a prompt is, which the whole batch's mean leaves in as noise.
+
+    Args:
+      rewards: float32 [batch], the `group_size` samples of a prompt contiguous.
+      group_size: divides the batch.
+      clip: largest absolute advantage.
+
+    Returns:
+      The advantages, with the mean and standard deviation of the whole batch's rewards.
+    """
+    groups = rewards.reshape(-1, group_size)
+    values = jax.vmap(lambda group: batch_normalised(group, clip).values)(groups)
+    return batch_normalised(rewards, clip).replace(values=values.reshape(-1))

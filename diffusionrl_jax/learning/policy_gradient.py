@@ -26,7 +26,7 @@ from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_tar
 from diffusionrl_jax.distributed import microbatch
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import losses
-from diffusionrl_jax.learning.advantages import Advantages, batch_normalised
+from diffusionrl_jax.learning.advantages import Advantages, batch_normalised, group_normalised
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.rewards import Reward
@@ -143,6 +143,8 @@ class PolicyGradient:
       optimizer: optax's.
       hyperparameters: numbers.
       mesh: over which batches are sharded.
+      advantage_groups: of each task, how many neighbours in the batch are normalised together; 0
+        is the whole batch. Empty means the whole batch for all tasks.
 
     Raises:
       ValueError: if there are fewer steps with noise than timesteps to train on.
@@ -155,6 +157,7 @@ class PolicyGradient:
     optimizer: optax.GradientTransformation
     hyperparameters: Hyperparameters
     mesh: Mesh
+    advantage_groups: tuple[int, ...] = ()
 
     def __post_init__(self):
         count, steps = self.hyperparameters.timesteps_per_iteration, self.schedule.stochastic_steps
@@ -256,7 +259,7 @@ class PolicyGradient:
           width] that they refer to, and the advantages [T, B].
         """
         numbers = self.hyperparameters
-        advantages = jax.vmap(lambda row: batch_normalised(row, numbers.advantage_clip))(rewards)
+        advantages = self._advantages(rewards)
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
             parts.append(self._policy_updates(samples.trajectory, advantages.values, step))
@@ -266,6 +269,16 @@ class PolicyGradient:
             text.append(pretraining_text[None])
         updates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return self._shard(updates), self._shard(jnp.concatenate(text)), advantages
+
+    def _advantages(self, rewards: jax.Array) -> Advantages:
+        """[T, B] each, every task normalised in its own way."""
+        clip = self.hyperparameters.advantage_clip
+        groups = self.advantage_groups or (0,) * len(self.rewards)
+        by_task = [
+            group_normalised(row, size, clip) if size else batch_normalised(row, clip)
+            for row, size in zip(rewards, groups, strict=True)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
 
     def _shard(self, tree):
         """Splits axis 1 of every array that has one, the batch, over the devices."""
