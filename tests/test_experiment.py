@@ -1,0 +1,141 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax.data.emoji import pictures, world
+
+
+@pytest.fixture(scope="module")
+def experiment(make_config, compilation_cache, tmp_path_factory):
+    """Two tasks and the pretraining loss on a few pictures."""
+    config = make_config(**{"pretraining.weight": 1.0, "pretraining.pictures": "emoji"})
+    config.tasks.people = config.tasks.small.copy_and_resolve_references()
+    config.tasks.people.prompts, config.tasks.people.group_size = "emoji:portraits", 4
+    config.sampler.guidance_scale = 3.0
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "SPLITS", {"train": 12})
+        yield experiments.build(config, str(cache))
+        assert (cache / "latents.npz").exists()
+
+
+def test_batch_is_a_function_of_the_step(experiment):
+    first, again, next_step = (jax.device_get(experiment.batch(step)) for step in (3, 3, 4))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
+    assert not np.array_equal(first.input_ids, next_step.input_ids)
+
+
+def test_batch_has_every_tasks_prompts(experiment):
+    batch = jax.device_get(experiment.batch(0))
+    tokenizer = experiment.policy.model.tokenizer
+    assert experiment.task_names == ("people", "small")
+    people, pairs = (
+        tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in batch.input_ids
+    )
+    assert people == [experiment.sources[0][index] for index in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert pairs == [experiment.sources[1][index] for index in range(8)]
+
+
+def test_guidance_takes_a_pretraining_picture_for_each_pass(experiment):
+    pretraining = jax.device_get(experiment.batch(0)).pretraining
+    assert pretraining["latent_mean"].shape == (8, 2, 4, 16, 16)
+    assert pretraining["input_ids"].shape == (8, 2, 16)
+    assert not np.array_equal(*pretraining["latent_mean"][0])
+
+
+def test_pretraining_latents_are_the_encoders(experiment):
+    policy, dataset = experiment.policy, experiment.pictures
+    assert len(dataset) == 12
+    examples = [pictures.random_example(np.random.default_rng((0, n))) for n in range(12)]
+    prompts = experiment.policy.model.tokenize([example.prompt for example in examples])
+    (index,) = np.flatnonzero((prompts == dataset.input_ids[0]).all(axis=1))
+    image = examples[index].image.astype(np.float32) / 255
+    mean, std = jax.jit(policy.model.encode)(policy.params["vae"], image[None])
+    # Convolutions of another batch size add up in another order.
+    np.testing.assert_allclose(dataset.latent_mean[0], mean[0], atol=1e-4)
+    np.testing.assert_allclose(dataset.latent_std[0], std[0], atol=1e-4)
+
+
+def test_state_starts_with_the_models_parameters(experiment):
+    state = experiment.init_state()
+    assert int(state.step) == 0
+    for params in (state.params, state.ema_params):
+        same = jax.tree.map(np.array_equal, params, experiment.policy.params["unet"])
+        assert jax.tree.all(same)
+    assert state.evaluation_params is state.ema_params
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "config.model is empty"),
+        ({"batch_size": 12}, r"config.batch_size \(task small\)=12 must be a multiple of 8"),
+        ({"tasks.small.group_size": 3}, "groups of 3"),
+        ({"timesteps_per_iteration": 4}, "timesteps_per_iteration"),
+        ({"timesteps_per_iteration": 0}, "Nothing is trained"),
+        ({"sampler.eta": 0.0}, "eta must be above 0"),
+        ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
+        ({"tasks.small.prompts": "emoji:dragons"}, "There are no prompts 'emoji:dragons'"),
+        ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
+        ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
+        ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
+        ({"pretraining.weight": 1.0}, "config.pretraining.pictures='' is not known"),
+    ],
+)
+def test_bad_config_is_one_clear_error(changes, message, make_config, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        experiments.build(make_config(**changes), str(tmp_path))
+
+
+def test_without_tasks_there_is_nothing_to_do(make_config, tmp_path):
+    config = make_config()
+    del config.tasks.small
+    with pytest.raises(ValueError, match="config.tasks is empty"):
+        experiments.build(config, str(tmp_path))
+
+
+def test_options_of_rewards_are_checked(make_config):
+    scorer = make_config().tasks.small.scorer
+    scorer.options.quality = 50
+    reward, _ = experiments.load_scorer(scorer, group_size=1)
+    assert reward.quality == 50
+    scorer.options.weight = 1
+    with pytest.raises(ValueError, match=r"jpeg_size has no option \['weight'\]"):
+        experiments.load_scorer(scorer, group_size=1)
+
+
+def metrics(count, tasks=2):
+    updates = tasks * count + 1
+    values = {
+        name: np.arange(updates, dtype=np.float32)
+        for name in ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm")
+    }
+    values |= {name: np.full(updates, 0.25) for name in ("ratio_error_mean", "ratio_error_max")}
+    values |= {name: np.arange(2.0) for name in ("reward_mean", "reward_std")}
+    return values | {"invalid_rewards": np.array([0, 8])}
+
+
+def test_metrics_are_named_by_task(experiment):
+    values = experiments.summarise(
+        metrics(1), experiment.task_names, experiment.algorithm.hyperparameters
+    )
+    assert json.loads(json.dumps(values)) == values
+    assert values["people/loss"] == 0.0
+    assert values["small/loss"] == 1.0
+    assert values["pretraining/loss"] == 2.0
+    assert values["small/reward_mean"] == 1.0
+    assert values["ratio_check/max"] == 0.25
+
+
+def test_what_is_not_finite_stops_the_run():
+    values = {"small/gradient_norm": 1.0}
+    names = ("small", "people")
+    with pytest.raises(FloatingPointError, match="All 8 rewards of task 'people' are NaN"):
+        experiments.check_finite(values, metrics(1), names, batch_size=8)
+    experiments.check_finite(values, metrics(1), names, batch_size=16)
+    with pytest.raises(FloatingPointError, match="small/gradient_norm is nan"):
+        experiments.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)
