@@ -29,6 +29,10 @@ def denoise(params, latents, timesteps, text):
     return params * jnp.tanh(latents) + shift[:, None, None, None]
 
 
+def tensor(array):
+    return torch.from_numpy(np.array(array))
+
+
 MODEL = types.SimpleNamespace(denoise=denoise, latent_shape=SHAPE)
 
 
@@ -58,7 +62,6 @@ def test_chain_is_that_of_diffusers(embeddings, keys, guidance_scale):
     assert trajectory.latents.shape == (6, STEPS + 1, *SHAPE)
     scheduler = DDIMScheduler(**CONFIG)
     scheduler.set_timesteps(STEPS)
-    tensor = lambda array: torch.from_numpy(np.asarray(array).copy())
     noise = [np.asarray(trajectory.latents[:, 0])]
     for index, timestep in enumerate(scheduler.timesteps):
         latents, following = trajectory.latents[:, index], trajectory.latents[:, index + 1]
@@ -104,8 +107,6 @@ def test_without_eta_the_chain_is_deterministic(embeddings, keys):
         times = np.full(6, int(timestep))
         conditional = denoise(0.7, current, times, embeddings)
         empty = denoise(0.7, current, times, jnp.full((6, 5, 3), 0.2))
-        output = np.asarray(empty + SCALE * (conditional - empty))
-        current = scheduler.step(
-            torch.from_numpy(output), timestep, torch.from_numpy(np.asarray(current).copy())
-        ).prev_sample.numpy()
+        output = tensor(empty + SCALE * (conditional - empty))
+        current = scheduler.step(output, timestep, tensor(current)).prev_sample.numpy()
     np.testing.assert_allclose(latents[:, -1], current, rtol=1e-4, atol=1e-4)

@@ -12,8 +12,8 @@ from diffusionrl_jax.learning.policy_gradient import Samples
 TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
 
 
-def prepare(setup, rewards, step=0):
-    """`prepare` for a trajectory whose latents say where they are: 1000 task + 10 sample + step."""
+def prepare(setup, program, rewards, step=0):
+    """What `prepare` makes of latents that say where they are: 1000 task + 10 sample + step."""
     passes = setup.algorithm.hyperparameters.passes
     task, sample, position = np.indices((TASKS, BATCH, STEPS + 1))
     code = (1000 * task + 10 * sample + position).astype(np.float32)
@@ -26,7 +26,7 @@ def prepare(setup, rewards, step=0):
         text=np.zeros((TASKS, BATCH, passes, 4, 16), np.float32),
     )
     samples = jax.device_put(samples, batch_sharding(setup.algorithm.mesh, axis=1))
-    return jax.jit(setup.algorithm.prepare)(setup.frozen, samples, rewards, setup.batch, step)
+    return program(setup.frozen, samples, rewards, setup.batch, step)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,13 @@ def rewards():
 
 
 @pytest.fixture(scope="module")
-def prepared(setup, rewards):
-    return prepare(setup, rewards)
+def program(setup):
+    return jax.jit(setup.algorithm.prepare)
+
+
+@pytest.fixture(scope="module")
+def prepared(setup, program, rewards):
+    return prepare(setup, program, rewards)
 
 
 def test_policy_updates_are_steps_that_were_taken(setup, rewards, prepared):
@@ -67,10 +72,10 @@ def test_policy_updates_are_steps_that_were_taken(setup, rewards, prepared):
     np.testing.assert_array_equal(updates.is_pretraining, [False] * count + [True])
 
 
-def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, rewards, prepared):
+def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, program, rewards, prepared):
     draws = []
     for step in range(4):
-        updates = prepared[0] if step == 0 else prepare(setup, rewards, step)[0]
+        updates = prepared[0] if step == 0 else prepare(setup, program, rewards, step)[0]
         chosen = np.asarray(updates.step_index)[:-1].reshape(TASKS, COUNT, BATCH)
         draws.append(chosen.swapaxes(1, 2).reshape(-1, COUNT))
     draws = np.concatenate(draws)
@@ -88,7 +93,7 @@ def test_a_last_step_without_noise_is_never_chosen(build, rewards):
         scheduler={"set_alpha_to_one": True},
         pretraining_weight=0.0,
     )
-    updates, text, _ = prepare(setup, rewards)
+    updates, text, _ = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
     assert updates.step_index.max() == STEPS - 2
     assert updates.latents.shape[0] == TASKS * (STEPS - 1)
     assert text.shape[0] == TASKS
@@ -126,23 +131,3 @@ def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
     expected = batch_sharding(setup.algorithm.mesh, axis=1)
     for leaf in (updates.latents, updates.target, updates.old_log_prob, text):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
-
-
-@pytest.mark.parametrize(
-    ("changes", "count"),
-    [({}, 7), ({"timesteps_per_iteration": 0}, 1), ({"pretraining_weight": 0.0}, 4)],
-    ids=["both", "pretraining only", "no pretraining"],
-)
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_an_iteration_has_an_update_for_each_timestep_and_pretraining(
-    build, changes, count, guidance_scale
-):
-    if changes == {}:
-        changes = {"timesteps_per_iteration": COUNT}
-    setup = build(guidance_scale=guidance_scale, steps=STEPS, **changes)
-    state = jax.eval_shape(setup.state)
-    new_state, metrics = jax.eval_shape(setup.algorithm.fused, state, setup.frozen, setup.batch)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), state
-    )
-    assert metrics["loss"].shape == (count,)
