@@ -1,0 +1,371 @@
+"""The programs as a user starts them, and what happens when they are stopped or misled."""
+
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from diffusionrl_jax import main, rewards, runs
+from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.monitoring.metrics import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMEOUT = 600  # seconds; on an idle machine a program takes 20 to 30
+
+
+@pytest.fixture(scope="module")
+def environment(compilation_cache):
+    """Two devices, as on a small laptop."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **flags, **compilation_cache, "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def start(environment):
+    """A function that starts a program; whatever still runs at the end is killed."""
+    started = []
+
+    def run(program, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"diffusionrl_jax.{program}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=TIMEOUT)
+    return process.returncode, output
+
+
+def saved_state(workdir, step):
+    """The arrays of a checkpoint, by Orbax alone."""
+    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+
+
+def assert_same_state(workdir, other, step):
+    state, expected = saved_state(workdir, step), saved_state(other, step)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(expected_leaf).tobytes()
+
+
+def steps_of(workdir):
+    return [row["step"] for row in read_rows(str(workdir))]
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, compilation_cache, tmp_path_factory):
+    """The workdir of an uninterrupted run of three iterations."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    main.train(make_config(), str(workdir))
+    return workdir
+
+
+def test_a_run_leaves_everything_behind(finished):
+    assert steps_of(finished) == [0, 1, 2, 3]
+    rows = read_rows(str(finished))
+    assert [step for step, row in enumerate(rows) if "pairs/size" in row] == [0, 2, 3]
+    assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
+    assert all(np.isfinite(row["small/reward_mean"]) for row in rows[1:])
+    assert runs.read_config(str(finished)).iterations == 3
+    assert json.loads((finished / "versions.json").read_text())["devices"] == 8
+    assert list((finished / "tensorboard").iterdir())
+    # A pair of 32 pixels three times as large, for eight prompts at most.
+    assert Image.open(finished / "before_after.png").width >= 2 * 96
+    kept = {int(path.name) for path in (finished / "checkpoints").iterdir() if path.is_dir()}
+    assert {2, 3} <= kept
+
+
+def test_a_checkpoints_score_is_of_its_own_parameters(finished):
+    rows = read_rows(str(finished))
+    scores = json.loads((finished / "checkpoints" / "metrics.json").read_text())
+    assert np.isnan(scores["1"])
+    assert [scores[str(step)] for step in (2, 3)] == [rows[step]["best"] for step in (2, 3)]
+
+
+def test_a_resumed_run_ends_bit_for_bit_alike(finished, make_config, tmp_path, capsys):
+    main.train(make_config(iterations=2), str(tmp_path))
+    main.train(make_config(iterations=3), str(tmp_path))
+    assert_same_state(tmp_path, finished, 3)
+    assert steps_of(tmp_path) == [0, 1, 2, 3]
+    rows, expected = read_rows(str(tmp_path)), read_rows(str(finished))
+    assert [row.get("small/loss") for row in rows] == [row.get("small/loss") for row in expected]
+
+
+def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for path in (workdir / "checkpoints" / "3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    main.train(make_config(), str(workdir))
+    assert "WARNING: checkpoint" in capfd.readouterr().err
+    assert_same_state(workdir, finished, 3)
+    assert steps_of(workdir) == [0, 1, 2, 3]
+
+
+def test_a_complete_run_is_left_alone(finished, make_config, caplog):
+    before = saved_state(finished, 3), steps_of(finished)
+    (finished / "before_after.png").unlink()
+    caplog.set_level("INFO", logger="absl")
+    main.train(make_config(), str(finished))
+    assert "is complete with 3 iterations" in caplog.text
+    assert steps_of(finished) == before[1]
+    assert (finished / "before_after.png").exists(), "a kill may have come before it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 16}, r"config.batch_size \(was 8, now 16\)"),
+        ({"optimizer.learning_rate": 1e-4}, "config.optimizer.learning_rate"),
+        ({"model": "/another"}, "config.model"),
+        ({"tasks.small.prompts": "emoji:singles"}, "config.tasks.small.prompts"),
+        ({"seed": 1}, "config.seed"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, changes, named):
+    with pytest.raises(ValueError, match=named):
+        main.train(make_config(**changes), str(finished))
+
+
+def test_what_does_not_matter_may_change(finished, make_config):
+    config = make_config(
+        **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2}
+    )
+    runs.check_same_experiment(str(finished), config)
+
+
+@pytest.fixture(scope="module")
+def policy(make_config, finished):
+    return load_policy(make_config())
+
+
+def as_numpy(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_the_average_is_loaded_alone(finished, policy):
+    loaded = runs.load_unet_params(str(finished), policy)
+    saved = saved_state(finished, 3)["ema_params"]
+    assert jax.tree.structure(loaded) == jax.tree.structure(policy.params["unet"])
+    flat = jax.tree_util.tree_leaves_with_path(loaded)
+    for path, leaf in flat:
+        expected = saved
+        for key in path:
+            expected = expected[key.key]
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected))
+        assert leaf.sharding.mesh == policy.mesh
+
+
+def test_best_and_numbered_steps(finished, policy):
+    scores = json.loads((finished / "checkpoints" / "metrics.json").read_text())
+    best = max((score, int(step)) for step, score in scores.items() if np.isfinite(score))[1]
+    loaded = as_numpy(runs.load_unet_params(str(finished), policy, "best"))
+    expected = as_numpy(runs.load_unet_params(str(finished), policy, str(best)))
+    assert all(map(np.array_equal, loaded, expected))
+    other = as_numpy(runs.load_unet_params(str(finished), policy, "2" if best == 3 else "3"))
+    assert not all(map(np.array_equal, loaded, other))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [("99", "no checkpoint of step 99 in"), ("latest", "'latest' is not a number")],
+)
+def test_steps_that_are_not_there(finished, policy, step, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        runs.load_unet_params(str(finished), policy, step)
+
+
+def test_a_run_without_checkpoints(finished, policy, tmp_path):
+    shutil.copy(finished / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        runs.load_unet_params(str(tmp_path), policy)
+
+
+def test_a_folder_has_no_steps(make_config, tiny_model):
+    with pytest.raises(ValueError, match="has no step '3'"):
+        runs.load_trained(tiny_model, make_config(), "3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no prompt file"),
+        (b"", "is empty"),
+        (b"an apple\na caf\xe9\n", "line 2: byte 6 is not UTF-8"),
+    ],
+)
+def test_bad_prompt_files(content, message, make_config, tmp_path):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    config = make_config(**{"tasks.small.prompts": str(path)})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main.train(config, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_bad_weights(damage, make_config, tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises((ValueError, FileNotFoundError), match=str(path)):
+        main.train(make_config(model=str(folder)), str(tmp_path / "run"))
+
+
+def test_a_workdir_that_cannot_be_written(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to .*--workdir"):
+        main.train(make_config(), str(tmp_path / "file" / "run"))
+
+
+class Broken(rewards.JpegSize):
+    def __call__(self, params, images, inputs):
+        return super().__call__(params, images, inputs) * np.nan
+
+
+def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "broken", Broken)
+    config = make_config(**{"tasks.small.scorer.reward": "broken"})
+    with pytest.raises(FloatingPointError, match="All 8 rewards of task 'small' are NaN"):
+        main.train(config, str(tmp_path))
+    assert steps_of(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("main", ["--config.sampler.stesp=3"], "stesp"),
+        ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
+        ("sample", ["--model=/no/such/folder", "--prompts=a cat"], "/no/such/folder is neither"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    program, arguments, message, start, config_file, make_config, tmp_path
+):
+    if program == "main":
+        config = config_file(make_config())
+        arguments = [f"--config={config}", f"--workdir={tmp_path}", *arguments]
+    status, output = finish(start(program, *arguments))
+    assert status == 1
+    assert "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_config, tmp_path):
+    config = config_file(make_config(iterations=1000, **{"checkpoint.every": 1000}))
+    command = "main", f"--config={config}", f"--workdir={tmp_path}"
+    process = start(*command)
+    wait_for_step(process, tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 0, output
+    assert "SIGTERM: saving and stopping" in output
+    last = steps_of(tmp_path)[-1]
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+    assert not (tmp_path / "before_after.png").exists()
+    status, output = finish(start(*command, f"--config.iterations={last + 1}"))
+    assert status == 0, output
+    assert f"Resumed after iteration {last}." in output
+    assert steps_of(tmp_path) == list(range(last + 2))
+    assert (tmp_path / "before_after.png").exists()
+
+
+def wait_for_step(process, workdir, step):
+    """Returns when the metrics of a step are there, or the program has ended."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        if (workdir / "metrics.jsonl").exists() and steps_of(workdir)[-1:] >= [step]:
+            return
+        time.sleep(0.05)
+    assert process.poll() == 0, "the program has ended in an error, or takes too long"
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_changes_nothing(start, config_file, make_config, tmp_path):
+    config = config_file(make_config(iterations=8))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, output = finish(start("main", f"--config={config}", f"--workdir={whole}"))
+    assert status == 0, output
+    moments = random.Random(0)
+    for kill in itertools.count():
+        process = start("main", f"--config={config}", f"--workdir={killed}")
+        if kill < 3:
+            wait_for_step(process, killed, 1 + 2 * kill)
+            time.sleep(moments.random())
+            process.kill()
+        if finish(process)[0] == 0:
+            break
+    assert_same_state(killed, whole, 8)
+    assert steps_of(killed) == list(range(9))
+
+
+def test_sample_draws_a_checkpoint(start, finished, tmp_path):
+    path = tmp_path / "grid.png"
+    status, output = finish(
+        start(
+            "sample",
+            f"--model={finished}",
+            "--step=best",
+            "--prompts=a cat; an apple next to a cake",
+            "--images_per_prompt=3",
+            f"--output={path}",
+        )
+    )
+    assert status == 0, output
+    # The captions, and three pictures of 32 pixels at three times their size.
+    assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
+
+
+def test_evaluate_compares_checkpoints(start, finished, config_file, make_config, tmp_path):
+    config = config_file(make_config())
+    checkpoints = f"last={finished},second={finished}@2"
+    status, output = finish(
+        start(
+            "evaluate",
+            f"--config={config}",
+            f"--checkpoints={checkpoints}",
+            f"--output={tmp_path}",
+            "--images=4",
+        )
+    )
+    assert status == 0, output
+    assert (tmp_path / "results.md").read_text() in output
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert lines[0] == "model,set,measure,scorer,value,low,high,images"
+    assert {line.split(",")[0] for line in lines[1:]} == {
+        "base",
+        "last",
+        "second",
+        "real pictures",
+    }
+    assert Image.open(tmp_path / "comparison.png").height > 3 * 96
