@@ -1,0 +1,95 @@
+"""The shipped emoji world opens in PyTorch, draws the same pictures there, and is good enough."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data.emoji import pictures, vocabulary
+from diffusionrl_jax.diffusion.rollout import conditions, rollout
+from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
+
+FOLDER = "asset:emoji/stable_diffusion"
+PROMPTS = [
+    "an apple next to a cake",
+    "a portrait of a judge",
+    "a zebra",
+    "a fox on side of a book",
+    "a portrait of a police officer",
+    "an umbrella and a lion",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_stable_diffusion(assets.resolve(FOLDER))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
+    model, params = loaded
+    schedule = make_schedule(model.scheduler_config, 20)
+    keys = jax.random.split(jax.random.key(3), len(PROMPTS))
+
+    @jax.jit
+    def draw(params, ids, empty_ids):
+        encode = lambda ids: model.encode_text(params["text_encoder"], ids)
+        text = conditions(encode(ids), encode(empty_ids)[0], guidance_scale)
+        trajectory = rollout(
+            model, schedule, params["unet"], text, keys, eta=0.0, guidance_scale=guidance_scale
+        )
+        return trajectory.latents[:, 0], model.decode(params["vae"], trajectory.latents[:, -1])
+
+    with jax.default_matmul_precision("highest"):
+        latents, ours = draw(params, model.tokenize(PROMPTS), model.tokenize([""]))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(assets.resolve(FOLDER)), safety_checker=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS,
+        latents=torch.tensor(np.asarray(latents)),
+        num_inference_steps=20,
+        guidance_scale=guidance_scale,
+        eta=0.0,
+        output_type="np",
+    ).images
+    # Only float32 rounding, through 20 steps.
+    assert np.abs(np.asarray(ours) - theirs).mean() < 1e-4
+    assert theirs.std() > 0.1  # pictures, not a blank canvas
+
+
+def test_vae_reconstructs_held_out_pictures(loaded):
+    model, params = loaded
+    images = np.stack(
+        [pictures.random_example(np.random.default_rng((77, i))).image for i in range(256)]
+    )
+    images = images.astype(np.float32) / 255
+
+    @jax.jit
+    def reconstruct(vae, images):
+        return model.decode(vae, model.encode(vae, images)[0])
+
+    error = np.mean(np.square(np.asarray(reconstruct(params["vae"], images)) - images))
+    assert -10 * np.log10(error) > 28  # dB of PSNR
+
+
+def test_assets_are_small():
+    folder = assets.resolve("asset:emoji")
+    sizes = [path.stat().length for path in folder.glob("**/*") if not path.is_dir()]
+    assert sum(sizes) < 15e6
+
+
+def test_unknown_asset_is_named():
+    with pytest.raises(FileNotFoundError, match="asset:emoji/nothing"):
+        assets.resolve("asset:emoji/nothing")
+
+
+def test_vocabulary_has_what_is_held_out():
+    assert len(vocabulary.OBJECTS) >= 100 and len(vocabulary.OCCUPATIONS) >= 20
+    assert set(vocabulary.HELD_OUT_OBJECTS) < set(vocabulary.OBJECTS)
+    assert set(vocabulary.HELD_OUT_OCCUPATIONS) < set(vocabulary.OCCUPATIONS)
+    assert min(vocabulary.TONE_FREQUENCIES) >= 0.08
