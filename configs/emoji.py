@@ -33,8 +33,12 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
         "statistical_parity", "asset:emoji/statistical_parity", credit="leave_one_out"
     )
     known = {
-        "preference": common.make_task(preference, "emoji:everything"),
-        "compositionality": common.make_task(detection, "emoji:pairs"),
+        "preference": common.make_task(
+            preference, "emoji:everything", group_size=4, normalisation="group"
+        ),
+        "compositionality": common.make_task(
+            detection, "emoji:pairs", group_size=4, normalisation="group"
+        ),
         "fairness": common.make_task(credit, "emoji:portraits", group_size=20),
     }
     for name in tasks.split(","):

@@ -68,7 +68,7 @@ class Checkpoints:
                 preservation_policy=self._keep, enable_async_checkpointing=True
             )
             # Named and typed here, or Orbax guesses both from the folders, damaged ones too.
-            handlers = {"state": ocp.StandardCheckpointHandler()}
+            handlers = {"state": ocp.PyTreeCheckpointHandler()}
             self._opened = ocp.CheckpointManager(
                 self.directory, options=options, item_handlers=handlers
             )
@@ -113,7 +113,7 @@ class Checkpoints:
                 )
             self._keep.metrics[step] = float(metrics[self.best_metric])
             self._write_metrics()
-        arguments = ocp.args.StandardSave(_without_empty(state))
+        arguments = ocp.args.PyTreeSave(_without_empty(state))
         return manager.save(step, args=ocp.args.Composite(state=arguments))
 
     def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
@@ -121,7 +121,8 @@ class Checkpoints:
 
         Args:
           abstract_state: the state's pytree with a `jax.ShapeDtypeStruct` with sharding for each
-            array (see `abstract`); the arrays are placed by it.
+            array (see `abstract`); the arrays are placed by it. What is `ocp.PLACEHOLDER` instead
+            is passed over and stays it.
 
         Returns:
           The step and the state, bit for bit as saved; None if there is no checkpoint at all.
@@ -166,7 +167,10 @@ class Checkpoints:
                 f"There is no checkpoint of step {step} in {self.directory}: choose one of"
                 f" {list(self.steps())}."
             )
-        arguments = ocp.args.StandardRestore(_without_empty(abstract_state))
+        item = _without_empty(abstract_state)
+        arguments = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        )
         restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
         return jax.tree.map(
             _fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None
@@ -261,7 +265,11 @@ def _without_empty(tree: PyTree) -> PyTree:
 
 
 def _fill_empty(expected, restored):
+    """The restored leaf; zeros without elements for what was not saved."""
     if restored is not None or expected is None:
+        shape = getattr(expected, "shape", ())
+        if np.shape(restored) != shape:  # Orbax looks at sharded arrays only.
+            raise ValueError(f"an array has the shape {np.shape(restored)} instead of {shape}")
         return restored
     return jax.device_put(
         jnp.zeros(expected.shape, expected.dtype), getattr(expected, "sharding", None)
