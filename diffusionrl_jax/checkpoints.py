@@ -267,9 +267,9 @@ def _without_empty(tree: PyTree) -> PyTree:
 def _fill_empty(expected, restored):
     """The restored leaf; zeros without elements for what was not saved."""
     if restored is not None or expected is None:
-        shape = getattr(expected, "shape", ())
-        if np.shape(restored) != shape:  # Orbax looks at sharded arrays only.
-            raise ValueError(f"an array has the shape {np.shape(restored)} instead of {shape}")
+        # Orbax compares the shapes of sharded arrays only.
+        if isinstance(restored, np.ndarray) and restored.shape != expected.shape:
+            raise ValueError(f"an array of {restored.shape} is saved instead of {expected.shape}")
         return restored
     return jax.device_put(
         jnp.zeros(expected.shape, expected.dtype), getattr(expected, "sharding", None)
