@@ -143,6 +143,7 @@ class Ours:
                 eta=1.0,
                 guidance_scale=work.guidance_scale,
                 timesteps_per_iteration=work.train_timesteps,
+                balance_timesteps=False,
                 clip_range=CLIP_RANGE,
                 advantage_clip=ADVANTAGE_CLIP,
                 pretraining_weight=0.0,

@@ -24,6 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Samples per task and iteration over all devices, and timesteps trained on (K).
     config.batch_size = 2048
     config.timesteps_per_iteration = 5
+    # Whether log-ratios are divided by how strongly the UNet's output moves their timestep's.
+    config.balance_timesteps = False
     config.clip_range = 1e-4
     config.advantage_clip = 10.0
 
@@ -103,8 +105,8 @@ def make_task(
       prompts: a UTF-8 text file with one prompt a line, or `emoji:pairs` and the like.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.
-      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or over the "group"
-        of images of one prompt.
+      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or less the mean of
+        the "group" of images of one prompt.
     """
     return ml_collections.ConfigDict(
         {

@@ -22,6 +22,7 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     config.timesteps_per_iteration = 4
     # The tiny UNet has 1/350 of the parameters: it takes larger steps.
     config.clip_range = 1e-2
+    config.balance_timesteps = True
     config.optimizer.learning_rate = 5e-5
     config.ema_decay = 0.7
     config.pretraining.pictures = "emoji"

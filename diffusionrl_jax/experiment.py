@@ -266,6 +266,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             eta=sampler.eta,
             guidance_scale=sampler.guidance_scale,
             timesteps_per_iteration=config.timesteps_per_iteration,
+            balance_timesteps=config.balance_timesteps,
             clip_range=config.clip_range,
             advantage_clip=config.advantage_clip,
             pretraining_weight=config.pretraining.weight,

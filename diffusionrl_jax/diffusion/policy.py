@@ -49,6 +49,22 @@ def step_distribution(
     return jnp.sqrt(previous) * clean + direction * epsilon, std
 
 
+def sensitivity(schedule: Schedule, eta: float) -> jax.Array:
+    """How far the UNet's output moves a step's mean, in that step's standard deviations.
+
+    The log-probability's gradient is proportional to it. With the tiny noise of a last step onto
+    timestep 1 it may be 8 times that of all others, whose gradients then drown in that one's.
+
+    Returns:
+      float32 [steps]; large, but finite, where a step has no noise.
+    """
+    shape = (schedule.steps, 1, 1, 1)
+    index = jnp.arange(schedule.steps)
+    # The mean is linear in the output.
+    mean, std = step_distribution(schedule, jnp.ones(shape), jnp.zeros(shape), index, eta)
+    return (jnp.abs(mean) / jnp.maximum(std, MINIMUM_STD)).reshape(-1)
+
+
 def log_prob(sample: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """Log-density of the action, averaged (not summed) over the latent's elements, as DDPO does.
 

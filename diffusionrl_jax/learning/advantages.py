@@ -44,9 +44,11 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
 
 
 def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
-    """Rewards normalised within the images of one prompt, as GRPO does (2402.03300, Sec. 4.1.2).
+    """Rewards less the mean of their prompt's images, by the deviation of all that is left.
 
-    It takes out how hard a prompt is, which the whole batch's mean leaves in as noise.
+    As GRPO (2402.03300, Sec. 4.1.2) it takes out how hard a prompt is, which the whole batch's mean
+    leaves in as noise. Unlike it, one deviation serves the batch (2503.20783): prompts whose images
+    are all alike teach nothing, and dividing by their own deviation would make them count most.
 
     Args:
       rewards: float32 [batch], the `group_size` samples of a prompt contiguous.
@@ -57,5 +59,7 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
       The advantages, with the mean and standard deviation of the whole batch's rewards.
     """
     groups = rewards.reshape(-1, group_size)
-    values = jax.vmap(lambda group: batch_normalised(group, clip).values)(groups)
-    return batch_normalised(rewards, clip).replace(values=values.reshape(-1))
+    valid = jnp.isfinite(groups)
+    mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
+    centred = batch_normalised((groups - mean).reshape(-1), clip)
+    return batch_normalised(rewards, clip).replace(values=centred.values)

@@ -24,27 +24,27 @@ class SurrogateLoss:
 
 
 def clipped_surrogate(
-    log_prob: jax.Array, old_log_prob: jax.Array, advantages: jax.Array, clip_range: float
+    log_ratio: jax.Array, advantages: jax.Array, clip_range: float
 ) -> SurrogateLoss:
     """-min(w A, clip(w, 1 - eps, 1 + eps) A) with w = p_theta / p_theta_old (Eq. 7).
 
     Args:
-      log_prob: float32 [batch], of the taken steps under the parameters being trained.
-      old_log_prob: [batch], under the parameters that took them.
+      log_ratio: float32 [batch], log-probability of the taken steps under the parameters being
+        trained, minus that under the parameters that took them.
       advantages: [batch].
       clip_range: eps.
 
     Returns:
       The loss of each sample with its diagnostics.
     """
-    chex.assert_equal_shape([log_prob, old_log_prob, advantages])
-    ratio = jnp.exp(log_prob - old_log_prob)
+    chex.assert_equal_shape([log_ratio, advantages])
+    ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
     return SurrogateLoss(
         loss=-jnp.minimum(ratio * advantages, clipped * advantages),
         ratio=ratio,
         clipped=(jnp.abs(ratio - 1) > clip_range).astype(jnp.float32),
-        approximate_kl=0.5 * jnp.square(log_prob - old_log_prob),
+        approximate_kl=0.5 * jnp.square(log_ratio),
     )
 
 

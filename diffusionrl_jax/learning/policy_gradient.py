@@ -46,6 +46,7 @@ class Hyperparameters:
     eta: float
     guidance_scale: float
     timesteps_per_iteration: int
+    balance_timesteps: bool
     clip_range: float
     advantage_clip: float
     pretraining_weight: float
@@ -367,10 +368,10 @@ class PolicyGradient:
         )
         log_prob = policy.log_prob(update.target[:, 0], mean, std)
         # No ratio for pretraining pictures: an overflow there would poison the gradient.
-        log_prob = jnp.where(update.is_pretraining, update.old_log_prob, log_prob)
-        surrogate = losses.clipped_surrogate(
-            log_prob, update.old_log_prob, update.advantages, numbers.clip_range
-        )
+        log_ratio = jnp.where(update.is_pretraining, 0, log_prob - update.old_log_prob)
+        if numbers.balance_timesteps:
+            log_ratio /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
+        surrogate = losses.clipped_surrogate(log_ratio, update.advantages, numbers.clip_range)
         pretraining = losses.pretraining(output, update.target)
         loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
         ratio_error = jnp.abs(surrogate.ratio - 1)

@@ -49,6 +49,24 @@ def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps
         assert difference <= TOLERANCE * scale, index
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [10, 50])
+def test_sensitivity_scales_the_gradient_of_the_log_probability(prediction_type, steps):
+    schedule = make_schedule(CONFIG | {"prediction_type": prediction_type}, steps)
+    rng = np.random.default_rng(steps)
+    output, latents, noise = rng.standard_normal((3, steps, 4, 8, 8)).astype(np.float32)
+    mean, std = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)
+
+    def total(output):
+        moved, _ = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)
+        return policy.log_prob(mean + std * noise, moved, std).sum()
+
+    # d log p / d output = (noise / std) (d mean / d output) / elements.
+    expected = np.abs(noise) / 256 * policy.sensitivity(schedule, 1.0).reshape(-1, 1, 1, 1)
+    gradient = np.abs(jax.grad(total)(jnp.asarray(output)))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-2, atol=1e-3 * expected.max())
+
+
 def test_log_prob_is_that_of_torch():
     rng = np.random.default_rng(0)
     sample, mean = rng.standard_normal((2, 5, 4, 8, 8)).astype(np.float32)

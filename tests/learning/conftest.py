@@ -84,6 +84,7 @@ HYPERPARAMETERS = Hyperparameters(
     eta=1.0,
     guidance_scale=3.0,
     timesteps_per_iteration=2,
+    balance_timesteps=False,
     clip_range=1e-2,
     advantage_clip=10.0,
     pretraining_weight=0.5,

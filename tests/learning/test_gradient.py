@@ -1,5 +1,7 @@
 """The update's gradient against one written from the paper's equations for a single sample."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +100,10 @@ def case(request, build, alphas):
         weight=np.float32(0.5),
         is_pretraining=np.bool_(True),
     )
+    numbers = dataclasses.replace(setup.algorithm.hyperparameters, balance_timesteps=True)
+    balanced = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
     return {
+        "balanced_loss": jax.jit(balanced.loss),
         "params": setup.params,
         "state": setup.state(),
         "text": text[None, None],
@@ -145,6 +150,17 @@ def test_no_gradient_beyond_the_clip_range(case, log_ratio, advantage):
     state, metrics = case["update"](case["state"], update, case["text"])
     assert metrics["gradient_norm"] == 0
     assert metrics["clip_fraction"] == 1
+
+
+def test_balanced_timesteps_divide_the_log_ratio(case, alphas):
+    _, alpha, alpha_previous = alphas
+    variance = (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
+    slope = (1 - alpha_previous - variance) ** 0.5 - (alpha_previous * (1 - alpha) / alpha) ** 0.5
+    old = case["log_prob"] - np.float32(0.05)
+    update = case["policy_update"].replace(old_log_prob=old[None])
+    _, metrics = case["balanced_loss"](case["params"], update, case["text"][0])
+    expected = np.exp(0.05 * variance**0.5 / abs(slope))
+    np.testing.assert_allclose(metrics["ratio"], expected, rtol=1e-4)
 
 
 def test_pretraining_gradient(case):

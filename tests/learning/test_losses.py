@@ -12,8 +12,7 @@ from diffusionrl_jax.learning.advantages import batch_normalised, group_normalis
 def test_clipped_surrogate_closed_form():
     log_ratio = np.log([1.0, 1.1, 0.9, 1.3, 1.3, 0.7, 0.7]).astype(np.float32)
     advantages = np.array([2.0, 2.0, -2.0, 2.0, -2.0, 2.0, -2.0], np.float32)
-    old = np.full(7, -1.5, np.float32)
-    result = losses.clipped_surrogate(old + log_ratio, old, advantages, 0.2)
+    result = losses.clipped_surrogate(log_ratio, advantages, 0.2)
     np.testing.assert_allclose(result.loss, [-2, -2.2, 1.8, -2.4, 2.6, -1.4, 1.6], rtol=1e-6)
     np.testing.assert_allclose(result.ratio, [1, 1.1, 0.9, 1.3, 1.3, 0.7, 0.7], rtol=1e-6)
     np.testing.assert_array_equal(result.clipped, [0, 0, 0, 1, 1, 1, 1])
@@ -24,7 +23,7 @@ def test_surrogate_gradient_has_the_sign_of_the_advantage_until_it_is_clipped():
     advantages = jnp.asarray([2.0, -2.0, 2.0, -2.0, 2.0, -2.0])
     ratio = jnp.asarray([1.0, 1.0, 1.3, 1.3, 0.7, 0.7])
     gradient = jax.grad(
-        lambda log_prob: losses.clipped_surrogate(log_prob, 0 * ratio, advantages, 0.2).loss.sum()
+        lambda log_ratio: losses.clipped_surrogate(log_ratio, advantages, 0.2).loss.sum()
     )(jnp.log(ratio))
     # d loss / d log-prob is -w A; 0 where w has left the range in the direction that A rewards.
     np.testing.assert_allclose(gradient, [-2, 2, 0, 2.6, -1.4, 0], rtol=1e-6)
@@ -73,10 +72,17 @@ def test_nothing_to_prefer_gives_no_advantage(rewards):
     assert np.isfinite(result.reward_mean)
 
 
-def test_group_normalised_equals_each_group_by_itself():
+def test_group_normalised_takes_out_each_groups_mean():
     rewards = np.random.default_rng(0).normal(size=12).astype(np.float32) + np.repeat([0, 9, 99], 4)
     result = group_normalised(jnp.asarray(rewards, jnp.float32), 4, 10.0)
-    groups = rewards.reshape(3, 4)
-    expected = (groups - groups.mean(1, keepdims=True)) / groups.std(1, keepdims=True)
-    np.testing.assert_allclose(result.values, expected.ravel(), atol=2e-4)
+    centred = (rewards.reshape(3, 4) - rewards.reshape(3, 4).mean(1, keepdims=True)).ravel()
+    np.testing.assert_allclose(result.values, centred / centred.std(), atol=2e-4)
     np.testing.assert_allclose(result.reward_std, rewards.std(), rtol=1e-5)
+
+
+def test_group_normalised_leaves_invalid_rewards_out():
+    rewards = jnp.asarray([1.0, 3.0, jnp.nan, 5.0, 5.0, 5.0, jnp.nan, jnp.nan, jnp.nan])
+    result = group_normalised(rewards, 3, 10.0)
+    np.testing.assert_allclose(result.values[:2], [-(2.5**0.5), 2.5**0.5], rtol=1e-5)
+    np.testing.assert_array_equal(result.values[2:], 0)
+    np.testing.assert_array_equal(result.valid, jnp.isfinite(rewards))

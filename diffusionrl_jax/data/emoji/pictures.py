@@ -16,8 +16,9 @@ IMAGE_SIZE = 32  # of a picture, pixels
 PAIR_SIZES = (14, 16)  # of an object in a pair, or of a small single one, pixels
 LARGE_SIZES = (25, 31)  # of an object alone, pixels
 PORTRAIT_SIZES = (30, 32)
-KIND_FREQUENCIES = {"single": 0.27, "pair": 0.38, "portrait": 0.35}
+KIND_FREQUENCIES = {"single": 0.35, "pair": 0.37, "portrait": 0.28}
 LARGE_FREQUENCY = 0.6  # of the pictures of one object
+PORTRAIT_FREQUENCY = 0.5  # of the prompts of one object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +94,16 @@ def _offset(rng: np.random.Generator, room: int) -> int:
 
 
 def random_single(rng: np.random.Generator, noun: str) -> Example:
-    """One object, large (three in five) or as small as in a pair, anywhere in the picture."""
+    """One object, large (three in five) or as small as in a pair, anywhere in the picture.
+
+    Half the prompts are a portrait's, so that every noun is read where a pair's second noun stands.
+    """
     size = _size(rng, LARGE_SIZES if rng.random() < LARGE_FREQUENCY else PAIR_SIZES)
     left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
+    prefix = "a portrait of " if rng.random() < PORTRAIT_FREQUENCY else ""
     return Example(
         image=draw([(noun, size, left, top)]),
-        prompt=f"{prompts.article(noun)} {noun}",
+        prompt=f"{prefix}{prompts.article(noun)} {noun}",
         kind="single",
         objects=(noun,),
         boxes=((left, top, left + size, top + size),),

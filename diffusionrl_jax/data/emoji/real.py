@@ -1,5 +1,6 @@
 """Real pictures of the emoji world's prompts: the upper end of what a model can score."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -7,24 +8,24 @@ import numpy as np
 
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 
-PORTRAIT = re.compile(r"a portrait of an? (?P<occupation>.+)")
 PAIR = re.compile(
     rf"an? (?P<first>.+?) (?P<relation>{'|'.join(vocabulary.RELATIONS)}) an? (?P<second>.+)"
 )
-SINGLE = re.compile(r"an? (?P<noun>.+)")
+SINGLE = re.compile(r"(a portrait of )?an? (?P<noun>.+)")
 
 
 def draw_prompt(rng: np.random.Generator, prompt: str) -> pictures.Example | None:
     """A picture of a prompt, people with a tone drawn uniformly; None if it can't be drawn."""
-    if match := PORTRAIT.fullmatch(prompt):
-        if match["occupation"] in vocabulary.OCCUPATIONS:
-            tone = int(rng.integers(len(vocabulary.TONES)))
-            return pictures.random_portrait(rng, match["occupation"], tone)
-    elif match := PAIR.fullmatch(prompt):
+    if match := PAIR.fullmatch(prompt):
         if match["first"] in vocabulary.OBJECTS and match["second"] in vocabulary.OBJECTS:
             return pictures.random_pair(rng, match["first"], match["relation"], match["second"])
-    elif (match := SINGLE.fullmatch(prompt)) and match["noun"] in vocabulary.OBJECTS:
-        return pictures.random_single(rng, match["noun"])
+    elif match := SINGLE.fullmatch(prompt):
+        if match["noun"] in vocabulary.OCCUPATIONS:
+            tone = int(rng.integers(len(vocabulary.TONES)))
+            return pictures.random_portrait(rng, match["noun"], tone)
+        if match["noun"] in vocabulary.OBJECTS:
+            example = pictures.random_single(rng, match["noun"])
+            return dataclasses.replace(example, prompt=prompt)
     return None
 
 

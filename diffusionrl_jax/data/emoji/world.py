@@ -21,7 +21,7 @@ def encode_png(image: np.ndarray) -> bytes:
 class EmojiWorld(tfds.core.GeneratorBasedBuilder):
     """Pictures of the emoji world with their prompts: singles, pairs and portraits."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.0.0": "104 objects, 23 occupations in five skin tones."}
 
     def _info(self) -> tfds.core.DatasetInfo:
