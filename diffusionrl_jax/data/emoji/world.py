@@ -22,7 +22,10 @@ class EmojiWorld(tfds.core.GeneratorBasedBuilder):
     """Pictures of the emoji world with their prompts: singles, pairs and portraits."""
 
     VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "104 objects, 23 occupations in five skin tones."}
+    RELEASE_NOTES = {
+        "1.0.0": "104 objects, 23 occupations in five skin tones.",
+        "1.1.0": "More single objects, half of them prompted as portraits.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = pictures.IMAGE_SIZE
