@@ -97,6 +97,7 @@ def make_task(
     group_size: int = 1,
     weight: float = 1.0,
     normalisation: str = "batch",
+    shared_noise: bool = False,
 ) -> ml_collections.ConfigDict:
     """A task: what is drawn, and what it is rewarded by.
 
@@ -107,6 +108,8 @@ def make_task(
       weight: of the task's loss.
       normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or less the mean of
         the "group" of images of one prompt.
+      shared_noise: whether the images of a prompt are trained on the same timesteps and share all
+        noise but that of those, so that what they differ in is what is credited.
     """
     return ml_collections.ConfigDict(
         {
@@ -115,6 +118,7 @@ def make_task(
             "group_size": group_size,
             "weight": weight,
             "normalisation": normalisation,
+            "shared_noise": shared_noise,
         }
     )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from diffusionrl_jax import runs
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.prompts import prompt_batch
-from diffusionrl_jax.diffusion.rollout import conditions, rollout
+from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
@@ -47,7 +47,7 @@ class Sampler:
         model = policy.model
 
         def draw(params, ids, empty_ids, indices, seed):
-            key = jax.random.key(seed)
+            fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
             text = conditions(
                 model.encode_text(params["text_encoder"], ids),
                 model.encode_text(params["text_encoder"], empty_ids[None])[0],
@@ -58,7 +58,7 @@ class Sampler:
                 policy.schedule,
                 params["unet"],
                 text,
-                jax.vmap(lambda index: jax.random.fold_in(key, index))(indices),
+                noise_keys(jax.vmap(fold_in)(indices), policy.schedule.steps),
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
             )

@@ -278,6 +278,10 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         ),
         mesh=policy.mesh,
         advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in names),
+        noise_groups=tuple(
+            config.tasks[name].group_size if config.tasks[name].shared_noise else 1
+            for name in names
+        ),
     )
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

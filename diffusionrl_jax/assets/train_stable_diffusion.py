@@ -154,6 +154,21 @@ def latent_pool(model, vae_params, mesh, count):
     return np.concatenate(means), np.concatenate(stds), prompts, psnr
 
 
+def _swap_endings(text, ids):
+    """Gives every prompt the states of another one from its end-of-text token on.
+
+    They sum up the whole prompt. A UNet that reads them draws the pairs that it knows; one that has
+    to read the nouns themselves also draws those that it has only seen alone.
+
+    Args:
+      text: float32 [batch, tokens, width], the text encoder's states.
+      ids: int32 [batch, tokens].
+    """
+    ended = jnp.cumsum(ids == ids[:, -1:], axis=1)[..., None] > 0
+    other, other_ended = jnp.roll(text, 1, axis=0), jnp.roll(ended, 1, axis=0)
+    return jnp.where(ended, jnp.where(other_ended, other, other[:, -1:]), text)
+
+
 def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
     """The denoising loss (Eqs. 8-9) on cached latents; the text encoder learns along."""
     means, stds, prompts = pool
@@ -171,7 +186,8 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
         spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
         timesteps = (spread * 1000).astype(jnp.int32)
         dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
-        text = model.encode_text(params["text_encoder"], jnp.where(dropped, empty, ids))
+        ids = jnp.where(dropped, empty, ids)
+        text = _swap_endings(model.encode_text(params["text_encoder"], ids), ids)
         noisy = add_noise(schedule, clean, noise, timesteps)
         output = model.denoise(params["unet"], noisy, timesteps, text)
         loss = jnp.mean(jnp.square(output - training_target(schedule, clean, noise, timesteps)))
@@ -187,7 +203,9 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
 def main(_):
     mesh = make_mesh()
     output = epath.Path(OUTPUT.value)
-    tokenizer = emoji_model.train_tokenizer()
+    # Equally frequent pairs of tokens are merged in any order: go on with the same tokenizer.
+    initial, initial_params = load_stable_diffusion(INIT.value) if INIT.value else (None, None)
+    tokenizer = initial.tokenizer if initial else emoji_model.train_tokenizer()
     model, params = init_stable_diffusion(
         emoji_model.configs(tokenizer, scaling_factor=1.0), jax.random.key(0), tokenizer
     )
@@ -200,9 +218,8 @@ def main(_):
     scaling_factor = float(1 / np.sqrt(np.mean(means**2 + stds**2)))
     print(f"PSNR {psnr} dB, scaling factor {scaling_factor}", flush=True)
     model = build_stable_diffusion(emoji_model.configs(tokenizer, scaling_factor), tokenizer)
-    if INIT.value:
-        initial = load_stable_diffusion(INIT.value)[1]
-        params |= {name: initial[name] for name in ("unet", "text_encoder")}
+    if initial:
+        params |= {name: initial_params[name] for name in ("unet", "text_encoder")}
 
     def save(trained, dtype="float32"):
         save_stable_diffusion(output, model, params | trained, dtype)

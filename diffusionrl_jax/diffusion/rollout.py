@@ -63,6 +63,12 @@ def denoise_passes(
     return model.denoise(unet_params, *flat).reshape(latents.shape)
 
 
+def noise_keys(keys: jax.Array, steps: int) -> jax.Array:
+    """A chain's keys, [batch, steps + 1], from one key for each sample, [batch]."""
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold_in(keys, jnp.arange(steps + 1))
+
+
 def rollout(
     model: StableDiffusion,
     schedule: Schedule,
@@ -80,7 +86,8 @@ def rollout(
       schedule: the chain of S steps.
       unet_params: parameters of the policy.
       text: [batch, passes, tokens, width], from `conditions`.
-      keys: PRNG keys [batch]; each sample's noise depends on its own key alone.
+      keys: PRNG keys [batch, S + 1], from `noise_keys`: of the noise that each step adds and, last,
+        of x_T. Samples that have a key in common have that noise in common.
       eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
       guidance_scale: of classifier-free guidance; 1 is none.
 
@@ -90,8 +97,8 @@ def rollout(
     passes = text.shape[1]
 
     def noise(index):
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, index), model.latent_shape)
-        return jax.vmap(draw)(keys)
+        draw = lambda key: jax.random.normal(key, model.latent_shape)
+        return jax.vmap(draw)(keys[:, index])
 
     def step(latents, index):
         repeated = jnp.repeat(latents[:, None], passes, axis=1)

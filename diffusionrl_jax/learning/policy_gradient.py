@@ -21,7 +21,12 @@ import optax
 from jax.sharding import Mesh
 
 from diffusionrl_jax.diffusion import policy
-from diffusionrl_jax.diffusion.rollout import Trajectory, conditions, denoise_passes, rollout
+from diffusionrl_jax.diffusion.rollout import (
+    Trajectory,
+    conditions,
+    denoise_passes,
+    rollout,
+)
 from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
 from diffusionrl_jax.distributed import microbatch
 from diffusionrl_jax.distributed.mesh import batch_sharding
@@ -146,6 +151,8 @@ class PolicyGradient:
       mesh: over which batches are sharded.
       advantage_groups: of each task, how many neighbours in the batch are normalised together; 0
         is the whole batch. Empty means the whole batch for all tasks.
+      noise_groups: of each task, how many neighbours in the batch are trained on the same timesteps
+        and share all noise but that of those; 1 is none. Empty means none for all tasks.
 
     Raises:
       ValueError: if there are fewer steps with noise than timesteps to train on.
@@ -159,6 +166,7 @@ class PolicyGradient:
     hyperparameters: Hyperparameters
     mesh: Mesh
     advantage_groups: tuple[int, ...] = ()
+    noise_groups: tuple[int, ...] = ()
 
     def __post_init__(self):
         count, steps = self.hyperparameters.timesteps_per_iteration, self.schedule.stochastic_steps
@@ -176,6 +184,39 @@ class PolicyGradient:
         """One key per global sample index, so that draws don't depend on the devices."""
         key = self._key(step, stream)
         return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+    def _first_of_group(self, tasks: int, batch: int) -> jax.Array:
+        """int32 [T, B]: the global index of the sample that each one shares noise with."""
+        sizes = jnp.asarray(self.noise_groups or (1,) * tasks)[:, None]
+        within = jnp.arange(batch) // sizes * sizes
+        return jnp.arange(tasks)[:, None] * batch + within
+
+    def _trained_steps(self, step: jax.Array, tasks: int, batch: int) -> jax.Array:
+        """int32 [T, B, K]: where in its chain every sample is trained, without replacement.
+
+        Every sample (or group that shares noise) draws its own, as the paper's released code does.
+        """
+        numbers, steps = self.hyperparameters, self.schedule.stochastic_steps
+        keys = self._keys(step, TIMESTEPS, self._first_of_group(tasks, batch).reshape(-1))
+        chosen = jax.vmap(lambda key: jax.random.permutation(key, steps))(keys)
+        return chosen[:, : numbers.timesteps_per_iteration].reshape(tasks, batch, -1)
+
+    def _noise_sources(self, step: jax.Array, tasks: int, batch: int) -> jax.Array:
+        """int32 [T, B, S + 1]: the sample whose noise each sample takes at each step, and first.
+
+        Its own at the steps that it is trained on, so that nothing else makes its group differ.
+        """
+        own = jnp.arange(tasks * batch).reshape(tasks, batch, 1)
+        first = self._first_of_group(tasks, batch)[..., None]
+        trained = self._trained_steps(step, tasks, batch)[..., None]
+        steps = jnp.arange(self.schedule.steps + 1)
+        return jnp.where((trained == steps).any(axis=2), own, first)
+
+    def _noise_keys(self, step: jax.Array, sources: jax.Array) -> jax.Array:
+        """The keys of [B, S + 1] sources."""
+        keys = self._keys(step, SAMPLING, sources.reshape(-1)).reshape(sources.shape)
+        fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
+        return fold_in(keys, jnp.arange(sources.shape[1]))
 
     def _microbatches(self, batch: int, per_device: int) -> int:
         return microbatch.microbatch_count(batch, per_device, self.mesh.size)
@@ -196,11 +237,11 @@ class PolicyGradient:
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
-        indices = jnp.arange(tasks * batch).reshape(tasks, batch)
+        sources = self._noise_sources(step, tasks, batch)
         empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])[0]
 
         def chain(arguments):
-            ids, indices = arguments
+            ids, sources = arguments
             embeddings = self.model.encode_text(frozen.text_encoder, ids)
             text = conditions(embeddings, empty, numbers.guidance_scale)
             trajectory = rollout(
@@ -208,7 +249,7 @@ class PolicyGradient:
                 self.schedule,
                 unet_params,
                 text,
-                self._keys(step, SAMPLING, indices),
+                self._noise_keys(step, sources),
                 eta=numbers.eta,
                 guidance_scale=numbers.guidance_scale,
             )
@@ -216,7 +257,7 @@ class PolicyGradient:
 
         trajectory, text = microbatch.map_microbatches(
             chain,
-            (flatten(input_ids), flatten(indices)),
+            (flatten(input_ids), flatten(sources)),
             self._microbatches(tasks * batch, numbers.sample_microbatch),
             self.mesh,
         )
@@ -290,11 +331,7 @@ class PolicyGradient:
     def _policy_updates(self, trajectory: Trajectory, advantages: jax.Array, step) -> Updates:
         tasks, batch, _ = trajectory.log_probs.shape
         count, passes = self.hyperparameters.timesteps_per_iteration, self.hyperparameters.passes
-        keys = self._keys(step, TIMESTEPS, jnp.arange(tasks * batch))
-        # Every sample draws its own K timesteps, without replacement, as the released code does.
-        steps = self.schedule.stochastic_steps
-        chosen = jax.vmap(lambda key: jax.random.permutation(key, steps)[:count])(keys)
-        chosen = chosen.reshape(tasks, batch, count)
+        chosen = self._trained_steps(step, tasks, batch)
 
         def gather(array, indices):
             """[T, B, steps, ...] at [T, B, K], as [T * K, B, ...]."""

@@ -10,7 +10,7 @@ import torch
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.emoji import pictures, vocabulary
-from diffusionrl_jax.diffusion.rollout import conditions, rollout
+from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 
@@ -34,7 +34,7 @@ def loaded():
 def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     model, params = loaded
     schedule = make_schedule(model.scheduler_config, 20)
-    keys = jax.random.split(jax.random.key(3), len(PROMPTS))
+    keys = noise_keys(jax.random.split(jax.random.key(3), len(PROMPTS)), 20)
 
     @jax.jit
     def draw(params, ids, empty_ids):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.diffusion.rollout import conditions, rollout
+from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
 
 CONFIG = {
@@ -41,7 +41,13 @@ def sample(keys, embeddings, eta=1.0, guidance_scale=SCALE):
     schedule = make_schedule(CONFIG, STEPS)
     return jax.jit(
         lambda text, keys: rollout(
-            MODEL, schedule, 0.7, text, keys, eta=eta, guidance_scale=guidance_scale
+            MODEL,
+            schedule,
+            0.7,
+            text,
+            noise_keys(keys, STEPS),
+            eta=eta,
+            guidance_scale=guidance_scale,
         )
     )(text, keys)
 

@@ -1,5 +1,7 @@
 """What is trained on: steps that were taken, each at most once, on the devices that took them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,34 @@ def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, program,
     assert len({tuple(draw) for draw in draws}) > 20
     # 64 draws of 3 of 5: each is expected 38 times, with a standard deviation of 4.
     assert np.abs(np.bincount(draws.ravel(), minlength=STEPS) - 38.4).max() < 16
+
+
+def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setup):
+    numbers = dataclasses.replace(setup.algorithm.hyperparameters, timesteps_per_iteration=1)
+    algorithm = dataclasses.replace(setup.algorithm, hyperparameters=numbers, noise_groups=(4, 1))
+    ids = np.repeat(np.asarray(setup.batch.input_ids)[:, ::4], 4, axis=1)
+    ids = jax.device_put(ids, batch_sharding(algorithm.mesh, axis=1))
+
+    @jax.jit
+    def run(params, frozen, ids):
+        samples = algorithm.sample(params, frozen, ids, 0)
+        advantages = jnp.ones((TASKS, BATCH))
+        updates = algorithm._policy_updates(samples.trajectory, advantages, 0)
+        return samples.trajectory.latents, updates.step_index
+
+    latents, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
+    # Noise of the same samples, were none of it shared: only the trained step's is their own.
+    sources = np.asarray(algorithm._noise_sources(0, TASKS, BATCH))
+    for first in (0, 4):
+        step, group = chosen[0, first], latents[0, first : first + 4]
+        np.testing.assert_array_equal(chosen[0, first : first + 4], step)
+        np.testing.assert_array_equal(group[:, : step + 1], np.stack([group[0, : step + 1]] * 4))
+        assert len(np.unique(group[:, step + 1, 0, 0, 0])) == 4
+        expected = np.full((4, STEPS + 1), first)
+        expected[:, step] += np.arange(4)
+        np.testing.assert_array_equal(sources[0, first : first + 4], expected)
+    assert len(np.unique(latents[1, :, 0, 0, 0, 0])) == BATCH
+    assert len(np.unique(chosen[1])) > 1
 
 
 def test_a_last_step_without_noise_is_never_chosen(build, rewards):

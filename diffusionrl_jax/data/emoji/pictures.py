@@ -17,7 +17,9 @@ PAIR_SIZES = (14, 16)  # of an object in a pair, or of a small single one, pixel
 LARGE_SIZES = (25, 31)  # of an object alone, pixels
 PORTRAIT_SIZES = (30, 32)
 KIND_FREQUENCIES = {"single": 0.35, "pair": 0.37, "portrait": 0.28}
-LARGE_FREQUENCY = 0.6  # of the pictures of one object
+LARGE_FREQUENCY = 0.5  # of the pictures of one object
+# Objects that are never in a pair are drawn alone more often: all are seen about as often in all.
+ALONE = tuple(vocabulary.OBJECTS) + 3 * vocabulary.HELD_OUT_OBJECTS
 PORTRAIT_FREQUENCY = 0.5  # of the prompts of one object
 
 
@@ -94,7 +96,7 @@ def _offset(rng: np.random.Generator, room: int) -> int:
 
 
 def random_single(rng: np.random.Generator, noun: str) -> Example:
-    """One object, large (three in five) or as small as in a pair, anywhere in the picture.
+    """One object, large or as small as in a pair, anywhere in the picture.
 
     Half the prompts are a portrait's, so that every noun is read where a pair's second noun stands.
     """
@@ -156,7 +158,7 @@ def random_example(rng: np.random.Generator, *, kind: str | None = None) -> Exam
     if kind is None:
         kind = rng.choice(list(KIND_FREQUENCIES), p=list(KIND_FREQUENCIES.values()))
     if kind == "single":
-        return random_single(rng, _choice(rng, tuple(vocabulary.OBJECTS)))
+        return random_single(rng, _choice(rng, ALONE))
     if kind == "portrait":
         tone = int(rng.choice(len(vocabulary.TONES), p=vocabulary.TONE_FREQUENCIES))
         return random_portrait(rng, _choice(rng, tuple(vocabulary.OCCUPATIONS)), tone)
