@@ -23,8 +23,9 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     # The tiny UNet has 1/350 of the parameters: it takes larger steps.
     config.clip_range = 1e-2
     config.balance_timesteps = True
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 2e-4
     config.ema_decay = 0.8
+    config.pretraining.weight = 0.25
     config.pretraining.pictures = "emoji"
 
     preference = common.make_scorer("image_reward", "asset:emoji/image_reward")
@@ -37,7 +38,7 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     known = {
         "preference": common.make_task(preference, "emoji:everything", **by_prompt),
         "compositionality": common.make_task(detection, "emoji:pairs", **by_prompt),
-        "fairness": common.make_task(credit, "emoji:portraits", group_size=20),
+        "fairness": common.make_task(credit, "emoji:portraits", group_size=20, weight=0.5),
     }
     for name in tasks.split(","):
         if name not in known:
