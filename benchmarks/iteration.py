@@ -127,6 +127,8 @@ class Ours:
                     "beta2": 0.999,
                     "epsilon": 1e-8,
                     "weight_decay": 1e-4,
+                    "warmup_updates": 0,
+                    "decay_updates": 0,
                     "gradient_clip": GRADIENT_CLIP,
                 }
             )

@@ -35,12 +35,19 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     """AdamW with gradient clipping, as in the paper's Table 6.
 
     Args:
-      config: fields learning_rate, beta1, beta2, epsilon, weight_decay, gradient_clip.
+      config: fields learning_rate, warmup_updates, decay_updates, beta1, beta2, epsilon,
+        weight_decay, gradient_clip.
     """
+    rate = config.learning_rate
+    warmup, decay = config.warmup_updates, config.decay_updates
+    if decay:
+        rate = optax.warmup_cosine_decay_schedule(0, rate, warmup, warmup + decay, rate / 10)
+    elif warmup:
+        rate = optax.linear_schedule(0, rate, warmup)
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
         optax.adamw(
-            config.learning_rate,
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,

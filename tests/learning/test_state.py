@@ -1,10 +1,13 @@
 """The optimiser against PyTorch's AdamW, and the state before the first iteration."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+import pytest
 import torch
 
 from diffusionrl_jax.learning.state import init_state, make_optimizer
@@ -16,19 +19,32 @@ CONFIG = ml_collections.ConfigDict(
         "beta2": 0.999,
         "epsilon": 1e-8,
         "weight_decay": 1e-1,
+        "warmup_updates": 0,
+        "decay_updates": 0,
         "gradient_clip": 1.0,
     }
 )
 
 
-def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients():
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (3, 0), (1, 2)])
+def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients(warmup, decay):
     rng = np.random.default_rng(0)
     start = rng.standard_normal((3, 4)).astype(np.float32)
-    optimizer = make_optimizer(CONFIG)
+    changes = {"warmup_updates": warmup, "decay_updates": decay}
+    config = ml_collections.ConfigDict(CONFIG.to_dict() | changes)
+    optimizer = make_optimizer(config)
     update = jax.jit(optimizer.update)
     params, slots = jnp.asarray(start), optimizer.init(start)
     tensor = torch.nn.Parameter(torch.from_numpy(start.copy()))
     theirs = torch.optim.AdamW([tensor], lr=1e-2, eps=1e-8, weight_decay=1e-1)
+
+    def factor(count):
+        if count < warmup or not decay:
+            return min(count / warmup, 1.0) if warmup else 1.0
+        progress = min((count - warmup) / decay, 1.0)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, factor)
     for size in (0.1, 5.0, 0.2, 3.0):  # some above the clip, some below
         gradient = size * rng.standard_normal((3, 4)).astype(np.float32)
         changes, slots = update(gradient, slots, params)
@@ -36,6 +52,7 @@ def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients():
         tensor.grad = torch.from_numpy(gradient.copy())
         torch.nn.utils.clip_grad_norm_([tensor], 1.0)
         theirs.step()
+        scheduler.step()
     np.testing.assert_allclose(params, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
