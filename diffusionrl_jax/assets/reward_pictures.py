@@ -81,8 +81,8 @@ def make_pool(examples: Sequence[pictures.Example], images: np.ndarray | None = 
 
 
 def draw(seed: int, count: int, example: Callable | None = None) -> list[pictures.Example]:
-    """`count` examples of a seed, by default of the pretraining distribution."""
-    example = example or pictures.random_example
+    """`count` examples of a seed, by default pretraining pictures with the prompts of the tasks."""
+    example = example or functools.partial(pictures.random_example, portrait_frequency=0.0)
     return [example(np.random.default_rng((seed, index))) for index in range(count)]
 
 

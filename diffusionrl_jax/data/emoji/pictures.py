@@ -20,7 +20,9 @@ KIND_FREQUENCIES = {"single": 0.35, "pair": 0.37, "portrait": 0.28}
 LARGE_FREQUENCY = 0.5  # of the pictures of one object
 # Objects that are never in a pair are drawn alone more often: all are seen about as often in all.
 ALONE = tuple(vocabulary.OBJECTS) + 3 * vocabulary.HELD_OUT_OBJECTS
-PORTRAIT_FREQUENCY = 0.5  # of the prompts of one object
+# How often the prompt of one object calls it a portrait, so that every noun is read where the
+# second noun of a pair stands.
+PORTRAIT_FREQUENCY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +98,12 @@ def _offset(rng: np.random.Generator, room: int) -> int:
 
 
 def random_single(rng: np.random.Generator, noun: str) -> Example:
-    """One object, large or as small as in a pair, anywhere in the picture.
-
-    Half the prompts are a portrait's, so that every noun is read where a pair's second noun stands.
-    """
+    """One object, large or as small as in a pair, anywhere in the picture."""
     size = _size(rng, LARGE_SIZES if rng.random() < LARGE_FREQUENCY else PAIR_SIZES)
     left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
-    prefix = "a portrait of " if rng.random() < PORTRAIT_FREQUENCY else ""
     return Example(
         image=draw([(noun, size, left, top)]),
-        prompt=f"{prefix}{prompts.article(noun)} {noun}",
+        prompt=f"{prompts.article(noun)} {noun}",
         kind="single",
         objects=(noun,),
         boxes=((left, top, left + size, top + size),),
@@ -148,17 +146,26 @@ def _choice(rng: np.random.Generator, names):
     return names[int(rng.integers(len(names)))]
 
 
-def random_example(rng: np.random.Generator, *, kind: str | None = None) -> Example:
+def random_example(
+    rng: np.random.Generator,
+    *,
+    kind: str | None = None,
+    portrait_frequency: float = PORTRAIT_FREQUENCY,
+) -> Example:
     """Draws a pretraining picture: no held-out object in a pair, and no held-out pair.
 
     Args:
       rng: numpy's generator; the picture is a function of its state alone.
       kind: "single", "pair" or "portrait"; None draws it by `KIND_FREQUENCIES`.
+      portrait_frequency: how often the prompt of one object calls it a portrait.
     """
     if kind is None:
         kind = rng.choice(list(KIND_FREQUENCIES), p=list(KIND_FREQUENCIES.values()))
     if kind == "single":
-        return random_single(rng, _choice(rng, ALONE))
+        example = random_single(rng, _choice(rng, ALONE))
+        if rng.random() < portrait_frequency:
+            example = dataclasses.replace(example, prompt=f"a portrait of {example.prompt}")
+        return example
     if kind == "portrait":
         tone = int(rng.choice(len(vocabulary.TONES), p=vocabulary.TONE_FREQUENCIES))
         return random_portrait(rng, _choice(rng, tuple(vocabulary.OCCUPATIONS)), tone)
