@@ -1,5 +1,7 @@
 """How much better than expected each sample was."""
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -63,3 +65,30 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
     centred = batch_normalised((groups - mean).reshape(-1), clip)
     return batch_normalised(rewards, clip).replace(values=centred.values)
+
+
+def normalise(rewards: jax.Array, group_sizes: Sequence[int], clip: float) -> Advantages:
+    """Every task's advantages, each by its own rule.
+
+    Args:
+      rewards: float32 [tasks, batch].
+      group_sizes: of each task, for `group_normalised`; 0 is `batch_normalised`.
+      clip: largest absolute advantage.
+
+    Returns:
+      [tasks, batch] and [tasks] each.
+    """
+    by_task = [
+        group_normalised(row, size, clip) if size else batch_normalised(row, clip)
+        for row, size in zip(rewards, group_sizes, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
+
+
+def reward_metrics(advantages: Advantages) -> dict[str, jax.Array]:
+    """What is logged of the rewards: [T] each."""
+    return {
+        "reward_mean": advantages.reward_mean,
+        "reward_std": advantages.reward_std,
+        "invalid_rewards": (~advantages.valid).sum(axis=1),
+    }

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
-from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient, reward_metrics
+from diffusionrl_jax.learning.advantages import reward_metrics
+from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 

@@ -27,17 +27,15 @@ from diffusionrl_jax.diffusion.rollout import (
     denoise_passes,
     rollout,
 )
-from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
+from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
 from diffusionrl_jax.distributed.mesh import batch_sharding
-from diffusionrl_jax.learning import losses
-from diffusionrl_jax.learning.advantages import Advantages, batch_normalised, group_normalised
+from diffusionrl_jax.learning import draws, losses
+from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.rewards import Reward
-
-# Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,32 +110,6 @@ class Samples:
     text: jax.Array
 
 
-@flax.struct.dataclass
-class Updates:
-    """Batches for the UNet, U in front; `text` is shared by the updates of one task.
-
-    Attributes:
-      latents: float32 [U, B, P, channels, height, width], the UNet's input.
-      timesteps: int32 [U, B, P].
-      target: like latents: the step that was taken, or what pretraining predicts.
-      step_index: int32 [U, B], position in the chain.
-      old_log_prob, advantages: float32 [U, B].
-      weight: float32 [U], of the loss.
-      is_pretraining: bool [U].
-      task: int32 [U], which row of text.
-    """
-
-    latents: jax.Array
-    timesteps: jax.Array
-    target: jax.Array
-    step_index: jax.Array
-    old_log_prob: jax.Array
-    advantages: jax.Array
-    weight: jax.Array
-    is_pretraining: jax.Array
-    task: jax.Array
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyGradient:
     """The algorithm's functions, bound to what does not change during a run.
@@ -176,47 +148,18 @@ class PolicyGradient:
                 f"{self.schedule.steps} sampling steps, that many have noise."
             )
 
-    def _key(self, step: jax.Array, stream: int) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self.hyperparameters.seed), step)
-        return jax.random.fold_in(key, stream)
-
-    def _keys(self, step: jax.Array, stream: int, indices: jax.Array) -> jax.Array:
-        """One key per global sample index, so that draws don't depend on the devices."""
-        key = self._key(step, stream)
-        return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-
-    def _first_of_group(self, tasks: int, batch: int) -> jax.Array:
-        """int32 [T, B]: the global index of the sample that each one shares noise with."""
-        sizes = jnp.asarray(self.noise_groups or (1,) * tasks)[:, None]
-        within = jnp.arange(batch) // sizes * sizes
-        return jnp.arange(tasks)[:, None] * batch + within
-
-    def _trained_steps(self, step: jax.Array, tasks: int, batch: int) -> jax.Array:
-        """int32 [T, B, K]: where in its chain every sample is trained, without replacement.
-
-        Every sample (or group that shares noise) draws its own, as the paper's released code does.
-        """
-        numbers, steps = self.hyperparameters, self.schedule.stochastic_steps
-        keys = self._keys(step, TIMESTEPS, self._first_of_group(tasks, batch).reshape(-1))
-        chosen = jax.vmap(lambda key: jax.random.permutation(key, steps))(keys)
-        return chosen[:, : numbers.timesteps_per_iteration].reshape(tasks, batch, -1)
-
-    def _noise_sources(self, step: jax.Array, tasks: int, batch: int) -> jax.Array:
-        """int32 [T, B, S + 1]: the sample whose noise each sample takes at each step, and first.
-
-        Its own at the steps that it is trained on, so that nothing else makes its group differ.
-        """
-        own = jnp.arange(tasks * batch).reshape(tasks, batch, 1)
-        first = self._first_of_group(tasks, batch)[..., None]
-        trained = self._trained_steps(step, tasks, batch)[..., None]
-        steps = jnp.arange(self.schedule.steps + 1)
-        return jnp.where((trained == steps).any(axis=2), own, first)
-
-    def _noise_keys(self, step: jax.Array, sources: jax.Array) -> jax.Array:
-        """The keys of [B, S + 1] sources."""
-        keys = self._keys(step, SAMPLING, sources.reshape(-1)).reshape(sources.shape)
-        fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
-        return fold_in(keys, jnp.arange(sources.shape[1]))
+    def trained_steps(self, step: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
+        """Which sample each one shares noise with, and the steps it is trained on."""
+        numbers = self.hyperparameters
+        firsts = draws.first_of_group(self.noise_groups or (1,) * len(self.rewards), batch)
+        trained = draws.trained_steps(
+            numbers.seed,
+            step,
+            firsts,
+            self.schedule.stochastic_steps,
+            numbers.timesteps_per_iteration,
+        )
+        return firsts, trained
 
     def _microbatches(self, batch: int, per_device: int) -> int:
         return microbatch.microbatch_count(batch, per_device, self.mesh.size)
@@ -237,7 +180,8 @@ class PolicyGradient:
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
-        sources = self._noise_sources(step, tasks, batch)
+        firsts, trained = self.trained_steps(step, batch)
+        sources = draws.noise_sources(firsts, trained, self.schedule.steps)
         empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])[0]
 
         def chain(arguments):
@@ -249,7 +193,7 @@ class PolicyGradient:
                 self.schedule,
                 unet_params,
                 text,
-                self._noise_keys(step, sources),
+                draws.noise_keys(numbers.seed, step, sources),
                 eta=numbers.eta,
                 guidance_scale=numbers.guidance_scale,
             )
@@ -301,94 +245,44 @@ class PolicyGradient:
           width] that they refer to, and the advantages [T, B].
         """
         numbers = self.hyperparameters
-        advantages = self._advantages(rewards)
+        groups = self.advantage_groups or (0,) * len(self.rewards)
+        advantages = normalise(rewards, groups, numbers.advantage_clip)
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
-            parts.append(self._policy_updates(samples.trajectory, advantages.values, step))
+            _, trained = self.trained_steps(step, advantages.values.shape[1])
+            parts.append(
+                policy_updates(
+                    self.schedule,
+                    samples.trajectory,
+                    advantages.values,
+                    trained,
+                    self.weights,
+                    numbers.passes,
+                )
+            )
         if numbers.pretraining_weight:
-            updates, pretraining_text = self._pretraining_update(frozen, batch.pretraining, step)
-            parts.append(updates)
-            text.append(pretraining_text[None])
+            shape = batch.pretraining["input_ids"].shape
+            places = jnp.arange(shape[0] * shape[1])
+            update, ids = pretraining_update(
+                self.schedule,
+                batch.pretraining,
+                draws.keys(numbers.seed, step, draws.PRETRAINING, places).reshape(shape[:2]),
+                frozen.empty_ids,
+                weight=numbers.pretraining_weight,
+                text_dropout=numbers.text_dropout,
+                task=len(self.rewards),
+            )
+            parts.append(update)
+            states = self.model.encode_text(frozen.text_encoder, ids.reshape(-1, shape[2]))
+            text.append(states.reshape(1, *shape, -1))
         updates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return self._shard(updates), self._shard(jnp.concatenate(text)), advantages
-
-    def _advantages(self, rewards: jax.Array) -> Advantages:
-        """[T, B] each, every task normalised in its own way."""
-        clip = self.hyperparameters.advantage_clip
-        groups = self.advantage_groups or (0,) * len(self.rewards)
-        by_task = [
-            group_normalised(row, size, clip) if size else batch_normalised(row, clip)
-            for row, size in zip(rewards, groups, strict=True)
-        ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
 
     def _shard(self, tree):
         """Splits axis 1 of every array that has one, the batch, over the devices."""
         sharding = batch_sharding(self.mesh, axis=1)
         place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
-
-    def _policy_updates(self, trajectory: Trajectory, advantages: jax.Array, step) -> Updates:
-        tasks, batch, _ = trajectory.log_probs.shape
-        count, passes = self.hyperparameters.timesteps_per_iteration, self.hyperparameters.passes
-        chosen = self._trained_steps(step, tasks, batch)
-
-        def gather(array, indices):
-            """[T, B, steps, ...] at [T, B, K], as [T * K, B, ...]."""
-            indices = indices.reshape(*indices.shape, *(1,) * (array.ndim - 3))
-            taken = jnp.moveaxis(jnp.take_along_axis(array, indices, axis=2), 2, 1)
-            return taken.reshape(tasks * count, batch, *array.shape[3:])
-
-        repeat = lambda array: jnp.repeat(array[:, :, None], passes, axis=2)
-        step_index = jnp.moveaxis(chosen, 2, 1).reshape(tasks * count, batch)
-        task = jnp.repeat(jnp.arange(tasks), count)
-        return Updates(
-            latents=repeat(gather(trajectory.latents, chosen)),
-            timesteps=repeat(self.schedule.timesteps[step_index]),
-            target=repeat(gather(trajectory.latents, chosen + 1)),
-            step_index=step_index,
-            old_log_prob=gather(trajectory.log_probs, chosen),
-            advantages=advantages[task],
-            weight=jnp.asarray(self.weights, jnp.float32)[task],
-            is_pretraining=jnp.zeros(tasks * count, bool),
-            task=task,
-        )
-
-    def _pretraining_update(self, frozen: Frozen, pictures, step) -> tuple[Updates, jax.Array]:
-        numbers = self.hyperparameters
-        mean, std = pictures["latent_mean"], pictures["latent_std"]
-        batch, passes = mean.shape[:2]
-        keys = self._keys(step, PRETRAINING, jnp.arange(batch * passes)).reshape(batch, passes)
-
-        @jax.vmap
-        @jax.vmap
-        def draw(key):
-            keys = jax.random.split(key, 4)
-            return (
-                jax.random.normal(keys[0], mean.shape[2:]),
-                jax.random.normal(keys[1], mean.shape[2:]),
-                jax.random.randint(keys[2], (), 0, len(self.schedule.training_alpha_bar)),
-                jax.random.bernoulli(keys[3], numbers.text_dropout),
-            )
-
-        encoding_noise, noise, timesteps, dropped = draw(keys)
-        clean = mean + std * encoding_noise
-        ids = jnp.where(dropped[..., None], frozen.empty_ids, pictures["input_ids"])
-        flat_ids = ids.reshape(batch * passes, -1)
-        text = self.model.encode_text(frozen.text_encoder, flat_ids)
-        zeros = jnp.zeros((1, batch))
-        updates = Updates(
-            latents=add_noise(self.schedule, clean, noise, timesteps)[None],
-            timesteps=timesteps[None],
-            target=training_target(self.schedule, clean, noise, timesteps)[None],
-            step_index=zeros.astype(jnp.int32),
-            old_log_prob=zeros,
-            advantages=zeros,
-            weight=jnp.full(1, numbers.pretraining_weight),
-            is_pretraining=jnp.ones(1, bool),
-            task=jnp.full(1, len(self.rewards)),
-        )
-        return updates, text.reshape(batch, passes, *text.shape[1:])
 
     def loss(self, unet_params: Parameters, update: Updates, text: jax.Array):
         """The loss of one (micro)batch of one update, without the axis U.
@@ -492,12 +386,3 @@ class PolicyGradient:
             lambda state, update: self.update(state, update, text), state, updates
         )
         return self.finish(state), metrics | reward_metrics(advantages)
-
-
-def reward_metrics(advantages: Advantages) -> dict[str, jax.Array]:
-    """What is logged of the rewards: [T] each."""
-    return {
-        "reward_mean": advantages.reward_mean,
-        "reward_std": advantages.reward_std,
-        "invalid_rewards": (~advantages.valid).sum(axis=1),
-    }

@@ -9,7 +9,7 @@ import optax
 import pytest
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.learning.policy_gradient import Updates
+from diffusionrl_jax.learning.updates import Updates
 
 STEPS, STEP = 5, 2
 

@@ -9,6 +9,7 @@ import pytest
 
 from diffusionrl_jax.diffusion.rollout import Trajectory
 from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.policy_gradient import Samples
 
 TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
@@ -75,16 +76,16 @@ def test_policy_updates_are_steps_that_were_taken(setup, rewards, prepared):
 
 
 def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, program, rewards, prepared):
-    draws = []
+    drawn = []
     for step in range(4):
         updates = prepared[0] if step == 0 else prepare(setup, program, rewards, step)[0]
         chosen = np.asarray(updates.step_index)[:-1].reshape(TASKS, COUNT, BATCH)
-        draws.append(chosen.swapaxes(1, 2).reshape(-1, COUNT))
-    draws = np.concatenate(draws)
-    assert all(len(set(draw)) == COUNT for draw in draws)
-    assert len({tuple(draw) for draw in draws}) > 20
+        drawn.append(chosen.swapaxes(1, 2).reshape(-1, COUNT))
+    drawn = np.concatenate(drawn)
+    assert all(len(set(draw)) == COUNT for draw in drawn)
+    assert len({tuple(draw) for draw in drawn}) > 20
     # 64 draws of 3 of 5: each is expected 38 times, with a standard deviation of 4.
-    assert np.abs(np.bincount(draws.ravel(), minlength=STEPS) - 38.4).max() < 16
+    assert np.abs(np.bincount(drawn.ravel(), minlength=STEPS) - 38.4).max() < 16
 
 
 def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setup):
@@ -97,12 +98,12 @@ def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setu
     def run(params, frozen, ids):
         samples = algorithm.sample(params, frozen, ids, 0)
         advantages = jnp.ones((TASKS, BATCH))
-        updates = algorithm._policy_updates(samples.trajectory, advantages, 0)
+        updates, _, _ = algorithm.prepare(frozen, samples, advantages, setup.batch, 0)
         return samples.trajectory.latents, updates.step_index
 
     latents, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
     # Noise of the same samples, were none of it shared: only the trained step's is their own.
-    sources = np.asarray(algorithm._noise_sources(0, TASKS, BATCH))
+    sources = np.asarray(draws.noise_sources(*algorithm.trained_steps(0, BATCH), STEPS))
     for first in (0, 4):
         step, group = chosen[0, first], latents[0, first : first + 4]
         np.testing.assert_array_equal(chosen[0, first : first + 4], step)

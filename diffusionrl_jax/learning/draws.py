@@ -1,0 +1,84 @@
+"""What an iteration draws at random, as functions of the seed, the iteration and the sample.
+
+Every sample has its own stream of random numbers, named by its place in the global batch, so that
+no draw depends on how many devices there are.
+
+Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# Streams of random numbers within an iteration.
+SAMPLING, TIMESTEPS, PRETRAINING = range(3)
+
+
+def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
+    """One key per sample.
+
+    Args:
+      seed: of the run.
+      iteration: int32 scalar.
+      stream: `SAMPLING`, `TIMESTEPS` or `PRETRAINING`.
+      samples: int32 [n], places in the global batch.
+
+    Returns:
+      PRNG keys [n].
+    """
+    key = jax.random.fold_in(jax.random.key(seed), iteration)
+    key = jax.random.fold_in(key, stream)
+    return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
+
+
+def first_of_group(noise_groups: Sequence[int], batch: int) -> jax.Array:
+    """int32 [T, B]: the place in [T * B] of the first sample of each one's group.
+
+    Args:
+      noise_groups: of each task, how many neighbours share noise; 1 is none.
+      batch: B.
+    """
+    sizes = jnp.asarray(noise_groups)[:, None]
+    within = jnp.arange(batch) // sizes * sizes
+    return jnp.arange(len(noise_groups))[:, None] * batch + within
+
+
+def trained_steps(
+    seed: int, iteration: jax.Array, firsts: jax.Array, stochastic_steps: int, count: int
+) -> jax.Array:
+    """int32 [T, B, K]: where in its chain every sample is trained, without replacement.
+
+    Every sample (or group that shares noise) draws its own, as the paper's released code does.
+
+    Args:
+      seed, iteration: as in `keys`.
+      firsts: int32 [T, B], from `first_of_group`.
+      stochastic_steps: how many steps, the first ones, have noise.
+      count: K.
+    """
+    streams = keys(seed, iteration, TIMESTEPS, firsts.reshape(-1))
+    chosen = jax.vmap(lambda key: jax.random.permutation(key, stochastic_steps))(streams)
+    return chosen[:, :count].reshape(*firsts.shape, count)
+
+
+def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Array:
+    """int32 [T, B, S + 1]: the sample whose noise each sample takes at each step, and for x_T.
+
+    Its own at the steps that it is trained on, so that nothing else makes its group differ.
+
+    Args:
+      firsts: int32 [T, B], from `first_of_group`.
+      trained: int32 [T, B, K], from `trained_steps`.
+      steps: S.
+    """
+    own = jnp.arange(firsts.size).reshape(*firsts.shape, 1)
+    is_trained = (trained[..., None] == jnp.arange(steps + 1)).any(axis=2)
+    return jnp.where(is_trained, own, firsts[..., None])
+
+
+def noise_keys(seed: int, iteration: jax.Array, sources: jax.Array) -> jax.Array:
+    """The rollout's keys [B, S + 1] of sources [B, S + 1] from `noise_sources`."""
+    streams = keys(seed, iteration, SAMPLING, sources.reshape(-1)).reshape(sources.shape)
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
+    return fold_in(streams, jnp.arange(sources.shape[1]))

@@ -1,0 +1,140 @@
+"""The batches that an iteration's optimiser steps are taken on.
+
+Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on, P passes of the UNet for
+a sample (2 with guidance), U updates.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
+
+
+@flax.struct.dataclass
+class Updates:
+    """Batches for the UNet, U in front; `text` is shared by the updates of one task.
+
+    Attributes:
+      latents: float32 [U, B, P, channels, height, width], the UNet's input.
+      timesteps: int32 [U, B, P].
+      target: like latents: the step that was taken, or what pretraining predicts.
+      step_index: int32 [U, B], position in the chain.
+      old_log_prob, advantages: float32 [U, B].
+      weight: float32 [U], of the loss.
+      is_pretraining: bool [U].
+      task: int32 [U], which row of text.
+    """
+
+    latents: jax.Array
+    timesteps: jax.Array
+    target: jax.Array
+    step_index: jax.Array
+    old_log_prob: jax.Array
+    advantages: jax.Array
+    weight: jax.Array
+    is_pretraining: jax.Array
+    task: jax.Array
+
+
+def policy_updates(
+    schedule: Schedule,
+    trajectory: Trajectory,
+    advantages: jax.Array,
+    trained: jax.Array,
+    weights: Sequence[float],
+    passes: int,
+) -> Updates:
+    """One update per task and trained timestep, one task after another (Algorithm 1).
+
+    Args:
+      schedule: of the chain.
+      trajectory: arrays [T, B, ...].
+      advantages: float32 [T, B].
+      trained: int32 [T, B, K], where in its chain every sample is trained.
+      weights: of each task's loss.
+      passes: P.
+
+    Returns:
+      U = T * K updates.
+    """
+    tasks, batch, count = trained.shape
+
+    def gather(array, indices):
+        """[T, B, steps, ...] at [T, B, K], as [T * K, B, ...]."""
+        indices = indices.reshape(*indices.shape, *(1,) * (array.ndim - 3))
+        taken = jnp.moveaxis(jnp.take_along_axis(array, indices, axis=2), 2, 1)
+        return taken.reshape(tasks * count, batch, *array.shape[3:])
+
+    repeat = lambda array: jnp.repeat(array[:, :, None], passes, axis=2)
+    step_index = jnp.moveaxis(trained, 2, 1).reshape(tasks * count, batch)
+    task = jnp.repeat(jnp.arange(tasks), count)
+    return Updates(
+        latents=repeat(gather(trajectory.latents, trained)),
+        timesteps=repeat(schedule.timesteps[step_index]),
+        target=repeat(gather(trajectory.latents, trained + 1)),
+        step_index=step_index,
+        old_log_prob=gather(trajectory.log_probs, trained),
+        advantages=advantages[task],
+        weight=jnp.asarray(weights, jnp.float32)[task],
+        is_pretraining=jnp.zeros(tasks * count, bool),
+        task=task,
+    )
+
+
+def pretraining_update(
+    schedule: Schedule,
+    pictures: Mapping[str, jax.Array],
+    keys: jax.Array,
+    empty_ids: jax.Array,
+    *,
+    weight: float,
+    text_dropout: float,
+    task: int,
+) -> tuple[Updates, jax.Array]:
+    """The update of the pretraining loss (Eqs. 8-9), on noised pictures.
+
+    Args:
+      schedule: whose training part adds the noise.
+      pictures: "latent_mean" and "latent_std" float32 [B, P, channels, height, width] and
+        "input_ids" int32 [B, P, tokens].
+      keys: PRNG keys [B, P].
+      empty_ids: int32 [tokens], the empty prompt.
+      weight: of the loss.
+      text_dropout: the probability of the empty prompt in place of a picture's own.
+      task: its row of text.
+
+    Returns:
+      U = 1 update, and the prompts int32 [B, P, tokens] that it is conditioned on.
+    """
+    mean, std = pictures["latent_mean"], pictures["latent_std"]
+
+    @jax.vmap
+    @jax.vmap
+    def draw(key):
+        keys = jax.random.split(key, 4)
+        return (
+            jax.random.normal(keys[0], mean.shape[2:]),
+            jax.random.normal(keys[1], mean.shape[2:]),
+            jax.random.randint(keys[2], (), 0, len(schedule.training_alpha_bar)),
+            jax.random.bernoulli(keys[3], text_dropout),
+        )
+
+    encoding_noise, noise, timesteps, dropped = draw(keys)
+    clean = mean + std * encoding_noise
+    zeros = jnp.zeros((1, len(mean)))
+    update = Updates(
+        latents=add_noise(schedule, clean, noise, timesteps)[None],
+        timesteps=timesteps[None],
+        target=training_target(schedule, clean, noise, timesteps)[None],
+        step_index=zeros.astype(jnp.int32),
+        old_log_prob=zeros,
+        advantages=zeros,
+        weight=jnp.full(1, weight),
+        is_pretraining=jnp.ones(1, bool),
+        task=jnp.full(1, task),
+    )
+    return update, jnp.where(dropped[..., None], empty_ids, pictures["input_ids"])
