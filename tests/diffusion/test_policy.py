@@ -9,17 +9,8 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.schedule import make_schedule
+from tests.schedulers import STABLE_DIFFUSION
 
-CONFIG = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
 TOLERANCE = 1e-5
 
 
@@ -27,7 +18,10 @@ TOLERANCE = 1e-5
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, 20), (1.0, 20), (1.0, 50), (0.5, 50)])
 def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps):
-    config = CONFIG | {"prediction_type": prediction_type, "set_alpha_to_one": set_alpha_to_one}
+    config = STABLE_DIFFUSION | {
+        "prediction_type": prediction_type,
+        "set_alpha_to_one": set_alpha_to_one,
+    }
     theirs = DDIMScheduler(**config)
     theirs.set_timesteps(steps)
     schedule = make_schedule(config, steps)
@@ -52,7 +46,7 @@ def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [10, 50])
 def test_sensitivity_scales_the_gradient_of_the_log_probability(prediction_type, steps):
-    schedule = make_schedule(CONFIG | {"prediction_type": prediction_type}, steps)
+    schedule = make_schedule(STABLE_DIFFUSION | {"prediction_type": prediction_type}, steps)
     rng = np.random.default_rng(steps)
     output, latents, noise = rng.standard_normal((3, steps, 4, 8, 8)).astype(np.float32)
     mean, std = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)

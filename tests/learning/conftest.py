@@ -27,6 +27,7 @@ from diffusionrl_jax.learning.policy_gradient import (
 from diffusionrl_jax.learning.state import init_state
 from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
+from tests.schedulers import STABLE_DIFFUSION
 
 TOKENS = 4
 VOCABULARY = 32
@@ -68,16 +69,7 @@ CONFIGS = {
         "projection_dim": 16,
         "vocab_size": VOCABULARY,
     },
-    "scheduler": {
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "clip_sample": False,
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    },
+    "scheduler": STABLE_DIFFUSION,
 }
 HYPERPARAMETERS = Hyperparameters(
     seed=3,

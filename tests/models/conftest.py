@@ -8,20 +8,10 @@ from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
+from tests.schedulers import STABLE_DIFFUSION
 
 TOKENS = 12
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
+SCHEDULER = {"_class_name": "DDIMScheduler"} | STABLE_DIFFUSION
 UNET = {
     "act_fn": "silu",
     "attention_head_dim": 4,
