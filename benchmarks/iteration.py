@@ -127,11 +127,12 @@ class Ours:
                     "beta2": 0.999,
                     "epsilon": 1e-8,
                     "weight_decay": 1e-4,
-                    "warmup_updates": 0,
-                    "decay_updates": 0,
+                    "warmup_iterations": 0,
+                    "decay_iterations": 0,
                     "gradient_clip": GRADIENT_CLIP,
                 }
-            )
+            ),
+            updates_per_iteration=work.train_timesteps,
         )
         mesh = make_mesh(devices=devices)
         algorithm = PolicyGradient(

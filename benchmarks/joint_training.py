@@ -9,7 +9,8 @@ single-task gain the joint model keeps. Started again, it goes on where it was.
 """
 
 import csv
-import pathlib
+import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -29,33 +30,55 @@ VARIANTS = {
     "pretraining_alone": (CONFIG, ["--config.timesteps_per_iteration=0"]),
     "shared_parity": (CONFIG, ["--config.tasks.fairness.scorer.options.credit=shared"]),
 }
-# What each task is judged by: the evaluation's set and scorer.
+# What each task is judged by: the evaluation's set and scorer. The second set of each holds things
+# that were held out of the base model's pairs, or of training.
 MEASURES = {
-    "preference": ("new_pairs", "preference"),
-    "compositionality": ("new_pairs", "detection"),
-    "fairness": ("portraits", "parity"),
+    "preference": (("new_pairs", "preference"), ("unseen_pairs", "preference")),
+    "compositionality": (("new_pairs", "detection"), ("unseen_pairs", "detection")),
+    "fairness": (("portraits", "parity"), ("unseen_portraits", "parity")),
 }
+# Judges that no task is rewarded by.
+WATCHED = (
+    ("new_pairs", "recognition"),
+    ("unseen_pairs", "recognition"),
+    ("portraits", "independent_parity"),
+    ("unseen_portraits", "independent_parity"),
+)
+
+
+def output(name: str) -> str:
+    """A path in the output folder."""
+    return os.path.join(OUTPUT.value, name)
 
 
 def run(module: str, *arguments: str) -> None:
-    """Runs a program of the package as a user would."""
-    subprocess.run([sys.executable, "-m", f"diffusionrl_jax.{module}", *arguments], check=True)
+    """Runs a program of the package as a user would; what it compiles is kept for the next."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.path.abspath(output("compiled"))}
+    command = [sys.executable, "-m", f"diffusionrl_jax.{module}", *arguments]
+    subprocess.run(command, check=True, env=environment)
 
 
-def train(name: str, seed: int) -> pathlib.Path:
+def train(name: str, seed: int) -> str:
     """Trains one variant, or finishes it; its workdir."""
     config, overrides = VARIANTS[name]
-    workdir = pathlib.Path(OUTPUT.value, f"{name}-{seed}")
-    if ITERATIONS.value:
-        overrides = [*overrides, f"--config.iterations={ITERATIONS.value}"]
+    workdir = output(f"{name}-{seed}")
+    if count := ITERATIONS.value:
+        # The learning rate rises and falls as in the config, over the shorter or longer run.
+        warmup = count // 6
+        overrides = [
+            *overrides,
+            f"--config.iterations={count}",
+            f"--config.optimizer.warmup_iterations={warmup}",
+            f"--config.optimizer.decay_iterations={count - warmup}",
+        ]
     run("main", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}", *overrides)
     return workdir
 
 
-def read_means(path: pathlib.Path) -> dict[str, dict[tuple[str, str], float]]:
+def read_means(path: str) -> dict[str, dict[tuple[str, str], float]]:
     """evaluate.py's results.csv: model -> (set, scorer) -> mean."""
     means: dict[str, dict[tuple[str, str], float]] = {}
-    with path.open(newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["measure"] == "mean":
                 measure = row["set"], row["scorer"]
@@ -63,32 +86,50 @@ def read_means(path: pathlib.Path) -> dict[str, dict[tuple[str, str], float]]:
     return means
 
 
+def values(means: dict, name: str, measure: tuple[str, str]) -> list[float]:
+    """A model's means, one for each seed; the base model has one."""
+    runs = ["base"] if name == "base" else [f"{name}-{seed}" for seed in range(SEEDS.value)]
+    return [means[run][measure] for run in runs]
+
+
+def gain(means: dict, name: str, measure: tuple[str, str]) -> float:
+    """How much higher than the base model's, on average over the seeds."""
+    return statistics.mean(values(means, name, measure)) - means["base"][measure]
+
+
+def table(means: dict) -> str:
+    """A Markdown table: a row for each measure, a column for each model, ranges over seeds."""
+    names = ("base", *VARIANTS)
+    lines = [
+        "| mean (range over seeds) | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for measure in (*itertools.chain(*MEASURES.values()), *WATCHED):
+        cells = []
+        for name in names:
+            found = values(means, name, measure)
+            spread = f" ({min(found):.3f} to {max(found):.3f})" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.3f}{spread}")
+        lines.append(f"| {'/'.join(measure)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(_):
     checkpoints = {
         f"{name}-{seed}": train(name, seed) for seed in range(SEEDS.value) for name in VARIANTS
     }
-    output = pathlib.Path(OUTPUT.value, "evaluation")
     listed = ",".join(f"{name}={workdir}@best" for name, workdir in checkpoints.items())
-    run("evaluate", f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={output}")
-    means = read_means(output / "results.csv")
-
-    print(f"{'':20}" + "".join(f"{task:>20}" for task in TASKS))
-    for name in ("base", *VARIANTS):
-        cells = []
-        for task in TASKS:
-            runs = [name] if name == "base" else [f"{name}-{seed}" for seed in range(SEEDS.value)]
-            values = [means[run][MEASURES[task]] for run in runs]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f}..{max(values):.3f})")
-        print(f"{name:20}" + "".join(f"{cell:>20}" for cell in cells))
-    for task in TASKS:
-        measure = MEASURES[task]
-
-        def gain(name, measure=measure):
-            values = [means[f"{name}-{seed}"][measure] for seed in range(SEEDS.value)]
-            return statistics.mean(values) - means["base"][measure]
-
-        kept = gain("joint") / gain(task) if gain(task) else float("nan")
-        print(f"joint keeps {kept:.0%} of the gain of {task} alone ({gain(task):+.3f})")
+    evaluation = output("evaluation")
+    run("evaluate", f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}")
+    means = read_means(os.path.join(evaluation, "results.csv"))
+    print(table(means))
+    for task, measures in MEASURES.items():
+        for measure in measures:
+            alone, joint = (gain(means, name, measure) for name in (task, "joint"))
+            kept = f"{joint / alone:.0%}" if alone > 0 else "nothing to keep"
+            print(
+                f"{'/'.join(measure)}: {task} alone gains {alone:+.3f}, joint {joint:+.3f}: {kept}"
+            )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
-    # The learning rate rises from 0 in the first updates, and falls to a tenth in the next.
-    config.optimizer.warmup_updates = 0
-    config.optimizer.decay_updates = 0
+    # The learning rate rises from 0 in the first iterations, and falls to a tenth in the next.
+    config.optimizer.warmup_iterations = 0
+    config.optimizer.decay_iterations = 0
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-8

@@ -24,9 +24,8 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     config.clip_range = 1e-2
     config.balance_timesteps = True
     config.optimizer.learning_rate = 3e-4
-    # Of 4 updates an iteration: one for each task, and one for the pretraining loss.
-    config.optimizer.warmup_updates = 24
-    config.optimizer.decay_updates = 120
+    config.optimizer.warmup_iterations = 6
+    config.optimizer.decay_iterations = 30
     config.ema_decay = 0.9
     config.pretraining.weight = 0.25
     config.pretraining.pictures = "emoji"

@@ -171,6 +171,12 @@ class Experiment:
         return jax.jit(init, out_shardings=parameter_sharding(self.policy.mesh, shapes))(params)
 
 
+def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
+    """How many steps of the optimiser an iteration takes."""
+    policy_updates = len(config.tasks) * config.timesteps_per_iteration
+    return policy_updates + (1 if config.pretraining.weight else 0)
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
     if not config.tasks:
         raise ValueError("config.tasks is empty: name at least one task.")
@@ -260,7 +266,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         schedule=policy.schedule,
         rewards=tuple(reward for reward, _ in scorers),
         weights=tuple(config.tasks[name].weight for name in names),
-        optimizer=make_optimizer(config.optimizer),
+        optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
         hyperparameters=Hyperparameters(
             seed=config.seed,
             eta=sampler.eta,

@@ -12,7 +12,7 @@ from etils import epath
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints, abstract
-from diffusionrl_jax.experiment import Policy, load_policy
+from diffusionrl_jax.experiment import Policy, load_policy, updates_per_iteration
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.weights import read_json
@@ -122,7 +122,7 @@ def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parame
     """
     config = read_config(workdir)
     unet = policy.params["unet"]
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
     # Of the train state's structure all is passed over but the parameters that are asked for.
     state: TrainState = jax.tree.map(
         lambda leaf: ocp.PLACEHOLDER,

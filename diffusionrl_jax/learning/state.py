@@ -31,15 +31,19 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ml_collections.ConfigDict, updates_per_iteration: int
+) -> optax.GradientTransformation:
     """AdamW with gradient clipping, as in the paper's Table 6.
 
     Args:
-      config: fields learning_rate, warmup_updates, decay_updates, beta1, beta2, epsilon,
+      config: fields learning_rate, warmup_iterations, decay_iterations, beta1, beta2, epsilon,
         weight_decay, gradient_clip.
+      updates_per_iteration: how many steps of the optimiser an iteration takes.
     """
     rate = config.learning_rate
-    warmup, decay = config.warmup_updates, config.decay_updates
+    warmup = config.warmup_iterations * updates_per_iteration
+    decay = config.decay_iterations * updates_per_iteration
     if decay:
         rate = optax.warmup_cosine_decay_schedule(0, rate, warmup, warmup + decay, rate / 10)
     elif warmup:

@@ -19,20 +19,22 @@ CONFIG = ml_collections.ConfigDict(
         "beta2": 0.999,
         "epsilon": 1e-8,
         "weight_decay": 1e-1,
-        "warmup_updates": 0,
-        "decay_updates": 0,
+        "warmup_iterations": 0,
+        "decay_iterations": 0,
         "gradient_clip": 1.0,
     }
 )
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (3, 0), (1, 2)])
-def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients(warmup, decay):
+@pytest.mark.parametrize("updates_per_iteration", [1, 2])
+def test_optimizer_is_adamw_of_pytorch(warmup, decay, updates_per_iteration):
     rng = np.random.default_rng(0)
     start = rng.standard_normal((3, 4)).astype(np.float32)
-    changes = {"warmup_updates": warmup, "decay_updates": decay}
+    changes = {"warmup_iterations": warmup, "decay_iterations": decay}
     config = ml_collections.ConfigDict(CONFIG.to_dict() | changes)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, updates_per_iteration)
+    warmup, decay = warmup * updates_per_iteration, decay * updates_per_iteration
     update = jax.jit(optimizer.update)
     params, slots = jnp.asarray(start), optimizer.init(start)
     tensor = torch.nn.Parameter(torch.from_numpy(start.copy()))
@@ -58,15 +60,15 @@ def test_optimizer_is_adamw_of_pytorch_with_clipped_gradients(warmup, decay):
 
 def test_state_owns_its_parameters():
     params = {"kernel": jnp.ones(3)}
-    state = init_state(params, make_optimizer(CONFIG), ema_decay=0.9)
+    state = init_state(params, make_optimizer(CONFIG, 1), ema_decay=0.9)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
     np.testing.assert_array_equal(params["kernel"], 1)
 
 
 def test_pictures_are_drawn_with_the_average_where_there_is_one():
     params = {"kernel": jnp.ones(3)}
-    with_average = init_state(params, make_optimizer(CONFIG), ema_decay=0.9)
+    with_average = init_state(params, make_optimizer(CONFIG, 1), ema_decay=0.9)
     assert with_average.evaluation_params is with_average.ema_params
-    without = init_state(params, make_optimizer(CONFIG), ema_decay=0)
+    without = init_state(params, make_optimizer(CONFIG, 1), ema_decay=0)
     assert without.ema_params is None
     assert without.evaluation_params is without.params
