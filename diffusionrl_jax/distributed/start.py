@@ -4,9 +4,16 @@ import os
 
 import jax
 
+MOST_VIRTUAL_DEVICES = 16
+
+
+def virtual_device_count(cores: int) -> int:
+    """A power of two, since most batches divide by it; the cores beyond it serve XLA's threads."""
+    return min(1 << (cores.bit_length() - 1), MOST_VIRTUAL_DEVICES)
+
 
 def set_virtual_devices() -> None:
-    """On a machine without accelerators, makes every core a device.
+    """On a machine without accelerators, makes the cores devices.
 
     XLA's CPU backend spreads one program badly over cores; two virtual devices on two cores ran 1.9
     times as fast as one. A count that the user has set, in XLA_FLAGS, is left alone.
@@ -14,4 +21,4 @@ def set_virtual_devices() -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", virtual_device_count(cores))
