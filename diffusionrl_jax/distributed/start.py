@@ -4,6 +4,7 @@ import os
 
 import jax
 
+# More would leave each too few samples of the batches that fit a machine without accelerators.
 MOST_VIRTUAL_DEVICES = 16
 
 
