@@ -8,18 +8,13 @@ the same base with each seed; evaluates all of them on held-out prompts; prints 
 single-task gain the joint model keeps. Started again, it goes on where it was.
 """
 
+import argparse
 import csv
 import itertools
 import os
 import statistics
 import subprocess
 import sys
-
-from absl import app, flags
-
-OUTPUT = flags.DEFINE_string("output", None, "Where runs and tables go.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 2, "How often each model is trained.")
-ITERATIONS = flags.DEFINE_integer("iterations", None, "Of each run; the config's if not given.")
 
 CONFIG = "configs/emoji.py"
 TASKS = ("preference", "compositionality", "fairness")
@@ -46,32 +41,39 @@ WATCHED = (
 )
 
 
-def output(name: str) -> str:
-    """A path in the output folder."""
-    return os.path.join(OUTPUT.value, name)
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, help="where runs and tables go")
+    parser.add_argument("--seeds", type=int, default=2, help="how often each model is trained")
+    parser.add_argument("--iterations", type=int, help="of each run; the config's if not given")
+    return parser.parse_args(arguments)
 
 
-def run(module: str, *arguments: str) -> None:
+def run(output: str, module: str, *arguments: str) -> None:
     """Runs a program of the package as a user would; what it compiles is kept for the next."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.path.abspath(output("compiled"))}
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": os.path.abspath(os.path.join(output, "compiled"))
+    }
     command = [sys.executable, "-m", f"diffusionrl_jax.{module}", *arguments]
     subprocess.run(command, check=True, env=environment)
 
 
-def train(name: str, seed: int) -> str:
+def train(output: str, name: str, seed: int, iterations: int | None) -> str:
     """Trains one variant, or finishes it; its workdir."""
     config, overrides = VARIANTS[name]
-    workdir = output(f"{name}-{seed}")
-    if count := ITERATIONS.value:
+    workdir = os.path.join(output, f"{name}-{seed}")
+    if iterations:
         # The learning rate rises and falls as in the config, over the shorter or longer run.
-        warmup = count // 6
+        warmup = iterations // 6
         overrides = [
             *overrides,
-            f"--config.iterations={count}",
+            f"--config.iterations={iterations}",
             f"--config.optimizer.warmup_iterations={warmup}",
-            f"--config.optimizer.decay_iterations={count - warmup}",
+            f"--config.optimizer.decay_iterations={iterations - warmup}",
         ]
-    run("main", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}", *overrides)
+    arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
+    run(output, "main", *arguments, *overrides)
     return workdir
 
 
@@ -88,8 +90,8 @@ def read_means(path: str) -> dict[str, dict[tuple[str, str], float]]:
 
 def values(means: dict, name: str, measure: tuple[str, str]) -> list[float]:
     """A model's means, one for each seed; the base model has one."""
-    runs = ["base"] if name == "base" else [f"{name}-{seed}" for seed in range(SEEDS.value)]
-    return [means[run][measure] for run in runs]
+    variant = lambda run: run.rpartition("-")[0] or run
+    return [row[measure] for run, row in means.items() if variant(run) == name]
 
 
 def gain(means: dict, name: str, measure: tuple[str, str]) -> float:
@@ -114,13 +116,18 @@ def table(means: dict) -> str:
     return "\n".join(lines)
 
 
-def main(_):
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, evaluates and prints."""
+    flags = parse_arguments(arguments)
     checkpoints = {
-        f"{name}-{seed}": train(name, seed) for seed in range(SEEDS.value) for name in VARIANTS
+        f"{name}-{seed}": train(flags.output, name, seed, flags.iterations)
+        for seed in range(flags.seeds)
+        for name in VARIANTS
     }
     listed = ",".join(f"{name}={workdir}@best" for name, workdir in checkpoints.items())
-    evaluation = output("evaluation")
-    run("evaluate", f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}")
+    evaluation = os.path.join(flags.output, "evaluation")
+    options = [f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}"]
+    run(flags.output, "evaluate", *options)
     means = read_means(os.path.join(evaluation, "results.csv"))
     print(table(means))
     for task, measures in MEASURES.items():
@@ -133,4 +140,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,11 +1,9 @@
 """The joint-training command, with programs that write down what they were asked for."""
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from configs import emoji
 
@@ -14,19 +12,17 @@ SEEDS = 2
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path):
+def command(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import joint_training
 
-    flags.FLAGS([sys.argv[0], f"--output={tmp_path}", f"--seeds={SEEDS}", "--iterations=18"])
-    yield joint_training
-    flags.FLAGS.unparse_flags()
+    return joint_training
 
 
 def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp_path, capsys):
     calls = []
 
-    def run(module, *arguments):
+    def run(output, module, *arguments):
         calls.append((module, arguments))
         if module == "main":
             return
@@ -43,7 +39,7 @@ def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp
                     writer.writerow(["mean", *measure, name, row])
 
     monkeypatch.setattr(command, "run", run)
-    command.main(None)
+    command.main([f"--output={tmp_path}", f"--seeds={SEEDS}", "--iterations=18"])
     trained = [arguments for module, arguments in calls if module == "main"]
     assert len(trained) == len(command.VARIANTS) * SEEDS
     assert "--config.optimizer.warmup_iterations=3" in trained[0]
