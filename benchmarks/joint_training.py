@@ -5,7 +5,8 @@
 Trains the joint model, a model for each task alone, and three controls (no pretraining loss, the
 pretraining loss alone, the paper's shared parity reward instead of leave-one-out credit), each from
 the same base with each seed; evaluates all of them on held-out prompts; prints how much of each
-single-task gain the joint model keeps. Started again, it goes on where it was.
+single-task gain the joint model keeps. The last checkpoints are compared, lest the choice of a best
+one favour a task. Started again, it goes on where it was.
 """
 
 import argparse
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(flags.seeds)
         for name in VARIANTS
     }
-    listed = ",".join(f"{name}={workdir}@best" for name, workdir in checkpoints.items())
+    listed = ",".join(f"{name}={workdir}@last" for name, workdir in checkpoints.items())
     evaluation = os.path.join(flags.output, "evaluation")
     options = [f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}"]
     run(flags.output, "evaluate", *options)
