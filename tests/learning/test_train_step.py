@@ -88,7 +88,8 @@ def test_variants_fused_and_split(build, changes):
     for metrics in (*fused_metrics, *split_metrics):
         assert metrics["loss"].shape == (updates,)
         assert metrics["reward_mean"].shape == (2,)
-    assert largest_difference(fused[-1].params, fused[0].params) > 1e-3
+    # The parameters moved by far more than they may differ; Adam moves them 3e-4 an update at most.
+    assert largest_difference(fused[-1].params, fused[0].params) > 10 * TOLERANCE
     assert largest_difference(fused[-1].params, split[-1].params) <= TOLERANCE
 
 
@@ -193,8 +194,11 @@ def test_training_raises_the_reward(build):
         tasks=1,
         batch_size=64,
         pretraining_weight=0.0,
-        optimizer=optax.adamw(1e-3),
+        optimizer=optax.adamw(5e-3),
         guidance_scale=1.0,
     )
-    rewards = [metrics["reward_mean"][0] for metrics in setup.run("split", iterations=20)[1]]
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
+    metrics = setup.run("split", iterations=20)[1]
+    rewards = [row["reward_mean"][0] for row in metrics]
+    # The first iteration's samples are the untrained model's; prompts are the same in all, so that
+    # the scatter of the last rewards is that of the noise drawn.
+    assert np.mean(rewards[-5:]) > rewards[0] + 4 * np.std(rewards[-5:], ddof=1)
