@@ -106,7 +106,8 @@ def make_task(
 
     Args:
       scorer: from `make_scorer`.
-      prompts: a UTF-8 text file with one prompt a line, or `emoji:pairs` and the like.
+      prompts: a .txt, .jsonl or .parquet file (`gs://data/prompts.parquet?held_out=2000`),
+        `objects:train`, `occupations:all`, `emoji:pairs` and the like; see docs/data.md.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.
       normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or less the mean of

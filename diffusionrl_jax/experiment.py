@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from diffusionrl_jax import assets
 from diffusionrl_jax.data import images, prompts
 from diffusionrl_jax.data.emoji import prompt_sets, world
+from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
@@ -102,17 +103,17 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
 
 
 def make_prompts(name: str, seed: int) -> prompts.PromptSource:
-    """The prompts that a config names: `emoji:pairs` and the like, or a text file.
+    """The prompts that a config names: `emoji:pairs` and the like, or as `open_prompts` knows.
 
     Raises:
-      ValueError, FileNotFoundError: if there are no such prompts.
+      ValueError, OSError: if there are no such prompts, or one is broken.
     """
     if not name.startswith(EMOJI):
-        return prompts.TextPrompts(name, seed)
+        return open_prompts(name, seed)
     chosen = name.removeprefix(EMOJI)
     if chosen not in prompt_sets.PROMPT_SETS:
         known = [EMOJI + known for known in prompt_sets.PROMPT_SETS]
-        raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a text file.")
+        raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a file.")
     return prompt_sets.PROMPT_SETS[chosen](seed)
 
 

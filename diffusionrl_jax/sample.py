@@ -9,7 +9,7 @@ from absl import flags, logging
 from etils import epath
 
 from diffusionrl_jax import programs, runs
-from diffusionrl_jax.data.prompts import read_prompts
+from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.distributed import start
 from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.monitoring.images import image_grid

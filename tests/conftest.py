@@ -37,6 +37,14 @@ TINY_NETWORKS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory):
+    """Indices of prompts are kept for the session, by programs that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path_factory.mktemp("data_cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
     """Compiled programs are kept for the session; the environment for a program to share them."""

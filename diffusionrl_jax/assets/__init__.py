@@ -1,4 +1,4 @@
-"""The embedded emoji world's weights, and how a config names them."""
+"""The embedded emoji world's weights, the paper's word lists, and how a config names them."""
 
 import importlib.resources
 
@@ -25,6 +25,10 @@ def resolve(path: str) -> epath.Path:
     root = epath.Path(importlib.resources.files(__name__))
     resolved = root / path.removeprefix(PREFIX)
     if not resolved.exists():
-        shipped = sorted(entry.name for entry in (root / "emoji").iterdir())
-        raise FileNotFoundError(f"{path!r} is not shipped; under asset:emoji/ there are {shipped}.")
+        shipped = sorted(
+            f"{PREFIX}{folder}/{entry.name}"
+            for folder in ("emoji", "words")
+            for entry in (root / folder).iterdir()
+        )
+        raise FileNotFoundError(f"{path!r} is not shipped; these are: {shipped}.")
     return resolved

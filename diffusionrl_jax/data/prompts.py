@@ -6,7 +6,6 @@ through all of its prompts once an epoch, shuffled anew each time (grain's index
 holds no permutation in memory).
 """
 
-import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -60,65 +59,6 @@ class ShuffledPrompts:
 
     def __getitem__(self, index: int) -> str:
         return self.prompts[int(self._order[index])]
-
-
-class TextPrompts(ShuffledPrompts):
-    """The lines of a UTF-8 text file, one prompt a line; blank lines are skipped.
-
-    Args:
-      path: the file.
-      seed: of the order.
-      held_out: how many prompts are kept for the test split, spread evenly over the file so that a
-        sorted file is cut fairly.
-      split: "train" (all but the held-out prompts) or "test" (only those).
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file has no prompt, is not UTF-8, or `held_out` or `split` do not fit it.
-    """
-
-    def __init__(self, path: str, seed: int, held_out: int = 0, split: str = "train"):
-        prompts = read_prompts(path)
-        if split not in ("train", "test"):
-            raise ValueError(f'Unknown split {split!r} of {path}: choose "train" or "test".')
-        if not 0 <= held_out < len(prompts) or (split == "test" and not held_out):
-            raise ValueError(
-                f"Cannot use split {split!r} with held_out={held_out} of the {len(prompts)} prompts"
-                f" in {path}: hold out at least 1 (to test) and fewer than {len(prompts)}."
-            )
-        test = {index * len(prompts) // held_out for index in range(held_out)}
-        wanted = split == "test"
-        chosen = tuple(p for index, p in enumerate(prompts) if (index in test) == wanted)
-        super().__init__(chosen, seed)
-
-
-def read_prompts(path: str) -> tuple[str, ...]:
-    """The prompts of a UTF-8 text file in the file's order; errors as in `TextPrompts`."""
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"There is no prompt file {path}: write one prompt a line, in UTF-8, or mend the path."
-        ) from None
-    except IsADirectoryError:
-        raise ValueError(f"The prompt file {path} is a folder: name a text file in it.") from None
-    if not content:
-        raise ValueError(f"The prompt file {path} is empty: write one prompt a line.")
-    prompts = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            prompts.append(line.decode("utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: byte {error.start + 1} is not UTF-8 ({error.reason}):"
-                " save the file as UTF-8."
-            ) from None
-    prompts = tuple(filter(None, prompts))
-    if not prompts:
-        raise ValueError(
-            f"The prompt file {path} has only blank lines (1 to {number}): write one prompt a line."
-        )
-    return prompts
 
 
 class TemplatePrompts(ShuffledPrompts):

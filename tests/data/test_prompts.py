@@ -1,5 +1,4 @@
 import collections
-import pathlib
 
 import pytest
 
@@ -24,66 +23,6 @@ from diffusionrl_jax.data import prompts
 )
 def test_article_follows_the_first_sound(noun, expected):
     assert prompts.article(noun) == expected
-
-
-def write(path: pathlib.Path, content: bytes) -> str:
-    path.write_bytes(content)
-    return str(path)
-
-
-def test_text_prompts_pass_through_every_line_once_an_epoch(tmp_path):
-    path = write(tmp_path / "p.txt", "\ufeffan apple\r\n\n  é cat \n犬\n".encode())
-    source = prompts.TextPrompts(path, seed=3)
-    assert source.prompts == ("an apple", "é cat", "犬")
-    epochs = [[source[3 * epoch + i] for i in range(3)] for epoch in range(8)]
-    assert all(sorted(epoch) == sorted(source.prompts) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) > 1, "every epoch must have its own order"
-
-
-def test_prompts_are_a_function_of_seed_and_index_alone(tmp_path):
-    path = write(tmp_path / "p.txt", "\n".join(map(str, range(50))).encode())
-    first, again = prompts.TextPrompts(path, seed=7), prompts.TextPrompts(path, seed=7)
-    forward = [first[i] for i in range(120)]
-    assert [again[i] for i in reversed(range(120))] == forward[::-1]
-    other = prompts.TextPrompts(path, seed=8)
-    assert [other[i] for i in range(50)] != forward[:50]
-
-
-def test_held_out_prompts_are_spread_and_disjoint(tmp_path):
-    path = write(tmp_path / "p.txt", "\n".join(map(str, range(10))).encode())
-    train = prompts.TextPrompts(path, 0, held_out=2)
-    test = prompts.TextPrompts(path, 0, held_out=2, split="test")
-    assert test.prompts == ("0", "5")
-    assert sorted(train.prompts + test.prompts) == [str(n) for n in range(10)]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty: write one prompt a line"),
-        (b"\n \n\t\n", "only blank lines"),
-        (b"fine\ncaf\xe9\n", "line 2: byte 4 is not UTF-8"),
-    ],
-)
-def test_broken_prompt_files_say_file_line_and_mend(tmp_path, content, words):
-    path = write(tmp_path / "prompts.txt", content)
-    with pytest.raises(ValueError, match=words) as caught:
-        prompts.TextPrompts(path, seed=0)
-    assert path in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_file_folder_and_bad_split(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no prompt file .*none\.txt.*mend the path"):
-        prompts.TextPrompts(str(tmp_path / "none.txt"), seed=0)
-    with pytest.raises(ValueError, match="is a folder"):
-        prompts.TextPrompts(str(tmp_path), seed=0)
-    path = write(tmp_path / "p.txt", b"a\nb")
-    with pytest.raises(ValueError, match="Unknown split 'valid'"):
-        prompts.TextPrompts(path, 0, split="valid")
-    for options in ({"held_out": 2}, {"split": "test"}, {"held_out": -1}):
-        with pytest.raises(ValueError, match="the 2 prompts"):
-            prompts.TextPrompts(path, 0, **options)
 
 
 def test_template_prompts():

@@ -1,0 +1,206 @@
+"""The unique prompts of a source, on disk: made once in bounded memory, read by random access.
+
+An index is one file: a header, the prompts' UTF-8 one after another in the order in which they
+first occur, where each begins, and a 64-bit hash of each. Only the hashes (8 bytes a prompt) and
+the places (8 bytes) are held in memory while it is made. Two prompts are the same if their hashes
+are: among 10 million, two that differ are taken for one with a probability of 3e-6.
+"""
+
+import hashlib
+import itertools
+import os
+import pathlib
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from absl import logging
+
+CACHE_VARIABLE = "DIFFUSIONRL_JAX_CACHE"
+HEADER = struct.Struct("<16sQQQ")  # magic, rows, prompts, bytes of text
+MAGIC = b"prompt index 1\n\0"
+ROWS_AT_ONCE = 8_192
+SPLITS = ("train", "test")
+
+
+def cache_folder() -> pathlib.Path:
+    """Where indices are kept: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    return pathlib.Path(folder) if folder else pathlib.Path.home() / ".cache" / "diffusionrl_jax"
+
+
+def hash_prompt(prompt: bytes) -> bytes:
+    """Eight bytes of BLAKE2b: the same on every machine and in every release of Python."""
+    return hashlib.blake2b(prompt, digest_size=8).digest()
+
+
+def hashes_of(prompts: Iterable[bytes]) -> np.ndarray:
+    """uint64 [n], `hash_prompt` of each."""
+    return np.frombuffer(b"".join(map(hash_prompt, prompts)), "<u8")
+
+
+class PromptIndex(Sequence[str]):
+    """The prompts of an index file; only what is asked for is read.
+
+    Args:
+      path: of a file that `write_index` wrote.
+
+    Attributes:
+      rows: how many prompts the source had, blank ones left out and duplicates counted.
+      hashes: uint64 [n], mapped from the file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a whole index.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        with open(path, "rb") as file:
+            header = file.read(HEADER.size)
+        broken = f"The prompt index {path} is damaged: remove it, and it is made again."
+        if len(header) < HEADER.size or header[: len(MAGIC)] != MAGIC:
+            raise ValueError(broken)
+        _, self.rows, count, size = HEADER.unpack(header)
+        tables = _aligned(HEADER.size + size)
+        if os.path.getsize(path) != tables + 8 * (2 * count + 1):
+            raise ValueError(broken)
+        # Read, not mapped: pages of a map would count as this process's memory.
+        self._file = open(path, "rb", buffering=0)
+        self._begins = np.memmap(path, "<u8", "r", tables, count + 1)
+        begin = tables + 8 * (count + 1)
+        self.hashes = np.memmap(path, "<u8", "r", begin, count) if count else np.empty(0, "<u8")
+
+    def __len__(self) -> int:
+        return len(self._begins) - 1
+
+    def __getitem__(self, index: int) -> str:
+        begin, end = self._begins[index : index + 2].tolist()
+        return os.pread(self._file.fileno(), end - begin, HEADER.size + begin).decode("utf-8")
+
+
+def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
+    """Writes the unique prompts among `rows`; whole or not at all.
+
+    Args:
+      rows: prompts, none of them blank.
+      path: of the file; an old one is replaced.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    lengths, hashes = [], []
+    known = []  # Sorted runs of hashes, each more than twice as long as the next.
+    total, size, rows = 0, 0, iter(rows)
+    try:
+        with partial.open("wb") as file:
+            file.write(bytes(HEADER.size))
+            while texts := [text.encode() for text in itertools.islice(rows, ROWS_AT_ONCE)]:
+                total += len(texts)
+                every = hashes_of(texts)
+                found, first = np.unique(every, return_index=True)
+                seen = [_contains(run, found) for run in known]
+                fresh = np.sort(first[~np.any(seen, axis=0)] if seen else first)
+                new = [texts[index] for index in fresh]
+                lengths.append(np.array([len(text) for text in new], np.uint64))
+                hashes.append(every[fresh])
+                file.writelines(new)
+                size += int(lengths[-1].sum())
+                known.append(np.sort(every[fresh]))
+                while len(known) > 1 and len(known[-2]) <= 2 * len(known[-1]):
+                    known[-2:] = [np.sort(np.concatenate(known[-2:]), kind="stable")]
+            file.write(bytes(_aligned(HEADER.size + size) - HEADER.size - size))
+            begins = np.concatenate([np.zeros(1, np.uint64), *lengths]).cumsum(dtype="<u8")
+            begins.tofile(file)
+            np.concatenate([np.empty(0, "<u8"), *hashes]).tofile(file)
+            file.seek(0)
+            file.write(HEADER.pack(MAGIC, total, len(begins) - 1, size))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -> PromptIndex:
+    """The index of a source, from the cache folder, or made there first.
+
+    Args:
+      name: of the source, for messages.
+      fingerprint: a name of letters and digits that tells the source's content from any other.
+      rows: begins to read the source's prompts.
+
+    Raises:
+      OSError: the cache folder can't be written; the message says how to choose another.
+      ValueError: from `rows`.
+    """
+    path = cache_folder() / f"{fingerprint}.prompts"
+    if path.exists():
+        try:
+            return PromptIndex(path)
+        except ValueError as error:
+            logging.warning("%s", error)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f"{uuid.uuid4().hex}.partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(
+            f"Cannot write the cache folder {path.parent} ({error.strerror}): set {CACHE_VARIABLE}"
+            " to a folder on a local disk."
+        ) from None
+    write_index(rows(), path)
+    index = PromptIndex(path)
+    logging.info("%s: %d prompts, %d of them unique.", name, index.rows, len(index))
+    return index
+
+
+def held_out(hashes: np.ndarray, count: int, split: str, name: str) -> np.ndarray:
+    """Which prompts belong to a split: those of the smallest hashes are the test's.
+
+    The choice hangs on the set of prompts alone, not on their order or number of copies.
+
+    Args:
+      hashes: uint64 [n], all different.
+      count: how many prompts are held out.
+      split: "train" (all but those) or "test" (only those).
+      name: of the source, for messages.
+
+    Returns:
+      int64 indices in ascending order.
+
+    Raises:
+      ValueError: the split is unknown, or one of the two would be empty.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'{name}: unknown split {split!r}: choose "train" or "test".')
+    if not 0 <= count < len(hashes) or (split == "test" and not count):
+        raise ValueError(
+            f"{name}: cannot use split={split} with held_out={count} of {len(hashes)} different"
+            f" prompts: hold out at least 1 (to test) and fewer than {len(hashes)}."
+        )
+    is_test = np.zeros(len(hashes), bool)
+    if count:
+        is_test[np.argpartition(hashes, count - 1)[:count]] = True
+    return np.flatnonzero(is_test == (split == "test"))
+
+
+class Chosen(Sequence[str]):
+    """Some of the prompts of a sequence, by index."""
+
+    def __init__(self, prompts: Sequence[str], indices: np.ndarray):
+        self._prompts, self._indices = prompts, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> str:
+        return self._prompts[int(self._indices[index])]
+
+
+def _contains(run: np.ndarray, values: np.ndarray) -> np.ndarray:
+    if not len(run):
+        return np.zeros(len(values), bool)
+    return run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8

@@ -1,0 +1,87 @@
+"""From the name of a prompt source in a config to its endless stream of prompts."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+
+from etils import epath
+
+from diffusionrl_jax.data import prompt_index, records, word_lists
+from diffusionrl_jax.data.prompt_files import TABLES, read_rows
+from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
+from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
+
+SPLITTING = ("split", "held_out")
+RECORDS_AT_ONCE = 1024
+
+
+def open_prompts(name: str, seed: int) -> PromptSource:
+    """Opens a prompt source.
+
+    Args:
+      name: one of
+        - a path, local or `gs://`, with * for several files: .jsonl, .parquet, or else UTF-8 text
+          with one prompt a line. `field=` names the JSON field or column ("prompt");
+        - `tfds:NAME` or `array_record:FOLDER`, as in `records.open_records`; `field=` is a feature;
+        - `template:a portrait of {article} {noun}`, filled from a list `words=FILE`;
+        - `objects:train`, `objects:test`: the paper's pairs of 450 and of 82 objects;
+        - `occupations:all`, `occupations:train`, `occupations:test`: portraits at work.
+        All but the last two lines take `held_out=2000` and `split=train` or `split=test`.
+      seed: of the order.
+
+    Raises:
+      ValueError, OSError: there is no such source, or a row of it is not a prompt.
+    """
+    source = parse(name, (*records.KINDS, *word_lists.PROMPT_SETS, "template"))
+    if source.kind in word_lists.PROMPT_SETS:
+        source.check_options(())
+        if source.name not in ("all", *prompt_index.SPLITS):
+            raise ValueError(
+                f"There are no prompts {name!r}: use {source.kind}:train, {source.kind}:test or"
+                f" {source.kind}:all."
+            )
+        return word_lists.PROMPT_SETS[source.kind](source.name, seed)
+    if source.kind == "template":
+        source.check_options(("words", *SPLITTING))
+        if "words" not in source.options:
+            raise ValueError(f"{name!r} has no words: add ?words=FILE, one a line.")
+        count, split = source.number("held_out"), source.options.get("split", "train")
+        words = word_lists.read_words(source.options["words"], count, split)
+        return TemplatePrompts(source.name, words, seed)
+    return ShuffledPrompts(_indexed(source), seed)
+
+
+def _indexed(source: Source) -> prompt_index.Chosen:
+    has_fields = source.kind or epath.Path(source.name).suffix.lower() in TABLES
+    fields = ("field",) if has_fields else ()
+    source.check_options((*fields, *SPLITTING, *records.OPTIONS.get(source.kind, ())))
+    field = source.options.get("field", "prompt")
+    count, split = source.number("held_out"), source.options.get("split", "train")
+    digest = hashlib.sha256(repr((source.kind, field)).encode())
+    if source.kind:
+        opened = records.open_records(source, {"field": field})
+        digest.update(opened.fingerprint.encode())
+        rows = lambda: _record_texts(opened, field)
+    else:
+        files = find_files(source.name)
+        for path in files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(json.dumps(path.suffix.lower()).encode() + content)
+        rows = lambda: itertools.chain.from_iterable(read_rows(path, field) for path in files)
+    index = prompt_index.open_index(source.text, digest.hexdigest()[:32], rows)
+    if not len(index):
+        raise ValueError(f"{source.text} has no prompt: write some, or name another.")
+    return prompt_index.Chosen(
+        index, prompt_index.held_out(index.hashes, count, split, source.text)
+    )
+
+
+def _record_texts(opened: records.Records, field: str) -> Iterator[str]:
+    for first in range(0, len(opened), RECORDS_AT_ONCE):
+        chunk = range(first, min(first + RECORDS_AT_ONCE, len(opened)))
+        for index, record in zip(chunk, opened.__getitems__(chunk), strict=True):
+            place = f"{opened.source}, record {index} (the first is 0)"
+            if text := decode_text(record[field], place).strip():
+                yield text

@@ -1,0 +1,147 @@
+"""Records of array_record files: tensorflow-datasets' own, or any that hold tf.train.Example.
+
+Read by random access, a feature at a time, and without TensorFlow.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
+from etils import epath
+
+from diffusionrl_jax.data.sources import Source
+
+KINDS = ("tfds", "array_record")
+OPTIONS = {"tfds": ("tfds_split", "data_dir"), "array_record": ()}
+
+
+class Records(Sequence):
+    """Some features of every record, as bytes.
+
+    Args:
+      source: the source's name, for messages.
+      paths: array_record files, local, in order.
+      features: the names of bytes features: texts, or pictures as PNG or JPEG files.
+      fingerprint: tells these records from others.
+
+    Raises:
+      ValueError: the files are damaged or hold no record.
+    """
+
+    def __init__(
+        self, source: str, paths: Sequence[str], features: Sequence[str], fingerprint: str
+    ):
+        self.source, self.fingerprint = source, fingerprint
+        self._features = tuple(features)
+        # Pictures stay files here: a text feature is bytes as they are.
+        self._parser = tfds.features.FeaturesDict(
+            {name: tfds.features.Text() for name in self._features}
+        )
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(list(paths))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{source}: the array_record files are damaged ({error}): copy them anew."
+            ) from None
+        if not len(self._records):
+            raise ValueError(f"{source} holds no record: name one that does.")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        return self._parse(index, self._records[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, bytes]]:
+        """Several records, read in parallel."""
+        records = self._records.__getitems__(list(indices))
+        return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
+
+    def _parse(self, index: int, record: bytes) -> dict[str, bytes]:
+        try:
+            found = self._parser.deserialize_example_np(record)
+        except Exception as error:  # The parser raises whatever the broken record makes it.
+            raise ValueError(
+                f"{self.source}, record {index} (the first is 0): cannot read the features"
+                f" {list(self._features)} ({error}): it must be a tf.train.Example with these as"
+                " bytes."
+            ) from None
+        for name, value in found.items():
+            if not isinstance(value, bytes):
+                raise ValueError(
+                    f"{self.source}, record {index} (the first is 0): the feature {name!r} is"
+                    f" {type(value).__name__}, not one text or picture: name another."
+                )
+        return found
+
+
+def open_records(source: Source, features: Mapping[str, str]) -> Records:
+    """Opens `tfds:NAME` or `array_record:FOLDER`.
+
+    Args:
+      source: of tfds, the name of a prepared dataset (`data_dir` says where, `tfds_split` which
+        of its splits) or the folder with its features.json; of array_record, a folder, whose files
+        *.array_record* are all read.
+      features: the option that names it -> the name of a feature.
+
+    Raises:
+      FileNotFoundError: there is no such dataset, split or folder.
+      ValueError: a feature is not there, or the dataset has another file format.
+    """
+    if source.kind == "array_record":
+        folder = epath.Path(source.name)
+        paths = sorted(folder.glob("*array_record*")) if folder.is_dir() else []
+        if not paths:
+            raise FileNotFoundError(
+                f"{source.text!r}: the folder {folder} has no array_record files: mend the path."
+            )
+        description = ""
+    else:
+        builder = _open_builder(source)
+        split = source.options.get("tfds_split", "train")
+        if split not in builder.info.splits:
+            raise FileNotFoundError(
+                f"{source.text!r} has no split {split!r}: set tfds_split to one of"
+                f" {sorted(builder.info.splits)}."
+            )
+        for option, name in features.items():
+            if name not in builder.info.features:
+                raise ValueError(
+                    f"{source.text!r} has no feature {name!r}: set {option} to one of"
+                    f" {sorted(builder.info.features)}."
+                )
+        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(
+                f"{source.text!r} is stored as {builder.info.file_format.value}: prepare it with"
+                ' file_format="array_record".'
+            )
+        paths = [epath.Path(path) for path in builder.info.splits[split].filepaths]
+        description = (epath.Path(builder.data_dir) / "dataset_info.json").read_text()
+    files = [(path.name, path.stat().length, path.stat().mtime) for path in paths]
+    return Records(
+        source.text,
+        [str(path) for path in paths],
+        tuple(features.values()),
+        json.dumps([description, files, sorted(features.values())]),
+    )
+
+
+def _open_builder(source: Source):
+    if (epath.Path(source.name) / "features.json").exists():
+        return tfds.builder_from_directory(source.name)
+    options = {key: source.options[key] for key in ("data_dir",) if key in source.options}
+    try:
+        builder = tfds.builder(source.name, try_gcs=False, **options)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source.text!r}: tensorflow-datasets finds no {source.name!r}"
+            f" ({str(error).splitlines()[0]}): name a prepared dataset and its data_dir, or the"
+            " folder with its features.json."
+        ) from None
+    if not builder.is_prepared():
+        raise FileNotFoundError(
+            f"{source.text!r} is not prepared in {builder.data_dir}: prepare it once with"
+            f' tfds.builder("{source.name}", file_format="array_record").download_and_prepare().'
+        )
+    return builder

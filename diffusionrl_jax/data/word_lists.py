@@ -1,0 +1,58 @@
+"""The paper's word lists and the prompts that are made of them (Secs. 4.1 and 4.3).
+
+The paper trains on 450 of its 532 object classes and on 100 occupations, without saying which
+objects are held out, or any occupation. Here the held-out words are those with the smallest hashes.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.prompt_files import read_prompts
+from diffusionrl_jax.data.prompt_index import hashes_of, held_out
+
+RELATIONS = ("and", "next to", "near", "on side of", "beside")
+PORTRAIT = "a portrait of {article} {noun}"
+HELD_OUT_OBJECTS = 82
+HELD_OUT_OCCUPATIONS = 20
+
+
+def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ...]:
+    """The different words of a list, in its order.
+
+    Args:
+      path: of a UTF-8 text file with a word or several a line; `asset:words/objects.txt` is one.
+      count: how many are held out.
+      split: "train" (all but those) or "test" (only those).
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such list, or it can't be split so.
+    """
+    words = tuple(dict.fromkeys(read_prompts(str(assets.resolve(path)))))
+    hashes = hashes_of(word.encode() for word in words)
+    _, first = np.unique(hashes, return_index=True)
+    if len(first) < len(words):
+        raise ValueError(f"{path} has two words of one hash: change one a little.")
+    return tuple(words[index] for index in held_out(hashes, count, split, path))
+
+
+def objects(split: str) -> tuple[str, ...]:
+    """The 450 objects to train on, the 82 to test with, or all."""
+    return _split("asset:words/objects.txt", HELD_OUT_OBJECTS, split)
+
+
+def occupations(split: str) -> tuple[str, ...]:
+    """The 80 occupations to train on, the 20 to test with, or all, as the paper trains."""
+    return _split("asset:words/occupations.txt", HELD_OUT_OCCUPATIONS, split)
+
+
+def _split(path: str, count: int, split: str) -> tuple[str, ...]:
+    return read_words(path) if split == "all" else read_words(path, count, split)
+
+
+PROMPT_SETS: dict[str, Callable[[str, int], prompts.PromptSource]] = {
+    "objects": lambda split, seed: prompts.PairPrompts(objects(split), RELATIONS, seed),
+    "occupations": lambda split, seed: prompts.TemplatePrompts(PORTRAIT, occupations(split), seed),
+}

@@ -1,0 +1,283 @@
+"""Every kind of source by its name in a config; files are written by Python and pyarrow."""
+
+import hashlib
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diffusionrl_jax.data import prompt_index, prompts
+from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.data.prompt_files import read_prompts
+from diffusionrl_jax.data.prompt_sources import open_prompts
+
+TEXTS = ["an apple", "é cat", "犬", "  spaces ", "an apple", "line\nbreak", " ", "spaces"]
+UNIQUE = ["an apple", "é cat", "犬", "spaces", "line\nbreak"]
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return str(path)
+
+
+def write_jsonl(path, texts=TEXTS, field="prompt"):
+    return write(path, "".join(json.dumps({field: t, "n": 1}) + "\n" for t in texts).encode())
+
+
+def write_parquet(path, texts=TEXTS, field="prompt", kind=None, **options):
+    table = pa.table({"seed": range(len(texts)), field: pa.array(texts, kind or pa.string())})
+    pq.write_table(table, path, **options)
+    return str(path)
+
+
+def listed(source):
+    return [source.prompts[index] for index in range(len(source.prompts))]
+
+
+def numbered(count):
+    return [f"prompt {n}" for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "SPLITS", {"train": 6, "test": 3})
+        examples = list(world.load("train", str(folder)))
+    return folder, [example["prompt"].decode() for example in examples]
+
+
+def test_text_lines(tmp_path):
+    path = write(tmp_path / "p.txt", "\ufeffan apple\r\n\n  é cat \n犬\né cat\n".encode())
+    assert listed(open_prompts(path, 0)) == ["an apple", "é cat", "犬"]
+    assert read_prompts(path) == ("an apple", "é cat", "犬", "é cat")
+
+
+def test_json_lines(tmp_path):
+    assert listed(open_prompts(write_jsonl(tmp_path / "p.jsonl"), 0)) == UNIQUE
+    path = write_jsonl(tmp_path / "c.jsonl", field="caption")
+    assert listed(open_prompts(f"{path}?field=caption", 0)) == UNIQUE
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_parquet_columns(kind, tmp_path):
+    path = write_parquet(tmp_path / "p.parquet", kind=kind, row_group_size=3)
+    assert listed(open_prompts(path, 0)) == UNIQUE
+    path = write_parquet(tmp_path / "c.parquet", kind=kind, field="caption")
+    assert listed(open_prompts(f"{path}?field=caption", 0)) == UNIQUE
+
+
+def test_several_files_are_one_source(tmp_path):
+    for n, part in enumerate((TEXTS[:3], TEXTS[3:])):
+        write_parquet(tmp_path / f"p-{n}.parquet", part)
+    assert listed(open_prompts(f"{tmp_path}/p-*.parquet", 0)) == UNIQUE
+
+
+def test_prepared_datasets(world_folder):
+    folder, texts = world_folder
+    unique = list(dict.fromkeys(texts))
+    version = folder / "emoji_world" / "1.1.0"
+    for name in (f"tfds:emoji_world?data_dir={folder}", f"tfds:{version}"):
+        assert listed(open_prompts(name, 0)) == unique
+    assert len(open_prompts(f"tfds:{version}?tfds_split=test", 0).prompts) <= 3
+    everything = listed(open_prompts(f"array_record:{version}?field=prompt", 0))
+    assert set(unique) < set(everything)
+
+
+def test_templates(tmp_path):
+    words = write(tmp_path / "w.txt", b"judge\nartist\njudge\n")
+    name = f"template:a portrait of {{article}} {{noun}}?words={words}"
+    assert listed(open_prompts(name, 0)) == ["a portrait of a judge", "a portrait of an artist"]
+    parts = [open_prompts(f"{name}&held_out=1&split={s}", 0) for s in ("train", "test")]
+    assert sorted(listed(parts[0]) + listed(parts[1])) == sorted(listed(open_prompts(name, 0)))
+    with pytest.raises(ValueError, match=r"has no words: add \?words=FILE"):
+        open_prompts("template:a {noun}", 0)
+    with pytest.raises(FileNotFoundError, match="none.txt"):
+        open_prompts("template:a {noun}?words=none.txt", 0)
+
+
+def test_objects_of_the_paper():
+    train, test = open_prompts("objects:train", 0), open_prompts("objects:test", 0)
+    assert len(train.prompts) == 450 * 449 * 5
+    assert len(test.prompts) == 82 * 81 * 5
+    assert len(open_prompts("objects:all", 0).prompts) == 532 * 531 * 5
+    of_first = lambda source, count: {
+        source.prompts.objects[n] for n in range(count) if source.prompts[n * (count - 1) * 5]
+    }
+    assert not of_first(train, 450) & of_first(test, 82)
+    with pytest.raises(ValueError, match="use objects:train, objects:test or objects:all"):
+        open_prompts("objects:valid", 0)
+
+
+def test_occupations_of_the_paper():
+    every, train, test = (open_prompts(f"occupations:{s}", 0) for s in ("all", "train", "test"))
+    assert len(listed(every)) == 100
+    assert len(listed(test)) == 20
+    assert sorted(listed(train) + listed(test)) == sorted(listed(every))
+    assert "a portrait of an accountant" in listed(every)
+
+
+def test_held_out_prompts_are_those_of_the_smallest_hashes(tmp_path):
+    texts = numbered(200)
+    by_hash = sorted(texts, key=lambda t: hashlib.blake2b(t.encode(), digest_size=8).digest()[::-1])
+    path = write_jsonl(tmp_path / "p.jsonl", texts)
+    test = open_prompts(f"{path}?held_out=20&split=test", 0)
+    train = open_prompts(f"{path}?held_out=20&split=train", 0)
+    assert set(listed(test)) == set(by_hash[:20])
+    assert set(listed(train)) == set(by_hash[20:])
+    # In another order, with copies, in another kind of file: the same prompts are held out.
+    path = write_parquet(tmp_path / "p.parquet", (texts * 2)[::-1])
+    assert set(listed(open_prompts(f"{path}?split=test&held_out=20", 0))) == set(by_hash[:20])
+
+
+def test_epochs_hosts_and_resumption(tmp_path):
+    path = write_parquet(tmp_path / "p.parquet", numbered(50) * 2, row_group_size=7)
+    source = open_prompts(path, 7)
+    epochs = [[source[50 * epoch + i] for i in range(50)] for epoch in range(3)]
+    assert all(sorted(epoch) == sorted(numbered(50)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3, "every epoch must have its own order"
+    assert [open_prompts(path, 8)[i] for i in range(50)] != epochs[0]
+    batches = [prompts.prompt_batch(source, step, 12, group_size=2) for step in range(30)]
+    for host in range(3):
+        resumed, part = open_prompts(path, 7), prompts.host_slice(12, host, 3)
+        for step in (29, 8, 9):
+            batch = prompts.prompt_batch(resumed, step, 12, group_size=2)
+            assert batch[part] == batches[step][part]
+    assert [p for b in batches for p in b[::2]] == [source[i] for i in range(180)]
+
+
+def test_index_is_made_once_and_anew_when_damaged_or_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv(prompt_index.CACHE_VARIABLE, str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "p.jsonl", numbered(10))
+    open_prompts(path, 0)
+    (index,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_index, "write_index", lambda *_: pytest.fail("made anew"))
+        assert listed(open_prompts(path, 0)) == numbered(10)
+    for content in (index.read_bytes()[:-1], b"", b"x" * 100):
+        index.write_bytes(content)
+        assert listed(open_prompts(path, 0)) == numbered(10)
+        assert [file.name for file in (tmp_path / "cache").iterdir()] == [index.name]
+    write_jsonl(tmp_path / "p.jsonl", numbered(11))
+    assert listed(open_prompts(path, 0)) == numbered(11)
+
+
+def test_a_broken_source_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv(prompt_index.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="line 2"):
+        open_prompts(write(tmp_path / "p.jsonl", b'{"prompt": "a"}\n{'), 0)
+    assert not list((tmp_path / "cache").iterdir())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(prompt_index.CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(OSError, match="Cannot write the cache folder .*set DIFFUSIONRL_JAX_CACHE"):
+        open_prompts(write_jsonl(tmp_path / "p.jsonl"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", b"", "has no prompt"),
+        ("p.txt", b"\n \n\t\n", "has no prompt"),
+        ("p.txt", b"fine\ncaf\xe9\n", "line 2: byte 4 is not UTF-8.*save it as UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"\n', "line 3 is not JSON"),
+        ("p.jsonl", b'["a"]\n', r'line 1 is not a JSON object: write \{"prompt"'),
+        (
+            "p.jsonl",
+            b'{"text": "a"}\n',
+            r"line 1 has no field 'prompt', but \['text'\]: .*\?field=",
+        ),
+        ("p.jsonl", b'{"prompt": null}\n', "line 1: the field 'prompt' is NoneType, not a string"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', "line 2: byte 13 is not UTF-8"),
+        ("p.parquet", b"PAR1 not really PAR1", "is not a whole parquet file .*copy it anew"),
+        ("p.parquet", b"", "is not a whole parquet file"),
+    ],
+)
+def test_broken_files_say_file_line_and_mend(tmp_path, name, content, words):
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=words) as caught:
+        open_prompts(path, seed=0)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_parquet_rows_and_columns(tmp_path):
+    path = write_parquet(tmp_path / "p.parquet", ["a", "b", None], row_group_size=1)
+    with pytest.raises(ValueError, match=r"p\.parquet, row 2 .* is null: leave the row out"):
+        open_prompts(path, 0)
+    with pytest.raises(ValueError, match=r"no column 'text', but \['seed', 'prompt'\]: name one"):
+        open_prompts(f"{path}?field=text", 0)
+    with pytest.raises(ValueError, match="the column 'seed' is int64, not strings"):
+        open_prompts(f"{path}?field=seed", 0)
+    # Arrow does not look whether what a file calls strings is UTF-8.
+    broken = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": broken}), path)
+    with pytest.raises(ValueError, match=r"p\.parquet, row 1 .*: byte 4 is not UTF-8"):
+        open_prompts(path, 0)
+    content = (tmp_path / "p.parquet").read_bytes()
+    with pytest.raises(ValueError, match="is not a whole parquet file"):
+        open_prompts(write(tmp_path / "cut.parquet", content[:-7]), 0)
+
+
+def test_broken_datasets(world_folder, tmp_path):
+    folder, _ = world_folder
+    version = folder / "emoji_world" / "1.1.0"
+    with pytest.raises(FileNotFoundError, match=r"no split 'x': .* \['test', 'train'\]"):
+        open_prompts(f"tfds:{version}?tfds_split=x", 0)
+    with pytest.raises(ValueError, match="no feature 'x': set field to one of"):
+        open_prompts(f"tfds:{version}?field=x", 0)
+    with pytest.raises(ValueError, match="record 0 .* feature 'kind' is int, not one text"):
+        open_prompts(f"tfds:{version}?field=kind", 0)
+    with pytest.raises(ValueError, match="record 0 .* byte 1 is not UTF-8"):
+        open_prompts(f"tfds:{version}?field=image", 0)
+    with pytest.raises(FileNotFoundError, match="finds no 'dragons'"):
+        open_prompts("tfds:dragons", 0)
+    with pytest.raises(FileNotFoundError, match="has no array_record files"):
+        open_prompts(f"array_record:{tmp_path}", 0)
+    (tmp_path / "cut.array_record").write_bytes(b"not one")
+    with pytest.raises(ValueError, match="array_record files are damaged"):
+        open_prompts(f"array_record:{tmp_path}", 0)
+
+
+def test_names_that_cannot_be_read(tmp_path):
+    path = write(tmp_path / "p.txt", b"a\nb")
+    for name, words in {
+        str(tmp_path / "none.txt"): "There is no file .*none.txt: mend the path",
+        str(tmp_path / "*.jsonl"): r"No file matches .*\*.jsonl",
+        str(tmp_path): "is a folder: name a file in it",
+        f"{path}?splt=test": r"the options \['splt'\] are unknown; use only",
+        f"{path}?field=text": r"the options \['field'\] are unknown",
+        f"{path}?split": "cannot read the option 'split': write option=value",
+        f"{path}?held_out=1&held_out=2": "says held_out twice",
+        f"{path}?held_out=-1": "held_out=-1 must be a whole number",
+        f"{path}?split=valid": "unknown split 'valid'",
+        f"{path}?split=test": "held_out=0 of 2 different prompts: hold out at least 1",
+        f"{path}?held_out=2": "held_out=2 of 2 different prompts",
+        "": "names nothing",
+    }.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            open_prompts(name, 0)
+
+
+def test_memory_is_bounded(tmp_path):
+    """Allocations of Python and NumPy; Arrow's own are measured by benchmarks/prompts.py."""
+    import tracemalloc
+
+    count, length = 100_000, 1000
+    rows = (f"{n % (count // 2):<{length - 1}}." for n in range(count))
+    tracemalloc.start()
+    try:
+        prompt_index.write_index(rows, tmp_path / "index")
+        index = prompt_index.PromptIndex(tmp_path / "index")
+        assert index[1234].split() == ["1234", "."]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (index.rows, len(index)) == (count, count // 2)
+    assert os.path.getsize(tmp_path / "index") > count // 2 * length
+    assert peak < 0.3 * count * length
