@@ -44,7 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The pretraining loss, Eqs. 8-9. A weight of 0 leaves the step out.
     config.pretraining = ml_collections.ConfigDict()
     config.pretraining.weight = 1.0
-    config.pretraining.pictures = ""  # emoji, for now
+    # emoji, tfds:NAME, array_record:FOLDER, or latents:FOLDER from cache_latents; docs/data.md.
+    config.pretraining.pictures = ""
     config.pretraining.text_dropout = 0.1
 
     # name -> make_task(...); trained one after another (Algorithm 1), by their names' alphabet.

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.data import images, prompts
-from diffusionrl_jax.data.emoji import prompt_sets, world
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.emoji import prompt_sets
+from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
@@ -33,6 +34,7 @@ from diffusionrl_jax.models.stable_diffusion import (
     StableDiffusion,
     load_stable_diffusion,
 )
+from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
 from diffusionrl_jax.rewards import REWARDS, Reward
 
 EMOJI = "emoji:"
@@ -137,7 +139,7 @@ class Experiment:
     frozen: Frozen
     task_names: tuple[str, ...]
     sources: tuple[prompts.PromptSource, ...]
-    pictures: images.LatentDataset | None
+    pictures: LatentDataset | None
 
     def batch(self, step: int) -> Batch:
         """What iteration `step` takes from the host: a pure function of the config and the step."""
@@ -152,16 +154,13 @@ class Experiment:
         pretraining = None
         if self.pictures is not None:
             passes = self.algorithm.hyperparameters.passes
-            pretraining = {
-                name: values.reshape(config.batch_size, passes, *values.shape[1:])
-                for name, values in self.pictures.batch(
-                    step, config.batch_size * passes, config.seed
-                ).items()
-            }
+            pretraining = pretraining_batch(
+                self.pictures, step, config.batch_size, passes, config.seed, mesh
+            )
         return Batch(
             input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
             reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
-            pretraining=jax.device_put(pretraining, batch_sharding(mesh)),
+            pretraining=pretraining,
         )
 
     def init_state(self) -> TrainState:
@@ -207,33 +206,6 @@ def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
             f"config.tasks.{name} is normalised by group: set its group_size to 2 or more."
         )
     return task.group_size
-
-
-def load_pictures(
-    config: ml_collections.ConfigDict, policy: Policy, cache_dir: str
-) -> images.LatentDataset | None:
-    """The pretraining pictures as latents, encoded once and kept in the cache folder."""
-    if not config.pretraining.weight:
-        return None
-    if config.pretraining.pictures != "emoji":
-        raise ValueError(
-            f"config.pretraining.pictures={config.pretraining.pictures!r} is not known: use "
-            "'emoji', or set config.pretraining.weight=0 to train without."
-        )
-    model, vae = policy.model, policy.params["vae"]
-    encode = jax.jit(lambda pictures: model.encode(vae, pictures))
-    sharding = batch_sharding(policy.mesh)
-
-    def build():
-        return images.encode_pictures(
-            world.load("train", cache_dir),
-            lambda pictures: encode(jax.device_put(pictures, sharding)),
-            model.tokenize,
-            batch_size=64 * policy.mesh.size,
-        )
-
-    name = images.fingerprint(policy.params["vae"], "emoji", str(world.EmojiWorld.VERSION))
-    return images.cached_latents(f"{cache_dir}/latents.npz", name, build)
 
 
 def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
@@ -304,7 +276,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         frozen=frozen,
         task_names=names,
         sources=sources,
-        pictures=load_pictures(config, policy, cache_dir),
+        pictures=load_pictures(config, policy.model, policy.params["vae"], policy.mesh, cache_dir),
     )
 
 

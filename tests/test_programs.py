@@ -214,8 +214,8 @@ def test_a_folder_has_no_steps(make_config, tiny_model):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "There is no prompt file"),
-        (b"", "is empty"),
+        (None, "There is no file"),
+        (b"", "has no prompt"),
         (b"an apple\na caf\xe9\n", "line 2: byte 6 is not UTF-8"),
     ],
 )

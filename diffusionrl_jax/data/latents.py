@@ -1,0 +1,305 @@
+"""The pretraining pictures as latents and token ids, encoded once and then drawn by step.
+
+The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
+advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
+The text encoder runs in the step, on token ids: they are a five-hundredth of its states, and the
+empty prompt takes the place of some anew in each step.
+
+On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
+completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain.python as grain
+import jax
+import numpy as np
+import safetensors.numpy
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+FIELDS = ("latent_mean", "latent_std", "input_ids")
+DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+INDEX = "index.json"
+COMMAND = "python -m diffusionrl_jax.cache_latents"
+PICTURES_PER_FILE = 1024
+READERS = 16
+
+
+class LatentDataset:
+    """Latents and token ids of a folder, drawn in shuffled epochs by random access.
+
+    Args:
+      folder: what `write_latents` wrote, local or `gs://`.
+
+    Attributes:
+      model: the `fingerprint` of what encoded the pictures.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or its encoding was not completed.
+      ValueError: a file is missing or cut short.
+    """
+
+    def __init__(self, folder: str | epath.Path):
+        self._folder = epath.Path(folder)
+        if not (self._folder / INDEX).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no complete latents: (re)start {COMMAND} --output={folder}."
+            )
+        try:
+            index = json.loads((self._folder / INDEX).read_text())
+            self.model, self._count = index["model"], index["pictures"]
+            self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{self._folder / INDEX} is not of {COMMAND}: remove it, and start that again."
+            ) from None
+        for number, size in enumerate(self._sizes):
+            path = self._folder / file_name(number, len(self._sizes))
+            found = path.stat().length if path.exists() else None
+            if found != size:
+                problem = "is missing" if found is None else f"has {found} bytes, not {size}"
+                raise ValueError(
+                    f"The cached latents {path}: the file {problem}: run"
+                    f" {COMMAND} --output={folder} again to mend it."
+                )
+        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
+        self._headers: dict[int, tuple[dict, int]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one picture's latent_mean, latent_std and input_ids."""
+        tensors, _ = self._header(0)
+        return {field: tuple(tensors[field]["shape"][1:]) for field in FIELDS}
+
+    def batch(
+        self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """The global batch of a step, or some rows of it: a pure function of its arguments.
+
+        Args:
+          step: the training step, 0 or more.
+          batch_size: pictures in the batch.
+          seed: of the order; each epoch has another.
+          rows: which of the batch to read; a host reads its own alone.
+
+        Returns:
+          latent_mean and latent_std [rows, channels, height, width] float32, the VAE's scaling
+          factor applied, and input_ids [rows, tokens] int32.
+        """
+        order = _order(len(self), seed)
+        places = range(step * batch_size, (step + 1) * batch_size)[rows]
+        return self.read([int(order[place]) for place in places])
+
+    def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The pictures of these indices, from 0 in the source's order; fields as of `batch`."""
+        numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
+        result = {
+            field: np.empty((len(numbers), *shape), DTYPES[self._header(0)[0][field]["dtype"]])
+            for field, shape in self.shapes().items()
+        }
+        reads = [
+            self._readers.submit(
+                self._read, number, rows, np.flatnonzero(numbers == number), result
+            )
+            for number in np.unique(numbers).tolist()
+        ]
+        for read in reads:
+            read.result()
+        return result
+
+    def _header(self, number: int) -> tuple[dict, int]:
+        if number not in self._headers:
+            path = self._folder / file_name(number, len(self._sizes))
+            tensors, begin = _read_header(path)
+            self._headers[number] = tensors, begin
+        return self._headers[number]
+
+    def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
+        tensors, begin = self._header(number)
+        path = self._folder / file_name(number, len(self._sizes))
+        with path.open("rb") as file:
+            for field, values in result.items():
+                size = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+                first = begin + tensors[field]["data_offsets"][0]
+                for place in places.tolist():
+                    file.seek(first + size * int(rows[place]))
+                    data = file.read(size)
+                    if len(data) != size:
+                        raise ValueError(f"The cached latents {path} were cut short meanwhile.")
+                    values[place] = np.frombuffer(data, values.dtype).reshape(values.shape[1:])
+
+
+def file_name(number: int, count: int) -> str:
+    """Of the safetensors file `number` of `count`, from 0."""
+    return f"latents-{number:05d}-of-{count:05d}.safetensors"
+
+
+def write_latents(
+    source: Sequence[tuple[np.ndarray, str]],
+    encode: Callable[[np.ndarray], tuple[Any, Any]],
+    tokenize: Callable[[list[str]], np.ndarray],
+    folder: str | epath.Path,
+    model: str,
+    batch_size: int = 64,
+    pictures_per_file: int = PICTURES_PER_FILE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Encodes all pictures and texts of a random-access source into a folder.
+
+    What an earlier, interrupted call left there is kept. Of several processes all must call it,
+    with the same folder; the first alone writes.
+
+    Args:
+      source: has a length, pairs of a picture uint8 [height, width, 3], all of one size, and a
+        text, and a `fingerprint`.
+      encode: images float32 [batch_size, height, width, 3] in [0, 1] -> (mean, std), each
+        [batch_size, channels, height, width]. It always sees full batches, so it compiles once.
+      tokenize: texts -> int32 [n, tokens].
+      folder: local or `gs://`.
+      model: the `fingerprint` of what encodes.
+      batch_size: pictures that are encoded at a time.
+      pictures_per_file: so many are held in memory.
+      progress: is told how many pictures are done.
+
+    Raises:
+      ValueError: the source is empty, an item is not such a picture, or the folder holds latents
+        of another model or other pictures.
+    """
+    folder = epath.Path(folder)
+    if not len(source):
+        raise ValueError("There are no pretraining pictures: the source is empty.")
+    parts = [model, source.fingerprint, len(source), pictures_per_file]
+    about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
+    count = -(-len(source) // pictures_per_file)
+    paths = [folder / file_name(number, count) for number in range(count)]
+    if other := [path for path in folder.glob("latents-*.safetensors") if path not in paths]:
+        raise _other_latents(folder, other[0])
+    # Decided before the processes encode together, hence alike by all.
+    missing = [number for number, path in enumerate(paths) if not _is_whole(path, about)]
+    is_writer = jax.process_index() == 0
+    if is_writer:
+        folder.mkdir(parents=True, exist_ok=True)
+    done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
+    for number in missing:
+        rows = _rows(number, source, pictures_per_file)
+        arrays = _encode(source, rows, encode, tokenize, batch_size)
+        if is_writer:
+            _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
+        done += len(rows)
+        progress(done)
+    if is_writer:
+        index = {
+            "model": model,
+            "pictures": len(source),
+            "pictures_per_file": pictures_per_file,
+            "sizes": [path.stat().length for path in paths],
+        }
+        _write(folder / INDEX, json.dumps(index, indent=1).encode())
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("latents are written")
+
+
+def fingerprint(params: Any, *names: str) -> str:
+    """What latents were made from, to compare.
+
+    Args:
+      params: the VAE's parameters, whole on every process; paths, shapes, dtypes and values count.
+      *names: what else they depend on, such as the tokenizer.
+
+    Returns:
+      A SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256(repr(names).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+
+
+def _rows(number: int, source: Sequence, pictures_per_file: int) -> range:
+    first = number * pictures_per_file
+    return range(first, min(first + pictures_per_file, len(source)))
+
+
+def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str, np.ndarray]:
+    means, stds, texts, shape = [], [], [], None
+    with concurrent.futures.ThreadPoolExecutor() as readers:
+        for first in range(0, len(rows), batch_size):
+            chosen = rows[first : first + batch_size]
+            images = []
+            for index, (image, text) in enumerate(
+                readers.map(source.__getitem__, chosen), chosen[0]
+            ):
+                shape = shape or image.shape
+                if image.dtype != np.uint8 or image.shape != shape or shape[2:] != (3,):
+                    raise ValueError(
+                        f"Picture {index} is {image.dtype} of shape {image.shape}: all must be"
+                        " uint8 [height, width, 3] and of one size."
+                    )
+                images.append(image)
+                texts.append(text)
+            images += [images[-1]] * (batch_size - len(images))
+            mean, std = encode(np.stack(images).astype(np.float32) / 255.0)
+            means.append(np.asarray(mean, np.float32)[: len(chosen)])
+            stds.append(np.asarray(std, np.float32)[: len(chosen)])
+    ids = np.asarray(tokenize(texts), np.int32)
+    arrays = np.concatenate(means), np.concatenate(stds), ids
+    for name, values in zip(FIELDS[:2], arrays[:2], strict=True):
+        if not np.isfinite(values).all():
+            raise ValueError(f"The VAE's {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
+    return dict(zip(FIELDS, map(np.ascontiguousarray, arrays), strict=True))
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    partial = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _read_header(path: epath.Path) -> tuple[dict, int]:
+    """A safetensors file's JSON, and where its data begins."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(min(size, 2**20))), 8 + size
+
+
+def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        tensors, begin = _read_header(path)
+        found = tensors.pop("__metadata__")
+        end = max(tensor["data_offsets"][1] for tensor in tensors.values())
+        whole = path.stat().length == begin + end
+    except (struct.error, KeyError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        logging.warning("%s is damaged and is made anew.", path)
+        return False
+    if found != about:
+        raise _other_latents(path.parent, path)
+    return True
+
+
+def _other_latents(folder: epath.Path, path: epath.Path) -> ValueError:
+    return ValueError(
+        f"{folder} holds latents of another model or other pictures ({path.name}): name another"
+        " folder, or remove this one."
+    )

@@ -1,0 +1,164 @@
+"""From config.pretraining to the batches of latents that the pretraining loss takes."""
+
+import json
+from collections.abc import Callable
+
+import jax
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from diffusionrl_jax.data import latents
+from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
+from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
+from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+
+LATENTS = "latents:"
+EMOJI = "emoji"
+PICTURES_PER_DEVICE = 64
+PIXELS_AT_ONCE = PICTURES_PER_DEVICE * 32**2  # on a device, while encoding
+
+
+def open_source(
+    name: str, model: StableDiffusion, data_dir: str
+) -> RecordPictures | MappedPictures:
+    """The pictures that a config names, at the model's size.
+
+    Args:
+      name: `emoji`, or as in `pictures.open_pictures`.
+      model: whose pictures are to be.
+      data_dir: where the emoji world's pictures are made.
+
+    Raises:
+      ValueError, FileNotFoundError: there are no such pictures.
+    """
+    height, width, _ = model.image_shape
+    if name == EMOJI:
+        items = world.load("train", data_dir)
+        return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
+    return open_pictures(name, height, width)
+
+
+def model_fingerprint(model: StableDiffusion, vae: Parameters) -> str:
+    """What latents and token ids of a model depend on: the VAE, the tokenizer, the size."""
+    probe = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
+    return latents.fingerprint(
+        vae, str(model.scaling_factor), json.dumps(probe.tolist()), str(model.image_shape)
+    )
+
+
+def encode_pictures(
+    source: RecordPictures | MappedPictures,
+    model: StableDiffusion,
+    vae: Parameters,
+    mesh: Mesh,
+    folder: str | epath.Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Encodes pictures into a folder of latents, or what is still missing of it.
+
+    Args:
+      source: of `open_source`.
+      model, vae: what encodes.
+      mesh: over whose devices.
+      folder: as of `latents.write_latents`, which also says what is raised.
+      progress: is told how many pictures are done.
+    """
+    vae = jax.device_put(vae, replicated(mesh))
+    pictures, whole = batch_sharding(mesh), replicated(mesh)
+    encode = jax.jit(model.encode, out_shardings=(whole, whole))
+    height, width, _ = model.image_shape
+    per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
+    latents.write_latents(
+        source,
+        lambda images: encode(vae, jax.device_put(images, pictures)),
+        model.tokenize,
+        folder,
+        model_fingerprint(model, vae),
+        batch_size=per_device * mesh.size,
+        progress=progress,
+    )
+
+
+def load_pictures(
+    config: ml_collections.ConfigDict,
+    model: StableDiffusion,
+    vae: Parameters,
+    mesh: Mesh,
+    cache_dir: str,
+) -> latents.LatentDataset | None:
+    """The pretraining pictures of a config as latents, encoded first if need be.
+
+    Args:
+      config: see `configs/common.py`.
+      model, vae: what encodes.
+      mesh: over whose devices.
+      cache_dir: where latents are kept, unless the config names a folder of them.
+
+    Returns:
+      The latents; None if the pretraining loss has no weight.
+
+    Raises:
+      ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
+    """
+    name = config.pretraining.pictures
+    if not config.pretraining.weight:
+        return None
+    if not name:
+        raise ValueError(
+            "config.pretraining.pictures is empty: name some as docs/data.md says, or set"
+            " config.pretraining.weight=0 to train without."
+        )
+    if name.startswith(LATENTS):
+        dataset = latents.LatentDataset(name.removeprefix(LATENTS))
+        vae = jax.device_put(vae, replicated(mesh))
+        if dataset.model != model_fingerprint(model, vae):
+            raise ValueError(
+                f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, or"
+                f" at another size, than config.model={config.model!r}: run {latents.COMMAND} for"
+                " this config."
+            )
+        return dataset
+    source = open_source(name, model, cache_dir)
+    # Other pictures or another model: another folder.
+    vae = jax.device_put(vae, replicated(mesh))
+    key = latents.fingerprint({}, source.fingerprint, model_fingerprint(model, vae))
+    folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
+    encode_pictures(source, model, vae, mesh, folder)
+    return latents.LatentDataset(folder)
+
+
+def pretraining_batch(
+    dataset: latents.LatentDataset, step: int, batch_size: int, passes: int, seed: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """The pictures of an iteration, of which every process reads those of its devices alone.
+
+    Args:
+      dataset: the latents.
+      step: the iteration, from 0.
+      batch_size: of the policy's samples.
+      passes: pictures for each of them.
+      seed: of the order.
+      mesh: over whose devices the batch is split.
+
+    Returns:
+      The fields of `LatentDataset.batch`, global arrays [batch_size, passes, ...].
+    """
+    sharding = batch_sharding(mesh)
+    bounds = lambda index: index[0].indices(batch_size)[:2]
+    parts = {}
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        if bounds(index) not in parts:
+            first, last = bounds(index)
+            rows = slice(first * passes, last * passes)
+            parts[first, last] = dataset.batch(step, batch_size * passes, seed, rows)
+
+    def field(name: str, shape: tuple[int, ...]) -> jax.Array:
+        return jax.make_array_from_callback(
+            (batch_size, passes, *shape),
+            sharding,
+            lambda index: parts[bounds(index)][name].reshape(-1, passes, *shape),
+        )
+
+    return {name: field(name, shape) for name, shape in dataset.shapes().items()}

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from diffusionrl_jax.data import latents
+
+
+class Pictures(list):
+    """Of random pixels, texted "thing 0" and so on."""
+
+    fingerprint = "random"
+
+    def __init__(self, count, size=8):
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(count)]
+        super().__init__((image, f"thing {n}") for n, image in enumerate(images))
+
+
+class Encoder:
+    """Stands for a VAE: means over 4 x 4 squares, channel first; remembers the batch shapes."""
+
+    def __init__(self, fails_after=10**9):
+        self.shapes, self.fails_after = [], fails_after
+
+    def __call__(self, pictures):
+        if len(self.shapes) == self.fails_after:
+            raise KeyboardInterrupt
+        assert pictures.dtype == np.float32
+        assert 0.0 <= pictures.min()
+        assert pictures.max() <= 1.0
+        self.shapes.append(pictures.shape)
+        n, h, w, c = pictures.shape
+        squares = pictures.reshape(n, h // 4, 4, w // 4, 4, c)
+        return (moment(axis=(2, 4)).transpose(0, 3, 1, 2) for moment in (squares.mean, squares.std))
+
+
+def tokenize(prompts):
+    return np.array([[int(prompt.split()[1]), 7] for prompt in prompts])
+
+
+def write(folder, source=None, encode=None, model="vae"):
+    """Ten pictures in files of 4, 4 and 2, three at a time."""
+    encode = encode or Encoder()
+    latents.write_latents(source or Pictures(10), encode, tokenize, folder, model, 3, 4)
+    return encode
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "latents")
+    return tmp_path / "latents"
+
+
+def test_every_picture_is_encoded_in_order_in_batches_of_one_shape(tmp_path):
+    assert write(tmp_path).shapes == [(3, 8, 8, 3)] * 5
+    dataset = latents.LatentDataset(tmp_path)
+    assert len(dataset) == 10
+    assert dataset.model == "vae"
+    arrays = dataset.read(range(10))
+    assert arrays["latent_mean"].shape == arrays["latent_std"].shape == (10, 3, 2, 2)
+    assert {name: values.dtype for name, values in arrays.items()} == {
+        "latent_mean": np.float32,
+        "latent_std": np.float32,
+        "input_ids": np.int32,
+    }
+    np.testing.assert_array_equal(arrays["input_ids"], [[n, 7] for n in range(10)])
+    square = Pictures(10)[9][0][4:, :4, 1] / 255.0  # Row 1, column 0, green.
+    np.testing.assert_allclose(arrays["latent_mean"][9, 1, 1, 0], square.mean(), rtol=1e-6)
+    np.testing.assert_allclose(arrays["latent_std"][9, 1, 1, 0], square.std(), rtol=1e-5)
+
+
+def test_files_are_safetensors(folder):
+    with safe_open(folder / "latents-00001-of-00003.safetensors", "np") as file:
+        expected = latents.LatentDataset(folder).read([4, 5, 6, 7])
+        for field, values in expected.items():
+            np.testing.assert_array_equal(file.get_tensor(field), values)
+
+
+def test_batches_pass_through_all_pictures_and_depend_on_arguments_alone(folder):
+    dataset = latents.LatentDataset(folder)
+    ids = np.concatenate([dataset.batch(s, 4, seed=1)["input_ids"][:, 0] for s in range(5)])
+    assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
+    assert list(ids[:10]) != list(ids[10:])
+    late = latents.LatentDataset(folder).batch(3, 4, seed=1)
+    for field, values in dataset.read(ids[12:16]).items():
+        np.testing.assert_array_equal(late[field], values)
+    assert list(dataset.batch(0, 10, seed=2)["input_ids"][:, 0]) != list(ids[:10])
+
+
+def test_hosts_read_their_own_rows(folder):
+    dataset = latents.LatentDataset(folder)
+    whole = dataset.batch(2, 6, seed=0)
+    parts = [dataset.batch(2, 6, 0, rows=slice(first, first + 2)) for first in (0, 2, 4)]
+    for field, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), values)
+
+
+def test_interrupted_encoding_goes_on_where_it_was(folder, tmp_path):
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        write(again, encode=Encoder(fails_after=3))
+    with pytest.raises(
+        FileNotFoundError, match=r"no complete latents: \(re\)start .*cache_latents"
+    ):
+        latents.LatentDataset(again)
+    assert len(write(again).shapes) == 3  # The first of three files is not encoded again.
+    assert write(again).shapes == []
+    for path in folder.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+    assert len(list(again.iterdir())) == 4
+
+
+def test_damaged_files_are_an_error_and_mended_by_the_command(folder):
+    path = folder / "latents-00001-of-00003.safetensors"
+    content = path.read_bytes()
+    for broken in (content[:-1], b"", content[:5]):
+        path.write_bytes(broken)
+        words = f"latents-00001-of-00003.*has {len(broken)} bytes, not {len(content)}: run"
+        with pytest.raises(ValueError, match=words):
+            latents.LatentDataset(folder)
+        assert len(write(folder).shapes) == 2
+        assert path.read_bytes() == content
+    path.unlink()
+    with pytest.raises(ValueError, match="the file is missing"):
+        latents.LatentDataset(folder)
+    (folder / "index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(ValueError, match="index.json is not of python -m"):
+        latents.LatentDataset(folder)
+
+
+def test_other_latents_are_not_mixed(folder):
+    other = Pictures(10)
+    other.fingerprint = "other"
+    for changes in ({"source": other}, {"model": "another"}, {"source": Pictures(13)}):
+        with pytest.raises(ValueError, match="another model or other pictures"):
+            write(folder, **changes)
+    assert len(latents.LatentDataset(folder)) == 10
+
+
+def test_fingerprint_sees_every_change():
+    params = {"a": np.arange(4.0), "b": {"c": np.zeros((2, 2), np.float32)}}
+    prints = {
+        latents.fingerprint(params, "emoji"),
+        latents.fingerprint(params, "other"),
+        latents.fingerprint(params | {"a": np.arange(4.0) + 1e-9}, "emoji"),
+        latents.fingerprint(params | {"a": np.arange(4.0).reshape(2, 2)}, "emoji"),
+        latents.fingerprint(params | {"a": np.arange(4.0, dtype=np.float32)}, "emoji"),
+        latents.fingerprint(params | {"d": np.zeros(0)}, "emoji"),
+    }
+    assert len(prints) == 6
+    assert latents.fingerprint(dict(reversed(params.items())), "emoji") in prints
+
+
+def test_wrong_pictures_are_named(tmp_path):
+    empty = Pictures(0)
+    with pytest.raises(ValueError, match="source is empty"):
+        latents.write_latents(empty, Encoder(), tokenize, tmp_path, "vae")
+    source = Pictures(3)
+    source[2] = source[2][0][:4], "thing 2"
+    with pytest.raises(ValueError, match=r"Picture 2 is uint8 of shape \(4, 8, 3\)"):
+        write(tmp_path, source)
+    source[2] = np.zeros((8, 8, 3)), "thing 2"
+    with pytest.raises(ValueError, match="Picture 2 is float64"):
+        write(tmp_path, source)
+    nan = lambda images: [np.full((len(images), 1, 1, 1), np.nan)] * 2
+    with pytest.raises(ValueError, match="latent_mean of pictures 0 to 3 is not finite"):
+        write(tmp_path, encode=nan)
