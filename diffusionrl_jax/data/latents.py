@@ -183,7 +183,8 @@ def write_latents(
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
     paths = [folder / file_name(number, count) for number in range(count)]
-    if other := [path for path in folder.glob("latents-*.safetensors") if path not in paths]:
+    names = {path.name for path in paths}
+    if other := [path for path in folder.glob("latents-*.safetensors") if path.name not in names]:
         raise _other_latents(folder, other[0])
     # Decided before the processes encode together, hence alike by all.
     missing = [number for number, path in enumerate(paths) if not _is_whole(path, about)]

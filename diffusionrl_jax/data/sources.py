@@ -86,6 +86,10 @@ def find_files(pattern: str) -> list[epath.Path]:
       ValueError: it is a folder.
     """
     path = epath.Path(pattern)
+    try:
+        path.parent.exists()
+    except ImportError as error:  # Of the library of a kind of bucket.
+        raise ValueError(f"Cannot read {pattern}: {error}; of gs://, pip install gcsfs.") from None
     if "*" in path.name:
         found = sorted(path.parent.glob(path.name)) if path.parent.exists() else []
         if not found:

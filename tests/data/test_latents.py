@@ -97,6 +97,15 @@ def test_hosts_read_their_own_rows(folder):
         np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), values)
 
 
+def test_latents_in_a_bucket(folder, bucket):
+    with pytest.raises(KeyboardInterrupt):
+        write(f"{bucket}/latents", encode=Encoder(fails_after=3))
+    assert len(write(f"{bucket}/latents").shapes) == 3
+    expected = latents.LatentDataset(folder).batch(1, 8, seed=0)
+    for field, values in latents.LatentDataset(f"{bucket}/latents").batch(1, 8, seed=0).items():
+        np.testing.assert_array_equal(values, expected[field])
+
+
 def test_interrupted_encoding_goes_on_where_it_was(folder, tmp_path):
     again = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
