@@ -2,7 +2,7 @@
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
 advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
-The text encoder runs in the step, on token ids: they are a five-hundredth of its states, and the
+The text encoder runs in the step, on token ids: they are a thousandth of its states, and the
 empty prompt takes the place of some anew in each step.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
@@ -191,6 +191,8 @@ def write_latents(
     is_writer = jax.process_index() == 0
     if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.partial"):  # Of a call that was killed.
+            path.unlink()
     done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
     for number in missing:
         rows = _rows(number, source, pictures_per_file)
@@ -289,7 +291,7 @@ def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
         found = tensors.pop("__metadata__")
         end = max(tensor["data_offsets"][1] for tensor in tensors.values())
         whole = path.stat().length == begin + end
-    except (struct.error, KeyError, ValueError, OverflowError):
+    except (struct.error, AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         logging.warning("%s is damaged and is made anew.", path)
