@@ -1,7 +1,8 @@
 """From a config to everything that an experiment is made of."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
+from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.policy_gradient import (
     Batch,
     Frozen,
@@ -77,6 +79,22 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     params = jax.device_put(params, parameter_sharding(mesh, params))
     return Policy(model, schedule, params, mesh)
+
+
+def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
+    """The state before the first iteration; a pure function, to be jitted or asked for shapes.
+
+    Args:
+      config: see `configs/common.py`.
+      unet_params: of the model to start from.
+
+    Raises:
+      ValueError: LoRA's fields do not fit the UNet.
+    """
+    lora = make_lora(config)
+    params = unet_params if lora is None else lora.init(unet_params, config.seed)
+    optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
+    return init_state(params, optimizer, config.ema_decay)
 
 
 def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
@@ -165,10 +183,15 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first iteration, sharded."""
-        params = self.policy.params["unet"]
-        init = lambda params: init_state(params, self.algorithm.optimizer, self.config.ema_decay)
-        shapes = jax.eval_shape(init, params)
-        return jax.jit(init, out_shardings=parameter_sharding(self.policy.mesh, shapes))(params)
+        unet = self.policy.params["unet"]
+        init = functools.partial(initial_state, self.config)
+        sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
+        return jax.jit(init, out_shardings=sharding)(unet)
+
+    @functools.cached_property
+    def merge(self) -> Callable[[Parameters], Parameters]:
+        """From what is trained to the UNet's parameters."""
+        return make_merge(self.policy.mesh, self.policy.params["unet"], self.algorithm.lora)
 
 
 def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
@@ -256,7 +279,10 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             config.tasks[name].group_size,
         )
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    lora = make_lora(config)
     policy = load_policy(config)
+    if lora is not None:
+        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
@@ -288,6 +314,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             config.tasks[name].group_size if config.tasks[name].shared_noise else 1
             for name in names
         ),
+        lora=lora,
     )
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(
@@ -295,6 +322,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         vae=policy.params["vae"],
         rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
         empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+        unet=None if lora is None else policy.params["unet"],
     )
     return Experiment(
         config=config,

@@ -103,11 +103,15 @@ def case(request, build, alphas):
     numbers = dataclasses.replace(setup.algorithm.hyperparameters, balance_timesteps=True)
     balanced = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
     return {
-        "balanced_loss": jax.jit(balanced.loss),
+        "balanced_loss": jax.jit(
+            lambda params, update, text: balanced.loss(params, setup.frozen, update, text)
+        ),
         "params": setup.params,
         "state": setup.state(),
         "text": text[None, None],
-        "update": jax.jit(setup.algorithm.update),
+        "update": jax.jit(
+            lambda state, update, text: setup.algorithm.update(state, setup.frozen, update, text)
+        ),
         "log_prob": np.asarray(equations(setup.params, 0.0, 1.0)[0][1]),
         "surrogate": equations,
         "pretraining": jax.jit(jax.value_and_grad(pretraining)),
