@@ -21,6 +21,7 @@ from diffusionrl_jax.experiment import (
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.weights import read_json
 
@@ -71,6 +72,30 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
       FileNotFoundError, ValueError: there is none, or it is damaged.
     """
     return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json"))
+
+
+def opening_config(path: str) -> ml_collections.ConfigDict:
+    """How to open and sample a model on one machine, as `load_trained` needs to know.
+
+    Args:
+      path: the workdir of a run, whose own config it is; or a diffusers folder, which gets Stable
+        Diffusion's usual one.
+    """
+    if is_run(path):
+        config = read_config(path)
+    else:
+        config = ml_collections.ConfigDict(
+            {
+                "model": path,
+                "dtype": "float32",
+                "convolution": "xla",
+                "remat": "none",
+                "mesh": {"fsdp": 1},
+                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
+            }
+        )
+    config.mesh.fsdp = 1
+    return config
 
 
 def differing_fields(
@@ -159,6 +184,24 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         return getattr(_restore_step(checkpoints, number, state), chosen)
     finally:
         checkpoints.close()
+
+
+def load_factors(workdir: str, policy: Policy, step: str = "last") -> tuple[Lora, Parameters]:
+    """What a run has trained by LoRA; as `load_params`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load_params`, or all of the UNet was trained.
+    """
+    lora = make_lora(read_config(workdir))
+    if lora is None:
+        raise ValueError(f"{workdir} has trained all of the UNet (config.lora.rank=0), not LoRA.")
+    return lora, load_params(workdir, policy, step)
+
+
+def split_step(text: str) -> tuple[str, str]:
+    """Path and step from "PATH@step"; the step is empty from "PATH"."""
+    path, _, step = text.partition("@")
+    return path, step
 
 
 def _step_number(step: str) -> int:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffusionrl_jax import main, rewards, runs
 from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.models import lora
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -84,6 +85,17 @@ def finished(make_config, compilation_cache, tmp_path_factory):
     return workdir
 
 
+LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def adapted(make_config, compilation_cache, tmp_path_factory):
+    """The workdir of a run of three iterations that trains LoRA's factors."""
+    workdir = tmp_path_factory.mktemp("runs") / "adapted"
+    main.train(make_config(**LORA), str(workdir))
+    return workdir
+
+
 def test_a_run_leaves_everything_behind(finished):
     assert steps_of(finished) == [0, 1, 2, 3]
     rows = read_rows(str(finished))
@@ -145,6 +157,7 @@ def test_a_complete_run_is_left_alone(finished, make_config, caplog):
         ({"model": "/another"}, "config.model"),
         ({"tasks.small.prompts": "emoji:singles"}, "config.tasks.small.prompts"),
         ({"seed": 1}, "config.seed"),
+        ({"lora.rank": 4}, "config.lora.rank"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, changes, named):
@@ -209,6 +222,35 @@ def test_a_run_without_checkpoints(finished, policy, tmp_path):
 def test_a_folder_has_no_steps(make_config, tiny_model):
     with pytest.raises(ValueError, match="has no step '3'"):
         runs.load_trained(tiny_model, make_config(), "3")
+
+
+def test_lora_trains_and_saves_factors_alone(adapted, make_config):
+    config = make_config(**LORA)
+    base = load_policy(config).params["unet"]
+    rows = read_rows(str(adapted))
+    assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
+    saved = saved_state(adapted, 3)
+    sizes = {name: lora.count(saved[name]) for name in ("params", "ema_params")}
+    # Two attentions in the middle of 32 channels, the second one to text 16 wide.
+    linears = [(32, 32)] * 6 + [(16, 32)] * 2
+    expected = sum(2 * (inputs + outputs) for inputs, outputs in linears)
+    assert sizes == {"params": expected, "ema_params": expected}
+    slots = lora.count(saved["optimizer_state"])
+    assert 2 * expected <= slots <= 2 * expected + 8  # Adam's two, and counters
+    loaded = runs.load_unet_params(str(adapted), load_policy(config))
+    assert jax.tree.structure(loaded) == jax.tree.structure(base)
+    changed = jax.tree_util.tree_flatten_with_path(
+        jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), loaded, base)
+    )[0]
+    names = {path[-2].key for path, is_changed in changed if is_changed}
+    assert names == {"to_q", "to_k", "to_v", "to_out_0"}
+
+
+@pytest.mark.slow
+def test_lora_resumes_bit_for_bit(adapted, make_config, tmp_path):
+    main.train(make_config(**LORA, iterations=2), str(tmp_path))
+    main.train(make_config(**LORA), str(tmp_path))
+    assert_same_state(tmp_path, adapted, 3)
 
 
 @pytest.mark.parametrize(
