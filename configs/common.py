@@ -132,6 +132,25 @@ def make_task(
     )
 
 
+def add_tasks(
+    config: ml_collections.ConfigDict, known: dict[str, ml_collections.ConfigDict], names: str
+) -> None:
+    """Puts tasks into a config.
+
+    Args:
+      config: gets them.
+      known: name -> from `make_task`.
+      names: of those to train on, as in "compositionality,fairness".
+
+    Raises:
+      ValueError: a name that is not known.
+    """
+    for name in names.split(","):
+        if name not in known:
+            raise ValueError(f"There is no task {name!r}: choose from {', '.join(known)}.")
+        config.tasks[name] = known[name]
+
+
 def make_evaluation_set(
     prompts: str, images: int, scorers: tuple[str, ...], group_size: int = 1
 ) -> ml_collections.ConfigDict:

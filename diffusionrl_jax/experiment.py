@@ -97,6 +97,12 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
     return init_state(params, optimizer, config.ema_decay)
 
 
+def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+    if scorer.reward not in REWARDS:
+        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
+    return REWARDS[scorer.reward]
+
+
 def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
     """Opens a reward model from `configs.common.make_scorer`.
 
@@ -107,9 +113,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     Raises:
       ValueError: if the name or an option is unknown.
     """
-    if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
-    kind = REWARDS[scorer.reward]
+    kind = _reward_class(scorer)
     options = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(options) - fields:
@@ -214,6 +218,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
+    for task in config.tasks.values():
+        _reward_class(task.scorer)
 
 
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:

@@ -8,12 +8,9 @@ evaluation draws with: the average of the parameters, where the run kept one.
 """
 
 from absl import flags, logging
-from etils import epath
 
-from diffusionrl_jax import experiment, programs, runs
+from diffusionrl_jax import exporting, programs
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.models import lora, weights
-from diffusionrl_jax.models.stable_diffusion import save_stable_diffusion
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -29,68 +26,11 @@ LORA = flags.DEFINE_bool("lora", False, "Write the LoRA factors instead of the w
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into a folder that is not empty.")
 
 
-def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
-    """Makes the folder and tries it, before anything is loaded.
-
-    Raises:
-      ValueError: it cannot be written to, or holds something and is not to be overwritten.
-    """
-    folder = epath.Path(path)
-    probe = folder / ".writable"
-    try:
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise ValueError(
-                f"--output={path} is not empty: choose another folder, or write over its files "
-                "with --overwrite."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"--output={path} cannot be written to ({reason}): choose another folder."
-        ) from None
-    return folder
-
-
-def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
-    """Writes a complete folder in diffusers' layout.
-
-    Args:
-      checkpoint: as the flag.
-      output: an existing folder.
-      dtype: what the weights are stored as.
-
-    Raises:
-      ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
-    """
-    path, step = runs.split_step(checkpoint)
-    policy = runs.load_trained(path, runs.opening_config(path), step)
-    save_stable_diffusion(output, policy.model, policy.params, dtype)
-
-
-def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
-    """Writes the LoRA factors of a run, as `export_pipeline`.
-
-    Raises:
-      ValueError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
-    """
-    path, step = runs.split_step(checkpoint)
-    if not runs.is_run(path):
-        raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
-    config = runs.opening_config(path)
-    policy = experiment.load_policy(config)
-    adaptation, factors = runs.load_factors(path, policy, step or "last")
-    weights.write_safetensors(output / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
-    logging.info("The factors belong to %s.", config.model)
-
-
 def main(_):
     start.set_virtual_devices()
     with programs.clear_errors():
-        output = prepare_output(OUTPUT.value, OVERWRITE.value)
-        export = export_lora if LORA.value else export_pipeline
+        output = exporting.prepare_output(OUTPUT.value, OVERWRITE.value)
+        export = exporting.export_lora if LORA.value else exporting.export_pipeline
         export(CHECKPOINT.value, output, DTYPE.value)
         logging.info("Wrote %s", output)
 

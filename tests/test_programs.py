@@ -19,7 +19,8 @@ from PIL import Image
 
 from diffusionrl_jax import main, rewards, runs
 from diffusionrl_jax.experiment import load_policy
-from diffusionrl_jax.models import lora
+from diffusionrl_jax.models import lora, weights
+from diffusionrl_jax.models.stable_diffusion import WEIGHT_FILES
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -307,6 +308,7 @@ def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
     [
         ("main", ["--config.sampler.stesp=3"], "stesp"),
         ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
+        ("export", ["--checkpoint=/no/run", "--output={folder}"], "/no/run is neither the workdir"),
         ("sample", ["--model=/no/such/folder", "--prompts=a cat"], "/no/such/folder is neither"),
     ],
 )
@@ -316,6 +318,7 @@ def test_bad_input_ends_in_one_line(
     if program == "main":
         config = config_file(make_config())
         arguments = [f"--config={config}", f"--workdir={tmp_path}", *arguments]
+    arguments = [argument.format(folder=tmp_path / "out") for argument in arguments]
     status, output = finish(start(program, *arguments))
     assert status == 1
     assert "Traceback" not in output
@@ -386,6 +389,18 @@ def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     assert status == 0, output
     # The captions, and three pictures of 32 pixels at three times their size.
     assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
+
+
+def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
+    folder = tmp_path / "exported"
+    command = "export", f"--checkpoint={finished}@best", f"--output={folder}", "--dtype=float16"
+    status, output = finish(start(*command))
+    assert status == 0, output
+    state = weights.read_safetensors(folder / "vae" / WEIGHT_FILES["vae"], upcast=False)
+    assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
+    status, output = finish(start(*command))
+    assert status == 1
+    assert f"error: --output={folder} is not empty" in output
 
 
 def test_evaluate_compares_checkpoints(start, finished, config_file, make_config, tmp_path):

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from absl.testing import flagsaver
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from diffusionrl_jax import export, main, runs
+from diffusionrl_jax import exporting, main, runs
 from diffusionrl_jax.diffusion.rollout import noise_keys
 from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.experiment import load_policy
@@ -28,12 +27,9 @@ def train(make_config, compilation_cache, tmp_path_factory):
 
     def run(**changes):
         workdir = str(tmp_path_factory.mktemp("run"))
-        changes = {
-            "iterations": 2,
-            "evaluation.every": 2,
-            "optimizer.learning_rate": 1e-2,
-        } | changes
-        main.train(make_config(**changes), workdir)
+        config = make_config(iterations=2, **changes)
+        config.evaluation.sets, config.evaluation.best = {}, {}
+        main.train(config, workdir)
         return workdir
 
     return run
@@ -41,13 +37,13 @@ def train(make_config, compilation_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(train):
-    return train()
+    return train(**{"optimizer.learning_rate": 1e-2})
 
 
 @pytest.fixture(scope="module")
 def lora_run(train):
     # An alpha other than the rank, which a LoRA file takes for granted.
-    return train(**{"lora.rank": 2, "lora.alpha": 8.0})
+    return train(**{"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1})
 
 
 def sampled(workdir, guidance_scale=3.0):
@@ -59,7 +55,7 @@ def sampled(workdir, guidance_scale=3.0):
     images = Sampler(policy, config.sampler, batch=len(PROMPTS))(policy.params, PROMPTS, SEED)
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(SEED), index))(np.arange(2))
     draw = lambda key: jax.random.normal(key, policy.model.latent_shape)
-    return images, np.asarray(jax.vmap(draw)(noise_keys(keys, STEPS)[:, STEPS]))
+    return images, np.array(jax.vmap(draw)(noise_keys(keys, STEPS)[:, STEPS]))
 
 
 def drawn_by_pytorch(pipeline, latents, guidance_scale=3.0):
@@ -75,16 +71,16 @@ def drawn_by_pytorch(pipeline, latents, guidance_scale=3.0):
     ).images
 
 
-def assert_same_pictures(ours, pipeline, base, latents, least_change):
-    """Within 2e-3 of each other, and further from what the base draws."""
+def assert_same_pictures(ours, pipeline, base, latents):
+    """Alike but for float32's rounding through a few steps, and not what the base draws."""
     theirs = drawn_by_pytorch(pipeline, latents)
     before = drawn_by_pytorch(StableDiffusionPipeline.from_pretrained(base), latents)
-    assert np.abs(ours - theirs).mean() < 2e-3
-    assert np.abs(ours - before).mean() > least_change
+    assert np.abs(ours - theirs).mean() < 1e-4
+    assert np.abs(ours - before).mean() > 5e-3
 
 
-def exported(checkpoint, folder, function=export.export_pipeline, dtype="float32"):
-    function(checkpoint, export.prepare_output(str(folder)), dtype)
+def exported(checkpoint, folder, function=exporting.export_pipeline, dtype="float32"):
+    function(checkpoint, exporting.prepare_output(str(folder)), dtype)
     return folder
 
 
@@ -94,30 +90,32 @@ def test_pytorch_draws_the_same_pictures(which, request, tiny_model, tmp_path):
     ours, latents = sampled(workdir)
     folder = exported(workdir, tmp_path / "whole")
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    assert_same_pictures(ours, pipeline, tiny_model, latents, 0.01)
+    assert_same_pictures(ours, pipeline, tiny_model, latents)
 
 
 def test_pytorch_draws_the_same_pictures_with_a_lora_file(lora_run, tiny_model, tmp_path):
     ours, latents = sampled(lora_run)
-    exported(lora_run, tmp_path, export.export_lora)
+    exported(lora_run, tmp_path, exporting.export_lora)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model)
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
-    assert_same_pictures(ours, pipeline, tiny_model, latents, 0.01)
+    assert_same_pictures(ours, pipeline, tiny_model, latents)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"lora.rank": 4}], ids=["all", "lora"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora.rank": 4, "optimizer.learning_rate": 3e-2}], ids=["all", "lora"]
+)
 def test_the_emoji_world_goes_to_pytorch(train, changes, tmp_path):
-    workdir = train(model=EMOJI, **changes)
+    workdir = train(**{"model": EMOJI, "optimizer.learning_rate": 1e-3, **changes})
     ours, latents = sampled(workdir)
     base, folder = exported(EMOJI, tmp_path / "base"), exported(workdir, tmp_path / "whole")
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    assert_same_pictures(ours, pipeline, base, latents, 0.01)
+    assert_same_pictures(ours, pipeline, base, latents)
     if changes:
-        exported(workdir, tmp_path / "lora", export.export_lora)
+        exported(workdir, tmp_path / "lora", exporting.export_lora)
         pipeline = StableDiffusionPipeline.from_pretrained(base)
         pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE_NAME)
-        assert_same_pictures(ours, pipeline, base, latents, 0.01)
+        assert_same_pictures(ours, pipeline, base, latents)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -133,7 +131,7 @@ def test_import_is_what_evaluation_draws_with(run, dtype, tmp_path):
 
 
 def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
-    exported(lora_run, tmp_path, export.export_lora, dtype="float16")
+    exported(lora_run, tmp_path, exporting.export_lora, dtype="float16")
     assert os.listdir(tmp_path) == [FILE_NAME]
     state = read_safetensors(tmp_path / FILE_NAME, upcast=False)
     assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
@@ -151,31 +149,17 @@ def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
 
 def test_lora_needs_a_run_that_trained_it(run, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="has trained all of the UNet"):
-        export.export_lora(run, tmp_path, "float32")
+        exporting.export_lora(run, tmp_path, "float32")
     with pytest.raises(ValueError, match="is not the workdir of a run: leave out --lora"):
-        export.export_lora(tiny_model, tmp_path, "float32")
+        exporting.export_lora(tiny_model, tmp_path, "float32")
 
 
 def test_output_is_looked_at_first(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ValueError, match="is not empty: .*--overwrite"):
-        export.prepare_output(str(tmp_path))
-    assert export.prepare_output(str(tmp_path), overwrite=True)
+        exporting.prepare_output(str(tmp_path))
+    assert exporting.prepare_output(str(tmp_path), overwrite=True)
     assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(ValueError, match="cannot be written to .*another folder"):
-        export.prepare_output(str(tmp_path / "file" / "folder"))
-    assert export.prepare_output(str(tmp_path / "new" / "folder")).is_dir()
-
-
-def test_the_program(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.start, "set_virtual_devices", lambda: None)
-    flags = {"checkpoint": f"{run}@best", "output": str(tmp_path / "out"), "dtype": "float16"}
-    with flagsaver.flagsaver(**flags):
-        export.main([])
-        with pytest.raises(SystemExit, match="error: --output=.* is not empty"):
-            export.main([])
-    with flagsaver.flagsaver(checkpoint="/no/such/run", output=str(tmp_path / "other")):
-        with pytest.raises(SystemExit, match="error: /no/such/run is neither the workdir"):
-            export.main([])
-    file = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
-    assert read_safetensors(file, upcast=False)["conv_in.weight"].dtype == np.float16
+        exporting.prepare_output(str(tmp_path / "file" / "folder"))
+    assert exporting.prepare_output(str(tmp_path / "new" / "folder")).is_dir()
