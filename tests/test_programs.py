@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from diffusionrl_jax import main, rewards, runs
+from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
 from diffusionrl_jax.models.stable_diffusion import WEIGHT_FILES
@@ -86,14 +87,16 @@ def finished(make_config, compilation_cache, tmp_path_factory):
     return workdir
 
 
-LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2}
+LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2, "mesh.fsdp": 2}
 
 
 @pytest.fixture(scope="module")
 def adapted(make_config, compilation_cache, tmp_path_factory):
-    """The workdir of a run of three iterations that trains LoRA's factors."""
+    """The workdir of a run that trains LoRA's factors beside a base that is sharded."""
     workdir = tmp_path_factory.mktemp("runs") / "adapted"
-    main.train(make_config(**LORA), str(workdir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "REPLICATED_BYTES", 1024)
+        main.train(make_config(**LORA), str(workdir))
     return workdir
 
 
