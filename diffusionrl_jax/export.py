@@ -10,7 +10,6 @@ evaluation draws with: the average of the parameters, where the run kept one.
 from absl import flags, logging
 
 from diffusionrl_jax import exporting, programs
-from diffusionrl_jax.distributed import start
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -27,7 +26,6 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into a folder that is n
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
         output = exporting.prepare_output(OUTPUT.value, OVERWRITE.value)
         export = exporting.export_lora if LORA.value else exporting.export_pipeline

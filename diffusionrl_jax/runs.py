@@ -21,7 +21,6 @@ from diffusionrl_jax.experiment import (
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
-from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.weights import read_json
 
@@ -184,18 +183,6 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         return getattr(_restore_step(checkpoints, number, state), chosen)
     finally:
         checkpoints.close()
-
-
-def load_factors(workdir: str, policy: Policy, step: str = "last") -> tuple[Lora, Parameters]:
-    """What a run has trained by LoRA; as `load_params`.
-
-    Raises:
-      ValueError, FileNotFoundError: as `load_params`, or all of the UNet was trained.
-    """
-    lora = make_lora(read_config(workdir))
-    if lora is None:
-        raise ValueError(f"{workdir} has trained all of the UNet (config.lora.rank=0), not LoRA.")
-    return lora, load_params(workdir, policy, step)
 
 
 def split_step(text: str) -> tuple[str, str]:

@@ -136,7 +136,7 @@ def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
     state = read_safetensors(tmp_path / FILE_NAME, upcast=False)
     assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
     policy = load_policy(runs.opening_config(lora_run))
-    _, factors = runs.load_factors(lora_run, policy)
+    factors = runs.load_params(lora_run, policy)
     assert sum(map(np.size, state.values())) == sum(map(np.size, jax.tree.leaves(factors)))
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     down, up = (state[f"unet.{name}.lora_{kind}.weight"].astype(np.float32) for kind in "AB")

@@ -18,9 +18,10 @@ def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
     Raises:
       ValueError: a field that does not fit.
     """
-    if not config.lora.rank:
+    fields = config.get("lora")
+    if fields is None or not fields.rank:  # The first runs' config.json has no such field.
         return None
-    return Lora(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+    return Lora(fields.rank, fields.alpha, tuple(fields.targets))
 
 
 def make_merge(
