@@ -108,7 +108,15 @@ def test_unknown_worlds_and_tasks(name):
         importlib.import_module("configs.emoji").get_config("speed")
 
 
-@pytest.mark.parametrize("name", ["hps", "compositionality", "fairness", "joint"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fairness",
+        pytest.param("hps", marks=pytest.mark.slow),
+        pytest.param("compositionality", marks=pytest.mark.slow),
+        pytest.param("joint", marks=pytest.mark.slow),
+    ],
+)
 def test_starts_in_the_emoji_world(name, tiny_model, compilation_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(world, "SPLITS", {"train": 12})
     config = from_command_line(
