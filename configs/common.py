@@ -41,6 +41,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.gradient_clip = 1.0
     config.ema_decay = 0.0  # per iteration; 0 keeps no average
 
+    # Low-rank adaptation: only factors of these modules' kernels are trained and saved.
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 0  # 0 trains all of the UNet
+    config.lora.alpha = 16.0  # the factors' product is multiplied by alpha / rank
+    config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")  # names' ends, as PyTorch has them
+
     # The pretraining loss, Eqs. 8-9. A weight of 0 leaves the step out.
     config.pretraining = ml_collections.ConfigDict()
     config.pretraining.weight = 1.0
@@ -126,6 +132,25 @@ def make_task(
             "shared_noise": shared_noise,
         }
     )
+
+
+def add_tasks(
+    config: ml_collections.ConfigDict, known: dict[str, ml_collections.ConfigDict], names: str
+) -> None:
+    """Puts tasks into a config.
+
+    Args:
+      config: gets them.
+      known: name -> from `make_task`.
+      names: of those to train on, as in "compositionality,fairness".
+
+    Raises:
+      ValueError: a name that is not known.
+    """
+    for name in names.split(","):
+        if name not in known:
+            raise ValueError(f"There is no task {name!r}: choose from {', '.join(known)}.")
+        config.tasks[name] = known[name]
 
 
 def make_evaluation_set(

@@ -42,10 +42,7 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
         "compositionality": common.make_task(detection, "emoji:pairs", **by_prompt),
         "fairness": common.make_task(credit, "emoji:portraits", group_size=20, weight=0.5),
     }
-    for name in tasks.split(","):
-        if name not in known:
-            raise ValueError(f"There is no task {name!r}: choose from {TASKS}.")
-        config.tasks[name] = known[name]
+    common.add_tasks(config, known, tasks)
 
     evaluation = config.evaluation
     evaluation.every = 6

@@ -10,7 +10,7 @@ can draw them. It writes results.md, results.csv and comparison.png.
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import programs
+from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import check_workdir_writable
 from diffusionrl_jax.distributed import start
 from diffusionrl_jax.evaluation import compare_models
@@ -31,7 +31,7 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
       ValueError: if it is not of that form.
     """
     name, equals, location = text.partition("=")
-    path, _, step = location.partition("@")
+    path, step = runs.split_step(location)
     if not (name and equals and path):
         raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
     return name.strip(), path, step

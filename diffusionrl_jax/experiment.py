@@ -1,7 +1,8 @@
 """From a config to everything that an experiment is made of."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
+from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.policy_gradient import (
     Batch,
     Frozen,
@@ -82,6 +84,28 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
     return Policy(model, schedule, params, mesh)
 
 
+def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
+    """The state before the first iteration; a pure function, to be jitted or asked for shapes.
+
+    Args:
+      config: see `configs/common.py`.
+      unet_params: of the model to start from.
+
+    Raises:
+      ValueError: LoRA's fields do not fit the UNet.
+    """
+    lora = make_lora(config)
+    params = unet_params if lora is None else lora.init(unet_params, config.seed)
+    optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
+    return init_state(params, optimizer, config.ema_decay)
+
+
+def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+    if scorer.reward not in REWARDS:
+        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
+    return REWARDS[scorer.reward]
+
+
 def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
     """Opens a reward model from `configs.common.make_scorer`.
 
@@ -92,9 +116,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     Raises:
       ValueError: if the name or an option is unknown.
     """
-    if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
-    kind = REWARDS[scorer.reward]
+    kind = _reward_class(scorer)
     options = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(options) - fields:
@@ -165,10 +187,15 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first iteration, sharded."""
-        params = self.policy.params["unet"]
-        init = lambda params: init_state(params, self.algorithm.optimizer, self.config.ema_decay)
-        shapes = jax.eval_shape(init, params)
-        return jax.jit(init, out_shardings=parameter_sharding(self.policy.mesh, shapes))(params)
+        unet = self.policy.params["unet"]
+        init = functools.partial(initial_state, self.config)
+        sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
+        return jax.jit(init, out_shardings=sharding)(unet)
+
+    @functools.cached_property
+    def merge(self) -> Callable[[Parameters], Parameters]:
+        """From what is trained to the UNet's parameters."""
+        return make_merge(self.policy.mesh, self.policy.params["unet"], self.algorithm.lora)
 
 
 def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
@@ -191,6 +218,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
+    for task in config.tasks.values():
+        _reward_class(task.scorer)
 
 
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
@@ -229,7 +258,10 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             config.tasks[name].group_size,
         )
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    lora = make_lora(config)
     policy = load_policy(config)
+    if lora is not None:
+        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
@@ -261,6 +293,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             config.tasks[name].group_size if config.tasks[name].shared_noise else 1
             for name in names
         ),
+        lora=lora,
     )
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(
@@ -268,6 +301,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         vae=policy.params["vae"],
         rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
         empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+        unet=None if lora is None else policy.params["unet"],
     )
     return Experiment(
         config=config,

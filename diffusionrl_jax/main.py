@@ -24,6 +24,7 @@ from diffusionrl_jax.checkpoints import (
 from diffusionrl_jax.distributed import start
 from diffusionrl_jax.evaluation import Evaluator, best_score
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
+from diffusionrl_jax.models import lora
 from diffusionrl_jax.monitoring.images import before_after, image_grid
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
@@ -52,6 +53,9 @@ def train(config, workdir: str) -> None:
         experiment = experiments.build(config, os.path.join(workdir, "cache"))
         evaluator = Evaluator(experiment.policy, config)
         state = experiment.init_state()
+        if experiment.algorithm.lora is not None:
+            numbers = lora.count(state.params), lora.count(experiment.policy.params["unet"])
+            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
         first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
         write_run_information(workdir, config)
         if first < config.iterations:
@@ -83,7 +87,9 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 
     def evaluate(state) -> tuple[dict[str, float], dict]:
         with timer.phase("evaluation"):
-            evaluation = evaluator(experiment.policy.params | {"unet": state.evaluation_params})
+            evaluation = evaluator(
+                experiment.policy.params | {"unet": experiment.merge(state.evaluation_params)}
+            )
         means = evaluation.means()
         grids = {
             name: image_grid(images, len(images), scale=2)
@@ -129,7 +135,7 @@ def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> Non
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
     before, after = (
         evaluator.sampler(base | {"unet": unet}, prompts, experiment.config.evaluation.seed)
-        for unet in (base["unet"], state.evaluation_params)
+        for unet in (base["unet"], experiment.merge(state.evaluation_params))
     )
     before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
     logging.info("Wrote %s", path)

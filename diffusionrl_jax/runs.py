@@ -1,6 +1,7 @@
 """Opens what has been trained: the workdir of a run, or a diffusers folder."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.checkpoints import Checkpoints, abstract
-from diffusionrl_jax.experiment import Policy, load_policy, updates_per_iteration
-from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax.distributed.mesh import parameter_sharding
+from diffusionrl_jax.experiment import (
+    Policy,
+    initial_state,
+    load_policy,
+)
+from diffusionrl_jax.learning.adaptation import make_lora, make_merge
+from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.weights import read_json
 
@@ -66,6 +73,30 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json"))
 
 
+def opening_config(path: str) -> ml_collections.ConfigDict:
+    """How to open and sample a model on one machine, as `load_trained` needs to know.
+
+    Args:
+      path: the workdir of a run, whose own config it is; or a diffusers folder, which gets Stable
+        Diffusion's usual one.
+    """
+    if is_run(path):
+        config = read_config(path)
+    else:
+        config = ml_collections.ConfigDict(
+            {
+                "model": path,
+                "dtype": "float32",
+                "convolution": "xla",
+                "remat": "none",
+                "mesh": {"fsdp": 1},
+                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
+            }
+        )
+    config.mesh.fsdp = 1
+    return config
+
+
 def differing_fields(
     earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "config"
 ) -> list[str]:
@@ -110,26 +141,34 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
 
 
 def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
-    """The UNet that a run draws its pictures with: the average where it kept one.
+    """The UNet that a run draws its pictures with: `load_params`, LoRA's factors merged."""
+    lora = make_lora(read_config(workdir))
+    merge = make_merge(policy.mesh, policy.params["unet"], lora)
+    return merge(load_params(workdir, policy, step))
+
+
+def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
+    """What a run has trained, all of the UNet or LoRA's factors: the average where it kept one.
 
     Args:
       workdir: of the run.
-      policy: the model that the run started from; the parameters are sharded like its own.
+      policy: the model that the run started from, on whose mesh the parameters are placed.
       step: "last" (the newest whole checkpoint), "best" (by config.evaluation.best), or a number.
 
     Raises:
       ValueError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
     """
     config = read_config(workdir)
-    unet = policy.params["unet"]
-    optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
-    # Of the train state's structure all is passed over but the parameters that are asked for.
-    state: TrainState = jax.tree.map(
-        lambda leaf: ocp.PLACEHOLDER,
-        jax.eval_shape(lambda params: init_state(params, optimizer, config.ema_decay), unet),
+    shapes = jax.eval_shape(functools.partial(initial_state, config), policy.params["unet"])
+    wanted = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes.params,
+        parameter_sharding(policy.mesh, shapes.params),
     )
+    # Of the train state's structure all is passed over but the parameters that are asked for.
+    state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
     chosen = "params" if state.ema_params is None else "ema_params"
-    state = state.replace(**{chosen: abstract(unet)})
+    state = state.replace(**{chosen: wanted})
     checkpoints = open_checkpoints(workdir, config)
     try:
         if step == "last":
@@ -144,6 +183,12 @@ def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parame
         return getattr(_restore_step(checkpoints, number, state), chosen)
     finally:
         checkpoints.close()
+
+
+def split_step(text: str) -> tuple[str, str]:
+    """Path and step from "PATH@step"; the step is empty from "PATH"."""
+    path, _, step = text.partition("@")
+    return path, step
 
 
 def _step_number(step: str) -> int:

@@ -4,7 +4,6 @@ python -m diffusionrl_jax.sample --model=/tmp/emoji --prompts="an apple and a ca
 """
 
 import jax
-import ml_collections
 from absl import flags, logging
 from etils import epath
 
@@ -31,21 +30,8 @@ ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0
 
 
 def make_config():
-    """The run's config, or the usual one of Stable Diffusion, with the flags' changes."""
-    if runs.is_run(MODEL.value):
-        config = runs.read_config(MODEL.value)
-    else:
-        config = ml_collections.ConfigDict(
-            {
-                "model": MODEL.value,
-                "dtype": "float32",
-                "convolution": "xla",
-                "remat": "none",
-                "mesh": {"fsdp": 1},
-                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
-            }
-        )
-    config.mesh.fsdp = 1
+    """The model's own config, with the flags' changes."""
+    config = runs.opening_config(MODEL.value)
     for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
         if flag.value is not None:
             config.sampler[name] = flag.value

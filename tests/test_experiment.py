@@ -84,6 +84,8 @@ def test_state_starts_with_the_models_parameters(experiment):
         ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
+        ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
+        ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the UNet has no such"),
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
     ],
 )

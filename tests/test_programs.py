@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 
 from diffusionrl_jax import main, rewards, runs
+from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.models import lora, weights
+from diffusionrl_jax.models.stable_diffusion import WEIGHT_FILES
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -84,6 +87,19 @@ def finished(make_config, compilation_cache, tmp_path_factory):
     return workdir
 
 
+LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2, "mesh.fsdp": 2}
+
+
+@pytest.fixture(scope="module")
+def adapted(make_config, compilation_cache, tmp_path_factory):
+    """The workdir of a run that trains LoRA's factors beside a base that is sharded."""
+    workdir = tmp_path_factory.mktemp("runs") / "adapted"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "REPLICATED_BYTES", 1024)
+        main.train(make_config(**LORA), str(workdir))
+    return workdir
+
+
 def test_a_run_leaves_everything_behind(finished):
     assert steps_of(finished) == [0, 1, 2, 3]
     rows = read_rows(str(finished))
@@ -145,6 +161,7 @@ def test_a_complete_run_is_left_alone(finished, make_config, caplog):
         ({"model": "/another"}, "config.model"),
         ({"tasks.small.prompts": "emoji:singles"}, "config.tasks.small.prompts"),
         ({"seed": 1}, "config.seed"),
+        ({"lora.rank": 4}, "config.lora.rank"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, changes, named):
@@ -211,6 +228,35 @@ def test_a_folder_has_no_steps(make_config, tiny_model):
         runs.load_trained(tiny_model, make_config(), "3")
 
 
+def test_lora_trains_and_saves_factors_alone(adapted, make_config):
+    config = make_config(**LORA)
+    base = load_policy(config).params["unet"]
+    rows = read_rows(str(adapted))
+    assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
+    saved = saved_state(adapted, 3)
+    sizes = {name: lora.count(saved[name]) for name in ("params", "ema_params")}
+    # Two attentions in the middle of 32 channels, the second one to text 16 wide.
+    linears = [(32, 32)] * 6 + [(16, 32)] * 2
+    expected = sum(2 * (inputs + outputs) for inputs, outputs in linears)
+    assert sizes == {"params": expected, "ema_params": expected}
+    slots = lora.count(saved["optimizer_state"])
+    assert 2 * expected <= slots <= 2 * expected + 8  # Adam's two, and counters
+    loaded = runs.load_unet_params(str(adapted), load_policy(config))
+    assert jax.tree.structure(loaded) == jax.tree.structure(base)
+    changed = jax.tree_util.tree_flatten_with_path(
+        jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), loaded, base)
+    )[0]
+    names = {path[-2].key for path, is_changed in changed if is_changed}
+    assert names == {"to_q", "to_k", "to_v", "to_out_0"}
+
+
+@pytest.mark.slow
+def test_lora_resumes_bit_for_bit(adapted, make_config, tmp_path):
+    main.train(make_config(**LORA, iterations=2), str(tmp_path))
+    main.train(make_config(**LORA), str(tmp_path))
+    assert_same_state(tmp_path, adapted, 3)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -265,6 +311,7 @@ def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
     [
         ("main", ["--config.sampler.stesp=3"], "stesp"),
         ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
+        ("export", ["--checkpoint=/no/run", "--output={folder}"], "/no/run is neither the workdir"),
         ("sample", ["--model=/no/such/folder", "--prompts=a cat"], "/no/such/folder is neither"),
     ],
 )
@@ -274,6 +321,7 @@ def test_bad_input_ends_in_one_line(
     if program == "main":
         config = config_file(make_config())
         arguments = [f"--config={config}", f"--workdir={tmp_path}", *arguments]
+    arguments = [argument.format(folder=tmp_path / "out") for argument in arguments]
     status, output = finish(start(program, *arguments))
     assert status == 1
     assert "Traceback" not in output
@@ -344,6 +392,18 @@ def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     assert status == 0, output
     # The captions, and three pictures of 32 pixels at three times their size.
     assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
+
+
+def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
+    folder = tmp_path / "exported"
+    command = "export", f"--checkpoint={finished}@best", f"--output={folder}", "--dtype=float16"
+    status, output = finish(start(*command))
+    assert status == 0, output
+    state = weights.read_safetensors(folder / "vae" / WEIGHT_FILES["vae"], upcast=False)
+    assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
+    status, output = finish(start(*command))
+    assert status == 1
+    assert f"error: --output={folder} is not empty" in output
 
 
 def test_evaluate_compares_checkpoints(start, finished, config_file, make_config, tmp_path):

@@ -59,8 +59,8 @@ def make_train_step(
     prepare = jax.jit(algorithm.prepare)
     # The slice is taken inside, so that one program serves every update.
     update = jax.jit(
-        lambda state, updates, text, index: algorithm.update(
-            state, jax.tree.map(lambda leaf: leaf[index], updates), text
+        lambda state, frozen, updates, text, index: algorithm.update(
+            state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
         ),
         donate_argnums=0,
         out_shardings=outputs,
@@ -79,7 +79,7 @@ def make_train_step(
         with timer.phase("update"):
             history = []
             for index in range(updates.task.shape[0]):
-                state, metrics = update(state, updates, text, index)
+                state, metrics = update(state, frozen, updates, text, index)
                 history.append(metrics)
             state = jax.block_until_ready(finish(state))
         metrics = jax.tree.map(lambda *values: jax.numpy.stack(values), *history)

@@ -34,6 +34,7 @@ from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
+from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.rewards import Reward
 
@@ -73,12 +74,14 @@ class Frozen:
       text_encoder, vae: of the model.
       rewards: one tree per task.
       empty_ids: int32 [tokens], the empty prompt.
+      unet: what LoRA's factors change; None if all of the UNet is trained.
     """
 
     text_encoder: Parameters
     vae: Parameters
     rewards: tuple[Parameters, ...]
     empty_ids: jax.Array
+    unet: Parameters | None = None
 
 
 @flax.struct.dataclass
@@ -125,6 +128,7 @@ class PolicyGradient:
         is the whole batch. Empty means the whole batch for all tasks.
       noise_groups: of each task, how many neighbours in the batch are trained on the same timesteps
         and share all noise but that of those; 1 is none. Empty means none for all tasks.
+      lora: what is trained in place of all of the UNet, or None.
 
     Raises:
       ValueError: if there are fewer steps with noise than timesteps to train on.
@@ -139,6 +143,7 @@ class PolicyGradient:
     mesh: Mesh
     advantage_groups: tuple[int, ...] = ()
     noise_groups: tuple[int, ...] = ()
+    lora: Lora | None = None
 
     def __post_init__(self):
         count, steps = self.hyperparameters.timesteps_per_iteration, self.schedule.stochastic_steps
@@ -147,6 +152,10 @@ class PolicyGradient:
                 f"timesteps_per_iteration={count} must be between 0 and {steps}: of the "
                 f"{self.schedule.steps} sampling steps, that many have noise."
             )
+
+    def unet_params(self, params: Parameters, frozen: Frozen) -> Parameters:
+        """The UNet's parameters from those that are trained."""
+        return params if self.lora is None else self.lora.merge(frozen.unet, params)
 
     def trained_steps(self, step: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
         """Which sample each one shares noise with, and the steps it is trained on."""
@@ -165,17 +174,17 @@ class PolicyGradient:
         return microbatch.microbatch_count(batch, per_device, self.mesh.size)
 
     def sample(
-        self, unet_params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
+        self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
     ) -> Samples:
         """Draws every task's images with the current parameters.
 
         Args:
-          unet_params: of the policy.
-          frozen: text encoder and VAE.
+          params, frozen: those that are trained, and those that are not.
           input_ids: int32 [T, B, tokens].
           step: int32 scalar, the iteration.
         """
         numbers = self.hyperparameters
+        unet_params = self.unet_params(params, frozen)
         tasks, batch, _ = input_ids.shape
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
@@ -284,14 +293,15 @@ class PolicyGradient:
         place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
 
-    def loss(self, unet_params: Parameters, update: Updates, text: jax.Array):
-        """The loss of one (micro)batch of one update, without the axis U.
+    def loss(self, params: Parameters, frozen: Frozen, update: Updates, text: jax.Array):
+        """The loss of one (micro)batch of one update, without the axis U, by the trained `params`.
 
         Returns:
           The mean loss, and a dict of float32 scalars, each a mean over the batch but for
           "ratio_error_max".
         """
         numbers = self.hyperparameters
+        unet_params = self.unet_params(params, frozen)
         output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
         guided = policy.guide(output, numbers.guidance_scale)
         mean, std = policy.step_distribution(
@@ -316,12 +326,13 @@ class PolicyGradient:
         }
 
     def update(
-        self, state: TrainState, update: Updates, text: jax.Array
+        self, state: TrainState, frozen: Frozen, update: Updates, text: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One optimiser step on one update of `prepare` (without the axis U).
 
         Args:
           state: its `step` does not change here.
+          frozen: the parameters that do not change.
           update: one slice of the updates.
           text: all rows of text; the update names its own.
 
@@ -333,7 +344,7 @@ class PolicyGradient:
         batch = update.latents.shape[0]
         count = self._microbatches(batch, self.hyperparameters.update_microbatch)
         if count == 1:
-            gradients, metrics = gradient(state.params, update, text)
+            gradients, metrics = gradient(state.params, frozen, update, text)
         else:
             shared = {name: getattr(update, name) for name in ("weight", "is_pretraining", "task")}
             per_sample = {
@@ -344,7 +355,8 @@ class PolicyGradient:
 
             def accumulate(total, part):
                 part, text = part
-                gradients, metrics = gradient(state.params, Updates(**part, **shared), text)
+                part = Updates(**part, **shared)
+                gradients, metrics = gradient(state.params, frozen, part, text)
                 return jax.tree.map(lambda a, b: a + b / count, total, gradients), metrics
 
             gradients, metrics = jax.lax.scan(
@@ -383,6 +395,6 @@ class PolicyGradient:
         rewards = self.score(frozen, samples.images, batch.reward_inputs)
         updates, text, advantages = self.prepare(frozen, samples, rewards, batch, state.step)
         state, metrics = jax.lax.scan(
-            lambda state, update: self.update(state, update, text), state, updates
+            lambda state, update: self.update(state, frozen, update, text), state, updates
         )
         return self.finish(state), metrics | reward_metrics(advantages)

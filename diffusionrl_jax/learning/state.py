@@ -15,7 +15,7 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, iterations done; random numbers depend on it and the seed alone.
-      params: the UNet's parameters, float32.
+      params: what is trained, float32: the UNet's parameters, or LoRA's factors of them.
       optimizer_state: optax's.
       ema_params: exponential moving average of params over iterations; None if there is none.
     """
@@ -61,19 +61,19 @@ def make_optimizer(
 
 
 def init_state(
-    unet_params: Parameters, optimizer: optax.GradientTransformation, ema_decay: float
+    params: Parameters, optimizer: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
 
     Args:
-      unet_params: float32 parameters to start from.
+      params: float32 parameters to start from.
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=copy(unet_params),
-        optimizer_state=optimizer.init(unet_params),
-        ema_params=copy(unet_params) if ema_decay else None,
+        params=copy(params),
+        optimizer_state=optimizer.init(params),
+        ema_params=copy(params) if ema_decay else None,
     )

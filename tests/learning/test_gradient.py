@@ -10,6 +10,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from diffusionrl_jax.learning.updates import Updates
+from diffusionrl_jax.models.lora import Lora
 
 STEPS, STEP = 5, 2
 
@@ -103,11 +104,17 @@ def case(request, build, alphas):
     numbers = dataclasses.replace(setup.algorithm.hyperparameters, balance_timesteps=True)
     balanced = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
     return {
-        "balanced_loss": jax.jit(balanced.loss),
+        "balanced_loss": jax.jit(
+            lambda params, update, text: balanced.loss(params, setup.frozen, update, text)
+        ),
+        "algorithm": setup.algorithm,
+        "frozen": setup.frozen,
         "params": setup.params,
         "state": setup.state(),
         "text": text[None, None],
-        "update": jax.jit(setup.algorithm.update),
+        "update": jax.jit(
+            lambda state, update, text: setup.algorithm.update(state, setup.frozen, update, text)
+        ),
         "log_prob": np.asarray(equations(setup.params, 0.0, 1.0)[0][1]),
         "surrogate": equations,
         "pretraining": jax.jit(jax.value_and_grad(pretraining)),
@@ -169,3 +176,28 @@ def test_pretraining_gradient(case):
     assert assert_same_gradient(case, state, metrics, value, gradient) > 1e-3
     np.testing.assert_allclose(0.5 * metrics["loss"], value, rtol=1e-5)
     assert metrics["ratio_error_max"] == 0
+
+
+def test_lora_factors_get_the_kernels_gradient_by_the_chain_rule(case):
+    lora = Lora(rank=2, alpha=1.0, targets=("attn1.to_q", "conv_in"))
+    rng = np.random.default_rng(4)
+    draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
+    factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(case["params"], seed=0)))
+    algorithm = dataclasses.replace(case["algorithm"], lora=lora)
+    frozen = case["frozen"].replace(unet=case["params"])
+    update = case["pretraining_update"], case["text"][0]
+    gradients, _ = jax.jit(jax.grad(algorithm.loss, has_aux=True))(factors, frozen, *update)
+    _, kernels = case["pretraining"](lora.merge(case["params"], factors))
+    query = ("mid_block", "attentions_0", "transformer_blocks_0", "attn1", "to_q")
+    for path in (query, ("conv_in",)):
+        trained, ours, theirs = factors, gradients, kernels
+        for name in path:
+            trained, ours, theirs = trained[name], ours[name], theirs[name]
+        down, up = (trained[name]["kernel"] for name in ("lora_A", "lora_B"))
+        theirs = np.asarray(theirs["kernel"])
+        into_down = 0.5 * theirs @ up.reshape(up.shape[-2:]).T
+        into_up = 0.5 * down.reshape(-1, 2).T @ theirs.reshape(-1, theirs.shape[-1])
+        for name, expected in (("lora_A", into_down), ("lora_B", into_up.reshape(up.shape))):
+            largest = np.abs(expected).max()
+            assert largest > 1e-5
+            np.testing.assert_allclose(ours[name]["kernel"], expected, atol=1e-4 * largest)

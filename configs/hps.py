@@ -1,0 +1,9 @@
+"""Human preference as HPSv2 scores it, for the prompts of DiffusionDB."""
+
+import ml_collections
+
+from configs import worlds
+
+
+def get_config(world: str = worlds.STABLE_DIFFUSION_2) -> ml_collections.ConfigDict:
+    return worlds.get_config(world, stable_diffusion_2="hps", emoji="preference")

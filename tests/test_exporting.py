@@ -1,0 +1,165 @@
+"""What is exported, opened by PyTorch's diffusers and by the importer."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from diffusionrl_jax import exporting, main, runs
+from diffusionrl_jax.diffusion.rollout import noise_keys
+from diffusionrl_jax.evaluation import Sampler
+from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.models.lora import FILE_NAME
+from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
+from diffusionrl_jax.models.weights import read_safetensors
+
+PROMPTS = ["an apple next to a cake", "a portrait of a judge"]
+SEED, STEPS = 5, 4
+EMOJI = "asset:emoji/stable_diffusion"
+
+
+@pytest.fixture(scope="module")
+def train(make_config, compilation_cache, tmp_path_factory):
+    """A function that trains for two iterations, with changes of the config: the workdir."""
+
+    def run(**changes):
+        workdir = str(tmp_path_factory.mktemp("run"))
+        config = make_config(iterations=2, **changes)
+        config.evaluation.sets, config.evaluation.best = {}, {}
+        main.train(config, workdir)
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(train):
+    return train(**{"optimizer.learning_rate": 1e-2})
+
+
+@pytest.fixture(scope="module")
+def lora_run(train):
+    # An alpha other than the rank, which a LoRA file takes for granted.
+    return train(**{"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1})
+
+
+def sampled(workdir, guidance_scale=3.0):
+    """What `sample.py` draws with eta 0, and the latents that it starts from."""
+    config = runs.opening_config(workdir)
+    config.sampler.steps, config.sampler.eta = STEPS, 0.0
+    config.sampler.guidance_scale = guidance_scale
+    policy = runs.load_trained(workdir, config)
+    images = Sampler(policy, config.sampler, batch=len(PROMPTS))(policy.params, PROMPTS, SEED)
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(SEED), index))(np.arange(2))
+    draw = lambda key: jax.random.normal(key, policy.model.latent_shape)
+    return images, np.array(jax.vmap(draw)(noise_keys(keys, STEPS)[:, STEPS]))
+
+
+def drawn_by_pytorch(pipeline, latents, guidance_scale=3.0):
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return pipeline(
+        PROMPTS,
+        latents=torch.from_numpy(latents),
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        eta=0.0,
+        output_type="np",
+    ).images
+
+
+def assert_same_pictures(ours, pipeline, base, latents):
+    """Alike but for float32's rounding through a few steps, and not what the base draws."""
+    theirs = drawn_by_pytorch(pipeline, latents)
+    before = drawn_by_pytorch(StableDiffusionPipeline.from_pretrained(base), latents)
+    assert np.abs(ours - theirs).mean() < 1e-4
+    assert np.abs(ours - before).mean() > 5e-3
+
+
+def exported(checkpoint, folder, function=exporting.export_pipeline, dtype="float32"):
+    function(checkpoint, exporting.prepare_output(str(folder)), dtype)
+    return folder
+
+
+@pytest.mark.parametrize("which", ["run", "lora_run"])
+def test_pytorch_draws_the_same_pictures(which, request, tiny_model, tmp_path):
+    workdir = request.getfixturevalue(which)
+    ours, latents = sampled(workdir)
+    folder = exported(workdir, tmp_path / "whole")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    assert_same_pictures(ours, pipeline, tiny_model, latents)
+
+
+def test_pytorch_draws_the_same_pictures_with_a_lora_file(lora_run, tiny_model, tmp_path):
+    ours, latents = sampled(lora_run)
+    exported(lora_run, tmp_path, exporting.export_lora)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model)
+    pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    assert_same_pictures(ours, pipeline, tiny_model, latents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora.rank": 4, "optimizer.learning_rate": 3e-2}], ids=["all", "lora"]
+)
+def test_the_emoji_world_goes_to_pytorch(train, changes, tmp_path):
+    workdir = train(**{"model": EMOJI, "optimizer.learning_rate": 1e-3, **changes})
+    ours, latents = sampled(workdir)
+    base, folder = exported(EMOJI, tmp_path / "base"), exported(workdir, tmp_path / "whole")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    assert_same_pictures(ours, pipeline, base, latents)
+    if changes:
+        exported(workdir, tmp_path / "lora", exporting.export_lora)
+        pipeline = StableDiffusionPipeline.from_pretrained(base)
+        pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE_NAME)
+        assert_same_pictures(ours, pipeline, base, latents)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_import_is_what_evaluation_draws_with(run, dtype, tmp_path):
+    folder = exported(f"{run}@2", tmp_path, dtype=dtype)
+    model, imported = load_stable_diffusion(folder)
+    policy = load_policy(runs.opening_config(run))
+    expected = policy.params | {"unet": runs.load_unet_params(run, policy)}
+    torch_type = getattr(torch, dtype)
+    cast = lambda leaf: torch.tensor(np.asarray(leaf)).to(torch_type).float().numpy()
+    jax.tree.map(np.testing.assert_array_equal, imported, jax.tree.map(cast, dict(expected)))
+    assert runs.same_networks(model, policy.model)
+
+
+def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
+    exported(lora_run, tmp_path, exporting.export_lora, dtype="float16")
+    assert os.listdir(tmp_path) == [FILE_NAME]
+    state = read_safetensors(tmp_path / FILE_NAME, upcast=False)
+    assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
+    policy = load_policy(runs.opening_config(lora_run))
+    factors = runs.load_params(lora_run, policy)
+    assert sum(map(np.size, state.values())) == sum(map(np.size, jax.tree.leaves(factors)))
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    down, up = (state[f"unet.{name}.lora_{kind}.weight"].astype(np.float32) for kind in "AB")
+    kernel = lambda params: np.asarray(
+        params["mid_block"]["attentions_0"]["transformer_blocks_0"]["attn2"]["to_k"]["kernel"]
+    )
+    moved = kernel(runs.load_unet_params(lora_run, policy)) - kernel(policy.params["unet"])
+    np.testing.assert_allclose((up @ down).T, moved, atol=2e-3 * np.abs(moved).max())
+
+
+def test_lora_needs_a_run_that_trained_it(run, tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="has trained all of the UNet"):
+        exporting.export_lora(run, tmp_path, "float32")
+    with pytest.raises(ValueError, match="is not the workdir of a run: leave out --lora"):
+        exporting.export_lora(tiny_model, tmp_path, "float32")
+
+
+def test_output_is_looked_at_first(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="is not empty: .*--overwrite"):
+        exporting.prepare_output(str(tmp_path))
+    assert exporting.prepare_output(str(tmp_path), overwrite=True)
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(ValueError, match="cannot be written to .*another folder"):
+        exporting.prepare_output(str(tmp_path / "file" / "folder"))
+    assert exporting.prepare_output(str(tmp_path / "new" / "folder")).is_dir()
