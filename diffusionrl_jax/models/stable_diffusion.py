@@ -304,6 +304,8 @@ def load_stable_diffusion(
     """
     path = hub.locate(path)
     names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
+    if SECOND in names and not (path / "text_encoder").exists():
+        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
     configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
     configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
     if SECOND in names:
