@@ -24,6 +24,7 @@ UNET_FIELDS = {
     "dual_cross_attention": (False, None),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
+    "freq_shift": (0, None),
     "mid_block_only_cross_attention": (False, None),
     "mid_block_scale_factor": (1, None),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),

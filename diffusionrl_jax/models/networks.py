@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.tensor_files import open_networks
 
 SECOND = "text_encoder_2"  # of XL alone
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -32,6 +35,40 @@ vae_name = weights.substitution(
     (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
+
+
+def read_networks(
+    path: epath.Path, templates: Mapping[str, Any], shardings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Reads the weights of a diffusers folder, one tensor after another.
+
+    The headers of all files are checked before any tensor is read.
+
+    Args:
+      path: the folder, local or remote.
+      templates: network -> the tree of its parameters' shapes and dtypes.
+      shardings: network -> the tree of their shardings; None keeps all on the host.
+
+    Returns:
+      Network -> parameters.
+
+    Raises:
+      FileNotFoundError, ValueError: see `tensor_files.open_networks` and `weights.match`.
+    """
+    stored = open_networks({path / name: STEMS[name] for name in templates})
+    if "vae" in stored:
+        stored["vae"] = {vae_name(key): tensor for key, tensor in stored["vae"].items()}
+    options = {
+        name: {"template": template, "rename": RENAMES[name], "source": str(path / name)}
+        for name, template in templates.items()
+    }
+    for name in templates:
+        weights.match(stored[name], **options[name])
+    shardings = shardings or dict.fromkeys(templates)
+    return {
+        name: weights.to_flax(stored[name], shardings=shardings[name], **options[name])
+        for name in templates
+    }
 
 
 def split_networks(params: Mapping[str, Any]) -> dict[str, Any]:

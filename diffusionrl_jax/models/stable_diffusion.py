@@ -36,8 +36,8 @@ from diffusionrl_jax.models.networks import (
     SECOND,
     STEMS,
     join_networks,
+    read_networks,
     split_networks,
-    vae_name,
 )
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
@@ -275,7 +275,7 @@ def init_stable_diffusion(
       The model, and its parameters as float32 host arrays; see `load_stable_diffusion`.
     """
     model = build_stable_diffusion(configs, tokenizer, dtype, **options)
-    return model, random_parameters(_template(model), rng)
+    return model, random_parameters(parameter_template(model), rng)
 
 
 def load_stable_diffusion(
@@ -313,23 +313,9 @@ def load_stable_diffusion(
         options["tokenizer_2"] = text_encoders.load_tokenizer(path / "tokenizer_2")
     tokenizer = text_encoders.load_tokenizer(path / "tokenizer")
     model = build_stable_diffusion(configs, tokenizer, dtype, **options)
-    templates = split_networks(_template(model))
-    shardings = {} if sharding is None else split_networks(sharding(_template(model)))
-    stored = tensor_files.open_networks({path / name: STEMS[name] for name in names})
-    stored["vae"] = {vae_name(key): tensor for key, tensor in stored["vae"].items()}
-    sources = {
-        name: {"state": stored[name], "rename": RENAMES[name], "source": str(path / name)}
-        for name in names
-    }
-    for name in names:
-        weights.match(template=templates[name], **sources[name])
-    params = {
-        name: weights.to_flax(
-            template=templates[name], shardings=shardings.get(name), **sources[name]
-        )
-        for name in names
-    }
-    return model, join_networks(params)
+    template = parameter_template(model)
+    shardings = sharding and split_networks(sharding(template))
+    return model, join_networks(read_networks(path, split_networks(template), shardings))
 
 
 def save_stable_diffusion(
@@ -388,8 +374,8 @@ def save_stable_diffusion(
         text_encoders.save_tokenizer(path / name, tokenizer)
 
 
-def _template(model: StableDiffusion) -> dict[str, Any]:
-    """The parameters' shapes and dtypes."""
+def parameter_template(model: StableDiffusion) -> dict[str, Any]:
+    """The shapes and dtypes of a model's parameters, as `load_stable_diffusion` returns them."""
 
     def template(name):
         network = getattr(model, name)
