@@ -31,19 +31,21 @@ def resident_bytes(field: str) -> int:
 
 
 def write_checkpoint(folder: Path, dtype: str) -> None:
-    """A whole diffusers folder with random weights."""
+    """A whole diffusers folder with random numbers for weights."""
     import jax
 
     from diffusionrl_jax.assets import emoji_model
     from diffusionrl_jax.models.stable_diffusion import (
-        init_stable_diffusion,
+        build_stable_diffusion,
+        parameter_template,
         save_stable_diffusion,
     )
 
     configs = dict(CONFIGS["sd15"])
     configs["unet"] = configs["unet"] | {"block_out_channels": CHANNELS}
-    tokenizer = emoji_model.train_tokenizer()
-    model, params = init_stable_diffusion(configs, jax.random.key(0), tokenizer)
+    model = build_stable_diffusion(configs, emoji_model.train_tokenizer())
+    numbers = np.random.default_rng(0).standard_normal(2**20, np.float32)
+    params = jax.tree.map(lambda leaf: np.resize(numbers, leaf.shape), parameter_template(model))
     save_stable_diffusion(folder, model, params, dtype)
 
 

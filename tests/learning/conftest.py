@@ -159,6 +159,8 @@ def networks_xl():
     unet = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
+        # With one channel a group, normalisation would take away what the embeddings add.
+        "block_out_channels": [64],
         "cross_attention_dim": 32,
         "projection_class_embeddings_input_dim": 6 * 8 + 16,
     }
