@@ -50,7 +50,7 @@ class Sampler:
             fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
             text = conditions(
                 model.encode_text(params["text_encoder"], ids),
-                model.encode_text(params["text_encoder"], empty_ids[None])[0],
+                model.encode_text(params["text_encoder"], empty_ids[None]),
                 sampler.guidance_scale,
             )
             trajectory = rollout(

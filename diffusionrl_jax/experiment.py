@@ -71,16 +71,16 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
       ValueError, FileNotFoundError: a field or a weight that does not fit; the message names it.
     """
     if not (path or config.model):
-        raise ValueError("config.model is empty: name a diffusers folder.")
+        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
     mesh = make_mesh(config.mesh.fsdp)
     model, params = load_stable_diffusion(
         assets.resolve(path or config.model),
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
+        sharding=functools.partial(parameter_sharding, mesh),
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
-    params = jax.device_put(params, parameter_sharding(mesh, params))
     return Policy(model, schedule, params, mesh)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.text_encoders import Text
 
 
 @flax.struct.dataclass
@@ -22,22 +23,24 @@ class Trajectory:
     log_probs: jax.Array
 
 
-def conditions(
-    embeddings: jax.Array, empty_embedding: jax.Array, guidance_scale: float
-) -> jax.Array:
+def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
     """The text that each pass of the UNet sees.
 
     Args:
-      embeddings: [batch, tokens, width], of the prompts.
-      empty_embedding: [tokens, width], of the empty prompt.
+      prompts: of `encode_text`: [batch, tokens, width], or a tree of [batch, ...] arrays.
+      empty: the same of the empty prompt, its batch axis 1 or none.
       guidance_scale: where it is 1, one pass suffices.
 
     Returns:
-      [batch, passes, tokens, width].
+      [batch, passes, tokens, width], or a tree of [batch, passes, ...] arrays.
     """
     if guidance_scale == 1:
-        return embeddings[:, None]
-    return jnp.stack([embeddings, jnp.broadcast_to(empty_embedding, embeddings.shape)], axis=1)
+        return jax.tree.map(lambda array: array[:, None], prompts)
+
+    def stack(prompt, empty):
+        return jnp.stack([prompt, jnp.broadcast_to(empty, prompt.shape)], axis=1)
+
+    return jax.tree.map(stack, prompts, empty)
 
 
 def denoise_passes(
@@ -45,7 +48,7 @@ def denoise_passes(
     unet_params: Parameters,
     latents: jax.Array,
     timesteps: jax.Array,
-    text: jax.Array,
+    text: Text,
 ) -> jax.Array:
     """Runs the UNet on every pass of every sample as one batch.
 
@@ -54,12 +57,13 @@ def denoise_passes(
       unet_params: parameters of the UNet.
       latents: float32 [batch, passes, channels, height, width].
       timesteps: int32 [batch, passes].
-      text: [batch, passes, tokens, width].
+      text: [batch, passes, ...], from `conditions`.
 
     Returns:
       float32, of the latents' shape.
     """
-    flat = [array.reshape(-1, *array.shape[2:]) for array in (latents, timesteps, text)]
+    flatten = lambda array: array.reshape(-1, *array.shape[2:])
+    flat = jax.tree.map(flatten, (latents, timesteps, text))
     return model.denoise(unet_params, *flat).reshape(latents.shape)
 
 
@@ -73,7 +77,7 @@ def rollout(
     model: StableDiffusion,
     schedule: Schedule,
     unet_params: Parameters,
-    text: jax.Array,
+    text: Text,
     keys: jax.Array,
     *,
     eta: float,
@@ -85,7 +89,7 @@ def rollout(
       model: the networks.
       schedule: the chain of S steps.
       unet_params: parameters of the policy.
-      text: [batch, passes, tokens, width], from `conditions`.
+      text: [batch, passes, ...], from `conditions`.
       keys: PRNG keys [batch, S + 1], from `noise_keys`: of the noise that each step adds and, last,
         of x_T. Samples that have a key in common have that noise in common.
       eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
@@ -94,7 +98,7 @@ def rollout(
     Returns:
       The trajectory.
     """
-    passes = text.shape[1]
+    passes = jax.tree.leaves(text)[0].shape[1]
 
     def noise(index):
         draw = lambda key: jax.random.normal(key, model.latent_shape)

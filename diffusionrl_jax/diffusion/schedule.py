@@ -79,6 +79,8 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     betas = _betas(scheduler_config)
     if not 1 <= steps <= len(betas):
         raise ValueError(f"steps must be between 1 and {len(betas)}, not {steps}.")
+    if scheduler_config.get("trained_betas") is not None:
+        raise ValueError("The scheduler's trained_betas are not supported: use a beta_schedule.")
     for option in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
         # Stable Diffusion's folders have clip_sample false; diffusers' default is true.
         if scheduler_config.get(option, False):

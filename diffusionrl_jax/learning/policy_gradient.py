@@ -36,6 +36,7 @@ from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards import Reward
 
 
@@ -105,12 +106,12 @@ class Samples:
     """Attributes:
     trajectory: arrays [T, B, ...].
     images: float32 [T, B, height, width, 3] in [0, 1].
-    text: [T, B, P, tokens, width], what the UNet was conditioned on.
+    text: [T, B, P, tokens, width], what the UNet was conditioned on; of XL a tree [T, B, P, ...].
     """
 
     trajectory: Trajectory
     images: jax.Array
-    text: jax.Array
+    text: Text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,12 +192,12 @@ class PolicyGradient:
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.schedule.steps)
-        empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])[0]
+        empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
             ids, sources = arguments
-            embeddings = self.model.encode_text(frozen.text_encoder, ids)
-            text = conditions(embeddings, empty, numbers.guidance_scale)
+            prompts = self.model.encode_text(frozen.text_encoder, ids)
+            text = conditions(prompts, empty, numbers.guidance_scale)
             trajectory = rollout(
                 self.model,
                 self.schedule,
@@ -246,12 +247,12 @@ class PolicyGradient:
         rewards: jax.Array,
         batch: Batch,
         step: jax.Array,
-    ) -> tuple[Updates, jax.Array, Advantages]:
+    ) -> tuple[Updates, Text, Advantages]:
         """Turns scored samples and pretraining pictures into the iteration's updates.
 
         Returns:
-          The updates in the order in which they are applied, the text [T + 1, B, P, tokens,
-          width] that they refer to, and the advantages [T, B].
+          The updates in the order in which they are applied, the text [T + 1, B, P, ...] that they
+          refer to, and the advantages [T, B].
         """
         numbers = self.hyperparameters
         groups = self.advantage_groups or (0,) * len(self.rewards)
@@ -282,10 +283,13 @@ class PolicyGradient:
                 task=len(self.rewards),
             )
             parts.append(update)
-            states = self.model.encode_text(frozen.text_encoder, ids.reshape(-1, shape[2]))
-            text.append(states.reshape(1, *shape, -1))
-        updates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        return self._shard(updates), self._shard(jnp.concatenate(text)), advantages
+            captions = self.model.encode_text(frozen.text_encoder, ids.reshape(-1, shape[2]))
+            unflatten = lambda array: array.reshape(1, *shape[:2], *array.shape[1:])
+            text.append(jax.tree.map(unflatten, captions))
+        concatenate = lambda *leaves: jnp.concatenate(leaves)
+        updates = jax.tree.map(concatenate, *parts)
+        text = jax.tree.map(concatenate, *text)
+        return self._shard(updates), self._shard(text), advantages
 
     def _shard(self, tree):
         """Splits axis 1 of every array that has one, the batch, over the devices."""
@@ -293,7 +297,7 @@ class PolicyGradient:
         place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
 
-    def loss(self, params: Parameters, frozen: Frozen, update: Updates, text: jax.Array):
+    def loss(self, params: Parameters, frozen: Frozen, update: Updates, text: Text):
         """The loss of one (micro)batch of one update, without the axis U, by the trained `params`.
 
         Returns:
@@ -326,7 +330,7 @@ class PolicyGradient:
         }
 
     def update(
-        self, state: TrainState, frozen: Frozen, update: Updates, text: jax.Array
+        self, state: TrainState, frozen: Frozen, update: Updates, text: Text
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One optimiser step on one update of `prepare` (without the axis U).
 
@@ -340,7 +344,7 @@ class PolicyGradient:
           The new state, and the metrics of `loss` with "gradient_norm".
         """
         gradient = jax.grad(self.loss, has_aux=True)
-        text = text[update.task]
+        text = jax.tree.map(lambda rows: rows[update.task], text)
         batch = update.latents.shape[0]
         count = self._microbatches(batch, self.hyperparameters.update_microbatch)
         if count == 1:

@@ -12,7 +12,7 @@ Config = Mapping[str, Any]
 # Field -> the values for which Flax computes what PyTorch computes. None stands for absent too.
 UNET_FIELDS = {
     "act_fn": ("silu", None),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
     "attention_type": ("default", None),
     "center_input_sample": (False, None),
     "class_embed_type": (None,),
@@ -24,6 +24,7 @@ UNET_FIELDS = {
     "dual_cross_attention": (False, None),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
+    "freq_shift": (0, None),
     "mid_block_only_cross_attention": (False, None),
     "mid_block_scale_factor": (1, None),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -70,6 +71,20 @@ UNET_REQUIRED = (
     "sample_size",
     *UNET_BLOCKS,
 )
+TEXT_FIELDS = {
+    "hidden_act": ("quick_gelu", "gelu", None),
+    "model_type": ("clip_text_model", None),
+    "use_attention_mask": (False, None),
+}
+TEXT_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
+# Original size, crop, target size: two numbers each.
+TIME_IDS = 6
 VAE_REQUIRED = ("block_out_channels", "latent_channels", "layers_per_block", *VAE_BLOCKS)
 DEFAULTS = {"mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32}
 
@@ -91,6 +106,13 @@ def check_unet(config: Config) -> None:
             f"UNet config: attention_head_dim (in spite of its name, the number of heads) is "
             f"{config['attention_head_dim']}, which does not divide block_out_channels {channels}."
         )
+    depths = config.get("transformer_layers_per_block", 1)
+    depths = [depths] * len(channels) if isinstance(depths, int) else depths
+    if len(depths) != len(channels) or not all(isinstance(depth, int) for depth in depths):
+        raise ValueError(
+            f"UNet config: transformer_layers_per_block is {depths}; only one whole number, or one "
+            f"for each of block_out_channels {channels}, is supported."
+        )
     for field in ("cross_attention_dim", "layers_per_block", "sample_size"):
         if not isinstance(config[field], int):
             raise ValueError(
@@ -109,8 +131,13 @@ def check_vae(config: Config) -> None:
         )
 
 
-def check_together(unet: Config, vae: Config, text_encoder: Config) -> None:
-    """Raises a ValueError if the three networks do not fit each other."""
+def check_text_encoder(config: Config, name: str) -> None:
+    """Raises a ValueError, naming the field, if transformers' Flax CLIP computes it wrongly."""
+    _check(config, name, TEXT_REQUIRED, TEXT_FIELDS, {})
+
+
+def check_together(unet: Config, vae: Config, text: Config, text_2: Config | None = None) -> None:
+    """Raises a ValueError if the networks do not fit each other; `text_2` is of XL."""
     if unet["in_channels"] != vae["latent_channels"]:
         raise ValueError(
             f"The UNet takes {unet['in_channels']} channels and the VAE makes "
@@ -121,11 +148,28 @@ def check_together(unet: Config, vae: Config, text_encoder: Config) -> None:
         raise ValueError(
             f"The UNet makes {unet['out_channels']} channels, the VAE {vae['latent_channels']}."
         )
-    if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
+    width = text["hidden_size"] + (text_2["hidden_size"] if text_2 else 0)
+    if unet["cross_attention_dim"] != width:
         raise ValueError(
             f"The UNet attends to text embeddings {unet['cross_attention_dim']} wide, but the text "
-            f"encoder makes {text_encoder['hidden_size']}."
+            f"{'encoders make' if text_2 else 'encoder makes'} {width}."
         )
+    kind = unet.get("addition_embed_type")
+    if kind != ("text_time" if text_2 else None):
+        raise ValueError(
+            f"UNet config: addition_embed_type is {kind!r}, but the folder has "
+            f"{'two text encoders' if text_2 else 'one text encoder'}: it is 'text_time' in XL, "
+            "which has two, and absent elsewhere."
+        )
+    if text_2:
+        size = unet.get("addition_time_embed_dim") or 0
+        width, pooled = unet.get("projection_class_embeddings_input_dim"), text_2["projection_dim"]
+        if not size or width != TIME_IDS * size + pooled:
+            raise ValueError(
+                f"UNet config: projection_class_embeddings_input_dim is {width}, but "
+                f"{TIME_IDS} time ids of addition_time_embed_dim {size} and a pooled text of "
+                f"{pooled} make {TIME_IDS * size + pooled}: only XL base models are supported."
+            )
 
 
 def _check(config, model, required, fields, blocks) -> None:

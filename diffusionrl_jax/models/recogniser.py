@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import tensor_files, weights
 
 
 class RecogniserModule(nn.Module):
@@ -95,7 +95,7 @@ def load_recogniser(path: str = "asset:emoji/recogniser") -> tuple[Recogniser, d
       FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
     """
     folder = assets.resolve(str(path))
-    config = weights.read_json(folder / "config.json")
+    config = tensor_files.read_json(folder / "config.json")
     recogniser = build(config)
     file = folder / "model.safetensors"
     state = weights.read_safetensors(file)

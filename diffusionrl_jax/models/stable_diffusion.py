@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: text encoder, UNet and VAE as pure functions of their parameters.
+"""Stable Diffusion 1.x, 2.x and XL: text encoders, UNet and VAE as functions of their parameters.
 
 The networks are diffusers' and transformers' Flax modules under `models/interceptors.py`, checked
 against the PyTorch ones. A folder in diffusers' layout is both what is read and what is written.
@@ -7,9 +7,7 @@ against the PyTorch ones. A folder in diffusers' layout is both what is read and
 import contextlib
 import dataclasses
 import json
-import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -19,46 +17,33 @@ import jax.numpy as jnp
 import numpy as np
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from etils import epath
-from flax import traverse_util
 from transformers import CLIPTextConfig, CLIPTokenizer
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
+from transformers.models.clip.modeling_flax_clip import (
+    FlaxCLIPTextModelWithProjectionModule,
+    FlaxCLIPTextModule,
+)
 
 from diffusionrl_jax.models import configs as checks
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import hub, tensor_files, text_encoders, weights
+from diffusionrl_jax.models.clip import text_template
+from diffusionrl_jax.models.initialisation import random_parameters
 from diffusionrl_jax.models.interceptors import interception
+from diffusionrl_jax.models.networks import (
+    CLASSES,
+    NETWORKS,
+    NETWORKS_XL,
+    RENAMES,
+    SECOND,
+    STEMS,
+    join_networks,
+    read_networks,
+    split_networks,
+)
+from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
 Parameters = Mapping[str, Any]
 
-NETWORKS = ("unet", "vae", "text_encoder")
-WEIGHT_FILES = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-}
 VAE_SCALING_FACTOR = 0.18215
-
-# Leaf name -> standard deviation from the parameter's shape, for training from scratch.
-INITIALISED = {
-    "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
-    "embedding": lambda shape: 0.02,
-}
-# Standard deviation of a standard normal cut off at -2 and 2.
-TRUNCATED_DEVIATION = 0.87962566
-
-# The Flax VAE names its attention as PyTorch diffusers did before 0.18; its checkpoints since then
-# say to_q, and both kinds are in circulation.
-_vae_name = weights.substitution(
-    (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
-    (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
-    (r"(attentions\.\d+)\.value\.", r"\1.to_v."),
-    (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
-)
-RENAMES = {"unet": None, "vae": _vae_name, "text_encoder": None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +53,11 @@ class StableDiffusion:
     Attributes:
       unet, vae, text_encoder: linen modules, computing in the dtype they were built with.
       tokenizer: a CLIP tokenizer.
-      configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder.
+      configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder; of XL
+        also "text_encoder_2" and "pipeline", the model_index.json.
       remat: "none" or "blocks"; see `models/interceptors.py`.
       convolution: "xla" or "taps"; see `models/convolution.py`.
+      text_encoder_2, tokenizer_2: XL's second pair.
     """
 
     unet: nn.Module
@@ -80,6 +67,13 @@ class StableDiffusion:
     configs: Mapping[str, Mapping[str, Any]]
     remat: str = "none"
     convolution: str = "xla"
+    text_encoder_2: nn.Module | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The folder's parts that have weights."""
+        return NETWORKS if self.text_encoder_2 is None else NETWORKS_XL
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -108,37 +102,50 @@ class StableDiffusion:
         return interception(remat=self.remat, convolution=self.convolution)
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
-        """Token ids int32 [len(prompts), model_max_length], truncated and padded."""
-        ids = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="np",
-        ).input_ids
-        return ids.astype(np.int32)
+        """Token ids int32 [len(prompts), tokens], truncated and padded; XL's of both tokenizers."""
+        ids = text_encoders.tokenize(self.tokenizer, prompts)
+        if self.tokenizer_2 is None:
+            return ids
+        return np.concatenate([ids, text_encoders.tokenize(self.tokenizer_2, prompts)], axis=1)
 
-    def encode_text(self, text_encoder_params: Parameters, input_ids: jax.Array) -> jax.Array:
-        """The text encoder's last hidden state.
+    def encode_text(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Text:
+        """What the UNet is conditioned on.
 
         Args:
           text_encoder_params: the parameters "text_encoder".
-          input_ids: int32 [n, tokens]. Padding is attended to, as Stable Diffusion was trained.
+          input_ids: int32 [n, tokens], from `tokenize`. Padding is attended to, as Stable Diffusion
+            was trained.
 
         Returns:
-          [n, tokens, width] in the compute dtype.
+          In the compute dtype, the last hidden state [n, tokens, width]. Of XL the `Conditioning`
+          of an uncropped picture of the UNet's own size; where the folder asks for it, as the
+          published one does, the empty prompt's states are zeros, which is what that model is
+          guided away from.
         """
-        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
-        return self.text_encoder.apply(
-            {"params": text_encoder_params}, input_ids, jnp.ones_like(input_ids), positions
-        ).last_hidden_state
+        if self.text_encoder_2 is None:
+            return text_encoders.last_states(self.text_encoder, text_encoder_params, input_ids)
+        ids, ids_2 = jnp.split(input_ids, [self.tokenizer.model_max_length], axis=1)
+        states, _ = text_encoders.penultimate_states(
+            self.text_encoder, text_encoder_params["text_encoder"], ids
+        )
+        states_2, pooled = text_encoders.penultimate_states(
+            self.text_encoder_2, text_encoder_params[SECOND], ids_2
+        )
+        states = jnp.concatenate([states, states_2], axis=-1)
+        if self.configs["pipeline"].get("force_zeros_for_empty_prompt", True):
+            empty = jnp.all(input_ids == self.tokenize([""]), axis=1)
+            states = jnp.where(empty[:, None, None], 0, states)
+            pooled = jnp.where(empty[:, None], 0, pooled)
+        size = self.image_shape[:2]
+        time_ids = jnp.asarray([*size, 0, 0, *size], jnp.float32)
+        return Conditioning(states, pooled, jnp.broadcast_to(time_ids, (len(states), 6)))
 
     def denoise(
         self,
         unet_params: Parameters,
         latents: jax.Array,
         timesteps: jax.Array,
-        text_embeddings: jax.Array,
+        text: Text,
     ) -> jax.Array:
         """The UNet's output: noise, velocity or sample, as `prediction_type` says.
 
@@ -146,14 +153,18 @@ class StableDiffusion:
           unet_params: the parameters "unet".
           latents: [n, channels, height, width].
           timesteps: int32 [n], training timesteps in [0, 1000).
-          text_embeddings: [n, tokens, width].
+          text: n prompts, from `encode_text`.
 
         Returns:
           float32 [n, channels, height, width].
         """
+        states, added = text, None
+        if isinstance(text, Conditioning):
+            states = text.states
+            added = {"text_embeds": text.pooled, "time_ids": text.time_ids}
         with self.interception():
             output = self.unet.apply(
-                {"params": unet_params}, latents, jnp.asarray(timesteps), text_embeddings
+                {"params": unet_params}, latents, jnp.asarray(timesteps), states, added
             )
         return output.sample.astype(jnp.float32)
 
@@ -199,16 +210,18 @@ def build_stable_diffusion(
     configs: Mapping[str, Mapping[str, Any]],
     tokenizer: CLIPTokenizer,
     dtype=jnp.float32,
+    *,
+    tokenizer_2: CLIPTokenizer | None = None,
     **options,
 ) -> StableDiffusion:
     """The networks that the configs describe.
 
     Args:
-      configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder. The
-        UNet's `attention_head_dim` is, in spite of its name, the number of heads: PyTorch and Flax
-        agree on that.
+      configs: as `StableDiffusion.configs`. The UNet's `attention_head_dim` is, in spite of its
+        name, the number of heads: PyTorch and Flax agree on that.
       tokenizer: a CLIP tokenizer with `model_max_length` set.
       dtype: what the networks compute in; their parameters are float32 all the same.
+      tokenizer_2: of XL's second text encoder.
       **options: `remat` and `convolution` of `StableDiffusion`.
 
     Raises:
@@ -216,20 +229,35 @@ def build_stable_diffusion(
     """
     checks.check_unet(configs["unet"])
     checks.check_vae(configs["vae"])
-    text_config = CLIPTextConfig(**configs["text_encoder"])
-    checks.check_together(configs["unet"], configs["vae"], text_config.to_dict())
-    if tokenizer.model_max_length > text_config.max_position_embeddings:
-        raise ValueError(
-            f"The tokenizer pads to {tokenizer.model_max_length} tokens, but the text encoder has "
-            f"{text_config.max_position_embeddings} positions; set model_max_length in "
-            "tokenizer/tokenizer_config.json."
-        )
+    tokenizers = {"text_encoder": tokenizer}
+    if SECOND in configs:
+        tokenizers[SECOND] = tokenizer_2
+    for name in tokenizers:
+        checks.check_text_encoder(configs[name], name)
+    text_configs = {name: CLIPTextConfig(**configs[name]) for name in tokenizers}
+    text_fields = {name: config.to_dict() for name, config in text_configs.items()}
+    checks.check_together(configs["unet"], configs["vae"], *text_fields.values())
+    for name, config in text_configs.items():
+        length = tokenizers[name].model_max_length
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
+                f"{config.max_position_embeddings} positions; set model_max_length in its "
+                "tokenizer_config.json."
+            )
+    second = text_configs.get(SECOND)
+    # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
+    upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
     return StableDiffusion(
         unet=FlaxUNet2DConditionModel.from_config(dict(configs["unet"]), dtype=dtype),
-        vae=FlaxAutoencoderKL.from_config(dict(configs["vae"]), dtype=dtype),
-        text_encoder=FlaxCLIPTextModule(text_config, dtype=dtype),
+        vae=FlaxAutoencoderKL.from_config(
+            dict(configs["vae"]), dtype=jnp.float32 if upcast else dtype
+        ),
+        text_encoder=FlaxCLIPTextModule(text_configs["text_encoder"], dtype=dtype),
         tokenizer=tokenizer,
-        configs={**configs, "text_encoder": text_config.to_dict()},
+        configs={**configs, **text_fields},
+        text_encoder_2=second and FlaxCLIPTextModelWithProjectionModule(second, dtype=dtype),
+        tokenizer_2=tokenizer_2,
         **options,
     )
 
@@ -243,75 +271,57 @@ def init_stable_diffusion(
 ) -> tuple[StableDiffusion, dict[str, Any]]:
     """As `build_stable_diffusion`, with random parameters, to train from scratch.
 
-    Kernels are drawn as Flax draws them by default (truncated normal, variance 1 / fan in),
-    embeddings with CLIP's standard deviation of 0.02; biases are 0 and scales 1.
-
     Returns:
-      The model, and its parameters {"unet", "vae", "text_encoder"} as float32 host arrays.
+      The model, and its parameters as float32 host arrays; see `load_stable_diffusion`.
     """
     model = build_stable_diffusion(configs, tokenizer, dtype, **options)
-    # One draw for all: the modules' own initialisers, one random graph for each of hundreds of
-    # parameters, take a minute to compile even for a tiny model.
-    flat = traverse_util.flatten_dict(_template(model))
-    drawn = {path: leaf.shape for path, leaf in flat.items() if path[-1] in INITIALISED}
-    ends = np.cumsum([math.prod(shape) for shape in drawn.values()])
-    normal = np.asarray(jax.random.truncated_normal(rng, -2, 2, (int(ends[-1]),), jnp.float32))
-    values = dict(zip(drawn, np.split(normal / TRUNCATED_DEVIATION, ends[:-1]), strict=True))
-    params = {}
-    for path, leaf in flat.items():
-        if path in values:
-            deviation = INITIALISED[path[-1]](leaf.shape)
-            params[path] = np.float32(deviation) * values[path].reshape(leaf.shape)
-        else:
-            params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
-    return model, traverse_util.unflatten_dict(params)
+    return model, random_parameters(parameter_template(model), rng)
 
 
 def load_stable_diffusion(
-    path, dtype=jnp.float32, **options
+    path, dtype=jnp.float32, *, sharding: Callable | None = None, **options
 ) -> tuple[StableDiffusion, dict[str, Any]]:
     """Reads a folder in diffusers' layout, with safetensors weights.
 
+    All headers are checked before any weight is read. Weights are then read one tensor at a time.
+
     Args:
-      path: a local or remote folder with tokenizer/, text_encoder/, unet/, vae/, scheduler/.
+      path: a folder with tokenizer/, text_encoder/, unet/, vae/, scheduler/ (of XL also
+        tokenizer_2/, text_encoder_2/, model_index.json): local, `gs://`, or a Hugging Face hub id.
+        Weights may be sharded, or stored in half precision (`*.fp16.safetensors`).
       dtype: what the networks compute in.
+      sharding: from the tree of the parameters' shapes to the tree of their shardings; each is
+        placed on its devices as it is read. None keeps all on the host.
       **options: `remat` and `convolution` of `StableDiffusion`.
 
     Returns:
-      The model, and its parameters {"unet", "vae", "text_encoder"} as float32 host arrays.
+      The model, and its float32 parameters {"unet", "vae", "text_encoder"}; of XL "text_encoder"
+      holds those of {"text_encoder", "text_encoder_2"}.
 
     Raises:
       FileNotFoundError: the folder or a file in it does not exist.
       ValueError: an unsupported config, or weights that do not fit it; see `models/weights.py`.
     """
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. A model on the Hugging Face hub must be downloaded first: "
-            "hf download <id> --local-dir <folder>."
-        )
-    if (path / "text_encoder_2").exists():
-        raise ValueError(f"{path} is a Stable Diffusion XL folder; only 1.x and 2.x are supported.")
-    configs = {name: weights.read_json(path / name / "config.json") for name in NETWORKS}
-    configs["scheduler"] = weights.read_json(path / "scheduler" / "scheduler_config.json")
-    model = build_stable_diffusion(configs, _load_tokenizer(path / "tokenizer"), dtype, **options)
-    template = _template(model)
-    params = {}
-    for name in NETWORKS:
-        file = path / name / WEIGHT_FILES[name]
-        state = weights.read_safetensors(file)
-        if name == "vae":
-            state = {_vae_name(key): tensor for key, tensor in state.items()}
-        params[name] = weights.to_flax(
-            state, template[name], rename=RENAMES[name], source=str(file)
-        )
-    return model, params
+    path = hub.locate(path)
+    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
+    if SECOND in names and not (path / "text_encoder").exists():
+        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
+    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
+    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
+    if SECOND in names:
+        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
+        options["tokenizer_2"] = text_encoders.load_tokenizer(path / "tokenizer_2")
+    tokenizer = text_encoders.load_tokenizer(path / "tokenizer")
+    model = build_stable_diffusion(configs, tokenizer, dtype, **options)
+    template = parameter_template(model)
+    shardings = sharding and split_networks(sharding(template))
+    return model, join_networks(read_networks(path, split_networks(template), shardings))
 
 
 def save_stable_diffusion(
     path, model: StableDiffusion, params: Mapping[str, Any], dtype: str = "float16"
 ) -> None:
-    """Writes a folder that PyTorch's `StableDiffusionPipeline.from_pretrained` opens.
+    """Writes a folder that PyTorch's `DiffusionPipeline.from_pretrained` opens.
 
     Args:
       path: the folder, local or remote; made where it does not exist, files in it overwritten.
@@ -322,18 +332,22 @@ def save_stable_diffusion(
     path = epath.Path(path)
     version = diffusers.__version__
     scheduler_class = model.scheduler_config.get("_class_name", "DDIMScheduler")
+    tokenizers = {"tokenizer": model.tokenizer}
+    if model.tokenizer_2 is None:
+        pipeline = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    else:
+        pipeline = {**model.configs["pipeline"], "_class_name": "StableDiffusionXLPipeline"}
+        tokenizers["tokenizer_2"] = model.tokenizer_2
+    absent = () if SECOND in model.networks else ("safety_checker",)
     _write_json(
         path / "model_index.json",
         {
-            "_class_name": "StableDiffusionPipeline",
+            **pipeline,
             "_diffusers_version": version,
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
+            **{name: [None, None] for name in ("feature_extractor", "image_encoder", *absent)},
             "scheduler": ["diffusers", scheduler_class],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            **{name: list(CLASSES[name]) for name in NETWORKS},
+            **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
+            **{name: list(CLASSES[name]) for name in model.networks},
         },
     )
     _write_json(
@@ -344,7 +358,8 @@ def save_stable_diffusion(
             "_diffusers_version": version,
         },
     )
-    for name in NETWORKS:
+    trees = split_networks(params)
+    for name in model.networks:
         library, kind = CLASSES[name]
         about = (
             {"_class_name": kind, "_diffusers_version": version}
@@ -352,43 +367,25 @@ def save_stable_diffusion(
             else {"architectures": [kind]}
         )
         _write_json(path / name / "config.json", {**model.configs[name], **about})
-        state = weights.to_pytorch(params[name], rename=RENAMES[name])
-        weights.write_safetensors(path / name / WEIGHT_FILES[name], state, dtype)
-    _save_tokenizer(path / "tokenizer", model.tokenizer)
+        state = weights.to_pytorch(trees[name], rename=RENAMES[name])
+        file = path / name / f"{STEMS[name]}.safetensors"
+        weights.write_safetensors(file, state, dtype)
+    for name, tokenizer in tokenizers.items():
+        text_encoders.save_tokenizer(path / name, tokenizer)
 
 
-def _template(model: StableDiffusion) -> dict[str, Any]:
-    """The parameters' shapes and dtypes."""
-    ids = jax.ShapeDtypeStruct((1, model.tokenizer.model_max_length), jnp.int32)
+def parameter_template(model: StableDiffusion) -> dict[str, Any]:
+    """The shapes and dtypes of a model's parameters, as `load_stable_diffusion` returns them."""
 
-    def initialise(rng, ids):
-        return {
-            "unet": model.unet.init_weights(rng),
-            "vae": model.vae.init_weights(rng),
-            "text_encoder": model.text_encoder.init(rng, ids, ids, ids)["params"],
-        }
+    def template(name):
+        network = getattr(model, name)
+        if name in ("unet", "vae"):
+            return jax.eval_shape(network.init_weights, jax.random.key(0))
+        return text_template(network)
 
-    return jax.eval_shape(initialise, jax.random.key(0), ids)
+    return join_networks({name: template(name) for name in model.networks})
 
 
 def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _load_tokenizer(folder: epath.Path) -> CLIPTokenizer:
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
-    # transformers reads local folders only.
-    with tempfile.TemporaryDirectory() as local:
-        for file in folder.iterdir():
-            (epath.Path(local) / file.name).write_bytes(file.read_bytes())
-        return CLIPTokenizer.from_pretrained(local)
-
-
-def _save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as local:
-        tokenizer.save_pretrained(local)
-        for file in epath.Path(local).iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())

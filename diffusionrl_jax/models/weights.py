@@ -15,7 +15,6 @@ exporting writes every name out, so the two are inverse to each other by constru
 Nothing here imports torch, and nothing is ever unpickled.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,32 +22,20 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-Parameters = Mapping[str, Any]
-Rename = Callable[[str], str]
+from diffusionrl_jax.models.tensor_files import FLOATING, StoredTensor, read_header, some
 
-SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+Parameters = Mapping[str, Any]
+Path = tuple[str, ...]
+Rename = Callable[[str], str]
+Tensor = np.ndarray | StoredTensor
 
 # Buffers that older checkpoints store beside the weights; Flax computes them.
 BUFFERS = (r"(^|\.)position_ids$",)
 
-PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS_LEAVES = ("kernel", "scale", "embedding")
 
 
@@ -66,26 +53,12 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
       FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
       ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
     """
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(_missing_file(path))
-    try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
-            "copy or download it again."
-        ) from error
-    state = {}
-    for name, entry in entries:
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise ValueError(
-                f"Tensor {name!r} in {path} has dtype {entry['dtype']}, which is not supported; "
-                f"store it as one of {sorted(SAFETENSORS_DTYPES)}."
-            )
-        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-        tensor = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-        state[name] = tensor.astype(np.float32) if upcast and dtype in FLOATING else tensor
+    state = {name: np.asarray(tensor) for name, tensor in read_header(path).items()}
+    if upcast:
+        state = {
+            name: tensor.astype(np.float32, copy=False) if _is_floating(tensor) else tensor
+            for name, tensor in state.items()
+        }
     return state
 
 
@@ -106,7 +79,7 @@ def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float
     tensors = {}
     for name, tensor in state.items():
         tensor = np.asarray(tensor)
-        if tensor.dtype.type in FLOATING:
+        if _is_floating(tensor):
             with np.errstate(over="ignore"):
                 stored = tensor.astype(target)
             if np.isinf(stored).sum() > np.isinf(tensor).sum():
@@ -120,20 +93,6 @@ def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float
     path.parent.mkdir(parents=True, exist_ok=True)
     # transformers refuses a file without this entry.
     path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-
-
-def read_json(path) -> dict[str, Any]:
-    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
-    return value
 
 
 def pytorch_name(path: Iterable[str]) -> str:
@@ -161,19 +120,20 @@ def substitution(*pairs: tuple[str, str]) -> Rename:
     return rename
 
 
-def to_flax(
-    state: Mapping[str, np.ndarray],
+def match(
+    state: Mapping[str, Tensor],
     template: Parameters,
     *,
     rename: Rename | None = None,
     ignore: Iterable[str] = BUFFERS,
     source: str = "the checkpoint",
-) -> dict[str, Any]:
-    """Flax parameters from a PyTorch state.
+) -> dict[Path, Tensor]:
+    """Which tensor of a PyTorch state is which Flax parameter; none is read.
 
     Args:
-      state: PyTorch name -> array in PyTorch's layout.
-      template: the Flax tree; its leaves need only a `shape` (`jax.eval_shape` of the init).
+      state: PyTorch name -> array in PyTorch's layout, or where it lies in a file.
+      template: the Flax tree; its leaves need only a shape and a dtype (`jax.eval_shape` of the
+        init).
       rename: from `pytorch_name`'s result to the checkpoint's name, where a checkpoint has names
         of its own. Must not send two parameters to one name.
       ignore: regular expressions (`re.search`) for tensors that may be left over: buffers, unused
@@ -181,10 +141,11 @@ def to_flax(
       source: what errors call the checkpoint: its file.
 
     Returns:
-      A tree with the template's structure and shapes, of the state's arrays (views, not copies).
+      Path in the Flax tree -> the tensor, as it is in the state.
 
     Raises:
-      ValueError: a tensor is missing, left over, or has another shape than the model's.
+      ValueError: a tensor is missing, left over, of integers, or has another shape than the
+        model's.
     """
     flat, names = _named(template, rename)
     missing = [name for name in names.values() if name not in state]
@@ -195,27 +156,78 @@ def to_flax(
         if name not in known and not any(re.search(pattern, name) for pattern in ignore)
     ]
     if missing:
-        hint = f" It has tensors the model does not know: {_some(extra)}." if extra else ""
+        hint = f" It has tensors the model does not know: {some(extra)}." if extra else ""
         raise ValueError(
-            f"{source} lacks {_some(missing)}.{hint} Its weights belong to another architecture "
+            f"{source} lacks {some(missing)}.{hint} Its weights belong to another architecture "
             "than its config.json describes, or to another model: use the folder's own files."
         )
     if extra:
         raise ValueError(
-            f"{source} has tensors the model does not know: {_some(extra)}. Its config.json "
+            f"{source} has tensors the model does not know: {some(extra)}. Its config.json "
             "describes a smaller or different architecture: use the folder's own files."
         )
-    params = {}
     for path, leaf in flat.items():
-        tensor = _to_flax_layout(state[names[path]], path[-1], len(leaf.shape))
-        if tensor.shape != tuple(leaf.shape):
-            expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
+        tensor = state[names[path]]
+        expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
+        if _without_window(tensor.shape) != _without_window(expected):
             raise ValueError(
-                f"Tensor {names[path]!r} in {source} has shape {state[names[path]].shape}, but the "
+                f"Tensor {names[path]!r} in {source} has shape {tuple(tensor.shape)}, but the "
                 f"model needs {expected}: config.json and the weights do not belong together."
             )
-        params[path] = tensor
+        if not _is_floating(tensor):
+            raise ValueError(
+                f"Tensor {names[path]!r} in {source} is {tensor.dtype}, not floating point: "
+                "quantised weights are not supported, use the float32 or float16 ones."
+            )
+    return {path: state[name] for path, name in names.items()}
+
+
+def to_flax(
+    state: Mapping[str, Tensor],
+    template: Parameters,
+    *,
+    rename: Rename | None = None,
+    ignore: Iterable[str] = BUFFERS,
+    source: str = "the checkpoint",
+    shardings: Any = None,
+) -> dict[str, Any]:
+    """Flax parameters from a PyTorch state, one tensor after another.
+
+    A tensor that lies in a file is read when its turn comes, and dropped once it is placed.
+
+    Args:
+      state, template, rename, ignore, source: as for `match`.
+      shardings: a tree like the template, of the sharding that each parameter is placed under; None
+        keeps all on the host.
+
+    Returns:
+      A tree with the template's structure, shapes and dtypes: of `jax.Array`s, or of host arrays
+      (views where only the layout differs).
+
+    Raises:
+      ValueError: as `match`, before anything is read.
+    """
+    matched = match(state, template, rename=rename, ignore=ignore, source=source)
+    leaves = traverse_util.flatten_dict(template)
+    places = None if shardings is None else traverse_util.flatten_dict(shardings)
+    params = {}
+    for path, tensor in matched.items():
+        leaf = leaves[path]
+        value = _to_flax_layout(np.asarray(tensor), path[-1], len(leaf.shape))
+        value = value.astype(leaf.dtype, copy=False)
+        if places is not None:
+            value = _place(value, places[path])
+        params[path] = value
     return traverse_util.unflatten_dict(params)
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Each process hands its devices their own parts; all of them have read the whole."""
+    placed = jax.make_array_from_callback(
+        value.shape, sharding, lambda index: np.ascontiguousarray(value[index])
+    )
+    # Otherwise the host reads ahead of the transfers, and holds what waits for them.
+    return placed.block_until_ready()
 
 
 def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str, np.ndarray]:
@@ -250,7 +262,7 @@ def _named(tree: Parameters, rename: Rename | None):
         twice = [
             name for name, following in zip(taken, taken[1:], strict=False) if name == following
         ]
-        raise ValueError(f"The renaming sends two parameters to one name: {_some(twice)}.")
+        raise ValueError(f"The renaming sends two parameters to one name: {some(twice)}.")
     return flat, names
 
 
@@ -265,6 +277,15 @@ def _to_pytorch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in _to_pytorch_axes(len(shape)))
 
 
+def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a linear layer and a 1x1 convolution are the same."""
+    return tuple(shape[:2]) if len(shape) == 4 and tuple(shape[2:]) == (1, 1) else tuple(shape)
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.dtype.type in FLOATING
+
+
 def _to_flax_layout(tensor: np.ndarray, leaf: str, rank: int) -> np.ndarray:
     """A PyTorch tensor in Flax's layout; `rank` is the Flax parameter's."""
     if leaf != "kernel" or tensor.ndim < 2:
@@ -276,22 +297,3 @@ def _to_flax_layout(tensor: np.ndarray, leaf: str, rank: int) -> np.ndarray:
     elif rank == 4 and tensor.ndim == 2:
         tensor = tensor[:, :, None, None]
     return tensor.transpose(*range(2, tensor.ndim), 1, 0)
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    names = sorted(names)
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _missing_file(path: epath.Path) -> str:
-    if not path.parent.exists():
-        return f"{path} does not exist: there is no folder {path.parent}."
-    pickled = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLED_SUFFIXES)
-    if pickled:
-        return (
-            f"{path} does not exist, only {_some(pickled)}. Pickled weights can run any code and "
-            "are not read: convert them with safetensors.torch.save_file, or download the "
-            "safetensors file."
-        )
-    return f"{path} does not exist; the folder is incomplete: copy or download it again."

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import tensor_files, weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,7 +27,7 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
       ValueError: if a required key is missing.
     """
     folder = assets.resolve(str(path))
-    config = weights.read_json(folder / CONFIG_FILE)
+    config = tensor_files.read_json(folder / CONFIG_FILE)
     missing = [key for key in required if key not in config]
     if missing:
         raise ValueError(

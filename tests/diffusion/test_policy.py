@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
-@pytest.mark.parametrize(("eta", "steps"), [(0.0, 20), (1.0, 20), (1.0, 50), (0.5, 50)])
+@pytest.mark.parametrize(("eta", "steps"), [(0.0, 20), (0.0, 50), (1.0, 20), (1.0, 50), (0.5, 50)])
 def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps):
     config = STABLE_DIFFUSION | {
         "prediction_type": prediction_type,

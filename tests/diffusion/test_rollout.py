@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.models.text_encoders import Conditioning
 from tests.schedulers import STABLE_DIFFUSION
 
 STEPS, SHAPE, SCALE = 4, (4, 8, 8), 3.0
@@ -88,6 +89,18 @@ def test_chain_is_that_of_diffusers(embeddings, keys, guidance_scale):
     # No two samples, and no two steps, share their noise.
     correlation = np.corrcoef(noise.reshape(6 * (STEPS + 1), -1))
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.3
+
+
+def test_conditioning_of_several_arrays_is_stacked_leaf_by_leaf():
+    draw = np.random.default_rng(0).standard_normal
+    prompts = Conditioning(draw((6, 5, 3)), draw((6, 2)), np.tile(np.arange(6.0), (6, 1)))
+    empty = Conditioning(np.zeros((1, 5, 3)), np.zeros((1, 2)), np.arange(6.0)[None])
+    guided = conditions(prompts, empty, SCALE)
+    assert guided.states.shape == (6, 2, 5, 3)
+    np.testing.assert_array_equal(guided.pooled[:, 0], prompts.pooled.astype(np.float32))
+    np.testing.assert_array_equal(guided.pooled[:, 1], 0)
+    np.testing.assert_array_equal(guided.time_ids[:, 1], prompts.time_ids)
+    assert conditions(prompts, empty, 1).states.shape == (6, 1, 5, 3)
 
 
 def test_each_sample_depends_on_its_own_key(embeddings, keys):

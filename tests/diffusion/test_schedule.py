@@ -89,6 +89,7 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
         ({"timestep_spacing": "even"}, 10, "timestep_spacing 'even'.*trailing"),
         ({"prediction_type": "sample"}, 10, "prediction_type 'sample'"),
         ({"clip_sample": True}, 10, "clip_sample is not supported: set it to false"),
+        ({"trained_betas": [0.1, 0.2]}, 2, "trained_betas are not supported"),
         ({"thresholding": True}, 10, "thresholding is not supported"),
         ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr is not supported"),
         ({}, 0, "between 1 and 1000, not 0"),

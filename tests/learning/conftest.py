@@ -131,31 +131,72 @@ class Setup:
         return states, metrics
 
 
-@pytest.fixture(scope="session")
-def networks():
-    """(model, host parameters) with weights that are all random, so that the output is not 0."""
-    tokenizer = types.SimpleNamespace(model_max_length=TOKENS)  # no prompt is tokenised
-    model, params = init_stable_diffusion(CONFIGS, jax.random.key(0), tokenizer)
+class EmptyTokenizer:
+    """Knows the empty prompt, which is all zeros."""
+
+    model_max_length = TOKENS
+
+    def __call__(self, prompts, **options):
+        return types.SimpleNamespace(input_ids=np.zeros((len(prompts), TOKENS), np.int32))
+
+
+def random_networks(configs, **options):
+    model, params = init_stable_diffusion(configs, jax.random.key(0), EmptyTokenizer(), **options)
     rng = np.random.default_rng(0)
     noise = lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32)
     return model, jax.tree.map(noise, jax.device_get(params))
 
 
 @pytest.fixture(scope="session")
-def build(networks):
+def networks():
+    """(model, host parameters) with weights that are all random, so that the output is not 0."""
+    return random_networks(CONFIGS)
+
+
+@pytest.fixture(scope="session")
+def networks_xl():
+    """As `networks`, with XL's second text encoder, pooled text and sizes."""
+    unet = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        # With one channel a group, normalisation would take away what the embeddings add.
+        "block_out_channels": [64],
+        "cross_attention_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 8 + 16,
+    }
+    configs = {
+        **CONFIGS,
+        "unet": CONFIGS["unet"] | unet,
+        "text_encoder_2": CONFIGS["text_encoder"],
+        "pipeline": {"force_zeros_for_empty_prompt": True},
+    }
+    return random_networks(configs, tokenizer_2=EmptyTokenizer())
+
+
+@pytest.fixture(scope="session")
+def build(networks, request):
     """A function that makes a `Setup`; by default of two tasks, guided, with pretraining."""
-    model, params = networks
 
     def make(
-        tasks=2, batch_size=8, steps=3, devices=8, fsdp=1, optimizer=None, scheduler=None, **changes
+        tasks=2,
+        batch_size=8,
+        steps=3,
+        devices=8,
+        fsdp=1,
+        optimizer=None,
+        scheduler=None,
+        xl=False,
+        **changes,
     ):
+        model, params = request.getfixturevalue("networks_xl") if xl else networks
+        tokens = model.tokenize([""]).shape[1]
         numbers = dataclasses.replace(HYPERPARAMETERS, **changes)
         mesh = make_mesh(fsdp, jax.devices()[:devices])
         # Adam divides by the gradient's size: the large epsilon keeps its rounding from growing.
         optimizer = optimizer or optax.inject_hyperparams(optax.adamw)(3e-4, eps=1e-3)
         rng = np.random.default_rng(1)
         draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-        ids = lambda *shape: rng.integers(0, VOCABULARY, (*shape, TOKENS)).astype(np.int32)
+        ids = lambda *shape: rng.integers(0, VOCABULARY, (*shape, tokens)).astype(np.int32)
         pictures = (batch_size, numbers.passes)
         inputs = [{"offset": draw(batch_size)} for _ in range(tasks)]
         pretraining = {
@@ -180,7 +221,7 @@ def build(networks):
                     text_encoder=params["text_encoder"],
                     vae=params["vae"],
                     rewards=tuple({"scale": jnp.float32(10 * (1 - 2 * i))} for i in range(tasks)),
-                    empty_ids=np.zeros(TOKENS, np.int32),
+                    empty_ids=np.zeros(tokens, np.int32),
                 ),
                 replicated(mesh),
             ),

@@ -106,6 +106,24 @@ def test_ratio_is_one_at_unchanged_parameters(setup):
     np.testing.assert_array_equal(metrics["clip_fraction"], 0)
 
 
+def test_xl_is_trained_by_the_same_step(build):
+    setup = build(tasks=1, xl=True, devices=2, update_microbatch=2, sample_microbatch=2)
+    states, metrics = setup.run("split", iterations=1)
+    assert metrics[0]["ratio_error_mean"][0] < RATIO_ERROR
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[1].params, states[0].params)
+    # The pooled text and the sizes enter through this layer, the text of both encoders by that.
+    assert moved["add_embedding"]["linear_1"]["kernel"] > 1e-6
+    attention = moved["mid_block"]["attentions_0"]["transformer_blocks_0"]["attn2"]
+    assert attention["to_k"]["kernel"] > 1e-6
+
+
+@pytest.mark.slow
+def test_xl_fused_and_split(build):
+    setup = build(xl=True)
+    fused, split = setup.run("fused")[0][-1].params, setup.run("split")[0][-1].params
+    assert largest_difference(fused, split) <= TOLERANCE
+
+
 def test_average_follows_the_parameters(reference):
     states, _ = reference
     average = states[0].params

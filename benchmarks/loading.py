@@ -1,0 +1,119 @@
+"""How much host memory it takes to load a checkpoint onto the devices, against its size.
+
+    python benchmarks/loading.py --dtype=float32 --devices=2
+
+Writes a synthetic Stable Diffusion 1.5 with a UNet of half the width (1.7 GB in float32), loads it
+in a process of its own onto virtual CPU devices, over which large parameters are split, and prints
+the peak of the resident memory above what was resident before. On the CPU that includes the
+devices' own copy, one float32 checkpoint; `--whole` reads all first and then places it, for
+comparison. Linux only.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from published import CONFIGS
+
+CHANNELS = [160, 320, 640, 640]
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS, the resident memory of this process, or VmHWM, its peak since it was last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def write_checkpoint(folder: Path, dtype: str) -> None:
+    """A whole diffusers folder with random numbers for weights."""
+    import jax
+
+    from diffusionrl_jax.assets import emoji_model
+    from diffusionrl_jax.models.stable_diffusion import (
+        build_stable_diffusion,
+        parameter_template,
+        save_stable_diffusion,
+    )
+
+    configs = dict(CONFIGS["sd15"])
+    configs["unet"] = configs["unet"] | {"block_out_channels": CHANNELS}
+    model = build_stable_diffusion(configs, emoji_model.train_tokenizer())
+    numbers = np.random.default_rng(0).standard_normal(2**20, np.float32)
+    params = jax.tree.map(lambda leaf: np.resize(numbers, leaf.shape), parameter_template(model))
+    save_stable_diffusion(folder, model, params, dtype)
+
+
+def load(folder: Path, devices: int, whole: bool) -> dict[str, int]:
+    """Loads the checkpoint: resident bytes before and after, at the peak, and of the parameters."""
+    import jax
+
+    from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
+    from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
+
+    mesh = make_mesh(fsdp=devices)
+    sharding = lambda tree: parameter_sharding(mesh, tree)
+    jax.block_until_ready(jax.device_put(np.zeros(8)))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident_bytes("VmRSS")
+    if whole:
+        _, params = load_stable_diffusion(folder)
+        params = jax.block_until_ready(jax.device_put(params, sharding(params)))
+    else:
+        _, params = load_stable_diffusion(folder, sharding=sharding)
+    return {
+        "before": before,
+        "peak": resident_bytes("VmHWM"),
+        "after": resident_bytes("VmRSS"),
+        "parameters": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", default="float32", help="of the checkpoint")
+    parser.add_argument("--devices", type=int, default=2, help="virtual CPU devices")
+    parser.add_argument("--whole", action="store_true", help="read all, then place it")
+    parser.add_argument("--step", choices=("write", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parse_arguments(arguments)
+    if flags.step == "write":
+        write_checkpoint(flags.folder, flags.dtype)
+        return
+    if flags.step == "load":
+        print(json.dumps(load(flags.folder, flags.devices, flags.whole)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        own = [sys.executable, __file__, f"--folder={folder}", f"--devices={flags.devices}"]
+        own += ["--whole"] if flags.whole else []
+        virtual = f"--xla_force_host_platform_device_count={flags.devices}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
+        subprocess.run([*own, "--step=write", f"--dtype={flags.dtype}"], check=True)
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+        output = subprocess.run(
+            [*own, "--step=load"], check=True, env=environment, stdout=subprocess.PIPE
+        ).stdout
+    bytes_of = json.loads(output.splitlines()[-1])
+    peak, after = (bytes_of[name] - bytes_of["before"] for name in ("peak", "after"))
+    print(
+        f"checkpoint {size / 1e9:.2f} GB of {flags.dtype}, parameters "
+        f"{bytes_of['parameters'] / 1e9:.2f} GB on {flags.devices} devices\n"
+        f"resident before {bytes_of['before'] / 1e9:.2f} GB; above that, at the peak "
+        f"{peak / 1e9:.2f} GB, afterwards {after / 1e9:.2f} GB\n"
+        f"peak / checkpoint {peak / size:.2f}, peak / parameters "
+        f"{peak / bytes_of['parameters']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

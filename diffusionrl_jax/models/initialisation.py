@@ -1,0 +1,48 @@
+"""Random parameters, to train from scratch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+# Leaf name -> standard deviation from the parameter's shape, for training from scratch.
+INITIALISED = {
+    "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
+    "embedding": lambda shape: 0.02,
+}
+# Standard deviation of a standard normal cut off at -2 and 2.
+TRUNCATED_DEVIATION = 0.87962566
+
+
+def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, Any]:
+    """Parameters for a template of shapes.
+
+    Kernels are drawn as Flax draws them by default (truncated normal, variance 1 / fan in),
+    embeddings with CLIP's standard deviation of 0.02; biases are 0 and scales 1.
+
+    Args:
+      template: the tree; its leaves need only a shape.
+      rng: a PRNG key.
+
+    Returns:
+      The same tree, of float32 host arrays.
+    """
+    # One draw for all: the modules' own initialisers, one random graph for each of hundreds of
+    # parameters, take a minute to compile even for a tiny model.
+    flat = traverse_util.flatten_dict(template)
+    drawn = {path: leaf.shape for path, leaf in flat.items() if path[-1] in INITIALISED}
+    ends = np.cumsum([math.prod(shape) for shape in drawn.values()])
+    normal = np.asarray(jax.random.truncated_normal(rng, -2, 2, (int(ends[-1]),), jnp.float32))
+    values = dict(zip(drawn, np.split(normal / TRUNCATED_DEVIATION, ends[:-1]), strict=True))
+    params = {}
+    for path, leaf in flat.items():
+        if path in values:
+            deviation = INITIALISED[path[-1]](leaf.shape)
+            params[path] = np.float32(deviation) * values[path].reshape(leaf.shape)
+        else:
+            params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
+    return traverse_util.unflatten_dict(params)

@@ -1,0 +1,93 @@
+"""The networks of a diffusers folder: their names, classes, files, and names of weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.tensor_files import open_networks
+
+SECOND = "text_encoder_2"  # of XL alone
+NETWORKS = ("unet", "vae", "text_encoder")
+NETWORKS_XL = (*NETWORKS, SECOND)
+
+CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    SECOND: ("transformers", "CLIPTextModelWithProjection"),
+}
+# The weights' files, without the suffix.
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    SECOND: "model",
+}
+
+# The Flax VAE names its attention as PyTorch diffusers did before 0.18; its checkpoints since then
+# say to_q, and both kinds are in circulation.
+vae_name = weights.substitution(
+    (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
+    (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
+    (r"(attentions\.\d+)\.value\.", r"\1.to_v."),
+    (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+)
+RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
+
+
+def read_networks(
+    path: epath.Path, templates: Mapping[str, Any], shardings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Reads the weights of a diffusers folder, one tensor after another.
+
+    The headers of all files are checked before any tensor is read.
+
+    Args:
+      path: the folder, local or remote.
+      templates: network -> the tree of its parameters' shapes and dtypes.
+      shardings: network -> the tree of their shardings; None keeps all on the host.
+
+    Returns:
+      Network -> parameters.
+
+    Raises:
+      FileNotFoundError, ValueError: see `tensor_files.open_networks` and `weights.match`.
+    """
+    stored = open_networks({path / name: STEMS[name] for name in templates})
+    if "vae" in stored:
+        stored["vae"] = {vae_name(key): tensor for key, tensor in stored["vae"].items()}
+    options = {
+        name: {"template": template, "rename": RENAMES[name], "source": str(path / name)}
+        for name, template in templates.items()
+    }
+    for name in templates:
+        weights.match(stored[name], **options[name])
+    shardings = shardings or dict.fromkeys(templates)
+    return {
+        name: weights.to_flax(stored[name], shardings=shardings[name], **options[name])
+        for name in templates
+    }
+
+
+def split_networks(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's parameters by network.
+
+    Args:
+      params: {"unet", "vae", "text_encoder"}, where XL's "text_encoder" holds {"text_encoder",
+        "text_encoder_2"}: whoever samples passes all that encodes text as one tree.
+
+    Returns:
+      One tree for each of `NETWORKS`, or of `NETWORKS_XL`.
+    """
+    text = params["text_encoder"]
+    return {**params, **text} if SECOND in text else dict(params)
+
+
+def join_networks(trees: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `split_networks`."""
+    if SECOND not in trees:
+        return dict(trees)
+    text = {name: trees[name] for name in ("text_encoder", SECOND)}
+    return {"unet": trees["unet"], "vae": trees["vae"], "text_encoder": text}

@@ -1,0 +1,245 @@
+"""Safetensors files, opened by their headers alone and read one tensor at a time.
+
+A file is eight bytes with the header's length, the header (JSON: name -> dtype, shape, place) and
+the tensors' bytes. The libraries either map the whole file into memory, which counts as resident
+and does not work on `gs://`, or read it whole; here each tensor is one range of bytes, read from
+wherever `epath` reads.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# What the format allows; more is a file of another kind.
+MAXIMUM_HEADER_BYTES = 100_000_000
+# In this order: of a full and a half precision file, the full one is meant.
+VARIANTS = ("", ".fp16")
+
+CONVERSION = (
+    'python -c "import sys, torch; from safetensors.torch import save_file; '
+    "*sources, target = sys.argv[1:]; "
+    "save_file({k: v.contiguous().clone() for s in sources for k, v in "
+    "torch.load(s, map_location='cpu', weights_only=True).items()}, target, "
+    "metadata={'format': 'pt'})\""
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a file.
+
+    Attributes:
+      file: the safetensors file.
+      shape, dtype: as stored, in PyTorch's layout.
+      start: its first byte in the file.
+    """
+
+    file: epath.Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """Reads it: one range of bytes."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.nbytes)
+        tensor = np.frombuffer(data, self.dtype).reshape(self.shape)
+        return tensor if dtype is None else tensor.astype(dtype, copy=False)
+
+
+def read_header(path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, none of them read.
+
+    Args:
+      path: a local or remote (`gs://`) file.
+
+    Returns:
+      PyTorch name -> where the tensor lies.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(_missing([path]))
+    size = path.stat().length
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAXIMUM_HEADER_BYTES, size - 8):
+                raise ValueError(f"its header would have {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {
+            name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
+            "copy or download it again."
+        ) from error
+    unsupported = [name for name, tensor in tensors.items() if tensor is None]
+    if unsupported:
+        raise ValueError(
+            f"Tensor {unsupported[0]!r} in {path} has dtype {header[unsupported[0]]['dtype']}, "
+            f"which is not supported; store it as one of {sorted(DTYPES)}."
+        )
+    return tensors
+
+
+def _stored(path, name, entry, offset, size) -> StoredTensor | None:
+    """One entry of the header, checked; None where the dtype is not known."""
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end <= size - offset:
+        raise ValueError(f"tensor {name!r} ends at byte {offset + end}, the file at {size}")
+    if entry["dtype"] not in DTYPES:
+        return None
+    dtype = np.dtype(DTYPES[entry["dtype"]])
+    tensor = StoredTensor(path, tuple(map(int, entry["shape"])), dtype, offset + begin)
+    if tensor.nbytes != end - begin:
+        raise ValueError(f"tensor {name!r} has {end - begin} bytes, its shape {tensor.nbytes}")
+    return tensor
+
+
+def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, StoredTensor]]:
+    """The tensors of several networks' folders, whichever way they are stored.
+
+    Args:
+      folders: of each network, local or remote, with its weights' file without the suffix ("model",
+        "diffusion_pytorch_model"). Read is the first there is of `stem.safetensors`,
+        `stem.safetensors.index.json` with the shards that it names, `stem.fp16.safetensors` and
+        `stem.safetensors.index.fp16.json`.
+
+    Returns:
+      Name of the folder -> PyTorch name -> where the tensor lies.
+
+    Raises:
+      FileNotFoundError: there are no such files, or a shard is missing; where there are pickled
+        ones, says how to convert them.
+      ValueError: a file is truncated or corrupt, or a shard lacks what the index says it has.
+    """
+    opened = {folder.name: _open_network(folder, stem) for folder, stem in folders.items()}
+    missing = [
+        folder / f"{stem}.safetensors"
+        for folder, stem in folders.items()
+        if opened[folder.name] is None
+    ]
+    if missing:
+        raise FileNotFoundError(_missing(missing))
+    return opened
+
+
+def _open_network(folder: epath.Path, stem: str) -> dict[str, StoredTensor] | None:
+    for variant in VARIANTS:
+        single = folder / f"{stem}{variant}.safetensors"
+        if single.exists():
+            return read_header(single)
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.exists():
+            return _open_shards(index)
+    return None
+
+
+def _open_shards(index: epath.Path) -> dict[str, StoredTensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name)
+        for name in places.values()
+    ):
+        raise ValueError(
+            f"{index} has no weight_map to safetensors files beside it; copy it again."
+        )
+    shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise ValueError(
+                f"{index.parent / shard} lacks {name!r}, which {index.name} says it has."
+            )
+    tensors = {}
+    for shard, stored in shards.items():
+        for name in stored:
+            if places.get(name, shard) != shard or name in tensors:
+                raise ValueError(
+                    f"Tensor {name!r} lies in {index.parent / shard} too, where {index.name} does "
+                    "not place it: the shards do not belong together, download them again."
+                )
+        tensors |= stored
+    return tensors
+
+
+def read_json(path) -> dict[str, Any]:
+    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """The first few names, quoted, and how many more there are."""
+    names = sorted(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _missing(files: Sequence[epath.Path]) -> str:
+    """What to do about weights' files that do not exist."""
+    pickled = {file: _pickled(file) for file in files}
+    commands = [
+        " ".join([CONVERSION, *(f"'{name}'" for name in [*sources, file])])
+        for file, sources in pickled.items()
+        if sources
+    ]
+    if commands:
+        found = some(str(source) for sources in pickled.values() for source in sources)
+        return (
+            f"{files[0]} does not exist, only {found}. Pickled weights can run any code and are "
+            "not read. Convert them, where torch is installed, with:\n" + " && ".join(commands)
+        )
+    if not files[0].parent.exists():
+        return f"{files[0]} does not exist: there is no folder {files[0].parent}."
+    return f"{files[0]} does not exist; the folder is incomplete: copy or download it again."
+
+
+def _pickled(file: epath.Path) -> list[epath.Path]:
+    """The pickled files with the same weights: one, or shards."""
+    if not file.parent.exists():
+        return []
+    found = sorted(path for path in file.parent.iterdir() if path.suffix in PICKLED_SUFFIXES)
+    # transformers calls its pickles pytorch_model; other variants hold the same weights again.
+    plain = rf"({file.stem}|pytorch_model)(-\d+-of-\d+)?"
+    return [path for path in found if re.fullmatch(plain, path.stem)] or found[:1]

