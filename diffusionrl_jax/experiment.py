@@ -73,6 +73,8 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
+        attention=config.attention,
+        mesh=mesh,
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     params = jax.device_put(params, parameter_sharding(mesh, params))

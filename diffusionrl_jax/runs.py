@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "execution",
     "convolution",
     "remat",
+    "attention",
 )
 
 

@@ -41,6 +41,7 @@ def make_config():
                 "dtype": "float32",
                 "convolution": "xla",
                 "remat": "none",
+                "attention": "auto",
                 "mesh": {"fsdp": 1},
                 "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
             }

@@ -20,6 +20,7 @@ import numpy as np
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from etils import epath
 from flax import traverse_util
+from jax.sharding import Mesh
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
@@ -69,8 +70,10 @@ class StableDiffusion:
       unet, vae, text_encoder: linen modules, computing in the dtype they were built with.
       tokenizer: a CLIP tokenizer.
       configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder.
-      remat: "none" or "blocks"; see `models/interceptors.py`.
+      remat: "none", "blocks" or "full"; see `models/interceptors.py`.
       convolution: "xla" or "taps"; see `models/convolution.py`.
+      attention: "auto", "dot_product" or "splash"; see `models/attention.py`.
+      mesh: over which the batch is split, for `attention`.
     """
 
     unet: nn.Module
@@ -80,6 +83,8 @@ class StableDiffusion:
     configs: Mapping[str, Mapping[str, Any]]
     remat: str = "none"
     convolution: str = "xla"
+    attention: str = "auto"
+    mesh: Mesh | None = None
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -105,7 +110,12 @@ class StableDiffusion:
 
     def interception(self) -> contextlib.AbstractContextManager[None]:
         """The interceptors under which `unet.apply` and `vae.apply` are to be traced."""
-        return interception(remat=self.remat, convolution=self.convolution)
+        return interception(
+            remat=self.remat,
+            convolution=self.convolution,
+            attention=self.attention,
+            mesh=self.mesh,
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids int32 [len(prompts), model_max_length], truncated and padded."""
@@ -209,7 +219,7 @@ def build_stable_diffusion(
         agree on that.
       tokenizer: a CLIP tokenizer with `model_max_length` set.
       dtype: what the networks compute in; their parameters are float32 all the same.
-      **options: `remat` and `convolution` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
 
     Raises:
       ValueError: a config that Flax would compute wrongly, or networks that do not fit.
@@ -275,7 +285,7 @@ def load_stable_diffusion(
     Args:
       path: a local or remote folder with tokenizer/, text_encoder/, unet/, vae/, scheduler/.
       dtype: what the networks compute in.
-      **options: `remat` and `convolution` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
 
     Returns:
       The model, and its parameters {"unet", "vae", "text_encoder"} as float32 host arrays.
