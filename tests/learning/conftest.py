@@ -131,24 +131,37 @@ class Setup:
         return states, metrics
 
 
-@pytest.fixture(scope="session")
-def networks():
+def make_networks(dtype=jnp.float32, **unet):
     """(model, host parameters) with weights that are all random, so that the output is not 0."""
+    configs = {**CONFIGS, "unet": CONFIGS["unet"] | unet}
     tokenizer = types.SimpleNamespace(model_max_length=TOKENS)  # no prompt is tokenised
-    model, params = init_stable_diffusion(CONFIGS, jax.random.key(0), tokenizer)
+    model, params = init_stable_diffusion(configs, jax.random.key(0), tokenizer, dtype)
     rng = np.random.default_rng(0)
     noise = lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32)
     return model, jax.tree.map(noise, jax.device_get(params))
 
 
 @pytest.fixture(scope="session")
+def networks():
+    return make_networks()
+
+
+@pytest.fixture(scope="session")
 def build(networks):
     """A function that makes a `Setup`; by default of two tasks, guided, with pretraining."""
-    model, params = networks
 
     def make(
-        tasks=2, batch_size=8, steps=3, devices=8, fsdp=1, optimizer=None, scheduler=None, **changes
+        tasks=2,
+        batch_size=8,
+        steps=3,
+        devices=8,
+        fsdp=1,
+        optimizer=None,
+        scheduler=None,
+        networks=networks,
+        **changes,
     ):
+        model, params = networks
         numbers = dataclasses.replace(HYPERPARAMETERS, **changes)
         mesh = make_mesh(fsdp, jax.devices()[:devices])
         # Adam divides by the gradient's size: the large epsilon keeps its rounding from growing.
