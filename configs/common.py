@@ -68,7 +68,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
+    # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
     config.remat = "none"
+    # splash: the Pallas kernel for long self-attention; auto: splash on TPUs, else dot_product.
+    config.attention = "auto"
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = 50  # iterations

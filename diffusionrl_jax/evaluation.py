@@ -21,6 +21,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
+from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
 from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
@@ -39,11 +40,16 @@ class Sampler:
       sampler: config fields eta and guidance_scale.
       batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
         for any number of images.
+      decode: of these, latents decoded at a time on each device, at most; 0 is all.
     """
 
-    def __init__(self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int):
+    def __init__(
+        self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int, decode: int = 0
+    ):
         self.policy = policy
-        self.batch = -(-batch // policy.mesh.size) * policy.mesh.size
+        share = -(-batch // policy.mesh.size)
+        self.batch = share * policy.mesh.size
+        decodings = share // largest_divisor(share, decode or share)
         model = policy.model
 
         def draw(params, ids, empty_ids, indices, seed):
@@ -62,7 +68,12 @@ class Sampler:
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
             )
-            return model.decode(params["vae"], trajectory.latents[:, -1])
+            return map_microbatches(
+                lambda latents: model.decode(params["vae"], latents),
+                trajectory.latents[:, -1],
+                decodings,
+                policy.mesh,
+            )
 
         # Replicated, so that every process can read all of them.
         self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
@@ -149,7 +160,7 @@ class Evaluator:
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
-        self.sampler = Sampler(policy, config.sampler, self._at_once)
+        self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
         self.prompts: dict[str, list[str]] = {}
         self.shown: dict[str, np.ndarray] = {}
         self._scorers: dict[str, dict[str, tuple]] = {}
@@ -183,7 +194,7 @@ class Evaluator:
         unit = math.lcm(self.policy.mesh.size, chosen.group_size)
         units = chosen.images // unit
         most = max(1, self._at_once // unit)
-        size = unit * max(count for count in range(1, most + 1) if units % count == 0)
+        size = unit * largest_divisor(units, most)
         return (slice(start, start + size) for start in range(0, chosen.images, size))
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -304,7 +315,7 @@ def compare_models(
                     f"{path} draws images of shape {policy.model.image_shape}, config.model of "
                     f"{base.model.image_shape}: compare models of one size."
                 )
-            sampler = Sampler(policy, config.sampler, sampler.batch)
+            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
         evaluations[name] = evaluator(policy.params, sampler)
     pictures = {
         name: real.draw_prompts(texts, config.evaluation.seed)

@@ -79,6 +79,8 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         convolution=config.convolution,
         remat=config.remat,
         sharding=functools.partial(parameter_sharding, mesh),
+        attention=config.attention,
+        mesh=mesh,
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     return Policy(model, schedule, params, mesh)

@@ -34,6 +34,7 @@ FREE_FIELDS = (
     "execution",
     "convolution",
     "remat",
+    "attention",
 )
 
 
@@ -89,6 +90,7 @@ def opening_config(path: str) -> ml_collections.ConfigDict:
                 "dtype": "float32",
                 "convolution": "xla",
                 "remat": "none",
+                "attention": "auto",
                 "mesh": {"fsdp": 1},
                 "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
             }

@@ -63,7 +63,8 @@ def main(_):
             raise FileNotFoundError(f"There is no folder {output.parent} for --output: make it.")
         config = make_config()
         policy = runs.load_trained(MODEL.value, config, STEP.value)
-        sampler = Sampler(policy, config.sampler, batch=count)
+        # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
+        sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         images = sampler(policy.params, repeated, SEED.value)
         if jax.process_index() == 0:

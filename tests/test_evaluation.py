@@ -171,6 +171,24 @@ def test_parts_of_a_bounded_size_give_the_same_pictures(policy, result, make_con
     np.testing.assert_allclose(shown[::2], result.images["people"][:2], atol=1e-4)
 
 
+def test_decoding_in_chunks_gives_the_same_pictures(policy, make_config, monkeypatch):
+    sizes, decode = [], type(policy.model).decode
+
+    def recorded(model, params, latents):
+        sizes.append(latents.shape[0])
+        return decode(model, params, latents)
+
+    monkeypatch.setattr(type(policy.model), "decode", recorded)
+    sampler = make_config().sampler
+    draw = lambda chunk: evaluation.Sampler(policy, sampler, 32, chunk)(
+        policy.params, ["a cat"] * 32, seed=0
+    )
+    whole, chunked = draw(0), draw(3)
+    # Eight devices have 4 images each, of which 3 do not divide.
+    assert sizes == [32, 16]
+    np.testing.assert_allclose(chunked, whole, atol=1e-6)
+
+
 def test_given_pictures_are_scored(evaluator, policy):
     white = np.full((8, 32, 32, 3), 255, np.uint8)
     scores = evaluator.score_pictures({"pairs": white})

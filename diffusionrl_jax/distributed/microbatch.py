@@ -28,6 +28,11 @@ def microbatch_count(batch: int, per_device: int, devices: int) -> int:
     return share // per_device
 
 
+def largest_divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` that is at most `most`, itself at least 1."""
+    return max(size for size in range(1, most + 1) if count % size == 0)
+
+
 def split(tree, count: int, mesh: Mesh, axis: int = 0):
     """Turns the batch axis [batch] of every leaf into [count, batch / count], in front of all axes.
 

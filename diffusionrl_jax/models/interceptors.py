@@ -1,8 +1,9 @@
 """What diffusers' Flax modules lack, added from outside with `flax.linen.intercept_methods`.
 
-The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), computes attention
-with an explicit probability matrix in the compute dtype, and cannot be rematerialised. The modules
-and their parameter names stay diffusers'; only these calls are replaced.
+The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), UNet and VAE compute
+attention with an explicit probability matrix in the compute dtype, and the UNet cannot be
+rematerialised. The modules and their parameter names stay diffusers'; only these calls are
+replaced.
 """
 
 import contextlib
@@ -17,36 +18,67 @@ from diffusers.models.attention_flax import (
     FlaxTransformer2DModel,
 )
 from diffusers.models.resnet_flax import FlaxResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks_flax import (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+from diffusers.models.vae_flax import FlaxAttentionBlock
+from jax.sharding import Mesh
 
 from diffusionrl_jax.models import convolution as taps
+from diffusionrl_jax.models.attention import attend, choose
 
-REMATERIALISATION = ("none", "blocks")
+BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
+LEVELS = (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+# Policy -> the modules that keep only their inputs for the backward pass. One checkpoint around the
+# whole UNet would save nothing: its backward pass would hold what "none" holds.
+REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
 CONVOLUTION = ("xla", "taps")
-REMATERIALISED_BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
 
 
 @contextlib.contextmanager
-def interception(remat: str = "none", convolution: str = "xla") -> Iterator[None]:
+def interception(
+    remat: str = "none",
+    convolution: str = "xla",
+    attention: str = "auto",
+    mesh: Mesh | None = None,
+) -> Iterator[None]:
     """Everything below, for the `apply` calls traced inside this context.
 
     Args:
-      remat: "none", or "blocks": transformer and residual blocks of the UNet keep only their inputs
-        for the backward pass.
+      remat: "none"; "blocks": transformer and residual blocks of the UNet keep only their inputs
+        for the backward pass; "full": so do the down, mid and up blocks that these lie in, whose
+        insides are then computed three times.
       convolution: "xla", or "taps": kernel gradients by `models/convolution.py`, for training on
         the CPU inside a scan.
+      attention, mesh: "auto", "dot_product" or "splash", and the devices that the program is
+        compiled for; see `models/attention.py`.
 
     Raises:
       ValueError: an option that does not exist.
     """
     if remat not in REMATERIALISATION:
-        raise ValueError(f"remat {remat!r} is not one of {REMATERIALISATION}.")
+        raise ValueError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
     if convolution not in CONVOLUTION:
         raise ValueError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
-    interceptors = [exact_gelu, transformer_epsilon, dot_product_attention]
+    interceptors = [
+        exact_gelu,
+        transformer_epsilon,
+        float32_attention(choose(attention, mesh), mesh),
+    ]
     if convolution == "taps":
         interceptors.append(tap_convolution)
-    if remat == "blocks":
-        interceptors.append(rematerialisation())
+    if kinds := REMATERIALISATION[remat]:
+        interceptors.append(rematerialisation(kinds))
     with contextlib.ExitStack() as stack:
         for interceptor in interceptors:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -82,27 +114,44 @@ def transformer_epsilon(next_function, args, kwargs, context):
     return next_function(*args, **kwargs)
 
 
-def dot_product_attention(next_function, args, kwargs, context):
-    """The UNet's attention by `jax.nn.dot_product_attention`, whose softmax is float32."""
-    if not _is_call(context, FlaxAttention):
+def float32_attention(attention: str, mesh: Mesh | None):
+    """An interceptor that computes the UNet's and the VAE's attention with `attend`."""
+
+    def attended(module, hidden_states, context, heads, scale):
+        context = hidden_states if context is None else context
+
+        def split(projected):
+            return projected.reshape(*projected.shape[:2], heads, -1)
+
+        result = attend(
+            split(module.query(hidden_states)),
+            split(module.key(context)),
+            split(module.value(context)),
+            scale=scale,
+            attention=attention,
+            mesh=mesh,
+        )
+        return module.proj_attn(result.reshape(*hidden_states.shape[:2], -1))
+
+    def of_unet(module, hidden_states, context=None, deterministic=True):
+        result = attended(module, hidden_states, context, module.heads, module.scale)
+        return module.dropout_layer(result, deterministic=deterministic)
+
+    def of_vae(module, hidden_states):
+        batch, height, width, channels = hidden_states.shape
+        tokens = module.group_norm(hidden_states).reshape(batch, height * width, channels)
+        scale = (channels // module.num_heads) ** -0.5
+        result = attended(module, tokens, None, module.num_heads, scale)
+        return result.reshape(hidden_states.shape) + hidden_states
+
+    def interceptor(next_function, args, kwargs, context):
+        if _is_call(context, FlaxAttention):
+            return of_unet(context.module, *args, **kwargs)
+        if _is_call(context, FlaxAttentionBlock):
+            return of_vae(context.module, *args, **kwargs)
         return next_function(*args, **kwargs)
-    return _attention(context.module, *args, **kwargs)
 
-
-def _attention(module, hidden_states, context=None, deterministic=True):
-    context = hidden_states if context is None else context
-
-    def heads(projected):
-        return projected.reshape(*projected.shape[:2], module.heads, module.dim_head)
-
-    attended = jax.nn.dot_product_attention(
-        heads(module.query(hidden_states)),
-        heads(module.key(context)),
-        heads(module.value(context)),
-        scale=module.scale,
-    )
-    attended = attended.reshape(*hidden_states.shape[:2], module.heads * module.dim_head)
-    return module.dropout_layer(module.proj_attn(attended), deterministic=deterministic)
+    return interceptor
 
 
 def tap_convolution(next_function, args, kwargs, context):
@@ -112,24 +161,24 @@ def tap_convolution(next_function, args, kwargs, context):
     return next_function(*args, **kwargs)
 
 
-def rematerialisation():
-    """An interceptor that recomputes each block in the backward pass."""
-    # Inside `nn.remat` the block is called again and intercepted again: this is how it is known.
-    within = False
+def rematerialisation(kinds: tuple[type, ...]):
+    """An interceptor that recomputes each module of these kinds in the backward pass."""
+    # Inside `nn.remat` the module is called again and intercepted again: this is how it is known.
+    within = set()
 
     def interceptor(next_function, args, kwargs, context):
-        nonlocal within
-        if within or not _is_call(context, *REMATERIALISED_BLOCKS):
+        if not _is_call(context, *kinds) or (path := context.module.path) in within:
             return next_function(*args, **kwargs)
+        static = {name: value for name, value in kwargs.items() if isinstance(value, bool)}
+        arrays = {name: value for name, value in kwargs.items() if name not in static}
 
-        def call(module, *arguments):
-            nonlocal within
-            within = True
+        def call(module, args, arrays):
+            within.add(path)
             try:
-                return module(*arguments, **kwargs)
+                return module(*args, **arrays, **static)
             finally:
-                within = False
+                within.discard(path)
 
-        return nn.remat(call)(context.module, *args)
+        return nn.remat(call)(context.module, args, arrays)
 
     return interceptor

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from etils import epath
+from jax.sharding import Mesh
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import (
     FlaxCLIPTextModelWithProjectionModule,
@@ -55,8 +56,10 @@ class StableDiffusion:
       tokenizer: a CLIP tokenizer.
       configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder; of XL
         also "text_encoder_2" and "pipeline", the model_index.json.
-      remat: "none" or "blocks"; see `models/interceptors.py`.
+      remat: "none", "blocks" or "full"; see `models/interceptors.py`.
       convolution: "xla" or "taps"; see `models/convolution.py`.
+      attention: "auto", "dot_product" or "splash"; see `models/attention.py`.
+      mesh: over which the batch is split, for `attention`.
       text_encoder_2, tokenizer_2: XL's second pair.
     """
 
@@ -67,6 +70,8 @@ class StableDiffusion:
     configs: Mapping[str, Mapping[str, Any]]
     remat: str = "none"
     convolution: str = "xla"
+    attention: str = "auto"
+    mesh: Mesh | None = None
     text_encoder_2: nn.Module | None = None
     tokenizer_2: CLIPTokenizer | None = None
 
@@ -99,7 +104,12 @@ class StableDiffusion:
 
     def interception(self) -> contextlib.AbstractContextManager[None]:
         """The interceptors under which `unet.apply` and `vae.apply` are to be traced."""
-        return interception(remat=self.remat, convolution=self.convolution)
+        return interception(
+            remat=self.remat,
+            convolution=self.convolution,
+            attention=self.attention,
+            mesh=self.mesh,
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids int32 [len(prompts), tokens], truncated and padded; XL's of both tokenizers."""
@@ -222,7 +232,7 @@ def build_stable_diffusion(
       tokenizer: a CLIP tokenizer with `model_max_length` set.
       dtype: what the networks compute in; their parameters are float32 all the same.
       tokenizer_2: of XL's second text encoder.
-      **options: `remat` and `convolution` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
 
     Raises:
       ValueError: a config that Flax would compute wrongly, or networks that do not fit.
@@ -292,7 +302,7 @@ def load_stable_diffusion(
       dtype: what the networks compute in.
       sharding: from the tree of the parameters' shapes to the tree of their shardings; each is
         placed on its devices as it is read. None keeps all on the host.
-      **options: `remat` and `convolution` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
 
     Returns:
       The model, and its float32 parameters {"unet", "vae", "text_encoder"}; of XL "text_encoder"

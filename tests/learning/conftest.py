@@ -147,10 +147,14 @@ def random_networks(configs, **options):
     return model, jax.tree.map(noise, jax.device_get(params))
 
 
+def make_networks(dtype=jnp.float32, **unet):
+    """(model, host parameters) with weights that are all random, so that the output is not 0."""
+    return random_networks({**CONFIGS, "unet": CONFIGS["unet"] | unet}, dtype=dtype)
+
+
 @pytest.fixture(scope="session")
 def networks():
-    """(model, host parameters) with weights that are all random, so that the output is not 0."""
-    return random_networks(CONFIGS)
+    return make_networks()
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +190,7 @@ def build(networks, request):
         optimizer=None,
         scheduler=None,
         xl=False,
+        networks=networks,
         **changes,
     ):
         model, params = request.getfixturevalue("networks_xl") if xl else networks

@@ -1,0 +1,111 @@
+"""The splash kernel, interpreted on the CPU, against `jax.nn.dot_product_attention`.
+
+On the CPU float32 products are exact to rounding; in bfloat16 an output of order one differs by the
+rounding of probabilities, which the kernel does block by block.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh
+from diffusionrl_jax.models import attention
+from diffusionrl_jax.models.attention import attend, block_size, choose, partition, takes_splash
+
+
+def inputs(batch, tokens, heads, size, dtype):
+    keys = jax.random.split(jax.random.key(tokens + size), 4)
+    return [jax.random.normal(key, (batch, tokens, heads, size), dtype) for key in keys]
+
+
+def output_and_gradients(arguments, cotangent, **options):
+    """The output, and the gradients of query, key and value."""
+    scale = arguments[0].shape[-1] ** -0.5
+    function = partial(attend, scale=scale, **options)
+
+    @jax.jit
+    def compute(arguments, cotangent):
+        output, transpose = jax.vjp(function, *arguments)
+        return output, *transpose(cotangent)
+
+    return compute(arguments, cotangent)
+
+
+def assert_agrees(arrays, mesh, relative):
+    """Compares with XLA's attention of the same numbers in float32, relative to the largest."""
+    *arguments, cotangent = arrays
+    ours = output_and_gradients(arguments, cotangent, attention="splash", mesh=mesh)
+    exact = [array.astype(jnp.float32) for array in arrays]
+    expected = output_and_gradients(exact[:3], exact[3], attention="dot_product")
+    for actual, wanted in zip(ours, expected, strict=True):
+        assert actual.dtype == arrays[0].dtype
+        error = np.abs(np.asarray(actual, np.float32) - wanted).max()
+        assert error <= relative * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("size", [40, 64, 80, 160])
+def test_splash_agrees_for_the_head_sizes_of_stable_diffusion(size):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert_agrees(inputs(1, 1024, 1, size, jnp.float32), mesh, 2e-6)
+
+
+@pytest.mark.parametrize("size", [40, 64])
+def test_splash_agrees_in_bfloat16(size):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    # Two roundings to 8 bits.
+    assert_agrees(inputs(1, 1024, 1, size, jnp.bfloat16), mesh, 2**-7)
+
+
+@pytest.mark.slow
+def test_splash_agrees_for_4096_tokens():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert_agrees(inputs(1, 4096, 1, 64, jnp.float32), mesh, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "fsdp"), [(8, 1, 2), (4, 2, 2), (1, 1, 4)], ids=["batch", "heads", "neither"]
+)
+def test_splash_agrees_however_it_is_split(monkeypatch, batch, heads, fsdp):
+    # Small, since eight devices are interpreted on the same cores.
+    monkeypatch.setattr(attention, "SPLASH_TOKENS", 128)
+    arrays = inputs(batch, 128, heads, 8, jnp.float32)
+    mesh = make_mesh(fsdp)
+    if batch == 8:
+        arrays = jax.device_put(arrays, batch_sharding(mesh))
+    assert_agrees(arrays, mesh, 2e-6)
+
+
+def test_partition_of_batch_and_heads():
+    mesh = make_mesh(fsdp=2)  # 4 x 2
+    assert partition(16, 5, mesh) == PartitionSpec(("data", "fsdp"), ())
+    assert partition(4, 10, mesh) == PartitionSpec(("data",), ("fsdp",))
+    assert partition(2, 5, mesh) == PartitionSpec(("fsdp",), ())
+    assert partition(1, 8, mesh) == PartitionSpec((), ("data", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(1024, 512), (4096, 512), (2304, 384), (9216, 512), (1408, 128)]
+)
+def test_blocks_divide_the_tokens(tokens, expected):
+    assert block_size(tokens) == expected
+
+
+def test_only_long_self_attention_of_whole_blocks_is_the_kernels():
+    long = (2, 1024, 8, 40)
+    assert takes_splash(long, long)
+    assert not takes_splash(long, (2, 77, 8, 40))
+    assert not takes_splash((2, 256, 8, 160), (2, 256, 8, 160))
+    assert not takes_splash((2, 1089, 8, 40), (2, 1089, 8, 40))
+
+
+def test_auto_follows_the_devices_compiled_for():
+    assert choose("auto", None) == "dot_product"
+    assert choose("auto", make_mesh()) == "dot_product"
+    with pytest.raises(ValueError, match="needs the mesh"):
+        choose("splash", None)
+    with pytest.raises(ValueError, match="'flash' is not one of"):
+        choose("flash", make_mesh())
