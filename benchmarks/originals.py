@@ -164,7 +164,7 @@ class Original:
             state |= {name: value for name, value in towers if name.startswith(seen)}
         state = {name: value.half().contiguous() for name, value in state.items()}
         safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
 
     def pixels_in_8_bits(self, picture: np.ndarray) -> torch.Tensor:
         """The published preprocessing, which rounds to 8 bits after each pass of the resize."""
@@ -180,10 +180,13 @@ class Original:
     def pixels(self, picture: np.ndarray) -> torch.Tensor:
         """The same in floating point."""
         values = torch.tensor(picture).permute(2, 0, 1).float() / 255
-        resized = torch.nn.functional.interpolate(
-            values[None], self._resized(picture), mode="bicubic", antialias=True
-        )[0]
-        return self._framed(resized.clamp(0, 1))
+        height, width = self._resized(picture)
+        # Pillow's two passes, each clipped to the range of its 8 bits.
+        for size in ((values.shape[1], width), (height, width)):
+            values = torch.nn.functional.interpolate(
+                values[None], size, mode="bicubic", antialias=True
+            )[0].clamp(0, 1)
+        return self._framed(values)
 
     def _resized(self, picture: np.ndarray) -> tuple[int, int]:
         height, width = picture.shape[:2]
@@ -223,7 +226,8 @@ class Original:
             list(prompts), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )
         logits = self.model(**encoded, pixel_values=pixels).logits_per_image.diagonal()
-        return (logits if self.reward == "pick_score" else logits / math.exp(LOGIT_SCALE)).numpy()
+        scale = 1 if self.reward == "pick_score" else self.model.logit_scale.exp()
+        return (logits / scale).numpy()
 
 
 def make(reward: str, folder: Path, config: dict) -> Original:
