@@ -22,7 +22,7 @@ from diffusionrl_jax.experiment import (
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
-from diffusionrl_jax.models.weights import read_json
+from diffusionrl_jax.models.tensor_files import read_json
 
 # What may change when a run is resumed: how long it takes, how it is watched, where it runs.
 FREE_FIELDS = (

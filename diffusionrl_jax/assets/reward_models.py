@@ -104,7 +104,7 @@ def build_image_reward(folder: epath.Path):
     reward = image_reward.ImageReward.from_config(config, tokenizer)
 
     def save(params):
-        state = blip.fuse_projections(weights.to_pytorch(params, rename=blip.rename))
+        state = blip.PROJECTIONS.join(weights.to_pytorch(params, rename=blip.rename))
         _write(folder, config, state)
 
     def init(key):
@@ -180,4 +180,4 @@ def load_params(folder: epath.Path, objective: Objective) -> dict:
     template = jax.eval_shape(objective.init, jax.random.key(0))["model"]
     renames = {"mlp": blip.rename, "owlvit": owl_vit.rename}
     rename = next((renames[name] for name in renames if name in template), None)
-    return checkpoint.read_params(folder, template, rename=rename, transform=blip.split_projections)
+    return checkpoint.read_params(folder, template, rename=rename, transform=blip.PROJECTIONS.split)

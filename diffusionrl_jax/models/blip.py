@@ -5,12 +5,10 @@ BLIP's own code, which ImageReward.pt keeps.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from transformers import BertConfig, ViTConfig
 from transformers.models.bert.modeling_flax_bert import FlaxBertModule
 from transformers.models.vit.modeling_flax_vit import FlaxViTModule
@@ -46,7 +44,11 @@ VISION_NAMES = (
 )
 TEXT_NAMES = ((r"^text\.", "blip.text_encoder."),)
 rename = weights.substitution(*VISION_NAMES, *TEXT_NAMES)
-ROLES = ("query", "key", "value")
+PROJECTIONS = weights.FusedProjections(
+    fused="{module}.attn.qkv.{leaf}",
+    part="{module}.attn.qkv.{role}.{leaf}",
+    roles=("query", "key", "value"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,29 +144,3 @@ def encode_text(
         encoder_attention_mask=jnp.ones(image.shape[:2], jnp.int32),
     )
     return outputs.last_hidden_state[:, 0].astype(jnp.float32)
-
-
-def split_projections(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A BLIP state with each `attn.qkv.{weight,bias}` as `attn.qkv.{query,key,value}.{...}`."""
-    result = {}
-    for name, tensor in state.items():
-        fused = re.fullmatch(r"(.*\.attn\.qkv)\.(weight|bias)", name)
-        if fused:
-            for role, part in zip(ROLES, np.split(tensor, 3), strict=True):
-                result[f"{fused[1]}.{role}.{fused[2]}"] = part
-        else:
-            result[name] = tensor
-    return result
-
-
-def fuse_projections(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `split_projections`."""
-    result = {}
-    for name, tensor in state.items():
-        part = re.fullmatch(r"(.*\.attn\.qkv)\.(query|key|value)\.(weight|bias)", name)
-        if not part:
-            result[name] = tensor
-        elif part[2] == ROLES[0]:
-            parts = [state[f"{part[1]}.{role}.{part[3]}"] for role in ROLES]
-            result[f"{part[1]}.{part[3]}"] = np.concatenate(parts)
-    return result

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
-from diffusionrl_jax.models import clip, weights
+from diffusionrl_jax.models import clip, heads, weights
 
 EPSILON = 1e-6  # of the norms, as in OwlViTClassPredictionHead
 # Tensors of the published checkpoint that a score does not need.
@@ -52,13 +52,6 @@ def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
     )
 
 
-def _dense(inputs: int, outputs: int) -> dict:
-    return {
-        "kernel": jax.ShapeDtypeStruct((inputs, outputs), jnp.float32),
-        "bias": jax.ShapeDtypeStruct((outputs,), jnp.float32),
-    }
-
-
 def template(model: OwlViT) -> dict:
     """Shapes of all parameters, named and nested as the checkpoint's keys are."""
     width, text_width = model.vision.config.hidden_size, model.text.config.hidden_size
@@ -71,9 +64,9 @@ def template(model: OwlViT) -> dict:
             "text_projection": {"kernel": projection},
         },
         "class_head": {
-            "dense0": _dense(width, text_width),
-            "logit_shift": _dense(width, 1),
-            "logit_scale": _dense(width, 1),
+            "dense0": heads.dense_template(width, text_width),
+            "logit_shift": heads.dense_template(width, 1),
+            "logit_scale": heads.dense_template(width, 1),
         },
         "layer_norm": {"scale": scale, "bias": scale},
     }
@@ -81,10 +74,6 @@ def template(model: OwlViT) -> dict:
 
 def _layer_norm(params: Mapping, epsilon: float, inputs: jax.Array) -> jax.Array:
     return nn.LayerNorm(epsilon=epsilon).apply({"params": params}, inputs)
-
-
-def _apply_dense(params: Mapping, inputs: jax.Array) -> jax.Array:
-    return inputs @ params["kernel"] + params["bias"]
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
@@ -135,9 +124,9 @@ def class_logits(params: Mapping, features: jax.Array, queries: jax.Array) -> ja
     head = params["class_head"]
     similarity = jnp.einsum(
         "npd,qd->npq" if queries.ndim == 2 else "npd,nqd->npq",
-        _unit(_apply_dense(head["dense0"], features)),
+        _unit(heads.dense(head["dense0"], features)),
         _unit(queries),
     )
-    shift = _apply_dense(head["logit_shift"], features)
-    scale = nn.elu(_apply_dense(head["logit_scale"], features)) + 1
+    shift = heads.dense(head["logit_shift"], features)
+    scale = nn.elu(heads.dense(head["logit_scale"], features)) + 1
     return (similarity + shift) * scale

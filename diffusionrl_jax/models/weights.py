@@ -15,6 +15,7 @@ exporting writes every name out, so the two are inverse to each other by constru
 Nothing here imports torch, and nothing is ever unpickled.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -87,8 +88,9 @@ def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float
                     f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
                 )
             tensor = stored
-        # safetensors reads raw memory and does not look at strides.
-        tensors[name] = np.ascontiguousarray(tensor)
+        # safetensors reads raw memory and does not look at strides. (ascontiguousarray would make
+        # a vector of a scalar.)
+        tensors[name] = np.asarray(tensor, order="C")
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # transformers refuses a file without this entry.
@@ -118,6 +120,48 @@ def substitution(*pairs: tuple[str, str]) -> Rename:
         return name
 
     return rename
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedProjections:
+    """Attention's projections of queries, keys and values, stored as one tensor.
+
+    Attributes:
+      fused: the one tensor's name, with {module} and {leaf} (weight or bias).
+      part: a part's name, with {module}, {role} and {leaf}.
+      roles: of the parts, in the order in which they are stacked.
+    """
+
+    fused: str
+    part: str
+    roles: tuple[str, str, str]
+
+    @staticmethod
+    def _match(template: str, name: str) -> dict[str, str] | None:
+        pattern = re.escape(template).replace(r"\{module\}", "(?P<module>.*)")
+        match = re.fullmatch(pattern.replace(r"\{leaf\}", "(?P<leaf>weight|bias)"), name)
+        return match and match.groupdict()
+
+    def split(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The state with each fused tensor as its three parts (views)."""
+        result = {}
+        for name, tensor in state.items():
+            if fields := self._match(self.fused, name):
+                for role, part in zip(self.roles, np.split(tensor, 3), strict=True):
+                    result[self.part.format(role=role, **fields)] = part
+            else:
+                result[name] = tensor
+        return result
+
+    def join(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse of `split`."""
+        result = dict(state)
+        for name in state:
+            if fields := self._match(self.part.replace("{role}", self.roles[0]), name):
+                names = [self.part.format(role=role, **fields) for role in self.roles]
+                parts = [result.pop(part) for part in names]
+                result[self.fused.format(**fields)] = np.concatenate(parts)
+        return result
 
 
 def match(

@@ -6,9 +6,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from diffusionrl_jax.rewards.aesthetic import Aesthetic
+from diffusionrl_jax.rewards.clip_score import ClipScore
 from diffusionrl_jax.rewards.detection import Detection
+from diffusionrl_jax.rewards.hps_v2 import HpsV2
 from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards.pick_score import PickScore
 from diffusionrl_jax.rewards.recognition import RecognisedParity, Recognition
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
@@ -29,6 +33,10 @@ class Reward(Protocol):
 
 REWARDS: dict[str, type[Reward]] = {
     "image_reward": ImageReward,
+    "hps_v2": HpsV2,
+    "pick_score": PickScore,
+    "clip_score": ClipScore,
+    "aesthetic": Aesthetic,
     "detection": Detection,
     "statistical_parity": StatisticalParity,
     "jpeg_size": JpegSize,

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
+from transformers import CLIPTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.models import tensor_files, weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
 
 def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, dict[str, Any]]:
@@ -34,6 +36,21 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
             f"{folder / CONFIG_FILE} lacks {missing}; see docs/reward_models.md for its keys."
         )
     return folder, config
+
+
+def read_clip_tokenizer(folder: epath.Path) -> CLIPTokenizer:
+    """CLIP's tokenizer from a reward model's folder.
+
+    Raises:
+      FileNotFoundError: if one of its files is missing.
+    """
+    missing = [name for name in CLIP_TOKENIZER_FILES if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {' and '.join(missing)}: copy CLIP's tokenizer there, as in "
+            "openai/clip-vit-large-patch14."
+        )
+    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def read_params(

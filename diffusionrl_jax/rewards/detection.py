@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import owl_vit
 from diffusionrl_jax.rewards import checkpoint, names, preprocessing
@@ -67,7 +67,7 @@ class Detection:
         params = checkpoint.read_params(
             folder, owl_vit.template(model), rename=owl_vit.rename, ignore=owl_vit.UNUSED
         )
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        tokenizer = checkpoint.read_clip_tokenizer(folder)
         template = config.get("query_template", "a photo of a {}")
         queries = tokenize_queries(tokenizer, model, [template.format(name) for name in objects])
         embed = jax.jit(functools.partial(owl_vit.embed_queries, model))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from diffusionrl_jax.models import blip, weights
+from diffusionrl_jax.models import blip, heads, weights
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 # Of BLIP's pretraining, in ImageReward.pt and unused by the score.
@@ -64,7 +64,7 @@ class ImageReward:
             reward.template(),
             rename=blip.rename,
             ignore=UNUSED,
-            transform=blip.split_projections,
+            transform=blip.PROJECTIONS.split,
         )
         return reward, params
 
@@ -79,26 +79,10 @@ class ImageReward:
         model = blip.build(config.get("vision_config", {}), config.get("text_config", {}), dtype)
         return cls(model=model, tokenizer=tokenizer, **fields)
 
-    def mlp_shapes(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of the head's layers, by the checkpoint's numbers.
-
-        The published head has dropout at the numbers left out, and none before the last layer.
-        """
-        widths = (self.model.text.config.hidden_size, *self.mlp_widths, 1)
-        numbers = [*range(0, 2 * len(self.mlp_widths), 2), 2 * len(self.mlp_widths) - 1]
-        shapes = zip(numbers, widths[:-1], widths[1:], strict=True)
-        return {f"layers_{number}": (inputs, outputs) for number, inputs, outputs in shapes}
-
     def template(self) -> dict:
         """Shapes of the parameters: {"vision", "text", "mlp"}."""
-        mlp = {
-            name: {
-                "kernel": jax.ShapeDtypeStruct(shape, jnp.float32),
-                "bias": jax.ShapeDtypeStruct(shape[1:], jnp.float32),
-            }
-            for name, shape in self.mlp_shapes().items()
-        }
-        return {**blip.template(self.model), "mlp": mlp}
+        widths = (self.model.text.config.hidden_size, *self.mlp_widths, 1)
+        return {**blip.template(self.model), "mlp": heads.stack_template(widths)}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Tokenises: {"input_ids", "attention_mask"}, int32 [len(prompts), max_tokens] each."""
@@ -113,9 +97,8 @@ class ImageReward:
 
     def head(self, params: Mapping, hidden: jax.Array) -> jax.Array:
         """The standardised score float32 [n] of the text encoder's states [n, text width]."""
-        for name in self.mlp_shapes():
-            hidden = hidden @ params["mlp"][name]["kernel"] + params["mlp"][name]["bias"]
-        return (hidden[:, 0] - self.score_mean) / self.score_std
+        raw = heads.stack(params["mlp"], hidden)[:, 0]
+        return (raw - self.score_mean) / self.score_std
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores pictures for their prompts.

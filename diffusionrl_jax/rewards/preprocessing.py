@@ -1,4 +1,7 @@
-"""The pictures' way into a reward model, in the graph: resize, crop, normalise."""
+"""The pictures' way into a reward model, in the graph: resize, crop or pad, normalise."""
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Antialiased bicubic resize, clipped as 8-bit pictures are.
+    """Antialiased bicubic resize, a pass along the rows and then one along the columns.
 
-    Equal to torchvision's antialiased bicubic to 3e-6 before the clipping.
+    What Pillow does, which clips to the range of 8-bit pictures after each pass, but for its
+    rounding. Each pass is equal to torchvision's antialiased bicubic to 3e-6 before the clipping.
 
     Args:
       images: [n, H, W, 3] in [0, 1].
@@ -21,16 +25,23 @@ def resize(images: jax.Array, height: int, width: int) -> jax.Array:
     Returns:
       [n, height, width, 3] in [0, 1]; the images themselves where they have that size.
     """
-    if images.shape[1:3] == (height, width):
-        return images
-    shape = (images.shape[0], height, width, images.shape[3])
-    return jnp.clip(jax.image.resize(images, shape, "cubic", antialias=True), 0, 1)
+    count, rows, columns, channels = images.shape
+    for shape in ((count, rows, width, channels), (count, height, width, channels)):
+        if shape != images.shape:
+            images = jnp.clip(jax.image.resize(images, shape, "cubic", antialias=True), 0, 1)
+    return images
 
 
-def centre_crop(images: jax.Array, size: int) -> jax.Array:
-    """The middle [n, size, size, 3] of the images, rounded as torchvision's CenterCrop does."""
-    top = round((images.shape[1] - size) / 2)
-    left = round((images.shape[2] - size) / 2)
+def centre_crop(images: jax.Array, size: int, whole: Callable = round) -> jax.Array:
+    """The middle [n, size, size, 3] of the images.
+
+    Args:
+      images: [n, H, W, 3], no side below `size`.
+      size: of the result, pixels.
+      whole: how the first row and column are rounded, where as many pixels can't be cut off from
+        either side: `round` as in torchvision, `math.floor` as in transformers.
+    """
+    top, left = (whole((side - size) / 2) for side in images.shape[1:3])
     return images[:, top : top + size, left : left + size]
 
 
@@ -39,12 +50,13 @@ def normalise(images: jax.Array, mean=CLIP_MEAN, std=CLIP_STD) -> jax.Array:
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-def square(images: jax.Array, size: int) -> jax.Array:
-    """CLIP's preprocessing: the short side to `size`, the centre cut out, normalised.
+def square(images: jax.Array, size: int, whole: Callable = round) -> jax.Array:
+    """OpenAI CLIP's preprocessing: the short side to `size`, the centre cut out, normalised.
 
     Args:
       images: float [n, H, W, 3] in [0, 1].
       size: the model's input size, pixels.
+      whole: as in `centre_crop`.
 
     Returns:
       float32 [n, size, size, 3].
@@ -52,7 +64,25 @@ def square(images: jax.Array, size: int) -> jax.Array:
     height, width = images.shape[1:3]
     short = min(height, width)
     resized = resize(images, int(size * height / short), int(size * width / short))
-    return normalise(centre_crop(resized, size))
+    return normalise(centre_crop(resized, size, whole))
+
+
+def square_of_transformers(images: jax.Array, size: int) -> jax.Array:
+    """`square` as transformers' CLIPImageProcessor cuts it, which PickScore uses."""
+    return square(images, size, math.floor)
+
+
+def padded(images: jax.Array, size: int) -> jax.Array:
+    """HPS's preprocessing: the long side to `size`, the rest black on either side, normalised.
+
+    open_clip's ResizeMaxSize. Arguments and result are those of `square`.
+    """
+    height, width = images.shape[1:3]
+    scale = size / max(height, width)
+    resized = resize(images, *(max(1, round(side * scale)) for side in (height, width)))
+    missing = [size - side for side in resized.shape[1:3]]
+    margins = [(count // 2, count - count // 2) for count in missing]
+    return normalise(jnp.pad(resized, ((0, 0), *margins, (0, 0))))
 
 
 def stretched(images: jax.Array, size: int) -> jax.Array:

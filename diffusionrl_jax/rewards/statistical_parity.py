@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.models import clip
+from diffusionrl_jax.models import clip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 CREDITS = ("shared", "leave_one_out")
@@ -110,18 +110,14 @@ class StatisticalParity:
 
     def template(self) -> dict:
         """Shapes of the parameters: the image tower's and the linear head's."""
-        width, count = self.tower.config.hidden_size, len(self.classes)
-        head = {
-            "kernel": jax.ShapeDtypeStruct((width, count), jnp.float32),
-            "bias": jax.ShapeDtypeStruct((count,), jnp.float32),
-        }
+        head = heads.dense_template(self.tower.config.hidden_size, len(self.classes))
         return {**clip.vision_template(self.tower), "classifier": head}
 
     def logits(self, params: Mapping, images: jax.Array) -> jax.Array:
         """Class logits of images [n, H, W, 3] in [0, 1]: float32 [n, classes]."""
         pixels = preprocessing.square(images, self.tower.config.image_size)
         pooled = clip.pooled_image(self.tower, params, pixels).astype(jnp.float32)
-        return pooled @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+        return heads.dense(params["classifier"], pooled)
 
     def classify(self, params: Mapping, images: jax.Array) -> jax.Array:
         """Class probabilities of images [n, H, W, 3] in [0, 1]: float32 [n, classes]."""

@@ -112,7 +112,7 @@ def test_score_matches_transformers_blip(oracle, folder):
 
 def test_names_and_layouts_round_trip(folder):
     _, params = image_reward.ImageReward.load(str(folder))
-    state = blip.fuse_projections(weights.to_pytorch(params, rename=blip.rename))
+    state = blip.PROJECTIONS.join(weights.to_pytorch(params, rename=blip.rename))
     stored = weights.read_safetensors(folder / "model.safetensors")
     unused = {"blip.text_encoder.embeddings.position_ids", "blip.vision_proj.weight"}
     assert set(state) == set(stored) - unused
