@@ -85,7 +85,6 @@ def run_pytorch(configs: Mapping, part: str, inputs: Mapping, folder: Path, thre
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    torch.set_grad_enabled(False)
     kinds = {
         "unet": lambda config: UNet2DConditionModel(**config),
         "vae": lambda config: AutoencoderKL(**config),
@@ -97,7 +96,7 @@ def run_pytorch(configs: Mapping, part: str, inputs: Mapping, folder: Path, thre
         models[name] = kinds[name](configs[name]).eval()
         for parameter in models[name].parameters():
             if parameter.ndim == 1:  # biases of 0 and scales of 1 would hide a mix-up
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
         models[name].save_pretrained(folder / name, max_shard_size="2GB")
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
@@ -125,7 +124,7 @@ def run_pytorch(configs: Mapping, part: str, inputs: Mapping, folder: Path, thre
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return {"states": states, "pooled": outputs[1].text_embeds}
 
-    return {"unet": unet, "vae": vae, "text": text}[part]
+    return torch.no_grad()({"unet": unet, "vae": vae, "text": text}[part])
 
 
 def run_ours(configs: Mapping, part: str, inputs: Mapping, folder: Path, threads: int):
@@ -136,7 +135,6 @@ def run_ours(configs: Mapping, part: str, inputs: Mapping, folder: Path, threads
     from diffusionrl_jax.models.stable_diffusion import build_stable_diffusion, parameter_template
     from diffusionrl_jax.models.text_encoders import Conditioning
 
-    jax.config.update("jax_default_matmul_precision", "highest")
     second = {"tokenizer_2": EmptyTokenizer()} if "text_encoder_2" in configs else {}
     model = build_stable_diffusion(configs, EmptyTokenizer(), **second)
     templates = split_networks(parameter_template(model))
@@ -171,7 +169,12 @@ def run_ours(configs: Mapping, part: str, inputs: Mapping, folder: Path, threads
 
     function = {"unet": unet, "vae": vae, "text": text}[part]
     arrays = jax.device_put(dict(inputs))
-    return lambda: jax.block_until_ready(function(params, arrays))
+
+    def call():
+        with jax.default_matmul_precision("highest"):
+            return jax.block_until_ready(function(params, arrays))
+
+    return call
 
 
 def time_call(function: Callable, calls: int) -> tuple[dict[str, np.ndarray], float]:

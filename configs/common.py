@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The paper's settings, without a model, tasks and evaluation."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.model = ""  # a diffusers folder: a path, or asset:emoji/stable_diffusion
+    # A diffusers folder: a path, gs://, a Hugging Face hub id, or asset:emoji/stable_diffusion.
+    config.model = ""
     config.dtype = "float32"  # what the UNet computes in: float32 or bfloat16
     config.iterations = 1000
 
