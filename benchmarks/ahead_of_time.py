@@ -10,6 +10,8 @@ from typing import Any
 
 # libtpu would otherwise ask a metadata server which TPU this machine is.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Compiling opens no TPU, so that several may compile at once.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 from jax.experimental import topologies
