@@ -33,6 +33,7 @@ from diffusionrl_jax.models.stable_diffusion import (
     load_stable_diffusion,
 )
 from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 EMOJI = "emoji:"
 NORMALISATIONS = ("batch", "group")
@@ -80,7 +81,7 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
 
 
 def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`.
+    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
       scorer: its name, folder and options.
@@ -89,6 +90,13 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     Raises:
       ValueError: if the name or an option is unknown.
     """
+    if scorer.reward == "weighted_sum":
+        parts = {
+            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
+        }
+        rewards = {name: reward for name, (reward, _) in parts.items()}
+        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
+        return reward, {name: params for name, (_, params) in parts.items()}
     if scorer.reward not in REWARDS:
         raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
     kind = REWARDS[scorer.reward]
