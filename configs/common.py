@@ -105,6 +105,17 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
     )
 
 
+def make_weighted_sum(**parts: tuple) -> ml_collections.ConfigDict:
+    """A scorer that adds up others, each times its weight, on their own scales.
+
+    Args:
+      **parts: name=(from `make_scorer`, weight); a weight below 0 makes a penalty.
+    """
+    scorers = {name: scorer for name, (scorer, _) in parts.items()}
+    weights = {name: float(weight) for name, (_, weight) in parts.items()}
+    return make_scorer("weighted_sum", scorers=scorers, weights=weights)
+
+
 def make_task(
     scorer: ml_collections.ConfigDict,
     prompts: str,

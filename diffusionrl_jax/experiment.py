@@ -38,6 +38,7 @@ from diffusionrl_jax.models.stable_diffusion import (
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
 from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 EMOJI = "emoji:"
 NORMALISATIONS = ("batch", "group")
@@ -109,7 +110,7 @@ def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
 
 
 def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`.
+    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
       scorer: its name, folder and options.
@@ -118,6 +119,13 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     Raises:
       ValueError: if the name or an option is unknown.
     """
+    if scorer.reward == "weighted_sum":
+        parts = {
+            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
+        }
+        rewards = {name: reward for name, (reward, _) in parts.items()}
+        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
+        return reward, {name: params for name, (_, params) in parts.items()}
     kind = _reward_class(scorer)
     options = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}

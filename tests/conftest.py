@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,26 @@ def config_file(tmp_path_factory):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    """benchmarks/reward_parity.py, which compares rewards with their PyTorch originals."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import reward_parity
+
+    return reward_parity
+
+
+@pytest.fixture
+def make_original(parity, tmp_path):
+    """A function that makes a tiny PyTorch reward model of the CLIP family, and its folder."""
+
+    def make(reward):
+        originals = parity.originals
+        folder = tmp_path / reward
+        original = originals.make(reward, folder, originals.tiny(originals.PUBLISHED[reward]))
+        original.write(folder)
+        return original, folder
+
+    return make

@@ -11,6 +11,28 @@ from diffusionrl_jax.models import clip, weights
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.clip_score import ClipScore
 
+# The config.json of v2.0 and v2.1: open_clip's ViT-H-14, in transformers' terms.
+PUBLISHED = {
+    "model_type": "clip",
+    "projection_dim": 1024,
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+    },
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "vocab_size": 49408,
+        "hidden_act": "gelu",
+    },
+}
 # Buffers of open_clip's that older checkpoints store.
 UNUSED = (r"^attn_mask$", *weights.BUFFERS)
 

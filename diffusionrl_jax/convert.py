@@ -1,0 +1,154 @@
+r"""Turns a published reward model's pickle into the folder that training loads, once.
+
+    python -m diffusionrl_jax.convert --source=HPS_v2.1_compressed.pt --reward=hps_v2 \
+        --tokenizer=FOLDER --output=/models/hps_v2.1
+
+PyTorch is needed here and nowhere else. It reads tensors only (`weights_only=True`), so that the
+file can't run code; the folder is then opened as training opens it, which checks every tensor.
+"""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from absl import flags, logging
+from etils import epath
+
+from diffusionrl_jax import programs
+from diffusionrl_jax.models import weights
+from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
+
+# config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
+CONFIGS = {"hps_v2": hps_v2.PUBLISHED, "image_reward": {}, "aesthetic": {}}
+TOKENIZERS = {"hps_v2": checkpoint.CLIP_TOKENIZER_FILES, "image_reward": ("vocab.txt",)}
+SEEN_BY_AESTHETIC = ("vision_model.", "visual_projection.")
+
+FLAGS = {
+    "source": "The published .pt or .pth file.",
+    "reward": f"Whose file it is: one of {', '.join(CONFIGS)}.",
+    "output": "The folder to write; must not exist.",
+    "tokenizer": "A folder with the tokenizer's files.",
+    "clip": "For aesthetic: openai/clip-vit-large-patch14's folder.",
+    "config": "A config.json, of another size than the published one.",
+}
+
+
+def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch pickle, or of its entry `state_dict`.
+
+    Raises:
+      FileNotFoundError, ValueError: PyTorch is not installed, there is no such file, or it holds
+        more than named tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"PyTorch is needed to read {source}: pip install torch (its CPU build is enough)."
+        ) from error
+    if not source.exists():
+        raise FileNotFoundError(f"--source={source} does not exist.")
+    try:
+        with source.open("rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # Of many kinds, pickle's own among them.
+        logging.debug("PyTorch's own error:", exc_info=True)
+        raise ValueError(
+            f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
+            "it again; a pickle that holds anything else could run code and is refused."
+        ) from error
+    if isinstance(state, Mapping) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise ValueError(f"{source} holds no named tensors: it is the file of something else.")
+    # NumPy has no bfloat16.
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+        for name, tensor in state.items()
+    }
+
+
+def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
+    """The tokenizer's files, name -> content.
+
+    Raises:
+      FileNotFoundError: names those that are missing.
+    """
+    files = TOKENIZERS.get(reward, ())
+    missing = [name for name in files if not (folder and (epath.Path(folder) / name).exists())]
+    if missing:
+        raise FileNotFoundError(
+            f"{reward} needs its tokenizer's {' and '.join(missing)}, which "
+            f"--tokenizer={folder or '(not given)'} lacks: name a folder with them."
+        )
+    return {name: (epath.Path(folder) / name).read_bytes() for name in files}
+
+
+def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The image tower that the aesthetic head belongs on: its config, and its tensors.
+
+    Raises:
+      FileNotFoundError, ValueError: if there is none in the folder.
+    """
+    if not folder:
+        raise ValueError(
+            "aesthetic is a head on CLIP's image tower: name the folder of "
+            "openai/clip-vit-large-patch14 with --clip."
+        )
+    path, config = checkpoint.read_config(folder, ("vision_config", "projection_dim"))
+    state = weights.read_safetensors(path / checkpoint.WEIGHTS_FILE)
+    state = {name: value for name, value in state.items() if name.startswith(SEEN_BY_AESTHETIC)}
+    return {name: config[name] for name in ("vision_config", "projection_dim")}, state
+
+
+def convert(
+    reward: str, source: str, output: str, tokenizer: str = "", clip: str = "", config: str = ""
+) -> None:
+    """Writes the folder `output`; arguments are the flags.
+
+    Raises:
+      FileExistsError, FileNotFoundError, ValueError: what is in the way, missing, or does not fit;
+        nothing is left behind then.
+    """
+    if reward not in CONFIGS:
+        raise ValueError(f"--reward={reward} must be one of {', '.join(CONFIGS)}.")
+    output = epath.Path(output)
+    if output.exists():
+        raise FileExistsError(f"--output={output} exists: name a folder that does not.")
+    files = read_tokenizer(reward, tokenizer)
+    fields = dict(weights.read_json(config) if config else CONFIGS[reward])
+    state = {}
+    if reward == "aesthetic":
+        clip_fields, state = read_clip(clip)
+        fields = clip_fields | fields
+    state |= read_pickle(epath.Path(source))
+    kept = {value.dtype.name for value in state.values() if value.dtype.kind == "f"}
+    dtype = "float16" if kept == {"float16"} else "float32"
+    partial = output.parent / f"{output.name}.partial"
+    try:
+        weights.write_safetensors(partial / checkpoint.WEIGHTS_FILE, state, dtype)
+        (partial / checkpoint.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        del state
+        try:
+            REWARDS[reward].load(str(partial))
+        except ValueError as error:
+            raise ValueError(f"{source} does not fit {reward}: {error}") from error
+        partial.rename(output)
+        logging.info("Wrote %s: every tensor fits %s.", output, reward)
+    finally:
+        if partial.exists():
+            partial.rmtree()
+
+
+def main(_):
+    with programs.clear_errors():
+        convert(**{name: flags.FLAGS[name].value for name in FLAGS})
+
+
+if __name__ == "__main__":
+    for name, description in FLAGS.items():
+        flags.DEFINE_string(name, "", description)
+    flags.mark_flags_as_required(["source", "reward", "output"])
+    programs.run(main)

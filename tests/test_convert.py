@@ -1,0 +1,127 @@
+"""Files in the very key layout of the published pickles, at tiny sizes, become folders."""
+
+import collections
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+from diffusionrl_jax import convert
+from diffusionrl_jax.assets import resolve
+from diffusionrl_jax.models import weights
+from diffusionrl_jax.rewards import REWARDS
+
+IMAGES = np.random.default_rng(0).random((2, 40, 48, 3), dtype=np.float32)
+PROMPTS = ["an apple and a cake", "a cat"]
+
+
+def scores(reward, folder):
+    model, params = REWARDS[reward].load(str(folder))
+    return np.asarray(jax.jit(model)(params, IMAGES, model.prepare(PROMPTS)))
+
+
+@pytest.fixture
+def hps_v2(make_original, tmp_path):
+    """HPS_v2.1_compressed.pt: float16 tensors under `state_dict`; and the flags for it."""
+    original, folder = make_original("hps_v2")
+    state = {name: value.half() for name, value in original.state().items()}
+    source = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"state_dict": collections.OrderedDict(state)}, source)
+    return folder, {
+        "reward": "hps_v2",
+        "source": str(source),
+        "output": str(tmp_path / "converted"),
+        "tokenizer": str(folder),
+        "config": str(folder / "config.json"),
+    }
+
+
+def test_hps_v2_by_the_command(hps_v2):
+    folder, arguments = hps_v2
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    subprocess.run([sys.executable, "-m", "diffusionrl_jax.convert", *flags], check=True)
+    output = resolve(arguments["output"])
+    assert not (output.parent / "converted.partial").exists()
+    with safetensors.safe_open(output / "model.safetensors", "np") as file:
+        assert file.get_tensor("logit_scale").dtype == np.float16
+    np.testing.assert_array_equal(scores("hps_v2", output), scores("hps_v2", folder))
+    with pytest.raises(FileExistsError, match="exists: name a folder that does not"):
+        convert.convert(**arguments)
+
+
+def test_image_reward(tmp_path):
+    folder = resolve("asset:emoji/image_reward")
+    state = weights.read_safetensors(folder / "model.safetensors")
+    tensors = {name: torch.tensor(value) for name, value in state.items()}
+    tensors["blip.vision_proj.weight"] = torch.zeros(4, 8)
+    tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(16)[None]
+    source = tmp_path / "ImageReward.pt"
+    torch.save(tensors, source)
+    output = tmp_path / "converted"
+    config = str(folder / "config.json")
+    convert.convert("image_reward", str(source), str(output), str(folder), config=config)
+    np.testing.assert_array_equal(scores("image_reward", output), scores("image_reward", folder))
+
+
+def test_aesthetic(make_original, tmp_path):
+    original, folder = make_original("aesthetic")
+    source, clip_folder = tmp_path / "sac+logos+ava1-l14-linearMSE.pth", tmp_path / "clip"
+    torch.save(original.state(), source)
+    original.model.save_pretrained(clip_folder)
+    output = tmp_path / "converted"
+    with pytest.raises(ValueError, match="openai/clip-vit-large-patch14 with --clip"):
+        convert.convert("aesthetic", str(source), str(output))
+    convert.convert("aesthetic", str(source), str(output), clip=str(clip_folder))
+    np.testing.assert_array_equal(scores("aesthetic", output), scores("aesthetic", folder))
+    assert set(json.loads((output / "config.json").read_text())) == {
+        "vision_config",
+        "projection_dim",
+    }
+
+
+def rename(state):
+    state["visual.projection"] = state.pop("visual.proj")
+
+
+def cut(state):
+    state["text_projection"] = state["text_projection"][:-1]
+
+
+@pytest.mark.parametrize(("spoil", "named"), [(rename, "visual.proj"), (cut, "text_projection")])
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(hps_v2, spoil, named):
+    _, arguments = hps_v2
+    state = torch.load(arguments["source"], weights_only=True)["state_dict"]
+    spoil(state)
+    torch.save({"state_dict": state}, arguments["source"])
+    with pytest.raises(ValueError, match=rf"does not fit hps_v2: .*{named}"):
+        convert.convert(**arguments)
+    output = resolve(arguments["output"])
+    assert not list(output.parent.glob("converted*"))
+
+
+def test_pickles_that_hold_more_than_tensors_are_refused(hps_v2):
+    _, arguments = hps_v2
+    torch.save({"state_dict": {}, "optimizer": subprocess.Popen}, arguments["source"])
+    with pytest.raises(ValueError, match="could run code and is refused"):
+        convert.convert(**arguments)
+    torch.save([1, 2], arguments["source"])
+    with pytest.raises(ValueError, match="holds no named tensors"):
+        convert.convert(**arguments)
+
+
+def test_what_is_missing_is_named(hps_v2, monkeypatch):
+    _, arguments = hps_v2
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json and merges\.txt"):
+        convert.convert(**arguments | {"tokenizer": ""})
+    with pytest.raises(FileNotFoundError, match="no_such.pt does not exist"):
+        convert.convert(**arguments | {"source": "no_such.pt"})
+    with pytest.raises(ValueError, match="must be one of hps_v2, image_reward, aesthetic"):
+        convert.convert(**arguments | {"reward": "pick_score"})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="pip install torch"):
+        convert.convert(**arguments)
