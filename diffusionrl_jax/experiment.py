@@ -41,6 +41,7 @@ from diffusionrl_jax.rewards import REWARDS, Reward
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 EMOJI = "emoji:"
+WEIGHTED_SUM = "weighted_sum"
 NORMALISATIONS = ("batch", "group")
 
 
@@ -119,7 +120,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     Raises:
       ValueError: if the name or an option is unknown.
     """
-    if scorer.reward == "weighted_sum":
+    if scorer.reward == WEIGHTED_SUM:
         parts = {
             name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
         }
@@ -229,7 +230,15 @@ def _check(config: ml_collections.ConfigDict) -> None:
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
     for task in config.tasks.values():
-        _reward_class(task.scorer)
+        _check_scorer(task.scorer)
+
+
+def _check_scorer(scorer: ml_collections.ConfigDict) -> None:
+    if scorer.reward == WEIGHTED_SUM:
+        for part in scorer.options.scorers.values():
+            _check_scorer(part)
+    else:
+        _reward_class(scorer)
 
 
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:

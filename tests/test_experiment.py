@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
 
@@ -82,6 +83,10 @@ def test_state_starts_with_the_models_parameters(experiment):
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
         ({"tasks.small.prompts": "emoji:dragons"}, "There are no prompts 'emoji:dragons'"),
         ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
+        (
+            {"tasks.small.scorer": common.make_weighted_sum(a=(common.make_scorer("beauty"), 1))},
+            "reward='beauty' is not one of",
+        ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
