@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax import cache_latents, pretraining
+from diffusionrl_jax import caching, pretraining
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.data.latents import LatentDataset
@@ -23,7 +23,7 @@ def cached(make_config, dataset_name, compilation_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     changes = {"pretraining.weight": 1.0, "pretraining.pictures": dataset_name}
     config = make_config(**changes)
-    cache_latents.cache_latents(config, str(folder))
+    caching.cache_latents(config, str(folder))
     config.pretraining.pictures = f"latents:{folder}"
     return config, folder, experiments.load_policy(config)
 
@@ -84,4 +84,4 @@ def test_latents_of_another_model_are_refused(cached, tmp_path):
 def test_the_command_takes_pictures_alone(cached, tmp_path):
     config, _, _ = cached
     with pytest.raises(ValueError, match="names no pictures to encode"):
-        cache_latents.cache_latents(config, str(tmp_path))
+        caching.cache_latents(config, str(tmp_path))

@@ -21,7 +21,6 @@ from diffusionrl_jax import main, rewards, runs
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
-from diffusionrl_jax.models.stable_diffusion import WEIGHT_FILES
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -399,7 +398,9 @@ def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
     command = "export", f"--checkpoint={finished}@best", f"--output={folder}", "--dtype=float16"
     status, output = finish(start(*command))
     assert status == 0, output
-    state = weights.read_safetensors(folder / "vae" / WEIGHT_FILES["vae"], upcast=False)
+    state = weights.read_safetensors(
+        folder / "vae" / "diffusion_pytorch_model.safetensors", upcast=False
+    )
     assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
     status, output = finish(start(*command))
     assert status == 1
