@@ -21,8 +21,6 @@ from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 # config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
 CONFIGS = {"hps_v2": hps_v2.PUBLISHED, "image_reward": {}, "aesthetic": {}}
 TOKENIZERS = {"hps_v2": checkpoint.CLIP_TOKENIZER_FILES, "image_reward": ("vocab.txt",)}
-SEEN_BY_AESTHETIC = ("vision_model.", "visual_projection.")
-
 FLAGS = {
     "source": "The published .pt or .pth file.",
     "reward": f"Whose file it is: one of {', '.join(CONFIGS)}.",
@@ -52,20 +50,16 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
         with source.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of many kinds, pickle's own among them.
-        logging.debug("PyTorch's own error:", exc_info=True)
         raise ValueError(
             f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
             "it again; a pickle that holds anything else could run code and is refused."
         ) from error
-    if isinstance(state, Mapping) and "state_dict" in state:
-        state = state["state_dict"]
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{source} holds no named tensors: it is the file of something else.")
     # NumPy has no bfloat16.
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        for name, tensor in state.items()
-    }
+    known = lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return {name: known(tensor).detach().numpy() for name, tensor in state.items()}
 
 
 def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
@@ -92,13 +86,14 @@ def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     """
     if not folder:
         raise ValueError(
-            "aesthetic is a head on CLIP's image tower: name the folder of "
-            "openai/clip-vit-large-patch14 with --clip."
+            "aesthetic is a head on CLIP: name openai/clip-vit-large-patch14's folder with --clip."
         )
-    path, config = checkpoint.read_config(folder, ("vision_config", "projection_dim"))
-    state = weights.read_safetensors(path / checkpoint.WEIGHTS_FILE)
-    state = {name: value for name, value in state.items() if name.startswith(SEEN_BY_AESTHETIC)}
-    return {name: config[name] for name in ("vision_config", "projection_dim")}, state
+    fields = ("vision_config", "projection_dim")
+    path, config = checkpoint.read_config(folder, fields)
+    tensors = weights.read_safetensors(path / checkpoint.WEIGHTS_FILE).items()
+    seen = ("vision_model.", "visual_projection.")
+    state = {name: tensor for name, tensor in tensors if name.startswith(seen)}
+    return {name: config[name] for name in fields}, state
 
 
 def convert(
@@ -117,11 +112,10 @@ def convert(
         raise FileExistsError(f"--output={output} exists: name a folder that does not.")
     files = read_tokenizer(reward, tokenizer)
     fields = dict(weights.read_json(config) if config else CONFIGS[reward])
-    state = {}
+    state = read_pickle(epath.Path(source))
     if reward == "aesthetic":
-        clip_fields, state = read_clip(clip)
-        fields = clip_fields | fields
-    state |= read_pickle(epath.Path(source))
+        clip_fields, tower = read_clip(clip)
+        fields, state = clip_fields | fields, tower | state
     kept = {value.dtype.name for value in state.values() if value.dtype.kind == "f"}
     dtype = "float16" if kept == {"float16"} else "float32"
     partial = output.parent / f"{output.name}.partial"

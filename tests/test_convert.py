@@ -74,7 +74,7 @@ def test_aesthetic(make_original, tmp_path):
     torch.save(original.state(), source)
     original.model.save_pretrained(clip_folder)
     output = tmp_path / "converted"
-    with pytest.raises(ValueError, match="openai/clip-vit-large-patch14 with --clip"):
+    with pytest.raises(ValueError, match="name openai/clip-vit-large-patch14's folder with --clip"):
         convert.convert("aesthetic", str(source), str(output))
     convert.convert("aesthetic", str(source), str(output), clip=str(clip_folder))
     np.testing.assert_array_equal(scores("aesthetic", output), scores("aesthetic", folder))
