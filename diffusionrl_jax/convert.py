@@ -15,7 +15,7 @@ from absl import flags, logging
 from etils import epath
 
 from diffusionrl_jax import programs
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
 # config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
@@ -111,7 +111,7 @@ def convert(
     if output.exists():
         raise FileExistsError(f"--output={output} exists: name a folder that does not.")
     files = read_tokenizer(reward, tokenizer)
-    fields = dict(weights.read_json(config) if config else CONFIGS[reward])
+    fields = dict(tensor_files.read_json(config) if config else CONFIGS[reward])
     state = read_pickle(epath.Path(source))
     if reward == "aesthetic":
         clip_fields, tower = read_clip(clip)

@@ -50,7 +50,7 @@ def sample_and_update(build, networks):
     updates = [jax.tree.map(itemgetter(index), updates) for index in range(2)]
     errors = []
     for each in updates:
-        state, metrics = update(state, each, text)
+        state, metrics = update(state, setup.frozen, each, text)
         assert metrics["gradient_norm"] > 0
         errors.append(float(metrics["ratio_error_max"]))
     return setup, updates, text, errors
@@ -64,7 +64,7 @@ def test_ratio_is_one_in_bfloat16(build):
     model = setup.algorithm.model
     exact = dataclasses.replace(model, unet=model.unet.clone(dtype=jnp.float32))
     loss = dataclasses.replace(setup.algorithm, model=exact).loss
-    _, metrics = jax.jit(loss)(setup.params, updates[0], text[updates[0].task])
+    _, metrics = jax.jit(loss)(setup.params, setup.frozen, updates[0], text[updates[0].task])
     assert metrics["ratio_error_max"] > 10 * ALLOWED
 
 
