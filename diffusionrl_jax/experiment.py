@@ -248,9 +248,9 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
     sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
     if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
         raise ValueError(
-            f"In {config.dtype} the ratio of unchanged parameters is 1 only if sampling and training"
-            f" see equally many samples at a time, but a device samples {sizes['sample']} and trains"
-            f" on {sizes['train']}: set microbatch.sample and microbatch.train to one number."
+            f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
+            f"training see equally many samples at a time: a device samples {sizes['sample']} and "
+            f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
         )
 
 

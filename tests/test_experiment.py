@@ -89,7 +89,7 @@ def test_state_starts_with_the_models_parameters(experiment):
         ),
         (
             {"dtype": "bfloat16", "batch_size": 16, "microbatch.train": 1},
-            "a device samples 2 and trains on 1",
+            "a device samples 2 and trains on 1\\.",
         ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
