@@ -1,0 +1,32 @@
+"""Encodes a config's pretraining pictures in advance of any run."""
+
+import ml_collections
+from absl import logging
+
+from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.pretraining import LATENTS, encode_pictures, open_source
+
+
+def cache_latents(config: ml_collections.ConfigDict, output: str) -> None:
+    """Encodes `config.pretraining.pictures` with the VAE of `config.model`.
+
+    Raises:
+      ValueError, OSError: bad input; the message names it.
+    """
+    name = config.pretraining.pictures
+    if not name or name.startswith(LATENTS):
+        raise ValueError(
+            f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
+        )
+    policy = load_policy(config)
+    source = open_source(name, policy.model, output)
+    logging.info("Encoding the %d pictures of %s.", len(source), name)
+    encode_pictures(
+        source,
+        policy.model,
+        policy.params["vae"],
+        policy.mesh,
+        output,
+        progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
+    )
+    logging.info("Wrote %s: train with --config.pretraining.pictures=latents:%s", output, output)
