@@ -186,9 +186,8 @@ class Experiment:
         ids = np.stack([self.policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
         pretraining = None
         if self.pictures is not None:
-            passes = self.algorithm.hyperparameters.passes
             pretraining = pretraining_batch(
-                self.pictures, step, config.batch_size, passes, config.seed, mesh
+                self.pictures, step, config.batch_size, config.seed, mesh
             )
         return Batch(
             input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),

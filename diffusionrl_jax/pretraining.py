@@ -130,35 +130,31 @@ def load_pictures(
 
 
 def pretraining_batch(
-    dataset: latents.LatentDataset, step: int, batch_size: int, passes: int, seed: int, mesh: Mesh
+    dataset: latents.LatentDataset, step: int, batch_size: int, seed: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
     """The pictures of an iteration, of which every process reads those of its devices alone.
 
     Args:
       dataset: the latents.
       step: the iteration, from 0.
-      batch_size: of the policy's samples.
-      passes: pictures for each of them.
+      batch_size: how many, as many as samples of a task.
       seed: of the order.
       mesh: over whose devices the batch is split.
 
     Returns:
-      The fields of `LatentDataset.batch`, global arrays [batch_size, passes, ...].
+      The fields of `LatentDataset.batch`, global arrays [batch_size, ...].
     """
     sharding = batch_sharding(mesh)
     bounds = lambda index: index[0].indices(batch_size)[:2]
     parts = {}
     for index in sharding.addressable_devices_indices_map((batch_size,)).values():
         if bounds(index) not in parts:
-            first, last = bounds(index)
-            rows = slice(first * passes, last * passes)
-            parts[first, last] = dataset.batch(step, batch_size * passes, seed, rows)
+            rows = slice(*bounds(index))
+            parts[bounds(index)] = dataset.batch(step, batch_size, seed, rows)
 
     def field(name: str, shape: tuple[int, ...]) -> jax.Array:
         return jax.make_array_from_callback(
-            (batch_size, passes, *shape),
-            sharding,
-            lambda index: parts[bounds(index)][name].reshape(-1, passes, *shape),
+            (batch_size, *shape), sharding, lambda index: parts[bounds(index)][name]
         )
 
     return {name: field(name, shape) for name, shape in dataset.shapes().items()}

@@ -33,7 +33,7 @@ latents.write_latents(
     lambda texts: np.array([[int(text.split()[1])] for text in texts]),
     folder, "vae", batch_size=4, pictures_per_file=4,
 )
-batch = pretraining_batch(latents.LatentDataset(folder), 1, 4, 2, 0, mesh)
+batch = pretraining_batch(latents.LatentDataset(folder), 1, 8, 0, mesh)
 (shard,) = batch["input_ids"].addressable_shards
 print("RESULT", shard.index[0].start or 0, *np.asarray(shard.data).ravel().tolist())
 """
@@ -63,9 +63,9 @@ def test_processes_encode_together_and_read_their_own_rows(tmp_path):
     np.testing.assert_array_equal(arrays["input_ids"][:, 0], range(10))
     grey = np.arange(10, dtype=np.float32) / 255
     np.testing.assert_array_equal(arrays["latent_mean"][:, 2, 1, 3], grey)
-    expected = dataset.batch(1, 8, 0)["input_ids"].reshape(2, 2, 2)  # process, row, pass
+    expected = dataset.batch(1, 8, 0)["input_ids"].reshape(2, 4)  # process, row
     for output in outputs:
         (line,) = (line for line in output.splitlines() if line.startswith("RESULT"))
         start, *ids = map(int, line.split()[1:])
-        assert ids == expected[start // 2].ravel().tolist()
+        assert ids == expected[start // 4].tolist()
     assert len({output.split("RESULT")[1].split()[0] for output in outputs}) == 2

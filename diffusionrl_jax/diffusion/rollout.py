@@ -50,21 +50,21 @@ def denoise_passes(
     timesteps: jax.Array,
     text: Text,
 ) -> jax.Array:
-    """Runs the UNet on every pass of every sample as one batch.
+    """Runs the UNet on every pass of every sample as one batch, up to the text on every sample.
 
     Args:
       model: the networks.
       unet_params: parameters of the UNet.
-      latents: float32 [batch, passes, channels, height, width].
-      timesteps: int32 [batch, passes].
+      latents: float32 [batch, channels, height, width].
+      timesteps: int32 [batch].
       text: [batch, passes, ...], from `conditions`.
 
     Returns:
-      float32, of the latents' shape.
+      float32 [batch, passes, channels, height, width].
     """
-    flatten = lambda array: array.reshape(-1, *array.shape[2:])
-    flat = jax.tree.map(flatten, (latents, timesteps, text))
-    return model.denoise(unet_params, *flat).reshape(latents.shape)
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), text)
+    output = model.denoise(unet_params, latents, timesteps, flat)
+    return output.reshape(len(latents), -1, *latents.shape[1:])
 
 
 def noise_keys(keys: jax.Array, steps: int) -> jax.Array:
@@ -98,18 +98,16 @@ def rollout(
     Returns:
       The trajectory.
     """
-    passes = jax.tree.leaves(text)[0].shape[1]
 
     def noise(index):
         draw = lambda key: jax.random.normal(key, model.latent_shape)
         return jax.vmap(draw)(keys[:, index])
 
     def step(latents, index):
-        repeated = jnp.repeat(latents[:, None], passes, axis=1)
-        timesteps = jnp.full(repeated.shape[:2], schedule.timesteps[index])
-        output = denoise_passes(model, unet_params, repeated, timesteps, text)
-        guided = policy.guide(output, guidance_scale)
         indices = jnp.full(latents.shape[0], index)
+        timesteps = schedule.timesteps[indices]
+        output = denoise_passes(model, unet_params, latents, timesteps, text)
+        guided = policy.guide(output, guidance_scale)
         mean, std = policy.step_distribution(schedule, guided, latents, indices, eta)
         following = mean + std * noise(index)
         return following, (following, policy.log_prob(following, mean, std))

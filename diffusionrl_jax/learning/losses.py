@@ -48,15 +48,23 @@ def clipped_surrogate(
     )
 
 
-def pretraining(model_output: jax.Array, target: jax.Array) -> jax.Array:
-    """|| target - e_theta(z_t, t) ||^2, averaged over a latent's elements (Eqs. 8-9).
+def pretraining(model_output: jax.Array, target: jax.Array, text_dropout: float) -> jax.Array:
+    """|| target - e_theta(z_t, t, c) ||^2, averaged over a latent's elements (Eqs. 8-9).
+
+    Where there are predictions for both texts c, the loss is its expectation over the text's
+    dropout: each text's error times the text's probability. No text is then drawn.
 
     Args:
-      model_output: float32 [batch, ..., channels, height, width].
-      target: of the same shape.
+      model_output: float32 [batch, passes, channels, height, width]: the text's prediction and,
+        where passes is 2, the empty prompt's.
+      target: float32 [batch, channels, height, width].
+      text_dropout: the probability of the empty prompt; without effect where passes is 1.
 
     Returns:
       float32 [batch].
     """
-    chex.assert_equal_shape([model_output, target])
-    return jnp.mean(jnp.square(model_output - target), axis=tuple(range(1, target.ndim)))
+    chex.assert_shape(model_output, (len(target), None, *target.shape[1:]))
+    errors = jnp.mean(jnp.square(model_output - target[:, None]), axis=(2, 3, 4))
+    if errors.shape[1] == 1:
+        return errors[:, 0]
+    return (1 - text_dropout) * errors[:, 0] + text_dropout * errors[:, 1]

@@ -7,7 +7,7 @@ shapes and go through one loss function, so that the UNet is compiled twice in a
 `sample`, forward and backward in `update`.
 
 Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on, P passes of the UNet for
-a sample (2 with guidance), U = T * K + 1 updates. The pretraining batch has B * P samples.
+a sample (2 with guidance: the prompt, and the empty prompt), U = T * K + 1 updates.
 """
 
 import dataclasses
@@ -92,8 +92,8 @@ class Batch:
     Attributes:
       input_ids: int32 [T, B, tokens].
       reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
-      pretraining: "latent_mean" and "latent_std" float32 [B, P, channels, height, width] and
-        "input_ids" int32 [B, P, tokens]; None without the pretraining loss.
+      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
+        "input_ids" int32 [B, tokens]; None without the pretraining loss.
     """
 
     input_ids: jax.Array
@@ -267,25 +267,25 @@ class PolicyGradient:
                     advantages.values,
                     trained,
                     self.weights,
-                    numbers.passes,
                 )
             )
         if numbers.pretraining_weight:
-            shape = batch.pretraining["input_ids"].shape
-            places = jnp.arange(shape[0] * shape[1])
+            places = jnp.arange(len(batch.pretraining["input_ids"]))
             update, ids = pretraining_update(
                 self.schedule,
                 batch.pretraining,
-                draws.keys(numbers.seed, step, draws.PRETRAINING, places).reshape(shape[:2]),
+                draws.keys(numbers.seed, step, draws.PRETRAINING, places),
                 frozen.empty_ids,
                 weight=numbers.pretraining_weight,
-                text_dropout=numbers.text_dropout,
+                # Of two passes one has the empty prompt: `losses.pretraining` weights them.
+                text_dropout=numbers.text_dropout if numbers.passes == 1 else 0.0,
                 task=len(self.rewards),
             )
             parts.append(update)
-            captions = self.model.encode_text(frozen.text_encoder, ids.reshape(-1, shape[2]))
-            unflatten = lambda array: array.reshape(1, *shape[:2], *array.shape[1:])
-            text.append(jax.tree.map(unflatten, captions))
+            captions = self.model.encode_text(frozen.text_encoder, ids)
+            empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+            both = conditions(captions, empty, numbers.guidance_scale)
+            text.append(jax.tree.map(lambda array: array[None], both))
         concatenate = lambda *leaves: jnp.concatenate(leaves)
         updates = jax.tree.map(concatenate, *parts)
         text = jax.tree.map(concatenate, *text)
@@ -309,15 +309,15 @@ class PolicyGradient:
         output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
         guided = policy.guide(output, numbers.guidance_scale)
         mean, std = policy.step_distribution(
-            self.schedule, guided, update.latents[:, 0], update.step_index, numbers.eta
+            self.schedule, guided, update.latents, update.step_index, numbers.eta
         )
-        log_prob = policy.log_prob(update.target[:, 0], mean, std)
+        log_prob = policy.log_prob(update.target, mean, std)
         # No ratio for pretraining pictures: an overflow there would poison the gradient.
         log_ratio = jnp.where(update.is_pretraining, 0, log_prob - update.old_log_prob)
         if numbers.balance_timesteps:
             log_ratio /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
         surrogate = losses.clipped_surrogate(log_ratio, update.advantages, numbers.clip_range)
-        pretraining = losses.pretraining(output, update.target)
+        pretraining = losses.pretraining(output, update.target, numbers.text_dropout)
         loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
         ratio_error = jnp.abs(surrogate.ratio - 1)
         return update.weight * loss, {

@@ -1,7 +1,6 @@
 """The batches that an iteration's optimiser steps are taken on.
 
-Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on, P passes of the UNet for
-a sample (2 with guidance), U updates.
+Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on, U updates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ class Updates:
     """Batches for the UNet, U in front; `text` is shared by the updates of one task.
 
     Attributes:
-      latents: float32 [U, B, P, channels, height, width], the UNet's input.
-      timesteps: int32 [U, B, P].
+      latents: float32 [U, B, channels, height, width], the UNet's input.
+      timesteps: int32 [U, B].
       target: like latents: the step that was taken, or what pretraining predicts.
       step_index: int32 [U, B], position in the chain.
       old_log_prob, advantages: float32 [U, B].
@@ -46,7 +45,6 @@ def policy_updates(
     advantages: jax.Array,
     trained: jax.Array,
     weights: Sequence[float],
-    passes: int,
 ) -> Updates:
     """One update per task and trained timestep, one task after another (Algorithm 1).
 
@@ -56,7 +54,6 @@ def policy_updates(
       advantages: float32 [T, B].
       trained: int32 [T, B, K], where in its chain every sample is trained.
       weights: of each task's loss.
-      passes: P.
 
     Returns:
       U = T * K updates.
@@ -69,13 +66,12 @@ def policy_updates(
         taken = jnp.moveaxis(jnp.take_along_axis(array, indices, axis=2), 2, 1)
         return taken.reshape(tasks * count, batch, *array.shape[3:])
 
-    repeat = lambda array: jnp.repeat(array[:, :, None], passes, axis=2)
     step_index = jnp.moveaxis(trained, 2, 1).reshape(tasks * count, batch)
     task = jnp.repeat(jnp.arange(tasks), count)
     return Updates(
-        latents=repeat(gather(trajectory.latents, trained)),
-        timesteps=repeat(schedule.timesteps[step_index]),
-        target=repeat(gather(trajectory.latents, trained + 1)),
+        latents=gather(trajectory.latents, trained),
+        timesteps=schedule.timesteps[step_index],
+        target=gather(trajectory.latents, trained + 1),
         step_index=step_index,
         old_log_prob=gather(trajectory.log_probs, trained),
         advantages=advantages[task],
@@ -99,26 +95,26 @@ def pretraining_update(
 
     Args:
       schedule: whose training part adds the noise.
-      pictures: "latent_mean" and "latent_std" float32 [B, P, channels, height, width] and
-        "input_ids" int32 [B, P, tokens].
-      keys: PRNG keys [B, P].
+      pictures: "latent_mean" and "latent_std" float32 [B, channels, height, width] and "input_ids"
+        int32 [B, tokens].
+      keys: PRNG keys [B].
       empty_ids: int32 [tokens], the empty prompt.
       weight: of the loss.
-      text_dropout: the probability of the empty prompt in place of a picture's own.
+      text_dropout: the probability that the empty prompt is drawn in place of a picture's own; 0
+        where the loss has its expectation.
       task: its row of text.
 
     Returns:
-      U = 1 update, and the prompts int32 [B, P, tokens] that it is conditioned on.
+      U = 1 update, and the prompts int32 [B, tokens] that it is conditioned on.
     """
     mean, std = pictures["latent_mean"], pictures["latent_std"]
 
     @jax.vmap
-    @jax.vmap
     def draw(key):
         keys = jax.random.split(key, 4)
         return (
-            jax.random.normal(keys[0], mean.shape[2:]),
-            jax.random.normal(keys[1], mean.shape[2:]),
+            jax.random.normal(keys[0], mean.shape[1:]),
+            jax.random.normal(keys[1], mean.shape[1:]),
             jax.random.randint(keys[2], (), 0, len(schedule.training_alpha_bar)),
             jax.random.bernoulli(keys[3], text_dropout),
         )

@@ -1,9 +1,9 @@
 """What diffusers' Flax modules lack, added from outside with `flax.linen.intercept_methods`.
 
 The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), UNet and VAE compute
-attention with an explicit probability matrix in the compute dtype, and the UNet cannot be
-rematerialised. The modules and their parameter names stay diffusers'; only these calls are
-replaced.
+attention with an explicit probability matrix in the compute dtype, and the UNet can neither be
+rematerialised nor take several texts for a sample. The modules and their parameter names stay
+diffusers'; only these calls are replaced.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from diffusers.models.attention_flax import (
     FlaxAttention,
     FlaxBasicTransformerBlock,
@@ -79,6 +80,8 @@ def interception(
         interceptors.append(tap_convolution)
     if kinds := REMATERIALISATION[remat]:
         interceptors.append(rematerialisation(kinds))
+    # Last, and so within rematerialisation: inputs are kept before they are repeated.
+    interceptors.append(several_texts)
     with contextlib.ExitStack() as stack:
         for interceptor in interceptors:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -99,7 +102,7 @@ def exact_gelu(next_function, args, kwargs, context):
     module = context.module
     if not _is_call(context, FlaxGEGLU):
         return next_function(*args, **kwargs)
-    linear, gate = jax.numpy.split(module.proj(args[0]), 2, axis=-1)
+    linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
     deterministic = kwargs.get("deterministic", True)
     return module.dropout_layer(
         linear * nn.gelu(gate, approximate=False), deterministic=deterministic
@@ -159,6 +162,37 @@ def tap_convolution(next_function, args, kwargs, context):
     if _is_call(context, nn.Conv):
         _set(context.module, "conv_general_dilated", taps.conv_general_dilated)
     return next_function(*args, **kwargs)
+
+
+def several_texts(next_function, args, kwargs, context):
+    """Lets P rows of text, one after another, share one row of latents and timesteps.
+
+    What comes before the first cross-attention is computed once. There every row is repeated P
+    times, and so is later what meets the repeated ones: a skip connection, the time's embedding.
+    """
+
+    def transformer(hidden_states, text, **options):
+        return next_function(_repeat(hidden_states, text), text, **options)
+
+    def residual_block(hidden_states, time, **options):
+        return next_function(hidden_states, _repeat(time, hidden_states), **options)
+
+    def up_block(hidden_states, res_hidden_states_tuple, **options):
+        skips = tuple(_repeat(skip, hidden_states) for skip in res_hidden_states_tuple)
+        return next_function(hidden_states, res_hidden_states_tuple=skips, **options)
+
+    if _is_call(context, FlaxTransformer2DModel):
+        return transformer(*args, **kwargs)
+    if _is_call(context, FlaxResnetBlock2D):
+        return residual_block(*args, **kwargs)
+    # The middle block has a cross-attention: from there on all rows are the text's.
+    if _is_call(context, FlaxCrossAttnUpBlock2D, FlaxUpBlock2D):
+        return up_block(*args, **kwargs)
+    return next_function(*args, **kwargs)
+
+
+def _repeat(array: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.repeat(array, len(like) // len(array), axis=0)
 
 
 def rematerialisation(kinds: tuple[type, ...]):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import chex
 import diffusers
 import flax.linen as nn
 import jax
@@ -163,15 +164,20 @@ class StableDiffusion:
           unet_params: the parameters "unet".
           latents: [n, channels, height, width].
           timesteps: int32 [n], training timesteps in [0, 1000).
-          text: n prompts, from `encode_text`.
+          text: n * P prompts, from `encode_text`: P for each sample, one sample's after another's.
+            What does not depend on the text is computed once for all P.
 
         Returns:
-          float32 [n, channels, height, width].
+          float32 [n * P, channels, height, width].
         """
-        states, added = text, None
-        if isinstance(text, Conditioning):
-            states = text.states
+        pooled = isinstance(text, Conditioning)
+        states, added = text.states if pooled else text, None
+        chex.assert_is_divisible(len(states), len(latents))
+        if pooled:
             added = {"text_embeds": text.pooled, "time_ids": text.time_ids}
+            # The pooled text enters with the time, at the first layer.
+            passes = len(states) // len(latents)
+            latents, timesteps = (jnp.repeat(x, passes, axis=0) for x in (latents, timesteps))
         with self.interception():
             output = self.unet.apply(
                 {"params": unet_params}, latents, jnp.asarray(timesteps), states, added

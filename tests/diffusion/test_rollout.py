@@ -18,7 +18,9 @@ STEPS, SHAPE, SCALE = 4, (4, 8, 8), 3.0
 
 
 def denoise(params, latents, timesteps, text):
-    """Depends on everything that the UNet depends on."""
+    """Depends on everything that the UNet depends on; all texts of a sample see its latents."""
+    passes = len(text) // len(latents)
+    latents, timesteps = (jnp.repeat(array, passes, axis=0) for array in (latents, timesteps))
     shift = text.mean((1, 2)) + timesteps / 1000
     return params * jnp.tanh(latents) + shift[:, None, None, None]
 

@@ -202,12 +202,11 @@ def build(networks, request):
         rng = np.random.default_rng(1)
         draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
         ids = lambda *shape: rng.integers(0, VOCABULARY, (*shape, tokens)).astype(np.int32)
-        pictures = (batch_size, numbers.passes)
         inputs = [{"offset": draw(batch_size)} for _ in range(tasks)]
         pretraining = {
-            "latent_mean": draw(*pictures, *model.latent_shape),
-            "latent_std": np.abs(draw(*pictures, *model.latent_shape)) / 10,
-            "input_ids": ids(*pictures),
+            "latent_mean": draw(batch_size, *model.latent_shape),
+            "latent_std": np.abs(draw(batch_size, *model.latent_shape)) / 10,
+            "input_ids": ids(batch_size),
         }
         by_sample = batch_sharding(mesh)
         return Setup(

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusers import FlaxUNet2DConditionModel
 from diffusers.models.attention_flax import FlaxAttention
 from diffusers.models.unets.unet_2d_blocks_flax import FlaxCrossAttnDownBlock2D
 from diffusers.models.vae_flax import FlaxAttentionBlock
 
 from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.models.initialisation import random_parameters
 from diffusionrl_jax.models.interceptors import float32_attention, interception
 
 
@@ -104,6 +106,112 @@ def test_every_policy_gives_the_same_gradient_of_the_unet(tiny_2):
     assert of_levels == 2 * of_blocks + 5
     assert_close(blocks, plain)
     assert_close(full, plain)
+
+
+# The first level has attention, or has none.
+LEVELS = {
+    "attention": (["CrossAttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "CrossAttnUpBlock2D"]),
+    "no attention": (["DownBlock2D", "CrossAttnDownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"]),
+}
+# Convolutions before the text: the first one, two of a residual block; to the next level, one
+# down, and again two with one around them, from 32 channels to 64.
+SHARED_CONVOLUTIONS = {"attention": 3, "no attention": 7}
+
+
+def unet_with(first_level, channels):
+    """A UNet with that first level: a function like `denoise`, and its parameters."""
+    down, up = LEVELS[first_level]
+    unet = FlaxUNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+
+    def denoise(params, latents, timesteps, text, **options):
+        with interception(**options):
+            return unet.apply({"params": params}, latents, timesteps, text).sample
+
+    return denoise, random_parameters(
+        jax.eval_shape(unet.init_weights, jax.random.key(0)), jax.random.key(1)
+    )
+
+
+def several_texts(shape, text_shape, count=2, passes=2):
+    """Latents, timesteps and texts of some samples, and these with a row for each text."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    latents = jax.random.normal(keys[0], (count, *shape))
+    timesteps = jnp.array([3, 700])
+    text = jax.random.normal(keys[1], (count * passes, *text_shape))
+    repeated = (np.repeat(latents, passes, axis=0), np.repeat(timesteps, passes))
+    return (latents, timesteps, text), (*map(jnp.asarray, repeated), text)
+
+
+@pytest.mark.parametrize("first_level", list(LEVELS))
+def test_texts_of_a_sample_share_what_comes_before_them(first_level):
+    """The output is that of a row of latents for every text, to float32's rounding."""
+    denoise, params = unet_with(first_level, (64, 64))
+    shared, repeated = several_texts((4, 8, 8), (5, 16))
+    program = jax.jit(denoise)
+    output, expected = program(params, *shared), program(params, *repeated)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01  # the texts differ
+    np.testing.assert_allclose(output, expected, atol=3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("first_level", list(LEVELS))
+def test_gradient_through_what_texts_share(first_level, remat):
+    denoise, params = unet_with(first_level, (64, 64))
+    shared, repeated = several_texts((4, 8, 8), (5, 16))
+
+    def loss(params, arguments, **options):
+        return jnp.mean(jnp.square(denoise(params, *arguments, **options) - 1))
+
+    gradient = jax.jit(jax.grad(loss), static_argnames="remat")
+    gradients = gradient(params, shared, remat=remat)
+    expected = gradient(params, repeated)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), gradients, expected)
+    assert max(jax.tree.leaves(difference)) < 1e-5 * largest
+
+
+@pytest.mark.parametrize("first_level", list(LEVELS))
+def test_nothing_before_the_text_is_computed_twice(first_level):
+    denoise, params = unet_with(first_level, (32, 64))
+    rows = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, nn.Conv):
+            rows.append(len(args[0]))
+        return next_function(*args, **kwargs)
+
+    shared, repeated = several_texts((4, 4, 4), (5, 16))
+    with nn.intercept_methods(record):
+        output = jax.eval_shape(denoise, params, *shared)
+        once = SHARED_CONVOLUTIONS[first_level]
+        assert rows == [2] * once + [4] * (len(rows) - once)
+        assert output.shape == (4, 4, 4, 4)
+        rows.clear()
+        jax.eval_shape(denoise, params, *repeated)
+        assert set(rows) == {4}
+
+
+def test_texts_of_a_sample_in_xl(tiny_xl):
+    model, params = tiny_xl
+    prompts = model.tokenize(["a cat", "", "a dog", ""])
+    text = jax.jit(model.encode_text)(params["text_encoder"], prompts)
+    shared, repeated = several_texts(model.latent_shape, (1,))
+    output, expected = (
+        jax.jit(model.denoise)(params["unet"], *arguments[:2], text)
+        for arguments in (shared, repeated)
+    )
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+    with pytest.raises(AssertionError, match="4 is not divisible by 3"):
+        model.denoise(params["unet"], jnp.zeros((3, *model.latent_shape)), jnp.zeros(3), text)
 
 
 def apply(module, *arguments):
