@@ -87,6 +87,8 @@ def finished(make_config, compilation_cache, tmp_path_factory):
 
 
 LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2, "mesh.fsdp": 2}
+# So that a tiny base is split over "fsdp", too.
+SMALL_BYTES = 1024
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def adapted(make_config, compilation_cache, tmp_path_factory):
     """The workdir of a run that trains LoRA's factors beside a base that is sharded."""
     workdir = tmp_path_factory.mktemp("runs") / "adapted"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh, "REPLICATED_BYTES", 1024)
+        patch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
         main.train(make_config(**LORA), str(workdir))
     return workdir
 
@@ -250,7 +252,8 @@ def test_lora_trains_and_saves_factors_alone(adapted, make_config):
 
 
 @pytest.mark.slow
-def test_lora_resumes_bit_for_bit(adapted, make_config, tmp_path):
+def test_lora_resumes_bit_for_bit(adapted, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
     main.train(make_config(**LORA, iterations=2), str(tmp_path))
     main.train(make_config(**LORA), str(tmp_path))
     assert_same_state(tmp_path, adapted, 3)
