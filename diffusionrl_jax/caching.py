@@ -4,7 +4,7 @@ import ml_collections
 from absl import logging
 
 from diffusionrl_jax.experiment import load_policy
-from diffusionrl_jax.pretraining import LATENTS, encode_pictures, open_source
+from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
 
 
 def cache_latents(config: ml_collections.ConfigDict, output: str) -> None:
@@ -27,6 +27,7 @@ def cache_latents(config: ml_collections.ConfigDict, output: str) -> None:
         policy.params["vae"],
         policy.mesh,
         output,
+        model_fingerprint(policy.model, policy.params["vae"], policy.mesh),
         progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
     )
     logging.info("Wrote %s: train with --config.pretraining.pictures=latents:%s", output, output)

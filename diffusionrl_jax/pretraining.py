@@ -40,8 +40,9 @@ def open_source(
     return open_pictures(name, height, width)
 
 
-def model_fingerprint(model: StableDiffusion, vae: Parameters) -> str:
+def model_fingerprint(model: StableDiffusion, vae: Parameters, mesh: Mesh) -> str:
     """What latents and token ids of a model depend on: the VAE, the tokenizer, the size."""
+    vae = jax.device_put(vae, replicated(mesh))
     probe = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
     return latents.fingerprint(
         vae, str(model.scaling_factor), json.dumps(probe.tolist()), str(model.image_shape)
@@ -54,6 +55,7 @@ def encode_pictures(
     vae: Parameters,
     mesh: Mesh,
     folder: str | epath.Path,
+    encoder: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
@@ -63,6 +65,7 @@ def encode_pictures(
       model, vae: what encodes.
       mesh: over whose devices.
       folder: as of `latents.write_latents`, which also says what is raised.
+      encoder: of `model_fingerprint`.
       progress: is told how many pictures are done.
     """
     vae = jax.device_put(vae, replicated(mesh))
@@ -75,7 +78,7 @@ def encode_pictures(
         lambda images: encode(vae, jax.device_put(images, pictures)),
         model.tokenize,
         folder,
-        model_fingerprint(model, vae),
+        encoder,
         batch_size=per_device * mesh.size,
         progress=progress,
     )
@@ -110,10 +113,10 @@ def load_pictures(
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set"
             " config.pretraining.weight=0 to train without."
         )
+    encoder = model_fingerprint(model, vae, mesh)
     if name.startswith(LATENTS):
         dataset = latents.LatentDataset(name.removeprefix(LATENTS))
-        vae = jax.device_put(vae, replicated(mesh))
-        if dataset.model != model_fingerprint(model, vae):
+        if dataset.model != encoder:
             raise ValueError(
                 f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, or"
                 f" at another size, than config.model={config.model!r}: run {latents.COMMAND} for"
@@ -122,10 +125,9 @@ def load_pictures(
         return dataset
     source = open_source(name, model, cache_dir)
     # Other pictures or another model: another folder.
-    vae = jax.device_put(vae, replicated(mesh))
-    key = latents.fingerprint({}, source.fingerprint, model_fingerprint(model, vae))
+    key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
-    encode_pictures(source, model, vae, mesh, folder)
+    encode_pictures(source, model, vae, mesh, folder, encoder)
     return latents.LatentDataset(folder)
 
 

@@ -14,11 +14,7 @@ from etils import epath
 from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed.mesh import parameter_sharding
-from diffusionrl_jax.experiment import (
-    Policy,
-    initial_state,
-    load_policy,
-)
+from diffusionrl_jax.experiment import Policy, initial_state, load_policy
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion

@@ -69,7 +69,7 @@ def world_prompts() -> list[str]:
     """Prompts that hold every word of the world."""
     nouns = list(vocabulary.OBJECTS)
     things = [f"{prompts.article(noun)} {noun}" for noun in nouns]
-    pairs = [f"{thing} {relation} {thing}" for thing in things for relation in vocabulary.RELATIONS]
+    pairs = [f"{thing} {relation} {thing}" for thing in things for relation in prompts.RELATIONS]
     people = [f"a portrait of {prompts.article(job)} {job}" for job in vocabulary.OCCUPATIONS]
     return things + pairs + people
 

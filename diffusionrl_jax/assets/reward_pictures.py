@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 
@@ -97,7 +98,7 @@ def any_pair(rng: np.random.Generator, allowed: Callable) -> pictures.Example:
     while True:
         first, second = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
         if allowed(first, second):
-            relation = vocabulary.RELATIONS[rng.integers(len(vocabulary.RELATIONS))]
+            relation = prompts.RELATIONS[rng.integers(len(prompts.RELATIONS))]
             return pictures.random_pair(rng, first, relation, second)
 
 

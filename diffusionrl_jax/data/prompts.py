@@ -13,6 +13,10 @@ import grain.python as grain
 import jax
 import numpy as np
 
+# The paper's (Secs. 4.1 and 4.3).
+RELATIONS = ("and", "next to", "near", "on side of", "beside")
+PORTRAIT = "a portrait of {article} {noun}"
+
 VOWELS = "aeiou"
 # Written with a vowel, spoken with a consonant ("yoo", "w"), and the other way round.
 CONSONANT_SOUNDS = tuple(

@@ -13,8 +13,6 @@ from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.data.prompt_index import hashes_of, held_out
 
-RELATIONS = ("and", "next to", "near", "on side of", "beside")
-PORTRAIT = "a portrait of {article} {noun}"
 HELD_OUT_OBJECTS = 82
 HELD_OUT_OCCUPATIONS = 20
 
@@ -53,6 +51,8 @@ def _split(path: str, count: int, split: str) -> tuple[str, ...]:
 
 
 PROMPT_SETS: dict[str, Callable[[str, int], prompts.PromptSource]] = {
-    "objects": lambda split, seed: prompts.PairPrompts(objects(split), RELATIONS, seed),
-    "occupations": lambda split, seed: prompts.TemplatePrompts(PORTRAIT, occupations(split), seed),
+    "objects": lambda split, seed: prompts.PairPrompts(objects(split), prompts.RELATIONS, seed),
+    "occupations": lambda split, seed: prompts.TemplatePrompts(
+        prompts.PORTRAIT, occupations(split), seed
+    ),
 }

@@ -35,12 +35,14 @@ class Conditioning:
 Text = jax.Array | Conditioning
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> np.ndarray:
-    """Token ids int32 [len(prompts), model_max_length], truncated and padded."""
+def tokenize(
+    tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int | None = None
+) -> np.ndarray:
+    """Token ids int32 [len(prompts), length], truncated and padded; model_max_length by default."""
     ids = tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=length or tokenizer.model_max_length,
         truncation=True,
         return_tensors="np",
     ).input_ids

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from diffusionrl_jax.models import clip
+from diffusionrl_jax.models import clip, text_encoders
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 
@@ -83,14 +83,8 @@ class ClipScore:
                 f"{len(prompts)} prompts do not come in groups of {self.group_size} times the "
                 "same: keep each prompt's pictures together, or set group_size to 1."
             )
-        encoded = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.model.text.config.max_position_embeddings,
-            return_tensors="np",
-        )
-        return {"input_ids": encoded["input_ids"].astype(np.int32)}
+        length = self.model.text.config.max_position_embeddings
+        return {"input_ids": text_encoders.tokenize(self.tokenizer, prompts, length)}
 
     def cosine(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """The cosine of the embeddings, float32 [n]; arguments are those of a reward."""

@@ -172,4 +172,4 @@ def random_example(
     while True:
         first, second = (_choice(rng, vocabulary.SEEN_OBJECTS) for _ in range(2))
         if first != second and not vocabulary.is_held_out_pair(first, second):
-            return random_pair(rng, first, _choice(rng, vocabulary.RELATIONS), second)
+            return random_pair(rng, first, _choice(rng, prompts.RELATIONS), second)

@@ -5,27 +5,23 @@ from collections.abc import Callable
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import vocabulary
 
-PORTRAIT = "a portrait of {article} {noun}"
-
 
 def pairs(seed: int) -> prompts.PromptSource:
     """Two seen objects, in a pair that is not held out: for training."""
     return prompts.PairPrompts(
-        vocabulary.SEEN_OBJECTS, vocabulary.RELATIONS, seed, exclude=vocabulary.is_held_out_pair
+        vocabulary.SEEN_OBJECTS, prompts.RELATIONS, seed, exclude=vocabulary.is_held_out_pair
     )
 
 
 def new_pairs(seed: int) -> prompts.PromptSource:
     """Two objects that were seen in pairs, but never in this one."""
     is_known = lambda first, second: not vocabulary.is_held_out_pair(first, second)
-    return prompts.PairPrompts(
-        vocabulary.SEEN_OBJECTS, vocabulary.RELATIONS, seed, exclude=is_known
-    )
+    return prompts.PairPrompts(vocabulary.SEEN_OBJECTS, prompts.RELATIONS, seed, exclude=is_known)
 
 
 def unseen_pairs(seed: int) -> prompts.PromptSource:
     """Two objects that were never seen in any pair."""
-    return prompts.PairPrompts(vocabulary.HELD_OUT_OBJECTS, vocabulary.RELATIONS, seed)
+    return prompts.PairPrompts(vocabulary.HELD_OUT_OBJECTS, prompts.RELATIONS, seed)
 
 
 def singles(seed: int) -> prompts.PromptSource:
@@ -35,12 +31,12 @@ def singles(seed: int) -> prompts.PromptSource:
 
 def portraits(seed: int) -> prompts.PromptSource:
     """People at work, in the occupations that are not held out: for training."""
-    return prompts.TemplatePrompts(PORTRAIT, vocabulary.SEEN_OCCUPATIONS, seed)
+    return prompts.TemplatePrompts(prompts.PORTRAIT, vocabulary.SEEN_OCCUPATIONS, seed)
 
 
 def unseen_portraits(seed: int) -> prompts.PromptSource:
     """People at work, in occupations that reinforcement learning never sees."""
-    return prompts.TemplatePrompts(PORTRAIT, vocabulary.HELD_OUT_OCCUPATIONS, seed)
+    return prompts.TemplatePrompts(prompts.PORTRAIT, vocabulary.HELD_OUT_OCCUPATIONS, seed)
 
 
 def everything(seed: int) -> prompts.PromptSource:

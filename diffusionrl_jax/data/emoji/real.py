@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 
 PAIR = re.compile(
-    rf"an? (?P<first>.+?) (?P<relation>{'|'.join(vocabulary.RELATIONS)}) an? (?P<second>.+)"
+    rf"an? (?P<first>.+?) (?P<relation>{'|'.join(prompts.RELATIONS)}) an? (?P<second>.+)"
 )
 SINGLE = re.compile(r"(a portrait of )?an? (?P<noun>.+)")
 

@@ -172,9 +172,6 @@ TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 # How often each tone is drawn in the pretraining pictures: deliberately skewed.
 TONE_FREQUENCIES = (0.60, 0.16, 0.08, 0.08, 0.08)
 
-# The paper's five relations (Eq. 13 and its text).
-RELATIONS = ("and", "next to", "near", "on side of", "beside")
-
 
 def is_held_out_pair(first: str, second: str) -> bool:
     """Whether the unordered pair of objects never appears in training: one pair in seven.
