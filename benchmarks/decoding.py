@@ -9,9 +9,9 @@ import diffusers
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from ahead_of_time import HEAD, chip, compile_cost, row
 from diffusers import FlaxAutoencoderKL
 
+from diffusionrl_jax.benchmarking.compiled import HEAD, chip, compile_cost, row
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
 from diffusionrl_jax.models.stable_diffusion import StableDiffusion
 

@@ -9,9 +9,9 @@ import diffusers
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from ahead_of_time import HEAD, chip, compile_cost, row
 from diffusers import FlaxUNet2DConditionModel
 
+from diffusionrl_jax.benchmarking.compiled import HEAD, chip, compile_cost, row
 from diffusionrl_jax.models.attention import ATTENTION
 from diffusionrl_jax.models.interceptors import REMATERIALISATION, interception
 

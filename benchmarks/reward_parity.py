@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import originals
+
+from diffusionrl_jax.benchmarking import originals
 
 SIZES = ((512, 512), (512, 768), (768, 512), (427, 640), (224, 224), (200, 301), (333, 517))
 SIZES = (*SIZES, (1024, 771))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import ahead_of_time
+from diffusionrl_jax.benchmarking import compiled
 from diffusionrl_jax.models.attention import attend
 
 TEXT = """
@@ -17,19 +17,19 @@ TEXT = """
 def test_operations_of_kernels():
     # Two products of [4096, 64] and [64, 4096] forward, three and four backward; five heads.
     product = 2 * 5 * 4096 * 4096 * 64
-    assert ahead_of_time.kernel_operations(TEXT) == [2 * product, 3 * product, 2 * 4 * product]
+    assert compiled.kernel_operations(TEXT) == [2 * product, 3 * product, 2 * 4 * product]
 
 
 def test_splash_compiles_for_a_tpu_that_is_not_there():
     pytest.importorskip("libtpu")
-    mesh = ahead_of_time.chip("v5e:2x2")
+    mesh = compiled.chip("v5e:2x2")
     # Head size 40 is Stable Diffusion 1.5's, not a multiple of anything that the chip has.
     arguments = [jax.ShapeDtypeStruct((1, 1024, 8, 40), jnp.bfloat16)] * 3
 
     def loss(*arguments):
         return jnp.sum(attend(*arguments, scale=40**-0.5, mesh=mesh).astype(jnp.float32))
 
-    cost = ahead_of_time.compile_cost(jax.grad(loss, (0, 1, 2)), mesh, *arguments)
+    cost = compiled.compile_cost(jax.grad(loss, (0, 1, 2)), mesh, *arguments)
     assert cost.kernels == 3
     assert cost.operations >= 18 * 8 * 1024 * 1024 * 40
     # One matrix of probabilities would be 16 MiB.

@@ -1,0 +1,27 @@
+"""Measures what a run takes: `python -m diffusionrl_jax.benchmark COMMAND --help`.
+
+compile   whether a config fits a TPU that is not there, and how fast it could be
+train     warm steps on the devices that are there
+rewards   each reward model against its PyTorch original
+"""
+
+import importlib
+import sys
+
+from absl import app
+
+COMMANDS = ("compile", "train", "rewards")
+
+
+def main() -> None:
+    """Hands the command line to the command's module, whose flags are its own."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        known = "|".join(COMMANDS)
+        sys.exit(f"python -m diffusionrl_jax.benchmark {known} [--help], not {name!r}.\n{__doc__}")
+    module = importlib.import_module(f"diffusionrl_jax.benchmarking.{name}")
+    app.run(module.main, argv=[f"benchmark {name}", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    main()

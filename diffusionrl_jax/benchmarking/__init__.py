@@ -1,0 +1,1 @@
+"""What the benchmark program measures: programs for chips that are not there, and warm ones."""
