@@ -83,7 +83,7 @@ def make_pool(examples: Sequence[pictures.Example], images: np.ndarray | None = 
 
 def draw(seed: int, count: int, example: Callable | None = None) -> list[pictures.Example]:
     """`count` examples of a seed, by default pretraining pictures with the prompts of the tasks."""
-    example = example or functools.partial(pictures.random_example, portrait_frequency=0.0)
+    example = example or functools.partial(pictures.random_example, plain=True)
     return [example(np.random.default_rng((seed, index))) for index in range(count)]
 
 

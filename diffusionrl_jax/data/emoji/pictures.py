@@ -16,13 +16,13 @@ IMAGE_SIZE = 32  # of a picture, pixels
 PAIR_SIZES = (14, 16)  # of an object in a pair, or of a small single one, pixels
 LARGE_SIZES = (25, 31)  # of an object alone, pixels
 PORTRAIT_SIZES = (30, 32)
-KIND_FREQUENCIES = {"single": 0.35, "pair": 0.37, "portrait": 0.28}
+KIND_FREQUENCIES = {"single": 0.40, "pair": 0.34, "portrait": 0.26}
 LARGE_FREQUENCY = 0.5  # of the pictures of one object
 # Objects that are never in a pair are drawn alone more often: all are seen about as often in all.
 ALONE = tuple(vocabulary.OBJECTS) + 3 * vocabulary.HELD_OUT_OBJECTS
-# How often the prompt of one object calls it a portrait, so that every noun is read where the
-# second noun of a pair stands.
-PORTRAIT_FREQUENCY = 0.5
+# How one object is spoken of: "an apple", "a portrait of an apple", or "an apple next to nothing",
+# "nothing next to an apple"; so every noun is read, and drawn, where one of a pair stands.
+SINGLE_WORDS = {"plain": 0.3, "portrait": 0.3, "beside nothing": 0.4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,22 +110,45 @@ def random_single(rng: np.random.Generator, noun: str) -> Example:
     )
 
 
-def random_pair(rng: np.random.Generator, first: str, relation: str, second: str) -> Example:
-    """Two objects, each in its half of the picture; either may be the left one."""
+def _half_placements(rng: np.random.Generator, nouns: tuple[str, ...]) -> list:
+    """Of one or two objects, each in its half of the picture; either may be the left one."""
     halves = (0, IMAGE_SIZE // 2) if rng.random() < 0.5 else (IMAGE_SIZE // 2, 0)
-    placements, boxes = [], []
-    for noun, half in zip((first, second), halves, strict=True):
+    placements = []
+    for noun, half in zip(nouns, halves, strict=False):
         size = _size(rng, PAIR_SIZES)
         left = half + _offset(rng, IMAGE_SIZE // 2 - size)
-        top = _offset(rng, IMAGE_SIZE - size)
-        placements.append((noun, size, left, top))
-        boxes.append((left, top, left + size, top + size))
+        placements.append((noun, size, left, _offset(rng, IMAGE_SIZE - size)))
+    return placements
+
+
+def _boxes(placements: list[tuple[str, int, int, int]]) -> tuple[tuple[int, int, int, int], ...]:
+    return tuple((left, top, left + size, top + size) for _, size, left, top in placements)
+
+
+def random_pair(rng: np.random.Generator, first: str, relation: str, second: str) -> Example:
+    """Two objects, each in its half of the picture; either may be the left one."""
+    placements = _half_placements(rng, (first, second))
     return Example(
         image=draw(placements),
         prompt=f"{prompts.article(first)} {first} {relation} {prompts.article(second)} {second}",
         kind="pair",
         objects=(first, second),
-        boxes=tuple(boxes),
+        boxes=_boxes(placements),
+    )
+
+
+def random_beside_nothing(
+    rng: np.random.Generator, noun: str, relation: str, first: bool
+) -> Example:
+    """One object as in a pair whose other half is empty; the prompt names it first or last."""
+    placements = _half_placements(rng, (noun,))
+    words = (f"{prompts.article(noun)} {noun}", "nothing")
+    return Example(
+        image=draw(placements),
+        prompt=f" {relation} ".join(words if first else words[::-1]),
+        kind="single",
+        objects=(noun,),
+        boxes=_boxes(placements),
     )
 
 
@@ -146,25 +169,35 @@ def _choice(rng: np.random.Generator, names):
     return names[int(rng.integers(len(names)))]
 
 
+def _draw(rng: np.random.Generator, frequencies: dict[str, float]) -> str:
+    return rng.choice(list(frequencies), p=list(frequencies.values()))
+
+
 def random_example(
     rng: np.random.Generator,
     *,
     kind: str | None = None,
-    portrait_frequency: float = PORTRAIT_FREQUENCY,
+    plain: bool = False,
 ) -> Example:
     """Draws a pretraining picture: no held-out object in a pair, and no held-out pair.
 
     Args:
       rng: numpy's generator; the picture is a function of its state alone.
       kind: "single", "pair" or "portrait"; None draws it by `KIND_FREQUENCIES`.
-      portrait_frequency: how often the prompt of one object calls it a portrait.
+      plain: whether one object is spoken of by its name alone, else by `SINGLE_WORDS`.
     """
     if kind is None:
-        kind = rng.choice(list(KIND_FREQUENCIES), p=list(KIND_FREQUENCIES.values()))
+        kind = _draw(rng, KIND_FREQUENCIES)
     if kind == "single":
-        example = random_single(rng, _choice(rng, ALONE))
-        if rng.random() < portrait_frequency:
-            example = dataclasses.replace(example, prompt=f"a portrait of {example.prompt}")
+        noun = _choice(rng, ALONE)
+        words = "plain" if plain else _draw(rng, SINGLE_WORDS)
+        if words == "beside nothing":
+            return random_beside_nothing(
+                rng, noun, _choice(rng, prompts.RELATIONS), first=rng.random() < 0.5
+            )
+        example = random_single(rng, noun)
+        if words == "portrait":
+            return dataclasses.replace(example, prompt=f"a portrait of {example.prompt}")
         return example
     if kind == "portrait":
         tone = int(rng.choice(len(vocabulary.TONES), p=vocabulary.TONE_FREQUENCIES))

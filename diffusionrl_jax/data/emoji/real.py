@@ -9,8 +9,10 @@ import numpy as np
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 
-PAIR = re.compile(
-    rf"an? (?P<first>.+?) (?P<relation>{'|'.join(prompts.RELATIONS)}) an? (?P<second>.+)"
+RELATION = f"(?P<relation>{'|'.join(prompts.RELATIONS)})"
+PAIR = re.compile(rf"an? (?P<first>.+?) {RELATION} an? (?P<second>.+)")
+BESIDE_NOTHING = re.compile(
+    rf"(an? (?P<first>.+?)|nothing) {RELATION} (nothing|an? (?P<second>.+))"
 )
 SINGLE = re.compile(r"(a portrait of )?an? (?P<noun>.+)")
 
@@ -20,6 +22,10 @@ def draw_prompt(rng: np.random.Generator, prompt: str) -> pictures.Example | Non
     if match := PAIR.fullmatch(prompt):
         if match["first"] in vocabulary.OBJECTS and match["second"] in vocabulary.OBJECTS:
             return pictures.random_pair(rng, match["first"], match["relation"], match["second"])
+    elif match := BESIDE_NOTHING.fullmatch(prompt):
+        if (noun := match["first"] or match["second"]) in vocabulary.OBJECTS:
+            first = match["first"] is not None
+            return pictures.random_beside_nothing(rng, noun, match["relation"], first)
     elif match := SINGLE.fullmatch(prompt):
         if match["noun"] in vocabulary.OCCUPATIONS:
             tone = int(rng.integers(len(vocabulary.TONES)))

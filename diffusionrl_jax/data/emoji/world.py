@@ -21,10 +21,11 @@ def encode_png(image: np.ndarray) -> bytes:
 class EmojiWorld(tfds.core.GeneratorBasedBuilder):
     """Pictures of the emoji world with their prompts: singles, pairs and portraits."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES = {
         "1.0.0": "104 objects, 23 occupations in five skin tones.",
         "1.1.0": "More single objects, half of them prompted as portraits.",
+        "1.2.0": "Single objects beside nothing, in the words and places of pairs.",
     }
 
     def _info(self) -> tfds.core.DatasetInfo:

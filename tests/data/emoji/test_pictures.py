@@ -56,6 +56,16 @@ def test_the_objects_of_a_pair_are_apart_and_either_may_be_left():
     assert sides == {True, False}
 
 
+def test_what_is_beside_nothing_is_in_its_half():
+    drawn = [example for example in examples(200, kind="single") if "nothing" in example.prompt]
+    sides = set()
+    for example in drawn:
+        ((left, _, right, _),) = example.boxes
+        assert right <= 16 or left >= 16
+        sides.add((left < 16, example.prompt.startswith("nothing ")))
+    assert len(sides) == 4
+
+
 def test_pretraining_pictures_keep_what_is_held_out():
     for example in examples(400, kind="pair"):
         assert not set(example.objects) & set(vocabulary.HELD_OUT_OBJECTS)
@@ -104,7 +114,16 @@ def test_real_portraits_have_uniform_tones():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "a dragon", "an apple near a dragon", "a portrait of a dragon", "apple"]
+    "prompt",
+    [
+        "",
+        "a dragon",
+        "an apple near a dragon",
+        "a dragon near nothing",
+        "nothing near nothing",
+        "a portrait of a dragon",
+        "apple",
+    ],
 )
 def test_other_prompts_have_no_real_picture(prompt):
     assert real.draw_prompt(np.random.default_rng(0), prompt) is None
