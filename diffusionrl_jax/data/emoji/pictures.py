@@ -137,15 +137,18 @@ def random_pair(rng: np.random.Generator, first: str, relation: str, second: str
     )
 
 
-def random_beside_nothing(
-    rng: np.random.Generator, noun: str, relation: str, first: bool
-) -> Example:
-    """One object as in a pair whose other half is empty; the prompt names it first or last."""
+def beside_nothing(noun: str, relation: str) -> tuple[str, str]:
+    """The prompts "an apple next to nothing" and "nothing next to an apple"."""
+    named = f"{prompts.article(noun)} {noun}"
+    return f"{named} {relation} nothing", f"nothing {relation} {named}"
+
+
+def random_beside_nothing(rng: np.random.Generator, noun: str, prompt: str) -> Example:
+    """One object as in a pair whose other half is empty; the prompt from `beside_nothing`."""
     placements = _half_placements(rng, (noun,))
-    words = (f"{prompts.article(noun)} {noun}", "nothing")
     return Example(
         image=draw(placements),
-        prompt=f" {relation} ".join(words if first else words[::-1]),
+        prompt=prompt,
         kind="single",
         objects=(noun,),
         boxes=_boxes(placements),
@@ -192,9 +195,8 @@ def random_example(
         noun = _choice(rng, ALONE)
         words = "plain" if plain else _draw(rng, SINGLE_WORDS)
         if words == "beside nothing":
-            return random_beside_nothing(
-                rng, noun, _choice(rng, prompts.RELATIONS), first=rng.random() < 0.5
-            )
+            alternatives = beside_nothing(noun, _choice(rng, prompts.RELATIONS))
+            return random_beside_nothing(rng, noun, _choice(rng, alternatives))
         example = random_single(rng, noun)
         if words == "portrait":
             return dataclasses.replace(example, prompt=f"a portrait of {example.prompt}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from diffusionrl_jax.data import prompts
-from diffusionrl_jax.data.emoji import vocabulary
+from diffusionrl_jax.data.emoji import pictures, vocabulary
 
 
 def pairs(seed: int) -> prompts.PromptSource:
@@ -11,6 +11,24 @@ def pairs(seed: int) -> prompts.PromptSource:
     return prompts.PairPrompts(
         vocabulary.SEEN_OBJECTS, prompts.RELATIONS, seed, exclude=vocabulary.is_held_out_pair
     )
+
+
+def beside_nothing(seed: int) -> prompts.PromptSource:
+    """One object, any, in the words of a pair: "an apple next to nothing"."""
+    return prompts.ShuffledPrompts(
+        [
+            prompt
+            for noun in vocabulary.OBJECTS
+            for relation in prompts.RELATIONS
+            for prompt in pictures.beside_nothing(noun, relation)
+        ],
+        seed,
+    )
+
+
+def compositions(seed: int) -> prompts.PromptSource:
+    """Pairs, and objects as in a pair but beside nothing, so that none is left out: for training."""
+    return prompts.MixturePrompts([pairs(seed), beside_nothing(seed)], (2, 1))
 
 
 def new_pairs(seed: int) -> prompts.PromptSource:
@@ -51,6 +69,8 @@ def everything_unseen(seed: int) -> prompts.PromptSource:
 
 PROMPT_SETS: dict[str, Callable[[int], prompts.PromptSource]] = {
     "pairs": pairs,
+    "beside_nothing": beside_nothing,
+    "compositions": compositions,
     "new_pairs": new_pairs,
     "unseen_pairs": unseen_pairs,
     "singles": singles,

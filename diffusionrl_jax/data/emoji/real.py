@@ -24,8 +24,7 @@ def draw_prompt(rng: np.random.Generator, prompt: str) -> pictures.Example | Non
             return pictures.random_pair(rng, match["first"], match["relation"], match["second"])
     elif match := BESIDE_NOTHING.fullmatch(prompt):
         if (noun := match["first"] or match["second"]) in vocabulary.OBJECTS:
-            first = match["first"] is not None
-            return pictures.random_beside_nothing(rng, noun, match["relation"], first)
+            return pictures.random_beside_nothing(rng, noun, prompt)
     elif match := SINGLE.fullmatch(prompt):
         if match["noun"] in vocabulary.OCCUPATIONS:
             tone = int(rng.integers(len(vocabulary.TONES)))

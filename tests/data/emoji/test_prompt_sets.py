@@ -50,6 +50,14 @@ def test_pairs_are_from_their_part_of_the_world(name, held_out_objects, held_out
             assert vocabulary.is_held_out_pair(first, second) == held_out_pair
 
 
+def test_compositions_name_every_object_but_pair_only_those_that_may_be():
+    named = things(take("compositions", 6000))
+    assert {noun for nouns in named for noun in nouns} == set(vocabulary.OBJECTS)
+    pairs = [nouns for nouns in named if len(nouns) == 2]
+    assert len(pairs) == 4000
+    assert not {noun for nouns in pairs for noun in nouns} & set(vocabulary.HELD_OUT_OBJECTS)
+
+
 def test_portraits_of_training_and_test_are_of_different_people():
     assert people(take("portraits")) == set(vocabulary.SEEN_OCCUPATIONS)
     assert people(take("unseen_portraits")) == set(vocabulary.HELD_OUT_OCCUPATIONS)
