@@ -27,7 +27,7 @@ def beside_nothing(seed: int) -> prompts.PromptSource:
 
 
 def compositions(seed: int) -> prompts.PromptSource:
-    """Pairs, and objects as in a pair but beside nothing, so that none is left out: for training."""
+    """Pairs, and any object as in a pair but beside nothing: for training."""
     return prompts.MixturePrompts([pairs(seed), beside_nothing(seed)], (2, 1))
 
 
