@@ -123,6 +123,9 @@ def make_task(
     weight: float = 1.0,
     normalisation: str = "batch",
     shared_noise: bool = False,
+    prompt_buffer: int = 32,
+    prompt_min_count: int = 16,
+    most_prompts: int = 4096,
 ) -> ml_collections.ConfigDict:
     """A task: what is drawn, and what it is rewarded by.
 
@@ -132,10 +135,14 @@ def make_task(
         `objects:train`, `occupations:all`, `emoji:pairs` and the like; see docs/data.md.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.
-      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or less the mean of
-        the "group" of images of one prompt.
+      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10); less the mean of
+        the "group" of images of one prompt; or by the mean and deviation of the last rewards of the
+        same "prompt", as DDPO does, which suits prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited.
+      prompt_buffer: how many rewards of a prompt are kept, for "prompt" alone, as the next two.
+      prompt_min_count: with fewer rewards of a prompt, the batch's mean and deviation are used.
+      most_prompts: how many different prompts may be kept apart.
     """
     return ml_collections.ConfigDict(
         {
@@ -145,6 +152,9 @@ def make_task(
             "weight": weight,
             "normalisation": normalisation,
             "shared_noise": shared_noise,
+            "prompt_buffer": prompt_buffer,
+            "prompt_min_count": prompt_min_count,
+            "most_prompts": most_prompts,
         }
     )
 

@@ -30,6 +30,7 @@ from diffusionrl_jax.learning.policy_gradient import (
     Hyperparameters,
     PolicyGradient,
 )
+from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.models.stable_diffusion import (
     Parameters,
@@ -42,7 +43,7 @@ from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 EMOJI = "emoji:"
 WEIGHTED_SUM = "weighted_sum"
-NORMALISATIONS = ("batch", "group")
+NORMALISATIONS = ("batch", "group", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
     lora = make_lora(config)
     params = unet_params if lora is None else lora.init(unet_params, config.seed)
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
-    return init_state(params, optimizer, config.ema_decay)
+    return init_state(params, optimizer, config.ema_decay, init_past_rewards(config.tasks))
 
 
 def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
@@ -164,6 +165,8 @@ class Experiment:
       task_names: in the order of training.
       sources: of prompts, one per task.
       pictures: for the pretraining loss, or None.
+      prompt_places: of each task, the number of each of its prompts, or None if its rewards are not
+        normalised by prompt.
     """
 
     config: ml_collections.ConfigDict
@@ -173,6 +176,7 @@ class Experiment:
     task_names: tuple[str, ...]
     sources: tuple[prompts.PromptSource, ...]
     pictures: LatentDataset | None
+    prompt_places: tuple[Mapping[str, int] | None, ...]
 
     def batch(self, step: int) -> Batch:
         """What iteration `step` takes from the host: a pure function of the config and the step."""
@@ -184,6 +188,12 @@ class Experiment:
         rewards = zip(self.algorithm.rewards, texts, strict=True)
         inputs = tuple(reward.prepare(prompts_of_task) for reward, prompts_of_task in rewards)
         ids = np.stack([self.policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
+        places = ()
+        if any(numbers is not None for numbers in self.prompt_places):
+            places = tuple(
+                None if numbers is None else np.array([numbers[text] for text in prompts_of_task])
+                for numbers, prompts_of_task in zip(self.prompt_places, texts, strict=True)
+            )
         pretraining = None
         if self.pictures is not None:
             pretraining = pretraining_batch(
@@ -193,6 +203,7 @@ class Experiment:
             input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
             reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
+            prompt_places=jax.device_put(places, batch_sharding(mesh)),
         )
 
     def init_state(self) -> TrainState:
@@ -259,13 +270,32 @@ def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
             f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
             f"{NORMALISATIONS}."
         )
-    if task.normalisation == "batch":
+    if task.normalisation != "group":
         return 0
     if task.group_size < 2:
         raise ValueError(
             f"config.tasks.{name} is normalised by group: set its group_size to 2 or more."
         )
     return task.group_size
+
+
+def _prompt_places(
+    name: str, task: ml_collections.ConfigDict, source: prompts.PromptSource
+) -> dict[str, int] | None:
+    if task.normalisation != "prompt":
+        return None
+    if not 1 <= task.prompt_min_count <= task.prompt_buffer:
+        raise ValueError(
+            f"config.tasks.{name}.prompt_min_count={task.prompt_min_count} must be between 1 and "
+            f"prompt_buffer={task.prompt_buffer}."
+        )
+    try:
+        return prompts.prompt_places(source, task.most_prompts)
+    except ValueError as error:
+        raise ValueError(
+            f"config.tasks.{name} is normalised by prompt, but not with the prompts "
+            f"{task.prompts!r}: {error} Raise most_prompts, or normalise by batch or group."
+        ) from None
 
 
 def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
@@ -290,6 +320,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         )
     _check_rounding(config, mesh.size)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    places = tuple(map(_prompt_places, names, config.tasks.values(), sources))
     lora = make_lora(config)
     policy = load_policy(config)
     if lora is not None:
@@ -321,6 +352,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         ),
         mesh=policy.mesh,
         advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in names),
+        prompt_min_count=tuple(config.tasks[name].prompt_min_count for name in names),
         noise_groups=tuple(
             config.tasks[name].group_size if config.tasks[name].shared_noise else 1
             for name in names
@@ -343,6 +375,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         task_names=names,
         sources=sources,
         pictures=load_pictures(config, policy.model, policy.params["vae"], policy.mesh, cache_dir),
+        prompt_places=places,
     )
 
 

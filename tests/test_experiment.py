@@ -70,6 +70,24 @@ def test_state_starts_with_the_models_parameters(experiment):
     assert state.evaluation_params is state.ema_params
 
 
+def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_path):
+    task = common.make_task(
+        common.make_scorer("jpeg_size"), "emoji:portraits", 2, normalisation="prompt"
+    )
+    config = make_config(**{"tasks.people": task})
+    experiment = experiments.build(config, str(tmp_path))
+    people, small = map(experiment.task_names.index, ("people", "small"))
+    batches = [experiment.batch(step) for step in range(4)]
+    assert all(batch.prompt_places[small] is None for batch in batches)
+    places = np.concatenate([batch.prompt_places[people] for batch in batches])
+    ids = np.concatenate([batch.input_ids[people] for batch in batches])
+    same_prompt = (ids[:, None] == ids).all(-1)
+    np.testing.assert_array_equal(places[:, None] == places, same_prompt)
+    assert 4 <= len(set(places.tolist())) and max(places) < len(experiment.prompt_places[people])
+    past_rewards = experiment.init_state().past_rewards
+    assert past_rewards[small] is None and past_rewards[people].rewards.shape == (4096, 32)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -94,6 +112,15 @@ def test_state_starts_with_the_models_parameters(experiment):
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
         ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the UNet has no such"),
+        ({"tasks.small.normalisation": "image"}, "normalisation='image' must be one of"),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.most_prompts": 9},
+            "'emoji:pairs': There are [0-9]+, more than 9. Raise most_prompts, or",
+        ),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.prompt_min_count": 33},
+            "prompt_min_count=33 must be between 1 and prompt_buffer=32",
+        ),
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
     ],
 )

@@ -178,6 +178,31 @@ class MixturePrompts:
         return self.sources[source][inner_index]
 
 
+def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
+    """Numbers the different prompts of a source, in the order in which it holds them.
+
+    Args:
+      source: a finite one, or a mixture of such.
+      most: how many prompts it may hold, repeats counted.
+
+    Raises:
+      ValueError: it holds more, or can't tell what it holds.
+    """
+    parts, lists = [source], []
+    while parts:
+        part = parts.pop(0)
+        if isinstance(part, MixturePrompts):
+            parts[:0] = part.sources
+        elif isinstance(part, ShuffledPrompts):
+            lists.append(part.prompts)
+        else:
+            raise ValueError("They cannot be listed.")
+    if (count := sum(map(len, lists))) > most:
+        raise ValueError(f"There are {count}, more than {most}.")
+    different = dict.fromkeys(prompt for prompts in lists for prompt in prompts)
+    return {prompt: place for place, prompt in enumerate(different)}
+
+
 def prompt_batch(
     source: PromptSource, step: int, batch_size: int, group_size: int = 1
 ) -> list[str]:

@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.learning.prompt_statistics import Moments, PastRewards
+
 
 @flax.struct.dataclass
 class Advantages:
@@ -13,12 +15,15 @@ class Advantages:
     values: float32 [batch]; 0 for samples without a finite reward.
     valid: bool [batch], where the reward was finite.
     reward_mean, reward_std: float32 scalars over the valid samples.
+    past_rewards: of each task, its prompts' statistics with this batch's rewards; empty if no task
+      keeps any.
     """
 
     values: jax.Array
     valid: jax.Array
     reward_mean: jax.Array
     reward_std: jax.Array
+    past_rewards: PastRewards = ()
 
 
 def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
@@ -67,21 +72,50 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     return batch_normalised(rewards, clip).replace(values=centred.values)
 
 
-def normalise(rewards: jax.Array, group_sizes: Sequence[int], clip: float) -> Advantages:
+def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Advantages:
+    """Rewards by the mean and deviation of their prompt's last ones (DDPO, 2305.13301).
+
+    Args:
+      rewards: float32 [batch].
+      moments: of each sample's prompt; without enough rewards, the batch's are used.
+      clip: largest absolute advantage.
+
+    Returns:
+      The advantages, with the mean and standard deviation of the whole batch's rewards.
+    """
+    by_batch = batch_normalised(rewards, clip)
+    values = jnp.clip((rewards - moments.mean) / (moments.std + 1e-6), -clip, clip)
+    values = jnp.where(by_batch.valid & (moments.std > 0), values, 0)
+    return by_batch.replace(values=jnp.where(moments.enough, values, by_batch.values))
+
+
+def normalise(
+    rewards: jax.Array,
+    group_sizes: Sequence[int],
+    clip: float,
+    moments: Sequence[Moments | None] = (),
+) -> Advantages:
     """Every task's advantages, each by its own rule.
 
     Args:
       rewards: float32 [tasks, batch].
       group_sizes: of each task, for `group_normalised`; 0 is `batch_normalised`.
       clip: largest absolute advantage.
+      moments: of each task, for `prompt_normalised`, or None; empty if of none.
 
     Returns:
       [tasks, batch] and [tasks] each.
     """
-    by_task = [
-        group_normalised(row, size, clip) if size else batch_normalised(row, clip)
-        for row, size in zip(rewards, group_sizes, strict=True)
-    ]
+
+    def one(row, group_size, moments):
+        if moments is not None:
+            return prompt_normalised(row, moments, clip)
+        return (
+            group_normalised(row, group_size, clip) if group_size else batch_normalised(row, clip)
+        )
+
+    moments = moments or (None,) * len(group_sizes)
+    by_task = [one(*task) for task in zip(rewards, group_sizes, moments, strict=True)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
 
 

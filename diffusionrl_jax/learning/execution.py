@@ -74,8 +74,9 @@ def make_train_step(
         with timer.phase("score"):
             rewards = score(frozen, samples.images, batch.reward_inputs)
             updates, text, advantages = jax.block_until_ready(
-                prepare(frozen, samples, rewards, batch, state.step)
+                prepare(frozen, samples, rewards, batch, state.step, state.past_rewards)
             )
+            state = state.with_past_rewards(advantages.past_rewards)
         with timer.phase("update"):
             history = []
             for index in range(updates.task.shape[0]):

@@ -32,6 +32,7 @@ from diffusionrl_jax.distributed import microbatch
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
+from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
 from diffusionrl_jax.models.lora import Lora
@@ -94,11 +95,14 @@ class Batch:
       reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
       pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
         "input_ids" int32 [B, tokens]; None without the pretraining loss.
+      prompt_places: of each task, int32 [B], which of its prompts each sample is of, or None if its
+        rewards are not normalised by prompt; empty if no task's are.
     """
 
     input_ids: jax.Array
     reward_inputs: tuple[Any, ...]
     pretraining: Mapping[str, jax.Array] | None
+    prompt_places: tuple[jax.Array | None, ...] = ()
 
 
 @flax.struct.dataclass
@@ -127,6 +131,8 @@ class PolicyGradient:
       mesh: over which batches are sharded.
       advantage_groups: of each task, how many neighbours in the batch are normalised together; 0
         is the whole batch. Empty means the whole batch for all tasks.
+      prompt_min_count: of each task whose state keeps its prompts' past rewards, how many of them
+        it takes to normalise by them. Empty if of none.
       noise_groups: of each task, how many neighbours in the batch are trained on the same timesteps
         and share all noise but that of those; 1 is none. Empty means none for all tasks.
       lora: what is trained in place of all of the UNet, or None.
@@ -143,6 +149,7 @@ class PolicyGradient:
     hyperparameters: Hyperparameters
     mesh: Mesh
     advantage_groups: tuple[int, ...] = ()
+    prompt_min_count: tuple[int, ...] = ()
     noise_groups: tuple[int, ...] = ()
     lora: Lora | None = None
 
@@ -247,16 +254,16 @@ class PolicyGradient:
         rewards: jax.Array,
         batch: Batch,
         step: jax.Array,
+        past_rewards: PastRewards = (),
     ) -> tuple[Updates, Text, Advantages]:
         """Turns scored samples and pretraining pictures into the iteration's updates.
 
         Returns:
           The updates in the order in which they are applied, the text [T + 1, B, P, ...] that they
-          refer to, and the advantages [T, B].
+          refer to, and the advantages [T, B], with the past rewards of the next iteration.
         """
         numbers = self.hyperparameters
-        groups = self.advantage_groups or (0,) * len(self.rewards)
-        advantages = normalise(rewards, groups, numbers.advantage_clip)
+        advantages = self.advantages(rewards, batch, past_rewards)
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
             _, trained = self.trained_steps(step, advantages.values.shape[1])
@@ -290,6 +297,15 @@ class PolicyGradient:
         updates = jax.tree.map(concatenate, *parts)
         text = jax.tree.map(concatenate, *text)
         return self._shard(updates), self._shard(text), advantages
+
+    def advantages(self, rewards: jax.Array, batch: Batch, past_rewards: PastRewards) -> Advantages:
+        """Every task's advantages by its own rule, [T, B]; arguments as in `prepare`."""
+        past_rewards, moments = advance(
+            past_rewards, batch.prompt_places, rewards, self.prompt_min_count, self.mesh
+        )
+        groups = self.advantage_groups or (0,) * len(self.rewards)
+        advantages = normalise(rewards, groups, self.hyperparameters.advantage_clip, moments)
+        return advantages.replace(past_rewards=past_rewards)
 
     def _shard(self, tree):
         """Splits axis 1 of every array that has one, the batch, over the devices."""
@@ -397,7 +413,10 @@ class PolicyGradient:
         """
         samples = self.sample(state.params, frozen, batch.input_ids, state.step)
         rewards = self.score(frozen, samples.images, batch.reward_inputs)
-        updates, text, advantages = self.prepare(frozen, samples, rewards, batch, state.step)
+        updates, text, advantages = self.prepare(
+            frozen, samples, rewards, batch, state.step, state.past_rewards
+        )
+        state = state.with_past_rewards(advantages.past_rewards)
         state, metrics = jax.lax.scan(
             lambda state, update: self.update(state, frozen, update, text), state, updates
         )

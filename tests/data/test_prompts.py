@@ -1,4 +1,5 @@
 import collections
+import itertools
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_mixture_keeps_proportions_and_leaves_nothing_out():
     assert counts == {True: 6, False: 2}
     with pytest.raises(ValueError, match="one positive weight"):
         prompts.MixturePrompts((words, numbers), (1, 0))
+
+
+def test_prompt_places_number_different_prompts_once():
+    cats, dogs = (prompts.ShuffledPrompts(list(words), seed=0) for words in ("abc", "cd"))
+    mixture = prompts.MixturePrompts([cats, dogs], (1, 2))
+    assert prompts.prompt_places(cats, 3) == {"a": 0, "b": 1, "c": 2}
+    assert prompts.prompt_places(mixture, 5) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    with pytest.raises(ValueError, match="There are 5, more than 4"):
+        prompts.prompt_places(mixture, 4)
+    with pytest.raises(ValueError, match="cannot be listed"):
+        prompts.prompt_places(itertools.count(), 4)
 
 
 def test_prompt_batch_repeats_each_prompt_contiguously():
