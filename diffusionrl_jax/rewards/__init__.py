@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusionrl_jax.rewards.aesthetic import Aesthetic
 from diffusionrl_jax.rewards.clip_score import ClipScore
+from diffusionrl_jax.rewards.colorimetry import ColourParity
 from diffusionrl_jax.rewards.detection import Detection
 from diffusionrl_jax.rewards.hps_v2 import HpsV2
 from diffusionrl_jax.rewards.image_reward import ImageReward
@@ -42,4 +43,5 @@ REWARDS: dict[str, type[Reward]] = {
     "jpeg_size": JpegSize,
     "recognition": Recognition,
     "recognised_parity": RecognisedParity,
+    "colour_parity": ColourParity,
 }
