@@ -23,9 +23,12 @@ from diffusionrl_jax.distributed.mesh import (
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
 from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
+from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
 from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
 COMPARED_IMAGES = 3  # of these, in the comparison of models
@@ -186,7 +189,7 @@ class Evaluator:
                     loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
-                self._scorers[name][scorer] = score, params, inputs
+                self._scorers[name][scorer] = reward, score, params, inputs
 
     def _blocks(self, name: str) -> Iterator[slice]:
         """Equal parts of a set, each of whole groups and over all devices."""
@@ -199,12 +202,23 @@ class Evaluator:
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
         sharding = batch_sharding(self.policy.mesh)
-        images = jax.device_put(images, sharding)
+        on_devices = jax.device_put(images, sharding)
         scores = {}
-        for scorer, (score, params, inputs) in self._scorers[name].items():
+        for scorer, (reward, score, params, inputs) in self._scorers[name].items():
             part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
-            scores[scorer] = np.asarray(score(params, images, part))
+            if host_rewards(reward):
+                part |= self._from_host(reward, name, block, images)
+            scores[scorer] = np.asarray(score(params, on_devices, part))
         return scores
+
+    def _from_host(
+        self, reward: Reward, name: str, block: slice, images: np.ndarray
+    ) -> dict[str, jax.Array]:
+        mesh, prompts = self.policy.mesh, self.prompts[name][block]
+        metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
+        images = jax.device_put(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        return pending.result()[0]
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
         images, scores = {}, {}

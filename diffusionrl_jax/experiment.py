@@ -38,10 +38,13 @@ from diffusionrl_jax.models.stable_diffusion import (
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
 from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.named import resolve
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 EMOJI = "emoji:"
 WEIGHTED_SUM = "weighted_sum"
+HOST_REWARD = "host_reward"
 NORMALISATIONS = ("batch", "group")
 
 
@@ -101,10 +104,24 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
     lora = make_lora(config)
     params = unet_params if lora is None else lora.init(unet_params, config.seed)
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
-    return init_state(params, optimizer, config.ema_decay)
+    samples_ahead = scores_on_host(config) and config.overlap_scoring
+    return init_state(params, optimizer, config.ema_decay, samples_ahead)
+
+
+def scores_on_host(config: ml_collections.ConfigDict) -> bool:
+    """Whether images leave the devices to be scored for training."""
+
+    def on_host(scorer) -> bool:
+        if scorer.reward == WEIGHTED_SUM:
+            return any(map(on_host, scorer.options.scorers.values()))
+        return scorer.reward == HOST_REWARD
+
+    return any(on_host(task.scorer) for task in config.tasks.values())
 
 
 def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+    if ":" in scorer.reward:
+        return resolve(scorer.reward)
     if scorer.reward not in REWARDS:
         raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
     return REWARDS[scorer.reward]
@@ -193,6 +210,21 @@ class Experiment:
             input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
             reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
+            questions=self._questions(texts, step),
+        )
+
+    def _questions(self, texts: Sequence[Sequence[str]], step: int) -> tuple[Questions, ...]:
+        if not any(map(host_rewards, self.algorithm.rewards)):
+            return ()
+        return tuple(
+            Questions(
+                prompts_of_task,
+                [
+                    {"task": name, "iteration": step, "index": index}
+                    for index in range(len(prompts_of_task))
+                ],
+            )
+            for name, prompts_of_task in zip(self.task_names, texts, strict=True)
         )
 
     def init_state(self) -> TrainState:

@@ -28,6 +28,7 @@ from diffusionrl_jax.models import lora
 from diffusionrl_jax.monitoring.images import before_after, image_grid
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
+from diffusionrl_jax.rewards.host_reward import ScorerError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
@@ -44,9 +45,10 @@ def train(config, workdir: str) -> None:
     Raises:
       ValueError, FileNotFoundError: bad input, before compute is spent.
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
+      ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
     check_workdir_writable(workdir)
-    execution = choose_execution(config.execution)
+    execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
@@ -102,30 +104,44 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
         PreemptionGuard() as guard,
         Progress(config.iterations, first) as progress,
     ):
-        if first == 0:
-            scores, grids = evaluate(state)
-            writer.scalars(0, scores | timer.collect())
-            writer.images(0, grids)
-        for done in range(first + 1, config.iterations + 1):
-            state, metrics = step(state, experiment.frozen, experiment.batch(done - 1))
-            metrics = jax.device_get(metrics)
-            values = experiments.summarise(
-                metrics, experiment.task_names, experiment.algorithm.hyperparameters
-            )
-            experiments.check_finite(values, metrics, experiment.task_names, config.batch_size)
-            rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
-            progress.update(rewards, images_per_step)
-            stopping, last = guard.should_stop(), done == config.iterations
-            scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
-            if last or (done % config.evaluation.every == 0 and not stopping):
+        try:
+            if first == 0:
                 scores, grids = evaluate(state)
-                values |= scores
-            writer.scalars(done, values | timer.collect())
-            writer.images(done, grids)
-            if stopping or last or done % config.checkpoint.every == 0:
-                checkpoints.save(done, state, {"best": scores["best"]})
-            if stopping:
-                break
+                writer.scalars(0, scores | timer.collect())
+                writer.images(0, grids)
+            following = None
+            for done in range(first + 1, config.iterations + 1):
+                batch = following or experiment.batch(done - 1)
+                ahead = state.sampling_params is not None and done < config.iterations
+                following = experiment.batch(done) if ahead else None
+                state, metrics = step(state, experiment.frozen, batch, following)
+                metrics = jax.device_get(metrics)
+                values = experiments.summarise(
+                    metrics, experiment.task_names, experiment.algorithm.hyperparameters
+                )
+                experiments.check_finite(values, metrics, experiment.task_names, config.batch_size)
+                rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
+                progress.update(rewards, images_per_step)
+                stopping, last = guard.should_stop(), done == config.iterations
+                scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+                try:
+                    if last or (done % config.evaluation.every == 0 and not stopping):
+                        scores, grids = evaluate(state)
+                        values |= scores
+                finally:  # An evaluation that fails takes nothing with it.
+                    writer.scalars(done, values | timer.collect())
+                writer.images(done, grids)
+                if stopping or last or done % config.checkpoint.every == 0:
+                    checkpoints.save(done, state, {"best": scores["best"]})
+                if stopping:
+                    break
+        except ScorerError as error:
+            done = int(state.step)
+            checkpoints.save(done, state, {"best": math.nan})
+            checkpoints.wait()
+            raise ScorerError(
+                f"{error} Iteration {done} is saved: mend the scorer, and the same command goes on."
+            ) from error
     return state
 
 

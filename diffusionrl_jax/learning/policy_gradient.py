@@ -38,6 +38,7 @@ from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +95,13 @@ class Batch:
       reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
       pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
         "input_ids" int32 [B, tokens]; None without the pretraining loss.
+      questions: of each task, what its scorers on the host are told; stays on the host.
     """
 
     input_ids: jax.Array
     reward_inputs: tuple[Any, ...]
     pretraining: Mapping[str, jax.Array] | None
+    questions: tuple[Questions, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 @flax.struct.dataclass

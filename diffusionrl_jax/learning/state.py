@@ -18,12 +18,15 @@ class TrainState:
       params: what is trained, float32: the UNet's parameters, or LoRA's factors of them.
       optimizer_state: optax's.
       ema_params: exponential moving average of params over iterations; None if there is none.
+      sampling_params: what the next iteration's images are drawn with, `params` of one iteration
+        ago; None where they are drawn with `params`.
     """
 
     step: jax.Array
     params: Parameters
     optimizer_state: optax.OptState
     ema_params: Parameters | None
+    sampling_params: Parameters | None = None
 
     @property
     def evaluation_params(self) -> Parameters:
@@ -61,7 +64,10 @@ def make_optimizer(
 
 
 def init_state(
-    params: Parameters, optimizer: optax.GradientTransformation, ema_decay: float
+    params: Parameters,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    samples_ahead: bool = False,
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
 
@@ -69,6 +75,7 @@ def init_state(
       params: float32 parameters to start from.
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
+      samples_ahead: whether images are drawn with the parameters of one iteration ago.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
     return TrainState(
@@ -76,4 +83,5 @@ def init_state(
         params=copy(params),
         optimizer_state=optimizer.init(params),
         ema_params=copy(params) if ema_decay else None,
+        sampling_params=copy(params) if samples_ahead else None,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from diffusionrl_jax.rewards.aesthetic import Aesthetic
 from diffusionrl_jax.rewards.clip_score import ClipScore
 from diffusionrl_jax.rewards.detection import Detection
+from diffusionrl_jax.rewards.host_reward import HostReward
 from diffusionrl_jax.rewards.hps_v2 import HpsV2
 from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
@@ -42,4 +43,5 @@ REWARDS: dict[str, type[Reward]] = {
     "jpeg_size": JpegSize,
     "recognition": Recognition,
     "recognised_parity": RecognisedParity,
+    "host_reward": HostReward,
 }
