@@ -22,13 +22,14 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
+from diffusionrl_jax.experiment import Policy, load_policy, make_prompts
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.monitoring.images import before_after, image_grid
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import load_scorer
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
 COMPARED_IMAGES = 3  # of these, in the comparison of models
@@ -367,3 +368,15 @@ def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluati
         column_captions=captions,
         scale=max(1, 96 // images[0].shape[2]),
     )
+
+
+def draw_before_after(evaluator: Evaluator, trained: Parameters, path: str) -> None:
+    """Draws the same prompts with the same noise by the base and by a trained UNet."""
+    base = evaluator.policy.params
+    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
+    before, after = (
+        evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
+        for unet in (base["unet"], trained)
+    )
+    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
+    logging.info("Wrote %s", path)

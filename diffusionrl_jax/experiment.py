@@ -37,14 +37,10 @@ from diffusionrl_jax.models.stable_diffusion import (
     load_stable_diffusion,
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
-from diffusionrl_jax.rewards import REWARDS, Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
-from diffusionrl_jax.rewards.named import resolve
-from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+from diffusionrl_jax.rewards.scorers import check_scorer, is_on_host, load_scorer
 
 EMOJI = "emoji:"
-WEIGHTED_SUM = "weighted_sum"
-HOST_REWARD = "host_reward"
 NORMALISATIONS = ("batch", "group")
 
 
@@ -110,48 +106,7 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
 
 def scores_on_host(config: ml_collections.ConfigDict) -> bool:
     """Whether images leave the devices to be scored for training."""
-
-    def on_host(scorer) -> bool:
-        if scorer.reward == WEIGHTED_SUM:
-            return any(map(on_host, scorer.options.scorers.values()))
-        return scorer.reward == HOST_REWARD
-
-    return any(on_host(task.scorer) for task in config.tasks.values())
-
-
-def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
-    if ":" in scorer.reward:
-        return resolve(scorer.reward)
-    if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
-    return REWARDS[scorer.reward]
-
-
-def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
-
-    Args:
-      scorer: its name, folder and options.
-      group_size: images of each prompt; handed to rewards that look at groups.
-
-    Raises:
-      ValueError: if the name or an option is unknown.
-    """
-    if scorer.reward == WEIGHTED_SUM:
-        parts = {
-            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
-        }
-        rewards = {name: reward for name, (reward, _) in parts.items()}
-        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
-        return reward, {name: params for name, (_, params) in parts.items()}
-    kind = _reward_class(scorer)
-    options = dict(scorer.options)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(options) - fields:
-        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
-    if "group_size" in fields:
-        options["group_size"] = group_size
-    return kind.load(scorer.path, **options)
+    return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
 def make_prompts(name: str, seed: int) -> prompts.PromptSource:
@@ -261,15 +216,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
     for task in config.tasks.values():
-        _check_scorer(task.scorer)
-
-
-def _check_scorer(scorer: ml_collections.ConfigDict) -> None:
-    if scorer.reward == WEIGHTED_SUM:
-        for part in scorer.options.scorers.values():
-            _check_scorer(part)
-    else:
-        _reward_class(scorer)
+        check_scorer(task.scorer)
 
 
 def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:

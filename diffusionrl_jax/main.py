@@ -22,10 +22,10 @@ from diffusionrl_jax.checkpoints import (
     write_run_information,
 )
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import Evaluator, best_score
+from diffusionrl_jax.evaluation import Evaluator, best_score, draw_before_after
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.models import lora
-from diffusionrl_jax.monitoring.images import before_after, image_grid
+from diffusionrl_jax.monitoring.images import image_grid
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
 from diffusionrl_jax.rewards.host_reward import ScorerError
@@ -73,7 +73,7 @@ def train(config, workdir: str) -> None:
     picture = os.path.join(workdir, "before_after.png")
     complete, trained = int(state.step) >= config.iterations, int(state.step) > first
     if complete and evaluator.prompts and (trained or not os.path.exists(picture)):
-        draw_before_after(experiment, evaluator, state, picture)
+        draw_before_after(evaluator, experiment.merge(state.evaluation_params), picture)
 
 
 def iterate(experiment, evaluator, checkpoints, state, first: int, execution: str, workdir: str):
@@ -143,18 +143,6 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                 f"{error} Iteration {done} is saved: mend the scorer, and the same command goes on."
             ) from error
     return state
-
-
-def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> None:
-    """Draws the same prompts with the same noise by the base and by the trained model."""
-    base = experiment.policy.params
-    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
-    before, after = (
-        evaluator.sampler(base | {"unet": unet}, prompts, experiment.config.evaluation.seed)
-        for unet in (base["unet"], experiment.merge(state.evaluation_params))
-    )
-    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
-    logging.info("Wrote %s", path)
 
 
 def main(_):

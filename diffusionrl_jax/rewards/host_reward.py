@@ -161,7 +161,7 @@ class HostReward:
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ScorerError:
-        return ScorerError(f"The scorer {self.scorer} raised {type(error).__name__}: {error}")
+        return ScorerError(f"The scorer {self.scorer} raised {type(error).__name__}: {error}.")
 
 
 def _is_url(scorer: str) -> bool:
@@ -191,7 +191,8 @@ def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
         is_numeric = False
     if not is_numeric:
         raise ScorerError(
-            f"The scorer {scorer} gave no list of numbers for {count} images, but {scores!r:.80}."
+            f"The scorer {scorer} gave no list of numbers for {count} images, but "
+            f"{str(scores)[:80]}."
         )
     if values.shape != (count,):
         raise ScorerError(

@@ -111,7 +111,7 @@ def request_scores(
         ) from error
     if response.status != 200:
         text = response.data[:200].decode(errors="replace")
-        raise ScorerError(f"The scorer {url} answered with HTTP status {response.status}: {text}")
+        raise ScorerError(f"The scorer {url} answered with HTTP status {response.status}: {text}.")
     try:
         return msgpack.unpackb(response.data)["scores"]
     except Exception as error:  # msgpack raises many kinds, ValueError not above all of them.

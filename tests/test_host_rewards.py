@@ -1,0 +1,172 @@
+"""Runs with scorers on the host, from start to end, and the documented page's own code."""
+
+import importlib.util
+import io
+import pathlib
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from diffusionrl_jax import main
+from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.rewards import http_scorer
+from diffusionrl_jax.rewards.host_reward import ScorerError
+from tests.test_programs import assert_same_state, steps_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "rewards_of_your_own.md").read_text()
+FAILURES = {
+    "dies": r"has failed 2 times, last: too many 500 error responses\. Iteration 2 is saved",
+    "hangs": r"has failed 2 times, last: no answer within the timeout\. Iteration 2 is saved",
+    "rubbish": r"gave no list of numbers for 8 images, but \['good', .* Iteration 2 is saved",
+    "nothing": "gave no finite score for any of 8 images. Iteration 2 is saved",
+}
+
+
+def pillow_size(images, prompts, metadata):
+    """`jpeg_size`, by Pillow."""
+    scores = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95)
+        scores.append(-np.float32(len(file.getvalue())) / np.float32(1000))
+    return scores
+
+
+ON_HOST = common.make_scorer("host_reward", f"{__name__}:pillow_size")
+
+
+TROUBLE = {}  # "kind" and the "iteration" it begins with
+
+
+def moody_size(images, prompts, metadata):
+    """`pillow_size`, until there is trouble."""
+    kind = TROUBLE.get("kind")
+    if kind is None or metadata[0]["iteration"] < TROUBLE["iteration"]:
+        return pillow_size(images, prompts, metadata)
+    if kind == "hangs":
+        time.sleep(6)
+    return {"rubbish": ["good"], "nothing": [None]}[kind] * len(images)
+
+
+def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_cache, tmp_path):
+    main.train(make_config(iterations=2), str(tmp_path / "graph"))
+    config = make_config(iterations=2, overlap_scoring=False)
+    config.tasks.small.scorer = config.evaluation.scorers.size = ON_HOST
+    main.train(config, str(tmp_path / "host"))
+    assert_same_state(tmp_path / "host", tmp_path / "graph", 2)
+    ours, theirs = (read_rows(str(tmp_path / name)) for name in ("host", "graph"))
+    for row, expected in zip(ours, theirs, strict=True):
+        for name in ("pairs/size", "people/size", "small/reward_mean", "small/loss"):
+            assert row.get(name) == expected.get(name)
+    assert "pairs/size" in ours[0]
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The address of the example server, which scores by `moody_size`."""
+    spec = importlib.util.spec_from_file_location("scorer", ROOT / "examples" / "scorer.py")
+    scorer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scorer)
+    monkeypatch.setattr(http_scorer, "BACKOFF", 0.01)
+    monkeypatch.setattr(http_scorer, "JITTER", 0.01)
+    server = scorer.make_server(moody_size, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def make_mixed(make_config):
+    """A function that makes a config that only trains, one task in the graph, one by a scorer."""
+
+    def make(path, iterations=4, **options):
+        config = make_config(iterations=iterations, **{"checkpoint.every": 100})
+        config.evaluation.sets, config.evaluation.best = {}, {}
+        scorer = common.make_scorer("host_reward", path, **options)
+        config.tasks.host = common.make_task(scorer, "emoji:pairs")
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(make_mixed, compilation_cache, tmp_path_factory):
+    """The workdir of a run of four iterations that nothing stops, scored by a function."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    main.train(make_mixed(f"{__name__}:moody_size"), str(workdir))
+    return workdir
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_scorer_that_fails_loses_nothing(kind, whole, make_mixed, served, tmp_path, monkeypatch):
+    by_http = kind != "rubbish"
+    options = {"timeout": 2.0, "retries": 1} if by_http else {}
+    path = served if by_http else f"{__name__}:moody_size"
+    monkeypatch.setitem(TROUBLE, "kind", kind)
+    monkeypatch.setitem(TROUBLE, "iteration", 2)
+    with pytest.raises(ScorerError, match=re.escape(f"The scorer {path} ") + FAILURES[kind]):
+        main.train(make_mixed(path, **options), str(tmp_path))
+    assert steps_of(tmp_path) == [0, 1, 2]
+    monkeypatch.delitem(TROUBLE, "kind")
+    main.train(make_mixed(path, **options), str(tmp_path))
+    assert steps_of(tmp_path) == [0, 1, 2, 3, 4]
+    assert_same_state(tmp_path, whole, 4)
+
+
+def test_a_run_that_overlaps_resumes_bit_for_bit(whole, make_mixed, tmp_path):
+    main.train(make_mixed(f"{__name__}:moody_size", iterations=2), str(tmp_path))
+    main.train(make_mixed(f"{__name__}:moody_size"), str(tmp_path))
+    assert_same_state(tmp_path, whole, 4)
+    rows = read_rows(str(whole))
+    assert rows[1]["ratio_check/max"] < 1e-4
+    assert min(row["ratio_check/max"] for row in rows[2:]) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_scorer_that_fails_in_an_evaluation(make_config, tmp_path, compilation_cache):
+    config = make_config(iterations=2)
+    # Metadata of an evaluation has no iteration, which this scorer looks for.
+    config.evaluation.scorers.moody = common.make_scorer("host_reward", f"{__name__}:moody_size")
+    config.evaluation.sets.pairs.scorers = ("size",)
+    config.evaluation.sets.people.scorers = ("moody",)
+    TROUBLE.update(kind="nothing", iteration=0)
+    with pytest.raises(ScorerError, match="raised KeyError: 'iteration'. Iteration 0 is saved"):
+        main.train(config, str(tmp_path))
+    TROUBLE.clear()
+    main.train(config, str(tmp_path))
+    assert steps_of(tmp_path) == [0, 1, 2]
+
+
+def test_a_fused_program_can_have_no_scorer_on_the_host(make_mixed, tmp_path):
+    config = make_mixed(f"{__name__}:moody_size")
+    config.execution = "fused"
+    with pytest.raises(ValueError, match="config.execution='fused' cannot have a host_reward"):
+        main.train(config, str(tmp_path))
+
+
+def test_the_pages_own_code_trains(make_config, compilation_cache, tmp_path, monkeypatch):
+    """The files are at most 20 lines long, and do what the page says."""
+    blocks = re.findall(r"```python\n# (.+)\n(.*?)```", PAGE, re.DOTALL)
+    code = dict(blocks)
+    assert list(code) == ["my_rewards.py", "my_scorers.py", "config"]
+    for name in ("my_rewards.py", "my_scorers.py"):
+        assert len([line for line in code[name].splitlines() if line.strip()]) <= 20
+        (tmp_path / name).write_text(code[name])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = make_config(iterations=1)
+    config.evaluation.sets, config.evaluation.best = {}, {}
+    exec(code["config"], {"config": config, "common": common})
+    main.train(config, str(tmp_path / "run"))
+    _, row = read_rows(str(tmp_path / "run"))
+    images = {name: row[f"{name}/reward_mean"] for name in ("small", "small_files", "red")}
+    assert -5 < images["small_files"] < -0.6  # A file of 32x32 pixels has more than its headers.
+    assert abs(images["red"]) < 1
+    for name in ("red", "small_files", "small"):
+        assert row[f"{name}/invalid_rewards"] == 0
