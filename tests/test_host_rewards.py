@@ -1,5 +1,6 @@
 """Runs with scorers on the host, from start to end, and the documented page's own code."""
 
+import functools
 import importlib.util
 import io
 import pathlib
@@ -7,6 +8,7 @@ import re
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from diffusionrl_jax import main
 from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.rewards import http_scorer
 from diffusionrl_jax.rewards.host_reward import ScorerError
-from tests.test_programs import assert_same_state, steps_of
+from tests.test_programs import assert_same_state, saved_state, steps_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "rewards_of_your_own.md").read_text()
@@ -59,11 +61,13 @@ def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_c
     config = make_config(iterations=2, overlap_scoring=False)
     config.tasks.small.scorer = config.evaluation.scorers.size = ON_HOST
     main.train(config, str(tmp_path / "host"))
-    assert_same_state(tmp_path / "host", tmp_path / "graph", 2)
+    params = (saved_state(tmp_path / name, 2)["params"] for name in ("host", "graph"))
+    # XLA may divide by 1000 otherwise than NumPy; two iterations move parameters by 2e-3.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), *params)
     ours, theirs = (read_rows(str(tmp_path / name)) for name in ("host", "graph"))
     for row, expected in zip(ours, theirs, strict=True):
         for name in ("pairs/size", "people/size", "small/reward_mean", "small/loss"):
-            assert row.get(name) == expected.get(name)
+            assert row.get(name) == pytest.approx(expected.get(name), rel=1e-5, abs=1e-6)
     assert "pairs/size" in ours[0]
 
 
