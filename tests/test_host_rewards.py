@@ -157,7 +157,7 @@ def test_a_fused_program_can_have_no_scorer_on_the_host(make_mixed, tmp_path):
 
 def test_the_pages_own_code_trains(make_config, compilation_cache, tmp_path, monkeypatch):
     """The files are at most 20 lines long, and do what the page says."""
-    blocks = re.findall(r"```python\n# (.+)\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n# ([^\n]+)\n(.*?)```", PAGE, re.DOTALL)
     code = dict(blocks)
     assert list(code) == ["my_rewards.py", "my_scorers.py", "config"]
     for name in ("my_rewards.py", "my_scorers.py"):
