@@ -253,6 +253,22 @@ class Evaluator:
             )
         )
 
+    def watch(
+        self, params: Mapping[str, Parameters]
+    ) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """What a run logs of its parameters: `Evaluation.means` with "best", and pictures of sets.
+
+        Args:
+          params: as of `__call__`.
+        """
+        evaluation = self(params)
+        means = evaluation.means()
+        grids = {
+            name: image_grid(images, len(images), scale=2)
+            for name, images in evaluation.images.items()
+        }
+        return means | {"best": best_score(means, self.config.best)}, grids
+
     def score_pictures(self, pictures: Mapping[str, np.ndarray]) -> dict[str, dict]:
         """Scores given pictures of the sets' prompts.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from diffusionrl_jax import assets
@@ -31,6 +32,7 @@ from diffusionrl_jax.learning.policy_gradient import (
     PolicyGradient,
 )
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.models.lora import count
 from diffusionrl_jax.models.stable_diffusion import (
     Parameters,
     StableDiffusion,
@@ -187,7 +189,11 @@ class Experiment:
         unet = self.policy.params["unet"]
         init = functools.partial(initial_state, self.config)
         sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
-        return jax.jit(init, out_shardings=sharding)(unet)
+        state = jax.jit(init, out_shardings=sharding)(unet)
+        if self.algorithm.lora is not None:
+            numbers = count(state.params), count(unet)
+            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
+        return state
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:

@@ -22,10 +22,9 @@ from diffusionrl_jax.checkpoints import (
     write_run_information,
 )
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import Evaluator, best_score, draw_before_after
+from diffusionrl_jax.evaluation import Evaluator, draw_before_after
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
-from diffusionrl_jax.models import lora
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.learning.state import TrainStateAhead
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
 from diffusionrl_jax.rewards.host_reward import ScorerError
@@ -55,9 +54,6 @@ def train(config, workdir: str) -> None:
         experiment = experiments.build(config, os.path.join(workdir, "cache"))
         evaluator = Evaluator(experiment.policy, config)
         state = experiment.init_state()
-        if experiment.algorithm.lora is not None:
-            numbers = lora.count(state.params), lora.count(experiment.policy.params["unet"])
-            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
         first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
         write_run_information(workdir, config)
         if first < config.iterations:
@@ -89,15 +85,8 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 
     def evaluate(state) -> tuple[dict[str, float], dict]:
         with timer.phase("evaluation"):
-            evaluation = evaluator(
-                experiment.policy.params | {"unet": experiment.merge(state.evaluation_params)}
-            )
-        means = evaluation.means()
-        grids = {
-            name: image_grid(images, len(images), scale=2)
-            for name, images in evaluation.images.items()
-        }
-        return means | {"best": best_score(means, config.evaluation.best)}, grids
+            unet = experiment.merge(state.evaluation_params)
+            return evaluator.watch(experiment.policy.params | {"unet": unet})
 
     with (
         contextlib.closing(MetricWriter(workdir, first + 1 if first else 0)) as writer,
@@ -112,7 +101,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
             following = None
             for done in range(first + 1, config.iterations + 1):
                 batch = following or experiment.batch(done - 1)
-                ahead = state.sampling_params is not None and done < config.iterations
+                ahead = isinstance(state, TrainStateAhead) and done < config.iterations
                 following = experiment.batch(done) if ahead else None
                 state, metrics = step(state, experiment.frozen, batch, following)
                 metrics = jax.device_get(metrics)
@@ -139,9 +128,8 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
             done = int(state.step)
             checkpoints.save(done, state, {"best": math.nan})
             checkpoints.wait()
-            raise ScorerError(
-                f"{error} Iteration {done} is saved: mend the scorer, and the same command goes on."
-            ) from error
+            mend = f"Iteration {done} is saved: mend the scorer, and the same command goes on."
+            raise ScorerError(f"{error} {mend}") from error
     return state
 
 

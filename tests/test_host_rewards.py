@@ -1,10 +1,13 @@
-"""Runs with scorers on the host, from start to end, and the documented page's own code."""
+"""Runs with scorers on the host, from start to end, and the code of docs/rewards_of_your_own.md."""
 
 import functools
 import importlib.util
 import io
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,6 +25,7 @@ from tests.test_programs import assert_same_state, saved_state, steps_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "rewards_of_your_own.md").read_text()
+EXAMPLE = ROOT / "examples" / "scorer.py"
 FAILURES = {
     "dies": r"has failed 2 times, last: too many 500 error responses\. Iteration 2 is saved",
     "hangs": r"has failed 2 times, last: no answer within the timeout\. Iteration 2 is saved",
@@ -58,7 +62,7 @@ def moody_size(images, prompts, metadata):
 
 def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_cache, tmp_path):
     main.train(make_config(iterations=2), str(tmp_path / "graph"))
-    config = make_config(iterations=2, overlap_scoring=False)
+    config = make_config(iterations=2)
     config.tasks.small.scorer = config.evaluation.scorers.size = ON_HOST
     main.train(config, str(tmp_path / "host"))
     params = (saved_state(tmp_path / name, 2)["params"] for name in ("host", "graph"))
@@ -74,7 +78,7 @@ def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_c
 @pytest.fixture
 def served(monkeypatch):
     """The address of the example server, which scores by `moody_size`."""
-    spec = importlib.util.spec_from_file_location("scorer", ROOT / "examples" / "scorer.py")
+    spec = importlib.util.spec_from_file_location("scorer", EXAMPLE)
     scorer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(scorer)
     monkeypatch.setattr(http_scorer, "BACKOFF", 0.01)
@@ -88,10 +92,15 @@ def served(monkeypatch):
 
 @pytest.fixture(scope="module")
 def make_mixed(make_config):
-    """A function that makes a config that only trains, one task in the graph, one by a scorer."""
+    """A function that makes a config that only trains, one task in the graph, one by a scorer.
+
+    It samples ahead, so that the parameters depend on all that a checkpoint must hold.
+    """
 
     def make(path, iterations=4, **options):
-        config = make_config(iterations=iterations, **{"checkpoint.every": 100})
+        config = make_config(
+            iterations=iterations, overlap_scoring=True, **{"checkpoint.every": 100}
+        )
         config.evaluation.sets, config.evaluation.best = {}, {}
         scorer = common.make_scorer("host_reward", path, **options)
         config.tasks.host = common.make_task(scorer, "emoji:pairs")
@@ -131,6 +140,82 @@ def test_a_run_that_overlaps_resumes_bit_for_bit(whole, make_mixed, tmp_path):
     rows = read_rows(str(whole))
     assert rows[1]["ratio_check/max"] < 1e-4
     assert min(row["ratio_check/max"] for row in rows[2:]) > 1e-3
+
+
+def test_what_overlaps_is_not_resumed_otherwise(whole, make_mixed):
+    config = make_mixed(f"{__name__}:moody_size")
+    config.overlap_scoring = False
+    with pytest.raises(ValueError, match=r"config.overlap_scoring \(was True, now False\)"):
+        main.train(config, str(whole))
+
+
+DYING = """
+import os
+
+
+def brightness(images, prompts, metadata):
+    if metadata[0]["iteration"] == 2 and not os.path.exists("mended"):
+        os._exit(1)
+    return images.mean((1, 2, 3))
+"""
+
+
+@pytest.fixture
+def start_scorer(tmp_path):
+    """A function that starts examples/scorer.py with `DYING`: the port that it answers on."""
+    (tmp_path / "dying.py").write_text(DYING)
+    started = []
+
+    def run(port=0):
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLE, "--function=dying:brightness", f"--port={port}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return int(process.stdout.readline().split()[-1])
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_program_outlives_its_scorer(
+    start_scorer, make_mixed, config_file, compilation_cache, tmp_path
+):
+    port = start_scorer()
+    config = make_mixed(f"http://localhost:{port}", retries=1)
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    arguments = f"--config={config_file(config)}", f"--workdir={workdir}"
+    run = functools.partial(
+        subprocess.run,
+        [sys.executable, "-m", "diffusionrl_jax.main", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **compilation_cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        text=True,
+    )
+    disturbed = run()
+    assert disturbed.returncode == 1
+    assert disturbed.stdout.splitlines()[-1] == (
+        f"error: The scorer http://localhost:{port} has failed 2 times, last: no connection. "
+        "Iteration 2 is saved: mend the scorer, and the same command goes on."
+    )
+    assert "Traceback" not in disturbed.stdout
+    (tmp_path / "mended").touch()
+    start_scorer(port)
+    resumed = run()
+    assert resumed.returncode == 0, resumed.stdout
+    assert "Resumed after iteration 2." in resumed.stdout
+    assert steps_of(workdir) == [0, 1, 2, 3, 4]
+    main.train(config, str(whole))
+    assert_same_state(workdir, whole, 4)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding,
 from diffusionrl_jax.learning.advantages import reward_metrics
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient
-from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 EXECUTIONS = ("auto", "fused", "split")
@@ -55,8 +55,8 @@ def make_train_step(
       timer: gets the seconds of each phase; fused there is one phase, "step".
 
     Returns:
-      A function of (state, frozen, batch) that gives the new state and the metrics. A state with
-      `sampling_params` may come with the batch of the next iteration besides: its images are then
+      A function of (state, frozen, batch) that gives the new state and the metrics. A
+      `TrainStateAhead` may come with the batch of the next iteration besides: its images are then
       drawn while the scorers on the host still score this one's. What is computed is the same. A
       `ScorerError` leaves the state as it was.
     """
@@ -86,7 +86,6 @@ def make_train_step(
         out_shardings=outputs,
     )
     finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
-
     keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=state_sharding)
 
     def draw(params, frozen, batch, step):
@@ -100,7 +99,7 @@ def make_train_step(
     drawn = []  # At most one: a batch, its samples, and the scores that are waited for.
 
     def split_step(state, frozen, batch, following=None):
-        ahead = state.sampling_params is not None
+        ahead = isinstance(state, TrainStateAhead)
         if not drawn or drawn[0][0] is not batch:
             params = state.sampling_params if ahead else state.params
             drawn[:] = [ask(draw(params, frozen, batch, state.step), batch)]
@@ -130,7 +129,7 @@ def make_train_step(
     return split_step
 
 
-def _keep_params(state: TrainState) -> TrainState:
+def _keep_params(state: TrainStateAhead) -> TrainStateAhead:
     """Before the update: its parameters are those that draw the next iteration's images."""
     copy = lambda leaf: jax.numpy.array(leaf, copy=True)
     return state.replace(sampling_params=jax.tree.map(copy, state.params))

@@ -18,20 +18,28 @@ class TrainState:
       params: what is trained, float32: the UNet's parameters, or LoRA's factors of them.
       optimizer_state: optax's.
       ema_params: exponential moving average of params over iterations; None if there is none.
-      sampling_params: what the next iteration's images are drawn with, `params` of one iteration
-        ago; None where they are drawn with `params`.
     """
 
     step: jax.Array
     params: Parameters
     optimizer_state: optax.OptState
     ema_params: Parameters | None
-    sampling_params: Parameters | None = None
 
     @property
     def evaluation_params(self) -> Parameters:
         """What pictures are drawn with: the average where one is kept."""
         return self.params if self.ema_params is None else self.ema_params
+
+
+@flax.struct.dataclass
+class TrainStateAhead(TrainState):
+    """Of a run that draws an iteration's images before the last iteration's update.
+
+    Attributes:
+      sampling_params: what the next iteration's images are drawn with, `params` of one update ago.
+    """
+
+    sampling_params: Parameters
 
 
 def make_optimizer(
@@ -75,13 +83,15 @@ def init_state(
       params: float32 parameters to start from.
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
-      samples_ahead: whether images are drawn with the parameters of one iteration ago.
+      samples_ahead: whether to make a `TrainStateAhead`.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=copy(params),
-        optimizer_state=optimizer.init(params),
-        ema_params=copy(params) if ema_decay else None,
-        sampling_params=copy(params) if samples_ahead else None,
-    )
+    fields = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": copy(params),
+        "optimizer_state": optimizer.init(params),
+        "ema_params": copy(params) if ema_decay else None,
+    }
+    if samples_ahead:
+        return TrainStateAhead(**fields, sampling_params=copy(params))
+    return TrainState(**fields)

@@ -1,5 +1,6 @@
 """The optimiser against PyTorch's AdamW, and the state before the first iteration."""
 
+import dataclasses
 import math
 
 import jax
@@ -63,6 +64,15 @@ def test_state_owns_its_parameters():
     state = init_state(params, make_optimizer(CONFIG, 1), ema_decay=0.9)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
     np.testing.assert_array_equal(params["kernel"], 1)
+
+
+def test_only_sampling_ahead_takes_more_state():
+    """A field that is None would be in every checkpoint, and earlier ones could not be opened."""
+    params = {"kernel": jnp.ones(3)}
+    states = [init_state(params, make_optimizer(CONFIG, 1), 0.9, ahead) for ahead in (False, True)]
+    names, names_ahead = ({field.name for field in dataclasses.fields(state)} for state in states)
+    assert names == {"step", "params", "optimizer_state", "ema_params"}
+    assert names_ahead == names | {"sampling_params"}
 
 
 def test_pictures_are_drawn_with_the_average_where_there_is_one():
