@@ -173,15 +173,10 @@ class Experiment:
     def _questions(self, texts: Sequence[Sequence[str]], step: int) -> tuple[Questions, ...]:
         if not any(map(host_rewards, self.algorithm.rewards)):
             return ()
+        rows = range(self.config.batch_size)
         return tuple(
-            Questions(
-                prompts_of_task,
-                [
-                    {"task": name, "iteration": step, "index": index}
-                    for index in range(len(prompts_of_task))
-                ],
-            )
-            for name, prompts_of_task in zip(self.task_names, texts, strict=True)
+            Questions(asked, [{"task": name, "iteration": step, "index": row} for row in rows])
+            for name, asked in zip(self.task_names, texts, strict=True)
         )
 
     def init_state(self) -> TrainState:

@@ -157,7 +157,7 @@ class HostReward:
                 raise ScorerError(
                     f"The scorer {self.scorer} has not returned within {self.timeout:g} seconds."
                 ) from None
-            except Exception as error:
+            except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ScorerError:

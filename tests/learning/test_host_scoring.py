@@ -1,12 +1,15 @@
 """Rewards that are computed on the host train as the same ones in the graph do."""
 
+import contextlib
 import dataclasses
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax.learning.state import init_state
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.monitoring.progress import PhaseTimer
 from diffusionrl_jax.rewards.host_reward import HostReward, Questions, ScorerError
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
@@ -74,11 +77,6 @@ def same(ours, theirs):
     return jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(ours), jax.device_get(theirs)))
 
 
-def state_ahead(setup):
-    numbers = setup.algorithm.hyperparameters
-    return init_state(setup.params, setup.algorithm.optimizer, numbers.ema_decay, True)
-
-
 def test_the_same_reward_on_the_host_gives_the_same_parameters(on_host, in_graph):
     ours, our_metrics = on_host.run("split")
     states, metrics = in_graph
@@ -100,9 +98,10 @@ def batches(setup, count):
     return [setup.batch.replace() for _ in range(count)]
 
 
-def run_ahead(setup, state, first, last, lookahead=True):
+def run_ahead(setup, first, last, state=None, lookahead=True):
     """Iterations first to last of four, and their metrics."""
-    step, metrics = setup.step("split"), []
+    state = state or setup.state(samples_ahead=True)
+    step, metrics = setup.step("split", samples_ahead=True), []
     all_ = batches(setup, 4)
     for index in range(first, last):
         following = all_[index + 1] if lookahead and index + 1 < len(all_) else None
@@ -113,24 +112,51 @@ def run_ahead(setup, state, first, last, lookahead=True):
 
 def test_overlapping_changes_nothing_but_the_order(on_host):
     """From the same parameters, drawing early, late or anew after a stop is the same."""
-    overlapped, metrics = run_ahead(on_host, state_ahead(on_host), 0, 4)
-    one_by_one, their_metrics = run_ahead(on_host, state_ahead(on_host), 0, 4, lookahead=False)
+    overlapped, metrics = run_ahead(on_host, 0, 4)
+    one_by_one, their_metrics = run_ahead(on_host, 0, 4, lookahead=False)
     assert same(overlapped, one_by_one)
     assert same(metrics, their_metrics)
-    stopped, _ = run_ahead(on_host, state_ahead(on_host), 0, 2)
-    saved = jax.device_get(stopped)
-    resumed, _ = run_ahead(on_host, jax.device_put(saved), 2, 4)
+    stopped, _ = run_ahead(on_host, 0, 2)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, stopped)
+    resumed, _ = run_ahead(on_host, 2, 4, jax.device_put(jax.device_get(stopped), shardings))
     assert same(overlapped, resumed)
 
 
 def test_samples_are_one_update_old(on_host):
-    _, metrics = run_ahead(on_host, state_ahead(on_host), 0, 3)
+    _, metrics = run_ahead(on_host, 0, 3)
     errors = [values["ratio_error_max"][0] for values in metrics]
     assert errors[0] < 1e-5
     assert min(errors[1:]) > 1e-4
-    state, _ = run_ahead(on_host, state_ahead(on_host), 0, 2)
-    before, _ = run_ahead(on_host, state_ahead(on_host), 0, 1)
+    state, _ = run_ahead(on_host, 0, 2)
+    before, _ = run_ahead(on_host, 0, 1)
     assert same(state.sampling_params, before.params)
+
+
+class Watch(PhaseTimer):
+    """Remembers which phases have ended."""
+
+    ended = []
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        with super().phase(name):
+            yield
+        self.ended.append(name)
+
+
+def patient(images, prompts, metadata):
+    """Waits for two iterations' images to be drawn."""
+    while Watch.ended.count("sample") < 2:
+        time.sleep(0.01)
+    return redness(images, prompts, metadata)
+
+
+def test_images_are_drawn_while_the_last_are_scored(setup):
+    waiting = with_rewards(setup, (HostReward(f"{__name__}:patient", timeout=60.0), Redness()))
+    state = waiting.state(samples_ahead=True)
+    step = make_train_step(waiting.algorithm, state, "split", Watch())
+    step(state, waiting.frozen, *batches(waiting, 2))
+    assert Watch.ended == ["sample", "sample", "score", "update"]
 
 
 def test_images_without_a_score_are_left_out(on_host):
@@ -145,7 +171,7 @@ def test_images_without_a_score_are_left_out(on_host):
 
 def test_a_failure_leaves_the_state_as_it_was(setup, on_host):
     broken = with_rewards(setup, (HostReward(f"{__name__}:without_numbers"), Redness()))
-    state = state_ahead(setup)
+    state = setup.state()
     before = jax.device_get(state)
     with pytest.raises(ScorerError, match="without_numbers gave no finite score for any of 8"):
         broken.step("split")(state, broken.frozen, broken.batch)

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import pathlib
 import socket
+import sys
 import threading
 import time
 
@@ -37,6 +38,10 @@ def sleepy(images, prompts, metadata):
 
 def raising(images, prompts, metadata):
     raise KeyError("no such cat")
+
+
+def leaving(images, prompts, metadata):
+    sys.exit("out of memory")
 
 
 def too_few(images, prompts, metadata):
@@ -211,6 +216,7 @@ def test_servers_that_fail_for_good(serve_answers, answer, message):
     [
         ("sleepy", "has not returned within 0.3 seconds"),
         ("raising", "raised KeyError: 'no such cat'"),
+        ("leaving", "raised SystemExit: out of memory"),
         ("too_few", r"gave scores of shape \(1,\) for 5 images"),
         ("words", r"gave no list of numbers for 5 images, but \['good'"),
     ],
