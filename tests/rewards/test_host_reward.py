@@ -69,7 +69,7 @@ def serve():
 
     def start(server):
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return f"http://localhost:{server.server_port}/score"
 
     yield start
