@@ -39,9 +39,10 @@ def make_server(function: Callable, port: int) -> http.server.ThreadingHTTPServe
             try:
                 images = read_images(question)
                 scores = function(images, question["prompts"], question["metadata"])
-                self.answer(200, msgpack.packb({"scores": np.asarray(scores, float).tolist()}))
+                answer = 200, msgpack.packb({"scores": np.asarray(scores, float).tolist()})
             except Exception as error:
-                self.answer(500, f"{type(error).__name__}: {error}".encode())
+                answer = 500, f"{type(error).__name__}: {error}".encode()
+            self.answer(*answer)
 
         def answer(self, status: int, body: bytes):
             self.send_response(status)
