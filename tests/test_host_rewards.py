@@ -208,7 +208,7 @@ def test_a_program_outlives_its_scorer(
     start_scorer, make_mixed, config_file, compilation_cache, tmp_path
 ):
     port = start_scorer()
-    config = make_mixed(f"http://localhost:{port}", retries=1)
+    config = make_mixed(f"http://localhost:{port}", retries=2)
     workdir, whole = tmp_path / "run", tmp_path / "whole"
     arguments = f"--config={config_file(config)}", f"--workdir={workdir}"
     run = functools.partial(
@@ -224,7 +224,7 @@ def test_a_program_outlives_its_scorer(
     disturbed = run()
     assert disturbed.returncode == 1
     assert disturbed.stdout.splitlines()[-1] == (
-        f"error: The scorer http://localhost:{port} has failed 2 times, last: no connection. "
+        f"error: The scorer http://localhost:{port} has failed 3 times, last: no connection. "
         "Iteration 2 is saved: mend the scorer, and the same command goes on."
     )
     assert "Traceback" not in disturbed.stdout

@@ -128,4 +128,6 @@ def _reason(error: Exception) -> str:
         return "no connection"
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return "no answer within the timeout"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "the connection broke"
     return str(error)

@@ -192,6 +192,7 @@ def test_scores_that_lack_are_nan(serve_answers):
     ("answer", "message"),
     [
         ((200, 2.0), "has failed 2 times, last: no answer within the timeout"),
+        ((200, 0.0), "has failed 2 times, last: the connection broke"),
         ((500, b"out of memory"), "has failed 2 times, last: too many 500 error responses"),
         ((404, b"nobody here"), "answered with HTTP status 404: nobody here"),
         ((200, b"<html>"), "did not answer with a msgpack map that has 'scores'"),
