@@ -68,6 +68,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
+    # With a host_reward: whether the next images are drawn while the last are scored. They are then
+    # one update old when they are trained on; docs/rewards_of_your_own.md.
+    config.overlap_scoring = False
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
     config.remat = "none"
@@ -96,8 +99,8 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
     """A reward model, by its name in `diffusionrl_jax.rewards.REWARDS`.
 
     Args:
-      reward: the name.
-      path: its folder; empty for a reward without weights.
+      reward: the name, or "package.module:Class" of your own; docs/rewards_of_your_own.md.
+      path: its folder, or of a host_reward the function or address; empty for a reward without.
       **options: fields of the reward, such as `credit="leave_one_out"`.
     """
     return ml_collections.ConfigDict(

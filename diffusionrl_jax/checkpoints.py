@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
+
+from diffusionrl_jax.distributed.processes import true_everywhere
 
 PyTree = Any
 
@@ -137,7 +138,7 @@ class Checkpoints:
                 state = self.restore_step(step, abstract_state)
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
                 failure = _first_line(error)
-            if _true_everywhere(failure is None):
+            if true_everywhere(failure is None):
                 self._broken_steps = list(failures)
                 return step, state
             failures[step] = failure or "it failed in another process"
@@ -212,7 +213,7 @@ class Checkpoints:
                 while target.exists():
                     target = target.with_name(f"{target.name}.broken")
                 folder.rename(target)
-        _true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
+        true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
         self._broken_steps = []
         self._manager.reload()
 
@@ -276,13 +277,6 @@ def _fill_empty(expected, restored):
     )
 
 
-def _true_everywhere(flag: bool) -> bool:
-    """Whether the flag is true in every process; a barrier where there are several."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
-
-
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
 
@@ -329,7 +323,7 @@ class PreemptionGuard:
 
     def should_stop(self) -> bool:
         """Whether any process has been told to stop. With several, all must ask together."""
-        return not _true_everywhere(not self._received)
+        return not true_everywhere(not self._received)
 
 
 def check_workdir_writable(workdir: str) -> None:

@@ -22,10 +22,14 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
+from diffusionrl_jax.experiment import Policy, load_policy, make_prompts
+from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.monitoring.images import before_after, image_grid
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import load_scorer
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
 COMPARED_IMAGES = 3  # of these, in the comparison of models
@@ -186,7 +190,7 @@ class Evaluator:
                     loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
-                self._scorers[name][scorer] = score, params, inputs
+                self._scorers[name][scorer] = reward, score, params, inputs
 
     def _blocks(self, name: str) -> Iterator[slice]:
         """Equal parts of a set, each of whole groups and over all devices."""
@@ -199,12 +203,23 @@ class Evaluator:
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
         sharding = batch_sharding(self.policy.mesh)
-        images = jax.device_put(images, sharding)
+        on_devices = jax.device_put(images, sharding)
         scores = {}
-        for scorer, (score, params, inputs) in self._scorers[name].items():
+        for scorer, (reward, score, params, inputs) in self._scorers[name].items():
             part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
-            scores[scorer] = np.asarray(score(params, images, part))
+            if host_rewards(reward):
+                part |= self._from_host(reward, name, block, images)
+            scores[scorer] = np.asarray(score(params, on_devices, part))
         return scores
+
+    def _from_host(
+        self, reward: Reward, name: str, block: slice, images: np.ndarray
+    ) -> dict[str, jax.Array]:
+        mesh, prompts = self.policy.mesh, self.prompts[name][block]
+        metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
+        images = jax.device_put(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        return pending.result()[0]
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
         images, scores = {}, {}
@@ -237,6 +252,22 @@ class Evaluator:
                 params, self.prompts[name][block], self.config.seed + index, block.start
             )
         )
+
+    def watch(
+        self, params: Mapping[str, Parameters]
+    ) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """What a run logs of its parameters: `Evaluation.means` with "best", and pictures of sets.
+
+        Args:
+          params: as of `__call__`.
+        """
+        evaluation = self(params)
+        means = evaluation.means()
+        grids = {
+            name: image_grid(images, len(images), scale=2)
+            for name, images in evaluation.images.items()
+        }
+        return means | {"best": best_score(means, self.config.best)}, grids
 
     def score_pictures(self, pictures: Mapping[str, np.ndarray]) -> dict[str, dict]:
         """Scores given pictures of the sets' prompts.
@@ -353,3 +384,15 @@ def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluati
         column_captions=captions,
         scale=max(1, 96 // images[0].shape[2]),
     )
+
+
+def draw_before_after(evaluator: Evaluator, trained: Parameters, path: str) -> None:
+    """Draws the same prompts with the same noise by the base and by a trained UNet."""
+    base = evaluator.policy.params
+    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
+    before, after = (
+        evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
+        for unet in (base["unet"], trained)
+    )
+    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
+    logging.info("Wrote %s", path)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from diffusionrl_jax import assets
@@ -32,17 +33,17 @@ from diffusionrl_jax.learning.policy_gradient import (
 )
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.models.lora import count
 from diffusionrl_jax.models.stable_diffusion import (
     Parameters,
     StableDiffusion,
     load_stable_diffusion,
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
-from diffusionrl_jax.rewards import REWARDS, Reward
-from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import check_scorer, is_on_host, load_scorer
 
 EMOJI = "emoji:"
-WEIGHTED_SUM = "weighted_sum"
 NORMALISATIONS = ("batch", "group", "prompt")
 
 
@@ -102,40 +103,14 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
     lora = make_lora(config)
     params = unet_params if lora is None else lora.init(unet_params, config.seed)
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
-    return init_state(params, optimizer, config.ema_decay, init_past_rewards(config.tasks))
+    past_rewards = init_past_rewards(config.tasks)
+    samples_ahead = scores_on_host(config) and config.overlap_scoring
+    return init_state(params, optimizer, config.ema_decay, past_rewards, samples_ahead)
 
 
-def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
-    if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
-    return REWARDS[scorer.reward]
-
-
-def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
-
-    Args:
-      scorer: its name, folder and options.
-      group_size: images of each prompt; handed to rewards that look at groups.
-
-    Raises:
-      ValueError: if the name or an option is unknown.
-    """
-    if scorer.reward == WEIGHTED_SUM:
-        parts = {
-            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
-        }
-        rewards = {name: reward for name, (reward, _) in parts.items()}
-        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
-        return reward, {name: params for name, (_, params) in parts.items()}
-    kind = _reward_class(scorer)
-    options = dict(scorer.options)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(options) - fields:
-        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
-    if "group_size" in fields:
-        options["group_size"] = group_size
-    return kind.load(scorer.path, **options)
+def scores_on_host(config: ml_collections.ConfigDict) -> bool:
+    """Whether images leave the devices to be scored for training."""
+    return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
 def make_prompts(name: str, seed: int) -> prompts.PromptSource:
@@ -204,6 +179,16 @@ class Experiment:
             reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
             prompt_places=jax.device_put(places, batch_sharding(mesh)),
+            questions=self._questions(texts, step),
+        )
+
+    def _questions(self, texts: Sequence[Sequence[str]], step: int) -> tuple[Questions, ...]:
+        if not any(map(host_rewards, self.algorithm.rewards)):
+            return ()
+        rows = range(self.config.batch_size)
+        return tuple(
+            Questions(asked, [{"task": name, "iteration": step, "index": row} for row in rows])
+            for name, asked in zip(self.task_names, texts, strict=True)
         )
 
     def init_state(self) -> TrainState:
@@ -211,7 +196,11 @@ class Experiment:
         unet = self.policy.params["unet"]
         init = functools.partial(initial_state, self.config)
         sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
-        return jax.jit(init, out_shardings=sharding)(unet)
+        state = jax.jit(init, out_shardings=sharding)(unet)
+        if self.algorithm.lora is not None:
+            numbers = count(state.params), count(unet)
+            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
+        return state
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
@@ -240,15 +229,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
     for task in config.tasks.values():
-        _check_scorer(task.scorer)
-
-
-def _check_scorer(scorer: ml_collections.ConfigDict) -> None:
-    if scorer.reward == WEIGHTED_SUM:
-        for part in scorer.options.scorers.values():
-            _check_scorer(part)
-    else:
-        _reward_class(scorer)
+        check_scorer(task.scorer)
 
 
 def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:

@@ -14,7 +14,7 @@ from etils import epath
 from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed.mesh import parameter_sharding
-from diffusionrl_jax.experiment import Policy, initial_state, load_policy
+from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
@@ -127,8 +127,10 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
     if not is_run(workdir):
         return
     now = json.loads(json.dumps(config.to_dict(), default=str))
+    # Where nothing is scored on the host, nothing can be overlapped.
+    free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
     earlier, now = (
-        {name: value for name, value in values.items() if name not in FREE_FIELDS}
+        {name: value for name, value in values.items() if name not in free}
         for values in (read_config(workdir).to_dict(), now)
     )
     if differences := differing_fields(earlier, now):

@@ -114,6 +114,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert Image.open(finished / "before_after.png").width >= 2 * 96
     kept = {int(path.name) for path in (finished / "checkpoints").iterdir() if path.is_dir()}
     assert {2, 3} <= kept
+    assert set(saved_state(finished, 3)) == {"step", "params", "optimizer_state", "ema_params"}
 
 
 def test_a_checkpoints_score_is_of_its_own_parameters(finished):
@@ -172,7 +173,8 @@ def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, chang
 
 def test_what_does_not_matter_may_change(finished, make_config):
     config = make_config(
-        **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2}
+        **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2},
+        overlap_scoring=True,
     )
     runs.check_same_experiment(str(finished), config)
 

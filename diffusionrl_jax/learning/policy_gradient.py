@@ -39,6 +39,7 @@ from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +98,14 @@ class Batch:
         "input_ids" int32 [B, tokens]; None without the pretraining loss.
       prompt_places: of each task, int32 [B], which of its prompts each sample is of, or None if its
         rewards are not normalised by prompt; empty if no task's are.
+      questions: of each task, what its scorers on the host are told; stays on the host.
     """
 
     input_ids: jax.Array
     reward_inputs: tuple[Any, ...]
     pretraining: Mapping[str, jax.Array] | None
     prompt_places: tuple[jax.Array | None, ...] = ()
+    questions: tuple[Questions, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 @flax.struct.dataclass

@@ -54,6 +54,31 @@ class TrainStateWithRewards(TrainState):
         return self.replace(past_rewards=past_rewards)
 
 
+@flax.struct.dataclass
+class TrainStateAhead(TrainState):
+    """Of a run that draws an iteration's images before the last iteration's update.
+
+    Attributes:
+      sampling_params: what the next iteration's images are drawn with, `params` of one update ago.
+    """
+
+    sampling_params: Parameters
+
+
+@flax.struct.dataclass
+class TrainStateAheadWithRewards(TrainStateWithRewards, TrainStateAhead):
+    """Of a run that does both."""
+
+
+# By the fields that they have beyond `TrainState`'s.
+STATES = {
+    frozenset(): TrainState,
+    frozenset({"past_rewards"}): TrainStateWithRewards,
+    frozenset({"sampling_params"}): TrainStateAhead,
+    frozenset({"past_rewards", "sampling_params"}): TrainStateAheadWithRewards,
+}
+
+
 def make_optimizer(
     config: ml_collections.ConfigDict, updates_per_iteration: int
 ) -> optax.GradientTransformation:
@@ -88,6 +113,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     past_rewards: PastRewards = (),
+    samples_ahead: bool = False,
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
 
@@ -96,6 +122,7 @@ def init_state(
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
       past_rewards: of each task, its prompts' statistics or None; empty if no task keeps any.
+      samples_ahead: whether the state also keeps what the next images are drawn with.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
     fields = {
@@ -104,6 +131,7 @@ def init_state(
         "optimizer_state": optimizer.init(params),
         "ema_params": copy(params) if ema_decay else None,
     }
-    if past_rewards:
-        return TrainStateWithRewards(**fields, past_rewards=past_rewards)
-    return TrainState(**fields)
+    more = {"past_rewards": past_rewards} if past_rewards else {}
+    if samples_ahead:
+        more["sampling_params"] = copy(params)
+    return STATES[frozenset(more)](**fields, **more)

@@ -10,6 +10,7 @@ from diffusionrl_jax.rewards.aesthetic import Aesthetic
 from diffusionrl_jax.rewards.clip_score import ClipScore
 from diffusionrl_jax.rewards.colorimetry import ColourParity
 from diffusionrl_jax.rewards.detection import Detection
+from diffusionrl_jax.rewards.host_reward import HostReward
 from diffusionrl_jax.rewards.hps_v2 import HpsV2
 from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
@@ -44,4 +45,5 @@ REWARDS: dict[str, type[Reward]] = {
     "recognition": Recognition,
     "recognised_parity": RecognisedParity,
     "colour_parity": ColourParity,
+    "host_reward": HostReward,
 }

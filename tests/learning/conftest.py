@@ -111,14 +111,15 @@ class Setup:
     frozen: Frozen
     batch: Batch
 
-    def state(self):
+    def state(self, samples_ahead=False):
         optimizer, numbers = self.algorithm.optimizer, self.algorithm.hyperparameters
-        state = init_state(self.params, optimizer, numbers.ema_decay)
+        state = init_state(self.params, optimizer, numbers.ema_decay, (), samples_ahead)
         return jax.device_put(state, parameter_sharding(self.algorithm.mesh, state))
 
     @functools.cache  # noqa: B019
-    def step(self, execution):
-        return make_train_step(self.algorithm, self.state(), execution, PhaseTimer())
+    def step(self, execution, samples_ahead=False):
+        state = self.state(samples_ahead)
+        return make_train_step(self.algorithm, state, execution, PhaseTimer())
 
     def run(self, execution, iterations=2):
         """Two iterations on the same batch: (host states, the first one first; host metrics)."""
