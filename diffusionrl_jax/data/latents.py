@@ -13,7 +13,6 @@ import concurrent.futures
 import functools
 import hashlib
 import json
-import struct
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +25,9 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+
 FIELDS = ("latent_mean", "latent_std", "input_ids")
-DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 INDEX = "index.json"
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 PICTURES_PER_FILE = 1024
@@ -72,15 +72,14 @@ class LatentDataset:
                     f" {COMMAND} --output={folder} again to mend it."
                 )
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
-        self._headers: dict[int, tuple[dict, int]] = {}
+        self._headers: dict[int, dict[str, StoredTensor]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of one picture's latent_mean, latent_std and input_ids."""
-        tensors, _ = self._header(0)
-        return {field: tuple(tensors[field]["shape"][1:]) for field in FIELDS}
+        return {field: self._header(0)[field].shape[1:] for field in FIELDS}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
@@ -105,7 +104,7 @@ class LatentDataset:
         """The pictures of these indices, from 0 in the source's order; fields as of `batch`."""
         numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
         result = {
-            field: np.empty((len(numbers), *shape), DTYPES[self._header(0)[0][field]["dtype"]])
+            field: np.empty((len(numbers), *shape), self._header(0)[field].dtype)
             for field, shape in self.shapes().items()
         }
         reads = [
@@ -118,22 +117,20 @@ class LatentDataset:
             read.result()
         return result
 
-    def _header(self, number: int) -> tuple[dict, int]:
+    def _header(self, number: int) -> dict[str, StoredTensor]:
         if number not in self._headers:
             path = self._folder / file_name(number, len(self._sizes))
-            tensors, begin = _read_header(path)
-            self._headers[number] = tensors, begin
+            self._headers[number], _ = read_header(path)
         return self._headers[number]
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
-        tensors, begin = self._header(number)
+        tensors = self._header(number)
         path = self._folder / file_name(number, len(self._sizes))
         with path.open("rb") as file:
             for field, values in result.items():
                 size = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-                first = begin + tensors[field]["data_offsets"][0]
                 for place in places.tolist():
-                    file.seek(first + size * int(rows[place]))
+                    file.seek(tensors[field].start + size * int(rows[place]))
                     data = file.read(size)
                     if len(data) != size:
                         raise ValueError(f"The cached latents {path} were cut short meanwhile.")
@@ -276,24 +273,15 @@ def _write(path: epath.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _read_header(path: epath.Path) -> tuple[dict, int]:
-    """A safetensors file's JSON, and where its data begins."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(min(size, 2**20))), 8 + size
-
-
 def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
     if not path.exists():
         return False
     try:
-        tensors, begin = _read_header(path)
-        found = tensors.pop("__metadata__")
-        end = max(tensor["data_offsets"][1] for tensor in tensors.values())
-        whole = path.stat().length == begin + end
-    except (struct.error, AttributeError, KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        tensors, found = read_header(path)
+    except ValueError:
+        tensors = {}
+    ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
+    if path.stat().length != max(ends, default=None):
         logging.warning("%s is damaged and is made anew.", path)
         return False
     if found != about:
