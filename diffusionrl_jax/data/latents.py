@@ -1,9 +1,9 @@
-"""The pretraining pictures as latents and token ids, encoded once and then drawn by step.
+"""The pretraining pictures as latents and texts, encoded once and then drawn by step.
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
 advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
-The text encoder runs in the step, on token ids: they are a thousandth of its states, and the
-empty prompt takes the place of some anew in each step.
+Of the text usually the token ids alone are kept: they are a thousandth of the text encoder's
+states, which the step computes from them.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
 completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -27,7 +27,6 @@ from jax.experimental import multihost_utils
 
 from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
 
-FIELDS = ("latent_mean", "latent_std", "input_ids")
 INDEX = "index.json"
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 PICTURES_PER_FILE = 1024
@@ -35,13 +34,14 @@ READERS = 16
 
 
 class LatentDataset:
-    """Latents and token ids of a folder, drawn in shuffled epochs by random access.
+    """Latents and texts of a folder, drawn in shuffled epochs by random access.
 
     Args:
       folder: what `write_latents` wrote, local or `gs://`.
 
     Attributes:
       model: the `fingerprint` of what encoded the pictures.
+      text_model: that of what embedded the texts, or None where only their token ids are kept.
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
@@ -56,7 +56,8 @@ class LatentDataset:
             )
         try:
             index = json.loads((self._folder / INDEX).read_text())
-            self.model, self._count = index["model"], index["pictures"]
+            self.model, self.text_model = index["model"], index.get("text_model")
+            self._count = index["pictures"]
             self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
         except (KeyError, TypeError, ValueError):
             raise ValueError(
@@ -78,8 +79,8 @@ class LatentDataset:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one picture's latent_mean, latent_std and input_ids."""
-        return {field: self._header(0)[field].shape[1:] for field in FIELDS}
+        """Of one picture's fields, as of `batch`."""
+        return {field: tensor.shape[1:] for field, tensor in self._header(0).items()}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
@@ -94,7 +95,8 @@ class LatentDataset:
 
         Returns:
           latent_mean and latent_std [rows, channels, height, width] float32, the VAE's scaling
-          factor applied, and input_ids [rows, tokens] int32.
+          factor applied, input_ids [rows, tokens] int32, and what else `embed` made of these, if
+          anything.
         """
         order = _order(len(self), seed)
         places = range(step * batch_size, (step + 1) * batch_size)[rows]
@@ -151,6 +153,8 @@ def write_latents(
     batch_size: int = 64,
     pictures_per_file: int = PICTURES_PER_FILE,
     progress: Callable[[int], None] = lambda done: None,
+    embed: Callable[[np.ndarray], Mapping[str, Any]] | None = None,
+    text_model: str | None = None,
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
@@ -168,6 +172,9 @@ def write_latents(
       batch_size: pictures that are encoded at a time.
       pictures_per_file: so many are held in memory.
       progress: is told how many pictures are done.
+      embed: token ids int32 [batch_size, tokens] -> arrays [batch_size, ...] by name, to be kept
+        too. It always sees full batches.
+      text_model: the `fingerprint` of what embeds.
 
     Raises:
       ValueError: the source is empty, an item is not such a picture, or the folder holds latents
@@ -177,6 +184,7 @@ def write_latents(
     if not len(source):
         raise ValueError("There are no pretraining pictures: the source is empty.")
     parts = [model, source.fingerprint, len(source), pictures_per_file]
+    parts += [text_model] if embed else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
     paths = [folder / file_name(number, count) for number in range(count)]
@@ -193,7 +201,7 @@ def write_latents(
     done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
     for number in missing:
         rows = _rows(number, source, pictures_per_file)
-        arrays = _encode(source, rows, encode, tokenize, batch_size)
+        arrays = _encode(source, rows, encode, tokenize, embed, batch_size)
         if is_writer:
             _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
         done += len(rows)
@@ -201,6 +209,7 @@ def write_latents(
     if is_writer:
         index = {
             "model": model,
+            "text_model": text_model,
             "pictures": len(source),
             "pictures_per_file": pictures_per_file,
             "sizes": [path.stat().length for path in paths],
@@ -238,12 +247,12 @@ def _rows(number: int, source: Sequence, pictures_per_file: int) -> range:
     return range(first, min(first + pictures_per_file, len(source)))
 
 
-def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str, np.ndarray]:
-    means, stds, texts, shape = [], [], [], None
+def _encode(source, rows: range, encode, tokenize, embed, batch_size: int) -> dict[str, np.ndarray]:
+    parts, shape = [], None
     with concurrent.futures.ThreadPoolExecutor() as readers:
         for first in range(0, len(rows), batch_size):
             chosen = rows[first : first + batch_size]
-            images = []
+            images, texts = [], []
             for index, (image, text) in enumerate(
                 readers.map(source.__getitem__, chosen), chosen[0]
             ):
@@ -256,15 +265,23 @@ def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str,
                 images.append(image)
                 texts.append(text)
             images += [images[-1]] * (batch_size - len(images))
+            texts += [texts[-1]] * (batch_size - len(texts))
             mean, std = encode(np.stack(images).astype(np.float32) / 255.0)
-            means.append(np.asarray(mean, np.float32)[: len(chosen)])
-            stds.append(np.asarray(std, np.float32)[: len(chosen)])
-    ids = np.asarray(tokenize(texts), np.int32)
-    arrays = np.concatenate(means), np.concatenate(stds), ids
-    for name, values in zip(FIELDS[:2], arrays[:2], strict=True):
+            ids = np.asarray(tokenize(texts), np.int32)
+            arrays = {
+                "latent_mean": np.asarray(mean, np.float32),
+                "latent_std": np.asarray(std, np.float32),
+                "input_ids": ids,
+                **(embed(ids) if embed else {}),
+            }
+            parts.append({name: np.asarray(part)[: len(chosen)] for name, part in arrays.items()})
+    # safetensors writes memory as it lies, whatever the strides.
+    join = lambda name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
+    arrays = {name: join(name) for name in parts[0]}
+    for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"The VAE's {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
-    return dict(zip(FIELDS, map(np.ascontiguousarray, arrays), strict=True))
+            raise ValueError(f"The {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
+    return arrays
 
 
 def _write(path: epath.Path, content: bytes) -> None:
