@@ -97,9 +97,9 @@ class Batch:
     Attributes:
       input_ids: int32 [T, B, tokens].
       reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
-      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
-        "input_ids" int32 [B, tokens], and what `text_encoders.text_to_arrays` makes of these where
-        it was computed in advance; None without the pretraining loss.
+      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width]; where the
+        texts were encoded in advance, what `text_encoders.text_to_arrays` makes of that; and
+        "input_ids" int32 [B, tokens]; None without the pretraining loss.
     """
 
     input_ids: jax.Array
