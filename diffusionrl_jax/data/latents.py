@@ -308,6 +308,6 @@ def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
 
 def _other_latents(folder: epath.Path, path: epath.Path) -> ValueError:
     return ValueError(
-        f"{folder} holds latents of another model or other pictures ({path.name}): name another"
-        " folder, or remove this one."
+        f"{folder} holds latents of another model or other pictures, or with other embeddings or"
+        f" none ({path.name}): name another folder, or remove this one."
     )
