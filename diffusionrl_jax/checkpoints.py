@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from diffusionrl_jax.distributed.processes import true_everywhere
@@ -326,16 +327,34 @@ class PreemptionGuard:
         return not true_everywhere(not self._received)
 
 
-def check_workdir_writable(workdir: str) -> None:
+def check_workdir_writable(workdir: str, flag: str = "--workdir") -> None:
+    """As `make_writable`, for a folder on a file system.
+
+    Raises:
+      ValueError: the folder is in a bucket, cannot be made or cannot be written to.
+    """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"{flag}={workdir} is not a folder: mount the bucket, or choose a folder that you can "
+            "write to."
+        )
+    make_writable(workdir, flag)
+
+
+def make_writable(path: str, flag: str) -> epath.Path:
     """Makes the folder and tries it, before hours of compute end in an error.
+
+    Args:
+      path: the folder, local or `gs://`.
+      flag: what named it.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: the folder cannot be made or written to.
     """
-    mend = "choose a folder that you can write to with --workdir"
-    if "://" in str(workdir):
-        raise ValueError(f"The workdir {workdir} is not a folder: mount the bucket, or {mend}.")
-    folder = pathlib.Path(workdir)
+    folder = epath.Path(path)
     probe = folder / f".writable-{platform.node()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -344,8 +363,9 @@ def check_workdir_writable(workdir: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(
-            f"The workdir {workdir} cannot be written to ({reason}): {mend}."
+            f"{flag}={path} cannot be written to ({reason}): choose a folder that you can write to."
         ) from None
+    return folder
 
 
 def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:

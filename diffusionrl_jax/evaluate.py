@@ -44,7 +44,7 @@ def main(_):
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():
                 chosen.images = IMAGES.value
-        check_workdir_writable(OUTPUT.value)
+        check_workdir_writable(OUTPUT.value, "--output")
         checkpoints = [parse_checkpoint(text) for text in CHECKPOINTS.value]
         print(compare_models(config, checkpoints, OUTPUT.value))
 

@@ -355,7 +355,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         frozen=frozen,
         task_names=names,
         sources=sources,
-        pictures=load_pictures(config, policy.model, policy.params["vae"], policy.mesh, cache_dir),
+        pictures=load_pictures(config, policy.model, policy.params, policy.mesh, cache_dir),
         prompt_places=places,
     )
 

@@ -6,6 +6,7 @@ from absl import logging
 from etils import epath
 
 from diffusionrl_jax import runs
+from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models import lora, weights
@@ -19,22 +20,12 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
       ValueError: it cannot be written to, or holds something and is not to be overwritten.
     """
     folder = epath.Path(path)
-    probe = folder / ".writable"
-    try:
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise ValueError(
-                f"--output={path} is not empty: choose another folder, or write over its files "
-                "with --overwrite."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(
-            f"--output={path} cannot be written to ({reason}): choose another folder."
-        ) from None
-    return folder
+            f"--output={path} is not empty: choose another folder, or write over its files "
+            "with --overwrite."
+        )
+    return make_writable(path, "--output")
 
 
 def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:

@@ -1,9 +1,10 @@
 """From config.pretraining to the batches of latents that the pretraining loss takes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from etils import epath
 from jax.sharding import Mesh
@@ -12,7 +13,9 @@ from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
 from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
+from diffusionrl_jax.models.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.text_encoders import text_to_arrays
 
 LATENTS = "latents:"
 EMOJI = "emoji"
@@ -49,6 +52,19 @@ def model_fingerprint(model: StableDiffusion, vae: Parameters, mesh: Mesh) -> st
     )
 
 
+def text_fingerprint(model: StableDiffusion, text_encoder: Parameters, mesh: Mesh) -> str:
+    """What a model's text embeddings depend on beside the token ids."""
+    configs = [model.configs[name] for name in model.networks if name in TEXT_ENCODERS]
+    return latents.fingerprint(
+        jax.device_put(text_encoder, replicated(mesh)),
+        str(jnp.dtype(model.text_encoder.dtype)),
+        str([config["hidden_act"] for config in configs]),
+        # What XL alone has beside the states.
+        str(model.configs.get("pipeline", {}).get("force_zeros_for_empty_prompt", True)),
+        str(model.image_shape),
+    )
+
+
 def encode_pictures(
     source: RecordPictures | MappedPictures,
     model: StableDiffusion,
@@ -57,6 +73,7 @@ def encode_pictures(
     folder: str | epath.Path,
     encoder: str,
     progress: Callable[[int], None] = lambda done: None,
+    text_encoder: Parameters | None = None,
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
 
@@ -67,10 +84,14 @@ def encode_pictures(
       folder: as of `latents.write_latents`, which also says what is raised.
       encoder: of `model_fingerprint`.
       progress: is told how many pictures are done.
+      text_encoder: embeds the texts, which are then kept beside their token ids.
     """
     vae = jax.device_put(vae, replicated(mesh))
     pictures, whole = batch_sharding(mesh), replicated(mesh)
     encode = jax.jit(model.encode, out_shardings=(whole, whole))
+    embed = jax.jit(
+        lambda params, ids: text_to_arrays(model.encode_text(params, ids)), out_shardings=whole
+    )
     height, width, _ = model.image_shape
     per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
     latents.write_latents(
@@ -81,13 +102,15 @@ def encode_pictures(
         encoder,
         batch_size=per_device * mesh.size,
         progress=progress,
+        embed=text_encoder and (lambda ids: embed(text_encoder, jax.device_put(ids, pictures))),
+        text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
     )
 
 
 def load_pictures(
     config: ml_collections.ConfigDict,
     model: StableDiffusion,
-    vae: Parameters,
+    params: Mapping[str, Parameters],
     mesh: Mesh,
     cache_dir: str,
 ) -> latents.LatentDataset | None:
@@ -95,7 +118,8 @@ def load_pictures(
 
     Args:
       config: see `configs/common.py`.
-      model, vae: what encodes.
+      model: what encodes.
+      params: its "vae" and "text_encoder".
       mesh: over whose devices.
       cache_dir: where latents are kept, unless the config names a folder of them.
 
@@ -113,7 +137,7 @@ def load_pictures(
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set"
             " config.pretraining.weight=0 to train without."
         )
-    encoder = model_fingerprint(model, vae, mesh)
+    encoder = model_fingerprint(model, params["vae"], mesh)
     if name.startswith(LATENTS):
         dataset = latents.LatentDataset(name.removeprefix(LATENTS))
         if dataset.model != encoder:
@@ -122,12 +146,19 @@ def load_pictures(
                 f" at another size, than config.model={config.model!r}: run {latents.COMMAND} for"
                 " this config."
             )
+        found = dataset.text_model
+        if found and found != text_fingerprint(model, params["text_encoder"], mesh):
+            raise ValueError(
+                f"The text embeddings of config.pretraining.pictures={name!r} are of another text"
+                f" encoder than config.model={config.model!r} has, or of another config.dtype: run"
+                f" {latents.COMMAND} for this config, or without --text_embeddings."
+            )
         return dataset
     source = open_source(name, model, cache_dir)
     # Other pictures or another model: another folder.
     key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
-    encode_pictures(source, model, vae, mesh, folder, encoder)
+    encode_pictures(source, model, params["vae"], mesh, folder, encoder)
     return latents.LatentDataset(folder)
 
 

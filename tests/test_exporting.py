@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 
 from diffusionrl_jax import exporting, main, runs
 from diffusionrl_jax.diffusion.rollout import noise_keys
@@ -19,6 +19,10 @@ from diffusionrl_jax.models.weights import read_safetensors
 PROMPTS = ["an apple next to a cake", "a portrait of a judge"]
 SEED, STEPS = 5, 4
 EMOJI = "asset:emoji/stable_diffusion"
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,22 @@ def run(train):
 def lora_run(train):
     # An alpha other than the rank, which a LoRA file takes for granted.
     return train(**{"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1})
+
+
+@pytest.fixture(scope="module")
+def xl_run(train, tiny_xl_model):
+    return train(**{"model": tiny_xl_model, "optimizer.learning_rate": 1e-2})
+
+
+@pytest.fixture(scope="module")
+def xl_lora_run(train, tiny_xl_model):
+    rates = {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1}
+    return train(**{"model": tiny_xl_model, **rates})
+
+
+def base_of(workdir):
+    """The folder that a run began with."""
+    return runs.opening_config(workdir).model
 
 
 def sampled(workdir, guidance_scale=3.0):
@@ -74,7 +94,7 @@ def drawn_by_pytorch(pipeline, latents, guidance_scale=3.0):
 def assert_same_pictures(ours, pipeline, base, latents):
     """Alike but for float32's rounding through a few steps, and not what the base draws."""
     theirs = drawn_by_pytorch(pipeline, latents)
-    before = drawn_by_pytorch(StableDiffusionPipeline.from_pretrained(base), latents)
+    before = drawn_by_pytorch(DiffusionPipeline.from_pretrained(base), latents)
     assert np.abs(ours - theirs).mean() < 1e-4
     assert np.abs(ours - before).mean() > 5e-3
 
@@ -84,21 +104,24 @@ def exported(checkpoint, folder, function=exporting.export_pipeline, dtype="floa
     return folder
 
 
-@pytest.mark.parametrize("which", ["run", "lora_run"])
-def test_pytorch_draws_the_same_pictures(which, request, tiny_model, tmp_path):
+@pytest.mark.parametrize("which", ["run", "lora_run", slow("xl_run"), slow("xl_lora_run")])
+def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     workdir = request.getfixturevalue(which)
     ours, latents = sampled(workdir)
     folder = exported(workdir, tmp_path / "whole")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    assert_same_pictures(ours, pipeline, tiny_model, latents)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert isinstance(pipeline, StableDiffusionXLPipeline) == which.startswith("xl")
+    assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 
-def test_pytorch_draws_the_same_pictures_with_a_lora_file(lora_run, tiny_model, tmp_path):
-    ours, latents = sampled(lora_run)
-    exported(lora_run, tmp_path, exporting.export_lora)
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model)
+@pytest.mark.parametrize("which", ["lora_run", slow("xl_lora_run")])
+def test_pytorch_draws_the_same_pictures_with_a_lora_file(which, request, tmp_path):
+    workdir = request.getfixturevalue(which)
+    ours, latents = sampled(workdir)
+    exported(workdir, tmp_path, exporting.export_lora)
+    pipeline = DiffusionPipeline.from_pretrained(base_of(workdir))
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
-    assert_same_pictures(ours, pipeline, tiny_model, latents)
+    assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 
 @pytest.mark.slow
@@ -109,17 +132,21 @@ def test_the_emoji_world_goes_to_pytorch(train, changes, tmp_path):
     workdir = train(**{"model": EMOJI, "optimizer.learning_rate": 1e-3, **changes})
     ours, latents = sampled(workdir)
     base, folder = exported(EMOJI, tmp_path / "base"), exported(workdir, tmp_path / "whole")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     assert_same_pictures(ours, pipeline, base, latents)
     if changes:
         exported(workdir, tmp_path / "lora", exporting.export_lora)
-        pipeline = StableDiffusionPipeline.from_pretrained(base)
+        pipeline = DiffusionPipeline.from_pretrained(base)
         pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE_NAME)
         assert_same_pictures(ours, pipeline, base, latents)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_import_is_what_evaluation_draws_with(run, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("which", "dtype"),
+    [("run", "float32"), ("run", "bfloat16"), ("run", "float16"), slow("xl_run", "float32")],
+)
+def test_import_is_what_evaluation_draws_with(which, dtype, request, tmp_path):
+    run = request.getfixturevalue(which)
     folder = exported(f"{run}@2", tmp_path, dtype=dtype)
     model, imported = load_stable_diffusion(folder)
     policy = load_policy(runs.opening_config(run))
@@ -160,6 +187,6 @@ def test_output_is_looked_at_first(tmp_path):
         exporting.prepare_output(str(tmp_path))
     assert exporting.prepare_output(str(tmp_path), overwrite=True)
     assert os.listdir(tmp_path) == ["file"]
-    with pytest.raises(ValueError, match="cannot be written to .*another folder"):
+    with pytest.raises(ValueError, match="--output=.* cannot be written to .*folder that you can"):
         exporting.prepare_output(str(tmp_path / "file" / "folder"))
     assert exporting.prepare_output(str(tmp_path / "new" / "folder")).is_dir()

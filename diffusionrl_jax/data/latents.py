@@ -1,9 +1,9 @@
-"""The pretraining pictures as latents and token ids, encoded once and then drawn by step.
+"""The pretraining pictures as latents and texts, encoded once and then drawn by step.
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
 advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
-The text encoder runs in the step, on token ids: they are a thousandth of its states, and the
-empty prompt takes the place of some anew in each step.
+Of the text usually the token ids alone are kept: they are a thousandth of the text encoder's
+states, which the step computes from them.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
 completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
@@ -13,9 +13,8 @@ import concurrent.futures
 import functools
 import hashlib
 import json
-import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -26,8 +25,8 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-FIELDS = ("latent_mean", "latent_std", "input_ids")
-DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+
 INDEX = "index.json"
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 PICTURES_PER_FILE = 1024
@@ -35,13 +34,14 @@ READERS = 16
 
 
 class LatentDataset:
-    """Latents and token ids of a folder, drawn in shuffled epochs by random access.
+    """Latents and texts of a folder, drawn in shuffled epochs by random access.
 
     Args:
       folder: what `write_latents` wrote, local or `gs://`.
 
     Attributes:
       model: the `fingerprint` of what encoded the pictures.
+      text_model: that of what embedded the texts, or None where only their token ids are kept.
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
@@ -56,7 +56,8 @@ class LatentDataset:
             )
         try:
             index = json.loads((self._folder / INDEX).read_text())
-            self.model, self._count = index["model"], index["pictures"]
+            self.model, self.text_model = index["model"], index.get("text_model")
+            self._count = index["pictures"]
             self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
         except (KeyError, TypeError, ValueError):
             raise ValueError(
@@ -72,15 +73,14 @@ class LatentDataset:
                     f" {COMMAND} --output={folder} again to mend it."
                 )
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
-        self._headers: dict[int, tuple[dict, int]] = {}
+        self._headers: dict[int, dict[str, StoredTensor]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one picture's latent_mean, latent_std and input_ids."""
-        tensors, _ = self._header(0)
-        return {field: tuple(tensors[field]["shape"][1:]) for field in FIELDS}
+        """Of one picture's fields, as of `batch`."""
+        return {field: tensor.shape[1:] for field, tensor in self._header(0).items()}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
@@ -95,7 +95,8 @@ class LatentDataset:
 
         Returns:
           latent_mean and latent_std [rows, channels, height, width] float32, the VAE's scaling
-          factor applied, and input_ids [rows, tokens] int32.
+          factor applied, input_ids [rows, tokens] int32, and what else `embed` made of these, if
+          anything.
         """
         order = _order(len(self), seed)
         places = range(step * batch_size, (step + 1) * batch_size)[rows]
@@ -105,7 +106,7 @@ class LatentDataset:
         """The pictures of these indices, from 0 in the source's order; fields as of `batch`."""
         numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
         result = {
-            field: np.empty((len(numbers), *shape), DTYPES[self._header(0)[0][field]["dtype"]])
+            field: np.empty((len(numbers), *shape), self._header(0)[field].dtype)
             for field, shape in self.shapes().items()
         }
         reads = [
@@ -118,22 +119,20 @@ class LatentDataset:
             read.result()
         return result
 
-    def _header(self, number: int) -> tuple[dict, int]:
+    def _header(self, number: int) -> dict[str, StoredTensor]:
         if number not in self._headers:
             path = self._folder / file_name(number, len(self._sizes))
-            tensors, begin = _read_header(path)
-            self._headers[number] = tensors, begin
+            self._headers[number], _ = read_header(path)
         return self._headers[number]
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
-        tensors, begin = self._header(number)
+        tensors = self._header(number)
         path = self._folder / file_name(number, len(self._sizes))
         with path.open("rb") as file:
             for field, values in result.items():
                 size = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-                first = begin + tensors[field]["data_offsets"][0]
                 for place in places.tolist():
-                    file.seek(first + size * int(rows[place]))
+                    file.seek(tensors[field].start + size * int(rows[place]))
                     data = file.read(size)
                     if len(data) != size:
                         raise ValueError(f"The cached latents {path} were cut short meanwhile.")
@@ -154,6 +153,8 @@ def write_latents(
     batch_size: int = 64,
     pictures_per_file: int = PICTURES_PER_FILE,
     progress: Callable[[int], None] = lambda done: None,
+    embed: Callable[[np.ndarray], Mapping[str, Any]] | None = None,
+    text_model: str | None = None,
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
@@ -171,6 +172,9 @@ def write_latents(
       batch_size: pictures that are encoded at a time.
       pictures_per_file: so many are held in memory.
       progress: is told how many pictures are done.
+      embed: token ids int32 [batch_size, tokens] -> arrays [batch_size, ...] by name, to be kept
+        too. It always sees full batches.
+      text_model: the `fingerprint` of what embeds.
 
     Raises:
       ValueError: the source is empty, an item is not such a picture, or the folder holds latents
@@ -180,6 +184,7 @@ def write_latents(
     if not len(source):
         raise ValueError("There are no pretraining pictures: the source is empty.")
     parts = [model, source.fingerprint, len(source), pictures_per_file]
+    parts += [text_model] if embed else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
     paths = [folder / file_name(number, count) for number in range(count)]
@@ -196,7 +201,7 @@ def write_latents(
     done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
     for number in missing:
         rows = _rows(number, source, pictures_per_file)
-        arrays = _encode(source, rows, encode, tokenize, batch_size)
+        arrays = _encode(source, rows, encode, tokenize, embed, batch_size)
         if is_writer:
             _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
         done += len(rows)
@@ -204,6 +209,7 @@ def write_latents(
     if is_writer:
         index = {
             "model": model,
+            "text_model": text_model,
             "pictures": len(source),
             "pictures_per_file": pictures_per_file,
             "sizes": [path.stat().length for path in paths],
@@ -241,12 +247,12 @@ def _rows(number: int, source: Sequence, pictures_per_file: int) -> range:
     return range(first, min(first + pictures_per_file, len(source)))
 
 
-def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str, np.ndarray]:
-    means, stds, texts, shape = [], [], [], None
+def _encode(source, rows: range, encode, tokenize, embed, batch_size: int) -> dict[str, np.ndarray]:
+    parts, shape = [], None
     with concurrent.futures.ThreadPoolExecutor() as readers:
         for first in range(0, len(rows), batch_size):
             chosen = rows[first : first + batch_size]
-            images = []
+            images, texts = [], []
             for index, (image, text) in enumerate(
                 readers.map(source.__getitem__, chosen), chosen[0]
             ):
@@ -259,15 +265,23 @@ def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str,
                 images.append(image)
                 texts.append(text)
             images += [images[-1]] * (batch_size - len(images))
+            texts += [texts[-1]] * (batch_size - len(texts))
             mean, std = encode(np.stack(images).astype(np.float32) / 255.0)
-            means.append(np.asarray(mean, np.float32)[: len(chosen)])
-            stds.append(np.asarray(std, np.float32)[: len(chosen)])
-    ids = np.asarray(tokenize(texts), np.int32)
-    arrays = np.concatenate(means), np.concatenate(stds), ids
-    for name, values in zip(FIELDS[:2], arrays[:2], strict=True):
+            ids = np.asarray(tokenize(texts), np.int32)
+            arrays = {
+                "latent_mean": np.asarray(mean, np.float32),
+                "latent_std": np.asarray(std, np.float32),
+                "input_ids": ids,
+                **(embed(ids) if embed else {}),
+            }
+            parts.append({name: np.asarray(part)[: len(chosen)] for name, part in arrays.items()})
+    # safetensors writes memory as it lies, whatever the strides.
+    join = lambda name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
+    arrays = {name: join(name) for name in parts[0]}
+    for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"The VAE's {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
-    return dict(zip(FIELDS, map(np.ascontiguousarray, arrays), strict=True))
+            raise ValueError(f"The {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
+    return arrays
 
 
 def _write(path: epath.Path, content: bytes) -> None:
@@ -276,24 +290,15 @@ def _write(path: epath.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _read_header(path: epath.Path) -> tuple[dict, int]:
-    """A safetensors file's JSON, and where its data begins."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(min(size, 2**20))), 8 + size
-
-
 def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
     if not path.exists():
         return False
     try:
-        tensors, begin = _read_header(path)
-        found = tensors.pop("__metadata__")
-        end = max(tensor["data_offsets"][1] for tensor in tensors.values())
-        whole = path.stat().length == begin + end
-    except (struct.error, AttributeError, KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        tensors, found = read_header(path)
+    except ValueError:
+        tensors = {}
+    ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
+    if path.stat().length != max(ends, default=None):
         logging.warning("%s is damaged and is made anew.", path)
         return False
     if found != about:
@@ -303,6 +308,6 @@ def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
 
 def _other_latents(folder: epath.Path, path: epath.Path) -> ValueError:
     return ValueError(
-        f"{folder} holds latents of another model or other pictures ({path.name}): name another"
-        " folder, or remove this one."
+        f"{folder} holds latents of another model or other pictures, or with other embeddings or"
+        f" none ({path.name}): name another folder, or remove this one."
     )

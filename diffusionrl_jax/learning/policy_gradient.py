@@ -34,10 +34,15 @@ from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
 from diffusionrl_jax.learning.state import TrainState
-from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
+from diffusionrl_jax.learning.updates import (
+    Updates,
+    drop_text,
+    policy_updates,
+    pretraining_update,
+)
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
-from diffusionrl_jax.models.text_encoders import Text
+from diffusionrl_jax.models.text_encoders import Text, text_from_arrays
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions
 
@@ -94,7 +99,8 @@ class Batch:
     Attributes:
       input_ids: int32 [T, B, tokens].
       reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
-      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
+      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width]; where the
+        texts were encoded in advance, what `text_encoders.text_to_arrays` makes of that; and
         "input_ids" int32 [B, tokens]; None without the pretraining loss.
       prompt_places: of each task, int32 [B], which of its prompts each sample is of, or None if its
         rewards are not normalised by prompt; empty if no task's are.
@@ -281,19 +287,22 @@ class PolicyGradient:
             )
         if numbers.pretraining_weight:
             places = jnp.arange(len(batch.pretraining["input_ids"]))
-            update, ids = pretraining_update(
+            update, dropped = pretraining_update(
                 self.schedule,
                 batch.pretraining,
                 draws.keys(numbers.seed, step, draws.PRETRAINING, places),
-                frozen.empty_ids,
                 weight=numbers.pretraining_weight,
                 # Of two passes one has the empty prompt: `losses.pretraining` weights them.
                 text_dropout=numbers.text_dropout if numbers.passes == 1 else 0.0,
                 task=len(self.rewards),
             )
             parts.append(update)
-            captions = self.model.encode_text(frozen.text_encoder, ids)
+            captions = text_from_arrays(batch.pretraining)
+            if captions is None:
+                ids = batch.pretraining["input_ids"]
+                captions = self.model.encode_text(frozen.text_encoder, ids)
             empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+            captions = drop_text(captions, empty, dropped)
             both = conditions(captions, empty, numbers.guidance_scale)
             text.append(jax.tree.map(lambda array: array[None], both))
         concatenate = lambda *leaves: jnp.concatenate(leaves)

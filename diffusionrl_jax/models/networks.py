@@ -9,6 +9,7 @@ from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.tensor_files import open_networks
 
 SECOND = "text_encoder_2"  # of XL alone
+TEXT_ENCODERS = ("text_encoder", SECOND)
 NETWORKS = ("unet", "vae", "text_encoder")
 NETWORKS_XL = (*NETWORKS, SECOND)
 
@@ -89,5 +90,5 @@ def join_networks(trees: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `split_networks`."""
     if SECOND not in trees:
         return dict(trees)
-    text = {name: trees[name] for name in ("text_encoder", SECOND)}
+    text = {name: trees[name] for name in TEXT_ENCODERS}
     return {"unet": trees["unet"], "vae": trees["vae"], "text_encoder": text}

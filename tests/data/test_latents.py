@@ -175,5 +175,5 @@ def test_wrong_pictures_are_named(tmp_path):
     with pytest.raises(ValueError, match="Picture 2 is float64"):
         write(tmp_path, source)
     nan = lambda images: [np.full((len(images), 1, 1, 1), np.nan)] * 2
-    with pytest.raises(ValueError, match="latent_mean of pictures 0 to 3 is not finite"):
+    with pytest.raises(ValueError, match="The latent_mean of pictures 0 to 3 is not finite"):
         write(tmp_path, encode=nan)

@@ -25,9 +25,9 @@ from diffusionrl_jax.learning.policy_gradient import (
     PolicyGradient,
 )
 from diffusionrl_jax.learning.state import init_state
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
-from tests.schedulers import STABLE_DIFFUSION
 
 TOKENS = 4
 VOCABULARY = 32
@@ -69,7 +69,7 @@ CONFIGS = {
         "projection_dim": 16,
         "vocab_size": VOCABULARY,
     },
-    "scheduler": STABLE_DIFFUSION,
+    "scheduler": NOISE_SCHEDULE,
 }
 HYPERPARAMETERS = Hyperparameters(
     seed=3,

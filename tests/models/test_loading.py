@@ -17,6 +17,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from diffusionrl_jax.data import stored_tensors
 from diffusionrl_jax.distributed import mesh as distributed_mesh
 from diffusionrl_jax.models import hub, tensor_files, weights
 from diffusionrl_jax.models.networks import NETWORKS, STEMS
@@ -236,7 +237,7 @@ def test_wrong_tensors_are_found_before_any_is_read(folder, monkeypatch, change,
     def read(*_, **__):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(tensor_files.StoredTensor, "__array__", read)
+    monkeypatch.setattr(stored_tensors.StoredTensor, "__array__", read)
     with pytest.raises(ValueError, match=words):
         load_stable_diffusion(folder)
 

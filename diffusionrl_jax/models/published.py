@@ -58,8 +58,8 @@ _OPENCLIP_BIGG = _CLIP_L | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
+# What all of them were trained with.
+NOISE_SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -68,7 +68,9 @@ _SCHEDULER = {
     "prediction_type": "epsilon",
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    "timestep_spacing": "leading",
 }
+_SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE
 
 CONFIGS = {
     "sd15": {
