@@ -67,6 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1
+    # Whether "fsdp" splits the large parameters of text encoder, VAE and reward models, too.
+    config.mesh.split_frozen = True
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.

@@ -38,8 +38,8 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         config = CONFIG.value
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():

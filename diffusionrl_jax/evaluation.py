@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from PIL import Image
 
 from diffusionrl_jax import runs
@@ -18,11 +18,18 @@ from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
-    parameter_sharding,
+    frozen_sharding,
+    place,
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
+from diffusionrl_jax.experiment import (
+    Policy,
+    load_policy,
+    load_scorer,
+    make_prompts,
+    split_frozen,
+)
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
 from diffusionrl_jax.monitoring.images import image_grid
@@ -91,7 +98,7 @@ class Sampler:
         """
         policy = self.policy
         sharding = batch_sharding(policy.mesh)
-        empty_ids = jax.device_put(policy.empty_ids, replicated(policy.mesh))
+        empty_ids = place(policy.empty_ids, replicated(policy.mesh))
         images = [np.zeros((0, *policy.model.image_shape), np.float32)]
         for start in range(0, len(prompts), self.batch):
             part = list(prompts[start : start + self.batch])
@@ -99,9 +106,9 @@ class Sampler:
             indices = first + start + np.arange(self.batch)
             drawn = self._draw(
                 dict(params),
-                jax.device_put(policy.model.tokenize(padded), sharding),
+                place(policy.model.tokenize(padded), sharding),
                 empty_ids,
-                jax.device_put(indices, sharding),
+                place(indices, sharding),
                 seed,
             )
             images.append(np.asarray(drawn)[: len(part)])
@@ -182,7 +189,7 @@ class Evaluator:
                 key = scorer, chosen.group_size
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
-                    params = jax.device_put(params, parameter_sharding(mesh, params))
+                    params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
                     loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
@@ -199,10 +206,10 @@ class Evaluator:
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
         sharding = batch_sharding(self.policy.mesh)
-        images = jax.device_put(images, sharding)
+        images = place(images, sharding)
         scores = {}
         for scorer, (score, params, inputs) in self._scorers[name].items():
-            part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
+            part = {field: place(rows[block], sharding) for field, rows in inputs.items()}
             scores[scorer] = np.asarray(score(params, images, part))
         return scores
 
@@ -331,10 +338,11 @@ def compare_models(
     )
     text = tables.markdown(rows, evaluator.prompts)
     if jax.process_index() == 0:
-        folder = pathlib.Path(output)
-        (folder / "results.md").write_text(text, encoding="utf-8")
+        folder = epath.Path(output)
+        (folder / "results.md").write_text(text)
         tables.write_csv(folder / "results.csv", rows)
-        _comparison_picture(evaluator, evaluations).save(folder / "comparison.png")
+        with (folder / "comparison.png").open("wb") as file:
+            _comparison_picture(evaluator, evaluations).save(file, "PNG")
     return text
 
 

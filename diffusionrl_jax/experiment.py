@@ -19,8 +19,10 @@ from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
+    frozen_sharding,
     make_mesh,
     parameter_sharding,
+    place,
     replicated,
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
@@ -80,12 +82,27 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
-        sharding=functools.partial(parameter_sharding, mesh),
+        sharding=functools.partial(_network_sharding, mesh, split_frozen(config)),
         attention=config.attention,
         mesh=mesh,
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     return Policy(model, schedule, params, mesh)
+
+
+def split_frozen(config: ml_collections.ConfigDict) -> bool:
+    """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
+    return config.mesh.get("split_frozen", True)
+
+
+def _network_sharding(mesh: Mesh, split: bool, params):
+    """Of the UNet as of what is trained, of the text encoder and the VAE as the config says."""
+    return {
+        name: parameter_sharding(mesh, network)
+        if name == "unet"
+        else frozen_sharding(mesh, network, split)
+        for name, network in params.items()
+    }
 
 
 def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
@@ -190,8 +207,8 @@ class Experiment:
                 self.pictures, step, config.batch_size, config.seed, mesh
             )
         return Batch(
-            input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
-            reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
+            input_ids=place(ids, batch_sharding(mesh, axis=1)),
+            reward_inputs=place(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
         )
 
@@ -331,8 +348,8 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
     frozen = Frozen(
         text_encoder=policy.params["text_encoder"],
         vae=policy.params["vae"],
-        rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
-        empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, split_frozen(config))),
+        empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
         unet=None if lora is None else policy.params["unet"],
     )
     return Experiment(

@@ -7,10 +7,10 @@ Started again with the same workdir it goes on where it was.
 
 import contextlib
 import math
-import os
 
 import jax
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from diffusionrl_jax import experiment as experiments
@@ -21,7 +21,7 @@ from diffusionrl_jax.checkpoints import (
     check_workdir_writable,
     write_run_information,
 )
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.distributed import processes, start
 from diffusionrl_jax.evaluation import Evaluator, best_score
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.models import lora
@@ -50,7 +50,7 @@ def train(config, workdir: str) -> None:
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
-        experiment = experiments.build(config, os.path.join(workdir, "cache"))
+        experiment = experiments.build(config, str(epath.Path(workdir) / "cache"))
         evaluator = Evaluator(experiment.policy, config)
         state = experiment.init_state()
         if experiment.algorithm.lora is not None:
@@ -68,9 +68,10 @@ def train(config, workdir: str) -> None:
                 "--config.iterations=%d.",
                 *(workdir, first, config.iterations),
             )
-    picture = os.path.join(workdir, "before_after.png")
+    picture = epath.Path(workdir) / "before_after.png"
     complete, trained = int(state.step) >= config.iterations, int(state.step) > first
-    if complete and evaluator.prompts and (trained or not os.path.exists(picture)):
+    drawn = not trained and processes.true_everywhere(picture.exists())
+    if complete and evaluator.prompts and not drawn:
         draw_before_after(experiment, evaluator, state, picture)
 
 
@@ -120,6 +121,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
             if last or (done % config.evaluation.every == 0 and not stopping):
                 scores, grids = evaluate(state)
                 values |= scores
+                stopping = guard.should_stop()  # Evaluating may take as long as an iteration.
             writer.scalars(done, values | timer.collect())
             writer.images(done, grids)
             if stopping or last or done % config.checkpoint.every == 0:
@@ -129,7 +131,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
     return state
 
 
-def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> None:
+def draw_before_after(experiment, evaluator: Evaluator, state, path: epath.Path) -> None:
     """Draws the same prompts with the same noise by the base and by the trained model."""
     base = experiment.policy.params
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
@@ -137,13 +139,16 @@ def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> Non
         evaluator.sampler(base | {"unet": unet}, prompts, experiment.config.evaluation.seed)
         for unet in (base["unet"], experiment.merge(state.evaluation_params))
     )
-    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
-    logging.info("Wrote %s", path)
+    if jax.process_index() == 0:
+        grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
+        with path.open("wb") as file:
+            grid.save(file, "PNG")
+        logging.info("Wrote %s", path)
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         train(CONFIG.value, WORKDIR.value)
 
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import struct
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ import safetensors.numpy
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+
+from diffusionrl_jax.data.files import write_whole
 
 FIELDS = ("latent_mean", "latent_std", "input_ids")
 DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
@@ -198,7 +199,7 @@ def write_latents(
         rows = _rows(number, source, pictures_per_file)
         arrays = _encode(source, rows, encode, tokenize, batch_size)
         if is_writer:
-            _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
+            write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
         done += len(rows)
         progress(done)
     if is_writer:
@@ -208,7 +209,7 @@ def write_latents(
             "pictures_per_file": pictures_per_file,
             "sizes": [path.stat().length for path in paths],
         }
-        _write(folder / INDEX, json.dumps(index, indent=1).encode())
+        write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents are written")
 
@@ -268,12 +269,6 @@ def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str,
         if not np.isfinite(values).all():
             raise ValueError(f"The VAE's {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
     return dict(zip(FIELDS, map(np.ascontiguousarray, arrays), strict=True))
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    partial = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _read_header(path: epath.Path) -> tuple[dict, int]:

@@ -27,6 +27,18 @@ def choose_execution(execution: str) -> str:
     return execution
 
 
+def fused_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
+    """A whole iteration as one program, `PolicyGradient.fused`; its state is donated.
+
+    Args:
+      algorithm: the iteration's functions.
+      state: the train state, or its shapes.
+    """
+    mesh = algorithm.mesh
+    outputs = (parameter_sharding(mesh, state), replicated(mesh))
+    return jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
+
+
 def make_train_step(
     algorithm: PolicyGradient, state: TrainState, execution: str, timer: PhaseTimer
 ) -> TrainStep:
@@ -41,11 +53,8 @@ def make_train_step(
     Returns:
       A function of (state, frozen, batch) that gives the new state and the metrics.
     """
-    mesh = algorithm.mesh
-    state_sharding = parameter_sharding(mesh, state)
-    outputs = (state_sharding, replicated(mesh))
     if execution == "fused":
-        fused = jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
+        fused = fused_program(algorithm, state)
 
         def fused_step(state, frozen, batch):
             with timer.phase("step"):
@@ -53,6 +62,8 @@ def make_train_step(
 
         return fused_step
 
+    mesh = algorithm.mesh
+    state_sharding = parameter_sharding(mesh, state)
     by_task = batch_sharding(mesh, axis=1)
     sample = jax.jit(algorithm.sample, out_shardings=by_task)
     score = jax.jit(algorithm.score, out_shardings=by_task)
@@ -63,7 +74,7 @@ def make_train_step(
             state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
         ),
         donate_argnums=0,
-        out_shardings=outputs,
+        out_shardings=(state_sharding, replicated(mesh)),
     )
     finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
 
