@@ -7,6 +7,7 @@ All draw the same prompts with the same noise; real pictures are scored beside t
 can draw them. It writes results.md, results.csv and comparison.png.
 """
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -46,7 +47,9 @@ def main(_):
                 chosen.images = IMAGES.value
         check_workdir_writable(OUTPUT.value)
         checkpoints = [parse_checkpoint(text) for text in CHECKPOINTS.value]
-        print(compare_models(config, checkpoints, OUTPUT.value))
+        tables = compare_models(config, checkpoints, OUTPUT.value)
+        if jax.process_index() == 0:
+            print(tables)
 
 
 if __name__ == "__main__":

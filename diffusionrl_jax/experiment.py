@@ -21,6 +21,7 @@ from diffusionrl_jax.distributed.mesh import (
     check_batch,
     frozen_sharding,
     make_mesh,
+    network_sharding,
     parameter_sharding,
     place,
     replicated,
@@ -82,7 +83,7 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
-        sharding=functools.partial(_network_sharding, mesh, split_frozen(config)),
+        sharding=functools.partial(network_sharding, mesh, split_frozen(config)),
         attention=config.attention,
         mesh=mesh,
     )
@@ -93,16 +94,6 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
 def split_frozen(config: ml_collections.ConfigDict) -> bool:
     """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
     return config.mesh.get("split_frozen", True)
-
-
-def _network_sharding(mesh: Mesh, split: bool, params):
-    """Of the UNet as of what is trained, of the text encoder and the VAE as the config says."""
-    return {
-        name: parameter_sharding(mesh, network)
-        if name == "unet"
-        else frozen_sharding(mesh, network, split)
-        for name, network in params.items()
-    }
 
 
 def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:

@@ -125,8 +125,8 @@ def test_two_processes_end_like_one(start_two, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("lost", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_lost_process_ends_the_other_and_the_pair_resumes(
     start_two, alone, tmp_path, lost, number
 ):
@@ -135,6 +135,7 @@ def test_a_lost_process_ends_the_other_and_the_pair_resumes(
     pair[lost].send_signal(number)
     began = time.monotonic()
     status, output = finish(pair[1 - lost])
+    print(f"ended with {status} after {time.monotonic() - began:.1f} s:", output, sep="\n")
     assert time.monotonic() - began < LONGEST_EXIT
     assert status != 0
     assert "lost another process" in output or "distributed service detected fatal" in output

@@ -70,6 +70,14 @@ def frozen_sharding(mesh: Mesh, tree, split: bool):
     return jax.tree.map(lambda _: replicated(mesh), tree)
 
 
+def network_sharding(mesh: Mesh, split: bool, networks):
+    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
+    return {
+        name: frozen_sharding(mesh, params, split or name == "unet")
+        for name, params in networks.items()
+    }
+
+
 def place(tree, sharding):
     """Puts host arrays onto the devices; every process has them all, and nothing is sent around.
 

@@ -70,6 +70,8 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
         raise ValueError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
     if not missing and not index < count:
         raise ValueError(f"--process_index={index} must be below --process_count={count}.")
+    # It would keep SIGTERM to itself; `PreemptionGuard` tells the other processes.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address, count, index, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
