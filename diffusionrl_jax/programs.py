@@ -49,9 +49,9 @@ def clear_errors() -> Iterator[None]:
             raise
         traceback.print_exc()
         processes.fail(
-            f"error: process {jax.process_index()} of {jax.process_count()} cannot go on: "
-            f"{_line(error)[:300]}. If it lost another process, that one's log says why. The same "
-            "command, started again on all, goes on from the last checkpoint."
+            f"error: this process cannot go on ({_line(error)[:300]}). If it lost another process, "
+            "that one's log says why. The same command, started again on all, goes on from the "
+            "last checkpoint."
         )
 
 

@@ -60,7 +60,7 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
 
     Raises:
       ValueError: some of the arguments are given and others are not, or they contradict each other.
-      RuntimeError: the others did not come in five minutes.
+      ConnectionError: the others did not come in five minutes.
     """
     if count == 1 and not address and not index:
         return
@@ -80,3 +80,9 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
         # What JAX says where it finds no cluster.
         if len(missing) < len(given) or "coordinator_address should be defined" not in str(error):
             raise
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConnectionError(
+            f"The processes did not find each other ({reason}): start the same command on all, "
+            "with one --coordinator_address that every host reaches."
+        ) from error
