@@ -1,7 +1,7 @@
 """The whole step on every mesh of eight devices: what it gives, keeps and sends.
 
-The parameters are compared as in `test_train_step`, after three iterations. They were seen to differ
-by 2e-6 on 1x8 and 2x4.
+The parameters are compared as in `test_train_step`, after three iterations. They were seen to
+differ by 2e-6 on 1x8 and 2x4.
 """
 
 import collections
