@@ -12,6 +12,8 @@ from absl import app, logging
 
 from diffusionrl_jax.distributed import processes
 
+BAD_INPUT = (ValueError, OSError, FloatingPointError)
+
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program's main function, after its flags."""
@@ -41,11 +43,14 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        logging.debug("The error arose here:", exc_info=True)
-        processes.fail(f"error: {_line(error)}")
     except (Exception, KeyboardInterrupt) as error:
-        if not jax.distributed.is_initialized():
+        is_joined = jax.distributed.is_initialized()
+        # What several processes wait for in vain is a lost one.
+        is_lost = is_joined and isinstance(error, TimeoutError)
+        if isinstance(error, BAD_INPUT) and not is_lost:
+            logging.debug("The error arose here:", exc_info=True)
+            processes.fail(f"error: {_line(error)}")
+        if not is_joined:
             raise
         traceback.print_exc()
         processes.fail(

@@ -138,10 +138,10 @@ def test_a_lost_process_ends_the_other_and_the_pair_resumes(
     pair[lost].send_signal(number)
     began = time.monotonic()
     status, output = finish(pair[1 - lost])
-    print(f"ended with {status} after {time.monotonic() - began:.1f} s:", output, sep="\n")
     assert time.monotonic() - began < LONGEST_EXIT
     assert status != 0
-    assert "lost another process" in output or "distributed service detected fatal" in output
+    # The second is JAX's own, of a thread that ends the process.
+    assert "lost another process" in output or "another task died" in output
     pair[lost].kill()
     outputs = [finish(process) for process in start_two(tmp_path)]
     assert [status for status, _ in outputs] == [0, 0], outputs
