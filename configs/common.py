@@ -67,6 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1
+    # Whether "fsdp" splits the large parameters of text encoder, VAE and reward models, too.
+    config.mesh.split_frozen = True
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
     # With a host_reward: whether the next images are drawn while the last are scored. They are then
     # one update old when they are trained on; docs/rewards_of_your_own.md.

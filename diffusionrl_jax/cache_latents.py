@@ -21,8 +21,8 @@ flags.mark_flags_as_required(["config", "output"])
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         caching.cache_latents(CONFIG.value, OUTPUT.value, TEXT_EMBEDDINGS.value)
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from PIL import Image
 
 from diffusionrl_jax import runs
@@ -18,11 +18,12 @@ from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
-    parameter_sharding,
+    frozen_sharding,
+    place,
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, make_prompts
+from diffusionrl_jax.experiment import Policy, load_policy, make_prompts, split_frozen
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring import comparison, tables
@@ -95,7 +96,7 @@ class Sampler:
         """
         policy = self.policy
         sharding = batch_sharding(policy.mesh)
-        empty_ids = jax.device_put(policy.empty_ids, replicated(policy.mesh))
+        empty_ids = place(policy.empty_ids, replicated(policy.mesh))
         images = [np.zeros((0, *policy.model.image_shape), np.float32)]
         for start in range(0, len(prompts), self.batch):
             part = list(prompts[start : start + self.batch])
@@ -103,9 +104,9 @@ class Sampler:
             indices = first + start + np.arange(self.batch)
             drawn = self._draw(
                 dict(params),
-                jax.device_put(policy.model.tokenize(padded), sharding),
+                place(policy.model.tokenize(padded), sharding),
                 empty_ids,
-                jax.device_put(indices, sharding),
+                place(indices, sharding),
                 seed,
             )
             images.append(np.asarray(drawn)[: len(part)])
@@ -186,7 +187,7 @@ class Evaluator:
                 key = scorer, chosen.group_size
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
-                    params = jax.device_put(params, parameter_sharding(mesh, params))
+                    params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
                     loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
@@ -203,10 +204,10 @@ class Evaluator:
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
         sharding = batch_sharding(self.policy.mesh)
-        on_devices = jax.device_put(images, sharding)
+        on_devices = place(images, sharding)
         scores = {}
         for scorer, (reward, score, params, inputs) in self._scorers[name].items():
-            part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
+            part = {field: place(rows[block], sharding) for field, rows in inputs.items()}
             if host_rewards(reward):
                 part |= self._from_host(reward, name, block, images)
             scores[scorer] = np.asarray(score(params, on_devices, part))
@@ -217,7 +218,7 @@ class Evaluator:
     ) -> dict[str, jax.Array]:
         mesh, prompts = self.policy.mesh, self.prompts[name][block]
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
-        images = jax.device_put(images[None], batch_sharding(mesh, axis=1))
+        images = place(images[None], batch_sharding(mesh, axis=1))
         pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
         return pending.result()[0]
 
@@ -362,10 +363,11 @@ def compare_models(
     )
     text = tables.markdown(rows, evaluator.prompts)
     if jax.process_index() == 0:
-        folder = pathlib.Path(output)
-        (folder / "results.md").write_text(text, encoding="utf-8")
+        folder = epath.Path(output)
+        (folder / "results.md").write_text(text)
         tables.write_csv(folder / "results.csv", rows)
-        _comparison_picture(evaluator, evaluations).save(folder / "comparison.png")
+        with (folder / "comparison.png").open("wb") as file:
+            _comparison_picture(evaluator, evaluations).save(file, "PNG")
     return text
 
 
@@ -386,7 +388,7 @@ def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluati
     )
 
 
-def draw_before_after(evaluator: Evaluator, trained: Parameters, path: str) -> None:
+def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:
     """Draws the same prompts with the same noise by the base and by a trained UNet."""
     base = evaluator.policy.params
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
@@ -394,5 +396,8 @@ def draw_before_after(evaluator: Evaluator, trained: Parameters, path: str) -> N
         evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
         for unet in (base["unet"], trained)
     )
-    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
-    logging.info("Wrote %s", path)
+    if jax.process_index() == 0:
+        grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
+        with path.open("wb") as file:
+            grid.save(file, "PNG")
+        logging.info("Wrote %s", path)

@@ -20,8 +20,11 @@ from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
+    frozen_sharding,
     make_mesh,
+    network_sharding,
     parameter_sharding,
+    place,
     replicated,
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
@@ -82,12 +85,17 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
-        sharding=functools.partial(parameter_sharding, mesh),
+        sharding=functools.partial(network_sharding, mesh, split_frozen(config)),
         attention=config.attention,
         mesh=mesh,
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     return Policy(model, schedule, params, mesh)
+
+
+def split_frozen(config: ml_collections.ConfigDict) -> bool:
+    """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
+    return config.mesh.get("split_frozen", True)
 
 
 def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
@@ -175,10 +183,10 @@ class Experiment:
                 self.pictures, step, config.batch_size, config.seed, mesh
             )
         return Batch(
-            input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
-            reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
+            input_ids=place(ids, batch_sharding(mesh, axis=1)),
+            reward_inputs=place(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
-            prompt_places=jax.device_put(places, batch_sharding(mesh)),
+            prompt_places=place(places, batch_sharding(mesh)),
             questions=self._questions(texts, step),
         )
 
@@ -344,8 +352,8 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
     frozen = Frozen(
         text_encoder=policy.params["text_encoder"],
         vae=policy.params["vae"],
-        rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
-        empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, split_frozen(config))),
+        empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
         unet=None if lora is None else policy.params["unet"],
     )
     return Experiment(

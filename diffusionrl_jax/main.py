@@ -7,10 +7,10 @@ Started again with the same workdir it goes on where it was.
 
 import contextlib
 import math
-import os
 
 import jax
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from diffusionrl_jax import experiment as experiments
@@ -18,10 +18,10 @@ from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import (
     PreemptionGuard,
     abstract,
-    check_workdir_writable,
+    make_writable,
     write_run_information,
 )
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.distributed import processes, start
 from diffusionrl_jax.evaluation import Evaluator, draw_before_after
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainStateAhead
@@ -46,12 +46,12 @@ def train(config, workdir: str) -> None:
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
-    check_workdir_writable(workdir)
+    make_writable(workdir, "--workdir")
     execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
-        experiment = experiments.build(config, os.path.join(workdir, "cache"))
+        experiment = experiments.build(config, str(epath.Path(workdir) / "cache"))
         evaluator = Evaluator(experiment.policy, config)
         state = experiment.init_state()
         first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
@@ -66,9 +66,10 @@ def train(config, workdir: str) -> None:
                 "--config.iterations=%d.",
                 *(workdir, first, config.iterations),
             )
-    picture = os.path.join(workdir, "before_after.png")
+    picture = epath.Path(workdir) / "before_after.png"
     complete, trained = int(state.step) >= config.iterations, int(state.step) > first
-    if complete and evaluator.prompts and (trained or not os.path.exists(picture)):
+    drawn = not trained and processes.true_everywhere(picture.exists())
+    if complete and evaluator.prompts and not drawn:
         draw_before_after(evaluator, experiment.merge(state.evaluation_params), picture)
 
 
@@ -117,6 +118,8 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                     if last or (done % config.evaluation.every == 0 and not stopping):
                         scores, grids = evaluate(state)
                         values |= scores
+                        # Evaluating may take as long as an iteration.
+                        stopping = guard.should_stop()
                 finally:  # An evaluation that fails takes nothing with it.
                     writer.scalars(done, values | timer.collect())
                 writer.images(done, grids)
@@ -134,8 +137,8 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         train(CONFIG.value, WORKDIR.value)
 
 

@@ -11,8 +11,11 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
-from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
+from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
+from diffusionrl_jax.distributed.processes import in_turn
 from diffusionrl_jax.models.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.text_encoders import text_to_arrays
@@ -38,7 +41,9 @@ def open_source(
     """
     height, width, _ = model.image_shape
     if name == EMOJI:
-        items = world.load("train", data_dir)
+        if in_bucket(data_dir):  # They are made and read on disks only.
+            data_dir = str(cache_folder())
+        items = in_turn(lambda: world.load("train", data_dir))
         return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
     return open_pictures(name, height, width)
 
@@ -96,13 +101,13 @@ def encode_pictures(
     per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
     latents.write_latents(
         source,
-        lambda images: encode(vae, jax.device_put(images, pictures)),
+        lambda images: encode(vae, place(images, pictures)),
         model.tokenize,
         folder,
         encoder,
         batch_size=per_device * mesh.size,
         progress=progress,
-        embed=text_encoder and (lambda ids: embed(text_encoder, jax.device_put(ids, pictures))),
+        embed=text_encoder and (lambda ids: embed(text_encoder, place(ids, pictures))),
         text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
     )
 

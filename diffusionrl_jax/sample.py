@@ -55,8 +55,8 @@ def read_all_prompts() -> list[str]:
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
         output = epath.Path(OUTPUT.value)
         if not output.parent.exists():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,7 @@ import pytest
 from configs import common
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
+from diffusionrl_jax.distributed.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,16 @@ def test_batch_is_a_function_of_the_step(experiment):
     first, again, next_step = (jax.device_get(experiment.batch(step)) for step in (3, 3, 4))
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     assert not np.array_equal(first.input_ids, next_step.input_ids)
+
+
+@pytest.mark.parametrize(("fsdp", "devices"), [(2, 8), (4, 4), (1, 2)])
+def test_batch_does_not_depend_on_the_mesh(experiment, fsdp, devices):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    policy = dataclasses.replace(experiment.policy, mesh=mesh)
+    other = dataclasses.replace(experiment, policy=policy).batch(3)
+    assert other.input_ids.sharding.mesh == other.pretraining["input_ids"].sharding.mesh == mesh
+    same = jax.tree.map(np.array_equal, jax.device_get(other), jax.device_get(experiment.batch(3)))
+    assert jax.tree.all(same)
 
 
 def test_batch_has_every_tasks_prompts(experiment):

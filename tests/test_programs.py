@@ -2,18 +2,13 @@
 
 import itertools
 import json
-import os
-import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -22,49 +17,14 @@ from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
 from diffusionrl_jax.monitoring.metrics import read_rows
-
-ROOT = pathlib.Path(__file__).parent.parent
-TIMEOUT = 600  # seconds; on an idle machine a program takes 20 to 30
+from tests.processes import finish, launcher, saved_state, steps_of, wait_for_step
 
 
 @pytest.fixture(scope="module")
-def environment(compilation_cache):
-    """Two devices, as on a small laptop."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    return {**os.environ, **flags, **compilation_cache, "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="module")
-def start(environment):
-    """A function that starts a program; whatever still runs at the end is killed."""
-    started = []
-
-    def run(program, *arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"diffusionrl_jax.{program}", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=TIMEOUT)
-    return process.returncode, output
-
-
-def saved_state(workdir, step):
-    """The arrays of a checkpoint, by Orbax alone."""
-    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+def start(compilation_cache):
+    """A function that starts a program on two devices, as on a small laptop."""
+    with launcher(compilation_cache, devices=2) as run:
+        yield lambda program, *arguments: run("-m", f"diffusionrl_jax.{program}", *arguments)
 
 
 def assert_same_state(workdir, other, step):
@@ -72,10 +32,6 @@ def assert_same_state(workdir, other, step):
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert np.asarray(leaf).tobytes() == np.asarray(expected_leaf).tobytes()
-
-
-def steps_of(workdir):
-    return [row["step"] for row in read_rows(str(workdir))]
 
 
 @pytest.fixture(scope="module")
@@ -350,16 +306,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_con
     assert f"Resumed after iteration {last}." in output
     assert steps_of(tmp_path) == list(range(last + 2))
     assert (tmp_path / "before_after.png").exists()
-
-
-def wait_for_step(process, workdir, step):
-    """Returns when the metrics of a step are there, or the program has ended."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
-        if (workdir / "metrics.jsonl").exists() and steps_of(workdir)[-1:] >= [step]:
-            return
-        time.sleep(0.05)
-    assert process.poll() == 0, "the program has ended in an error, or takes too long"
 
 
 @pytest.mark.slow

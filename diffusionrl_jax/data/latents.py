@@ -13,7 +13,6 @@ import concurrent.futures
 import functools
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
 
 INDEX = "index.json"
@@ -203,7 +203,7 @@ def write_latents(
         rows = _rows(number, source, pictures_per_file)
         arrays = _encode(source, rows, encode, tokenize, embed, batch_size)
         if is_writer:
-            _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
+            write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
         done += len(rows)
         progress(done)
     if is_writer:
@@ -214,7 +214,7 @@ def write_latents(
             "pictures_per_file": pictures_per_file,
             "sizes": [path.stat().length for path in paths],
         }
-        _write(folder / INDEX, json.dumps(index, indent=1).encode())
+        write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents are written")
 
@@ -282,12 +282,6 @@ def _encode(source, rows: range, encode, tokenize, embed, batch_size: int) -> di
         if not np.isfinite(values).all():
             raise ValueError(f"The {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
     return arrays
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    partial = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:

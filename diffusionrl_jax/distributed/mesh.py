@@ -57,6 +57,44 @@ def parameter_sharding(mesh: Mesh, tree):
     return jax.tree.map(rule, tree)
 
 
+def frozen_sharding(mesh: Mesh, tree, split: bool):
+    """Shardings of parameters that training does not change.
+
+    Args:
+      mesh: the devices.
+      tree: parameters or their shapes.
+      split: by the rule of `parameter_sharding`; otherwise every device has all of them.
+    """
+    if split:
+        return parameter_sharding(mesh, tree)
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def network_sharding(mesh: Mesh, split: bool, networks):
+    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
+    return {
+        name: frozen_sharding(mesh, params, split or name == "unet")
+        for name, params in networks.items()
+    }
+
+
+def place(tree, sharding):
+    """Puts host arrays onto the devices; every process has them all, and nothing is sent around.
+
+    Args:
+      tree: of NumPy arrays, alike in every process.
+      sharding: of all of them, or a tree of one for each.
+    """
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+
+    def one(leaf, sharding):
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree, sharding)
+
+
 def check_batch(name: str, batch: int, mesh: Mesh, group: int = 1) -> None:
     """Refuses a batch that does not divide over the devices or into whole groups.
 

@@ -43,6 +43,18 @@ def choose_execution(execution: str, scores_on_host: bool = False) -> str:
     return execution
 
 
+def fused_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
+    """A whole iteration as one program, `PolicyGradient.fused`; its state is donated.
+
+    Args:
+      algorithm: the iteration's functions.
+      state: the train state, or its shapes.
+    """
+    mesh = algorithm.mesh
+    outputs = (parameter_sharding(mesh, state), replicated(mesh))
+    return jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
+
+
 def make_train_step(
     algorithm: PolicyGradient, state: TrainState, execution: str, timer: PhaseTimer
 ) -> TrainStep:
@@ -60,11 +72,8 @@ def make_train_step(
       drawn while the scorers on the host still score this one's. What is computed is the same. A
       `ScorerError` leaves the state as it was.
     """
-    mesh = algorithm.mesh
-    state_sharding = parameter_sharding(mesh, state)
-    outputs = (state_sharding, replicated(mesh))
     if execution == "fused":
-        fused = jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
+        fused = fused_program(algorithm, state)
 
         def fused_step(state, frozen, batch, following=None):
             del following
@@ -73,6 +82,8 @@ def make_train_step(
 
         return fused_step
 
+    mesh = algorithm.mesh
+    state_sharding = parameter_sharding(mesh, state)
     by_task = batch_sharding(mesh, axis=1)
     sample = jax.jit(algorithm.sample, out_shardings=by_task)
     score = jax.jit(algorithm.score, out_shardings=by_task)
@@ -83,7 +94,7 @@ def make_train_step(
             state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
         ),
         donate_argnums=0,
-        out_shardings=outputs,
+        out_shardings=(state_sharding, replicated(mesh)),
     )
     finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
     keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=state_sharding)
