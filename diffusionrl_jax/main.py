@@ -143,6 +143,7 @@ def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> Non
 
 def main(_):
     start.set_virtual_devices()
+    start.use_compilation_cache()
     with programs.clear_errors():
         train(CONFIG.value, WORKDIR.value)
 

@@ -19,7 +19,7 @@ import jax  # isort: skip
 import ml_collections  # isort: skip
 
 from diffusionrl_jax import programs
-from diffusionrl_jax.benchmarking import abstract, chips, mathematics, report
+from diffusionrl_jax.benchmarking import abstract, chips, report
 from diffusionrl_jax.benchmarking import phases as phases_of
 from diffusionrl_jax.benchmarking.roofline import PhaseCost
 from diffusionrl_jax.distributed.mesh import make_mesh
@@ -62,7 +62,7 @@ def dry_run(
     if unknown := {name for name in only or () if not _chosen(name, names)}:
         raise ValueError(f"There are no phases {sorted(unknown)}: choose from {sorted(names)}.")
     phases = [phase for phase in phases if not only or _chosen(phase.name, set(only))]
-    plain = _plain_operations(config, whole, mesh.size) if needed else {}
+    plain = phases_of.plain_operations(config, whole) if needed else None
     costs, programs_read = [], {}
     for phase in phases:
         if phase.function not in programs_read:
@@ -74,7 +74,7 @@ def dry_run(
                 phase.repetitions,
                 programs_read[phase.function],
                 phase.resident,
-                plain(phase.name) if needed else None,
+                plain and plain[phase.name][1] / mesh.size,
             )
         )
     return report.DryRun(
@@ -102,29 +102,6 @@ def _cost(phase: phases_of.Phase) -> compiled.Cost | compiled.OutOfMemory:
         return compiled.read(*compiled.compile_program(phase.function.lower(*phase.arguments)))
     except compiled.OutOfMemory as error:
         return error
-
-
-def _plain_operations(config: ml_collections.ConfigDict, whole: bool, chips_: int):
-    """A function from a phase's name to the operations that its mathematics needs on each chip.
-
-    It counts the same functions for one device, without rematerialisation and kernels.
-    """
-    config = config.copy_and_resolve_references().unlock()
-    config.update(remat="none", attention="dot_product", mesh={"fsdp": 1})
-    mesh = make_mesh(1, jax.local_devices(backend="cpu")[:1])
-    experiment = abstract.build(config, mesh)
-    make = phases_of.whole_step if whole else phases_of.make_phases
-    made = make(experiment)
-    by_name = {phase.name: phase for phase in ([made] if whole else made)}
-    counted = {}
-
-    def count(name: str) -> float:
-        phase = by_name[name]
-        if phase.function not in counted:
-            counted[phase.function] = mathematics.operations(phase.function, *phase.arguments)
-        return counted[phase.function] / chips_
-
-    return count
 
 
 def main(_):

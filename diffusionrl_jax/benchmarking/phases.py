@@ -7,9 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
+from diffusionrl_jax.benchmarking import abstract, mathematics
 from diffusionrl_jax.benchmarking.abstract import AbstractExperiment, Shapes, place
-from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding,
+    make_mesh,
+    parameter_sharding,
+    replicated,
+)
 from diffusionrl_jax.learning.execution import compile_update
 from diffusionrl_jax.learning.policy_gradient import Samples
 
@@ -125,3 +132,27 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
         shardings = parameter_sharding(mesh, state)
         add("finish", algorithm.finish, state, donate_argnums=0, out_shardings=shardings)
     return phases
+
+
+def plain_operations(
+    config: ml_collections.ConfigDict, whole: bool = False
+) -> dict[str, tuple[int, float]]:
+    """What the mathematics of an iteration needs: of the same functions on one device.
+
+    Args:
+      config: see `configs/common.py`; rematerialisation, attention kernels and mesh are left out.
+      whole: as one program, or as one a phase.
+
+    Returns:
+      Phase -> its calls in an iteration, and the operations of one by all chips together.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.update(remat="none", attention="dot_product", mesh={"fsdp": 1})
+    mesh = make_mesh(1, jax.local_devices(backend="cpu")[:1])
+    experiment = abstract.build(config, mesh)
+    made = [whole_step(experiment)] if whole else make_phases(experiment)
+    counted = {}  # Phases that share a program are counted once.
+    for phase in made:
+        if phase.function not in counted:
+            counted[phase.function] = mathematics.operations(phase.function, *phase.arguments)
+    return {phase.name: (phase.repetitions, counted[phase.function]) for phase in made}

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from diffusionrl_jax.data.prompt_index import cache_folder
+
 # More would leave each too few samples of the batches that fit a machine without accelerators.
 MOST_VIRTUAL_DEVICES = 16
 
@@ -23,3 +25,13 @@ def set_virtual_devices() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", virtual_device_count(cores))
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start, in "compiled" of the cache folder.
+
+    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR (`gs://` for all hosts of a
+    slice), is left alone; $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
