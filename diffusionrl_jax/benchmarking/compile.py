@@ -99,9 +99,15 @@ def _chosen(name: str, names: set[str]) -> bool:
 
 def _cost(phase: phases_of.Phase) -> compiled.Cost | compiled.OutOfMemory:
     try:
-        return compiled.read(*compiled.compile_program(phase.function.lower(*phase.arguments)))
+        cost = compiled.read(*compiled.compile_program(phase.function.lower(*phase.arguments)))
     except compiled.OutOfMemory as error:
+        logging.info("%s does not fit. %s", phase.name, error)
         return error
+    logging.info(
+        "%s took %.0f s: %.2f GiB of temporaries, %.4g TFLOP.",
+        *(phase.name, cost.seconds, cost.temporaries / 2**30, cost.operations / 1e12),
+    )
+    return cost
 
 
 def main(_):

@@ -4,12 +4,13 @@ import math
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 
 def operations(function, *arguments) -> float:
     """Floating-point operations of all matrix products and convolutions of a function.
 
-    Counted on its jaxpr: those in a scan as often as it turns, of the branches of a condition the
+    Counted on its jaxpr, without what its results do not need: those in a scan as often as it turns, of the branches of a condition the
     most, in a loop without a known end once. Products with the zeros that pad or dilate a
     convolution's input are left out, and so is all that is done element by element.
 
@@ -20,7 +21,9 @@ def operations(function, *arguments) -> float:
     Raises:
       ValueError: the function calls a Pallas kernel, whose operations are not in its jaxpr.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _of_jaxpr(used)
 
 
 def _of_jaxpr(jaxpr) -> float:
