@@ -10,9 +10,10 @@ from jax.interpreters import partial_eval
 def operations(function, *arguments) -> float:
     """Floating-point operations of all matrix products and convolutions of a function.
 
-    Counted on its jaxpr, without what its results do not need: those in a scan as often as it turns, of the branches of a condition the
-    most, in a loop without a known end once. Products with the zeros that pad or dilate a
-    convolution's input are left out, and so is all that is done element by element.
+    Counted on its jaxpr, without what its results do not need: those in a scan as often as it
+    turns, of the branches of a condition the most, in a loop without a known end once. Products
+    with the zeros that pad or dilate a convolution's input are left out, and so is all that is done
+    element by element.
 
     Args:
       function: pure.
