@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -134,25 +134,17 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     return phases
 
 
-def plain_operations(
-    config: ml_collections.ConfigDict, whole: bool = False
-) -> dict[str, tuple[int, float]]:
-    """What the mathematics of an iteration needs: of the same functions on one device.
-
-    Args:
-      config: see `configs/common.py`; rematerialisation, attention kernels and mesh are left out.
-      whole: as one program, or as one a phase.
-
-    Returns:
-      Phase -> its calls in an iteration, and the operations of one by all chips together.
-    """
+def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
+    """A config's mathematics: on one device, without rematerialisation and attention kernels."""
     config = ml_collections.ConfigDict(config.to_dict())
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1})
-    mesh = make_mesh(1, jax.local_devices(backend="cpu")[:1])
-    experiment = abstract.build(config, mesh)
-    made = [whole_step(experiment)] if whole else make_phases(experiment)
+    return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
+
+
+def operations(phases: Sequence[Phase]) -> dict[str, float]:
+    """Phase -> operations of one call that its mathematics needs; of phases without kernels."""
     counted = {}  # Phases that share a program are counted once.
-    for phase in made:
+    for phase in phases:
         if phase.function not in counted:
             counted[phase.function] = mathematics.operations(phase.function, *phase.arguments)
-    return {phase.name: (phase.repetitions, counted[phase.function]) for phase in made}
+    return {phase.name: counted[phase.function] for phase in phases}

@@ -2,14 +2,14 @@
 
 import pytest
 
-from diffusionrl_jax.benchmarking import train
+from diffusionrl_jax.benchmarking import throughput
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("execution", ["split", "fused"])
 def test_measures(make_config, execution, tmp_path):
     config = make_config(execution=execution)
-    result = train.measure(config, str(tmp_path), steps=1, profile=str(tmp_path / "trace"))
+    result = throughput.measure(config, str(tmp_path), steps=1, profile=str(tmp_path / "trace"))
     rates, seconds = result.rates(), result.seconds
     parts = set(seconds) - {"iteration"}
     assert parts == ({"sample", "score", "update"} if execution == "split" else {"step"})

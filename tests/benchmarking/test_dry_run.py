@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from diffusionrl_jax.benchmarking import abstract, chips, compile, compiled, phases, report
+from diffusionrl_jax.benchmarking import abstract, chips, compiled, dry_run, phases, report
 from diffusionrl_jax.benchmarking.roofline import PhaseCost
 from diffusionrl_jax.distributed import mesh as meshes
 from diffusionrl_jax.distributed.mesh import make_mesh
@@ -58,7 +58,7 @@ def test_split_kernels_are_gathered_once_for_all_steps(config, monkeypatch, comp
 
 def test_dry_run_of_a_tpu_that_is_not_there(config):
     pytest.importorskip("libtpu")
-    result = compile.dry_run(config, "v5e:2x2", only=["sample"])
+    result = dry_run.dry_run(config, "v5e:2x2", only=["sample"])
     (sample,) = result.phases
     # The chain's steps and the microbatches are counted, and little besides what is needed.
     assert 0.5 < sample.share < 1.05
@@ -70,7 +70,7 @@ def test_dry_run_of_a_tpu_that_is_not_there(config):
 def test_an_unknown_phase_is_refused(config):
     pytest.importorskip("libtpu")
     with pytest.raises(ValueError, match=r"no phases \['evaluate'\].*'update'"):
-        compile.dry_run(config, "v5e:2x2", only=["evaluate"], needed=False)
+        dry_run.dry_run(config, "v5e:2x2", only=["evaluate"], needed=False)
 
 
 def test_an_unknown_topology_is_refused():
