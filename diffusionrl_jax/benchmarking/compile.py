@@ -29,15 +29,14 @@ JSON = flags.DEFINE_string("json", None, "A file for the results.")
 
 def main(_):
     """The command."""
-    for flag in ("config", "topology"):
-        if flags.FLAGS[flag].value is None:
-            raise ValueError(f"--{flag} is missing.")
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs none.
-    config = CONFIG.value
-    if MODEL.value:
-        config.model = HUB_IDS[MODEL.value]
     with programs.clear_errors():
+        if CONFIG.value is None or TOPOLOGY.value is None:
+            raise ValueError("--config and --topology must both be given.")
+        config = CONFIG.value
+        if MODEL.value:
+            config.model = HUB_IDS[MODEL.value]
         result = dry_run.dry_run(
             config,
             TOPOLOGY.value,

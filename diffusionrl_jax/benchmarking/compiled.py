@@ -107,12 +107,15 @@ class OutOfMemory(Exception):
     """
 
     def __init__(self, temporaries: int, available: int):
-        super().__init__(
-            f"It needs {temporaries / 2**30:.2f} GiB for temporaries; the chip has "
-            f"{available / 2**30:.2f} GiB."
-        )
+        super().__init__(temporaries, available)
         self.temporaries = temporaries
         self.available = available
+
+    def __str__(self) -> str:
+        return (
+            f"It needs {self.temporaries / 2**30:.2f} GiB for temporaries; the chip has "
+            f"{self.available / 2**30:.2f} GiB."
+        )
 
 
 def topology_devices(topology: str) -> list:

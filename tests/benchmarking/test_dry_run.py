@@ -130,6 +130,8 @@ def test_the_roofline():
 
 
 def test_what_does_not_fit_is_reported():
-    text = result_of(COST, compiled.OutOfMemory(20 * 2**30, 16 * 2**30)).markdown()
+    result = result_of(COST, compiled.OutOfMemory(20 * 2**30, 16 * 2**30))
+    json.dumps(dataclasses.asdict(result) | result.summary(), default=str)
+    text = result.markdown()
     assert "**Does not fit**: 23.00 GiB of 16 GiB in phase 1, 7.00 GiB too much." in text
     assert "images/s/chip" not in text
