@@ -9,7 +9,7 @@ class Chip:
 
     Attributes:
       operations: floating-point operations a second in bfloat16.
-      memory: bytes of HBM.
+      memory: bytes of HBM; of v5e those that libtpu leaves to a program.
       bandwidth: bytes a second between HBM and the chip.
       interconnect: bytes a second between the chip and its neighbours, all links and both
         directions together; None where it is not known.
@@ -24,7 +24,7 @@ class Chip:
 # The generation, as in a topology's name. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 448e9),
 }

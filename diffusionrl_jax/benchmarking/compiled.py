@@ -387,20 +387,3 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
     """
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
     return read(*compile_program(jax.jit(function).lower(*jax.tree.map(place, arguments))))
-
-
-def row(name: str, cost: Cost) -> str:
-    """A line of the Markdown table whose head is `HEAD`."""
-    cells = (
-        name,
-        f"{cost.temporaries / 1e9:.2f}",
-        f"{cost.operations / 1e12:.2f}",
-        f"{cost.accessed / 1e9:.1f}",
-        f"{cost.kernels}",
-        f"{cost.seconds:.0f}",
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-HEAD = """| | temporaries, GB | TFLOP | GB accessed | attention kernels | seconds to compile |
-|---|---|---|---|---|---|"""

@@ -71,6 +71,7 @@ def dry_run(
         remat=config.remat,
         images=len(config.tasks) * config.batch_size,
         whole=whole,
+        partial=bool(only),
         assumed=experiment.assumed,
         phases=tuple(costs),
     )

@@ -53,12 +53,15 @@ def bytes_per_chip(tree: Shapes) -> int:
 
 def whole_step(experiment: AbstractExperiment) -> Phase:
     """An iteration as one program."""
-    outputs = (parameter_sharding(experiment.algorithm.mesh, experiment.state),)
+    algorithm = experiment.algorithm
     arguments = (experiment.state, experiment.frozen, experiment.batch)
     fused = jax.jit(
-        experiment.algorithm.fused,
+        algorithm.fused,
         donate_argnums=0,
-        out_shardings=(*outputs, replicated(experiment.algorithm.mesh)),
+        out_shardings=(
+            parameter_sharding(algorithm.mesh, experiment.state),
+            replicated(algorithm.mesh),
+        ),
     )
     return Phase(WHOLE, fused, arguments, 1, bytes_per_chip(arguments))
 
@@ -77,11 +80,11 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     always = bytes_per_chip((state, frozen, batch))
     phases = []
 
-    def add(name, function, *arguments, repetitions=1, held: Shapes = (), **options) -> Shapes:
+    def add(name, function, *arguments, held: Shapes = (), **options) -> Shapes:
         """Adds a phase; `held` is what is alive besides state, frozen and batch."""
         function = jax.jit(function, **options)
         resident = always + bytes_per_chip(held)
-        phases.append(Phase(name, function, arguments, repetitions, resident))
+        phases.append(Phase(name, function, arguments, 1, resident))
         return jax.eval_shape(function, *arguments)
 
     drawn = add(

@@ -3,7 +3,7 @@
 import dataclasses
 
 from diffusionrl_jax.benchmarking.chips import Chip
-from diffusionrl_jax.benchmarking.compiled import OutOfMemory
+from diffusionrl_jax.benchmarking.compiled import Cost, OutOfMemory
 from diffusionrl_jax.benchmarking.roofline import PhaseCost, images_per_second
 
 GIB = 2**30
@@ -23,6 +23,7 @@ class DryRun:
       model, topology, chip, chips, fsdp, microbatch, remat: what it was compiled for.
       images: drawn in an iteration by all chips.
       whole: whether as one program.
+      partial: whether some of its phases were left out.
       assumed: what was not here, and whose published sizes were taken.
       phases: what each costs.
     """
@@ -36,6 +37,7 @@ class DryRun:
     remat: str
     images: int
     whole: bool
+    partial: bool
     assumed: tuple[str, ...]
     phases: tuple[PhaseCost, ...]
 
@@ -53,9 +55,9 @@ class DryRun:
             "memory": fullest.memory,
             "spare": self.chip.memory - fullest.memory,
             "fullest": fullest.name,
-            "images_per_second_per_chip": images_per_second(
-                self.phases, self.chip, self.images / self.chips
-            ),
+            "images_per_second_per_chip": None
+            if self.partial
+            else images_per_second(self.phases, self.chip, self.images / self.chips),
         }
 
     def markdown(self) -> str:
@@ -85,8 +87,10 @@ class DryRun:
         spare = found["spare"] / GIB
         verdict = "**Fits**" if found["fits"] else "**Does not fit**"
         says = f"{abs(spare):.2f} GiB {'to spare' if spare >= 0 else 'too much'}"
+        if self.partial:
+            verdict += ", as far as these phases go"
         text = (
-            f"{verdict}: {found['memory'] / GIB:.2f} GiB of {self.chip.memory / GIB:.0f} GiB in "
+            f"{verdict}: {found['memory'] / GIB:.2f} GiB of {self.chip.memory / GIB:.4g} GiB in "
             f"{found['fullest']}, {says}."
         )
         if (speed := found["images_per_second_per_chip"]) is not None:
@@ -174,3 +178,20 @@ class DryRun:
                     + ", ".join(phase.cost.unknown_loops)
                 )
         return ["\n".join(f"- {note}." for note in notes)] if notes else []
+
+
+def row(name: str, cost: Cost) -> str:
+    """One program as a line of the Markdown table whose head is `HEAD`."""
+    cells = (
+        name,
+        f"{cost.temporaries / 1e9:.2f}",
+        f"{cost.operations / 1e12:.2f}",
+        f"{cost.accessed / 1e9:.1f}",
+        f"{cost.kernels}",
+        f"{cost.seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = """| | temporaries, GB | TFLOP | GB accessed | attention kernels | seconds to compile |
+|---|---|---|---|---|---|"""
