@@ -12,6 +12,7 @@ import json
 import diffusers
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs
@@ -24,6 +25,7 @@ MODEL = flags.DEFINE_enum("model", None, list(HUB_IDS), "A published model, for 
 WHOLE = flags.DEFINE_bool("whole", False, "Compiles the fused step as one program.")
 PHASES = flags.DEFINE_list("phases", None, "Only these, such as sample,update.")
 NEEDED = flags.DEFINE_bool("needed", True, "Counts what the mathematics needs, too.")
+PROGRAMS = flags.DEFINE_string("programs", None, "A folder for the compiled programs' texts.")
 JSON = flags.DEFINE_string("json", None, "A file for the results.")
 
 
@@ -35,6 +37,8 @@ def main(_):
         if CONFIG.value is None or TOPOLOGY.value is None:
             raise ValueError("--config and --topology must both be given.")
         config = CONFIG.value
+        if PROGRAMS.value:
+            epath.Path(PROGRAMS.value).mkdir(parents=True, exist_ok=True)
         if MODEL.value:
             config.model = HUB_IDS[MODEL.value]
         result = dry_run.dry_run(
@@ -43,6 +47,7 @@ def main(_):
             whole=WHOLE.value,
             only=PHASES.value,
             needed=NEEDED.value,
+            save=PROGRAMS.value,
         )
     print(result.markdown())
     if JSON.value:

@@ -22,6 +22,7 @@ os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 
 import jax
+from etils import epath
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from jaxlib import _hlo, _jax
@@ -40,7 +41,7 @@ CALLED = re.compile(r"\b(?:body|calls|to_apply|condition)=%([\w.-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 OPERATION_NAME = re.compile(r'\bop_name="([^"]*)"')
 STACK_FRAME = re.compile(r"\bstack_frame_id=\d+")
-TURNS = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+TURNS = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -150,13 +151,13 @@ def shape_bytes(shape: str) -> int:
 def kernel_operations(program: str) -> list[int]:
     """Operations of each splash attention kernel in a compiled program's text.
 
-    The compiler does not count them. A kernel's first result with three dimensions or more has the
-    shape [..., tokens, head size]; there are as many keys as queries.
+    The compiler does not count them. The first of a kernel's results with the most dimensions has
+    the shape [..., tokens, head size]; there are as many keys as queries.
     """
     counts = []
     for kind, results in KERNEL.findall(program):
         shapes = [tuple(int(n) for n in dims.split(",") if n) for _, dims in SHAPE.findall(results)]
-        shape = next(shape for shape in shapes if len(shape) >= 3)
+        shape = max(shapes, key=len)
         counts.append(KERNEL_OPERATIONS[kind] * math.prod(shape) * shape[-2])
     return counts
 
@@ -344,10 +345,19 @@ def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, f
     return compiled, time.perf_counter() - start
 
 
-def read(compiled: jax.stages.Compiled, seconds: float = 0.0) -> Cost:
-    """What a compiled program needs."""
+def read(compiled: jax.stages.Compiled, seconds: float = 0.0, save: str | None = None) -> Cost:
+    """What a compiled program needs.
+
+    Args:
+      compiled: the program.
+      seconds: what compiling took.
+      save: a file for the program's text.
+    """
     memory = compiled.memory_analysis()
-    program = Program(compiled.as_text())
+    text = compiled.as_text()
+    if save:
+        epath.Path(save).write_text(text)
+    program = Program(text)
     operations, accessed = count(program)
     visits = program.visits()
     kernels = {

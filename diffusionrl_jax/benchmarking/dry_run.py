@@ -16,6 +16,7 @@ def dry_run(
     whole: bool = False,
     only: list[str] | None = None,
     needed: bool = True,
+    save: str | None = None,
 ) -> report.DryRun:
     """Compiles an iteration's programs for a topology.
 
@@ -25,6 +26,7 @@ def dry_run(
       whole: as one program instead of one a phase.
       only: names of phases; "score" stands for all tasks' scores.
       needed: whether to count what the mathematics needs.
+      save: a folder for the compiled programs' texts.
 
     Raises:
       ValueError: what does not fit, and the mend.
@@ -51,7 +53,7 @@ def dry_run(
     for phase in phases:
         if phase.function not in programs_read:
             logging.info("Compiling %s.", phase.name)
-            programs_read[phase.function] = _cost(phase)
+            programs_read[phase.function] = _cost(phase, save)
         costs.append(
             PhaseCost(
                 phase.name,
@@ -86,9 +88,11 @@ def _chosen(name: str, names: set[str]) -> bool:
     return bool({name, name.split()[0]} & (names | {other.split()[0] for other in names}))
 
 
-def _cost(phase: phases_of.Phase) -> compiled.Cost | compiled.OutOfMemory:
+def _cost(phase: phases_of.Phase, save: str | None) -> compiled.Cost | compiled.OutOfMemory:
+    file = save and f"{save}/{phase.name.replace(' ', '_')}.txt"
     try:
-        cost = compiled.read(*compiled.compile_program(phase.function.lower(*phase.arguments)))
+        program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments))
+        cost = compiled.read(program, seconds, file)
     except compiled.OutOfMemory as error:
         logging.info("%s does not fit. %s", phase.name, error)
         return error

@@ -22,6 +22,13 @@ def test_operations_of_kernels():
     assert compiled.kernel_operations(TEXT) == [2 * product, 3 * product, 2 * 4 * product]
 
 
+def test_operations_of_kernels_of_a_batch():
+    batched = TEXT.replace("[5,", "[8,5,").replace("f32[512,", "f32[8,512,")
+    assert compiled.kernel_operations(batched)[:2] == [
+        8 * operations for operations in compiled.kernel_operations(TEXT)[:2]
+    ]
+
+
 def test_splash_compiles_for_a_tpu_that_is_not_there():
     pytest.importorskip("libtpu")
     mesh = compiled.chip("v5e:2x2")
@@ -65,7 +72,7 @@ LOOPS = """HloModule jit_f, is_scheduled=true
 }
 
 %inner_condition (p: (s32[], f32[8,4])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(3)
+  %limit = u32[]{:T(128)} constant(3)
   %p = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
