@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from diffusers import FlaxAutoencoderKL
 
-from diffusionrl_jax.benchmarking.compiled import HEAD, chip, compile_cost, row
+from diffusionrl_jax.benchmarking.compiled import chip, compile_cost
+from diffusionrl_jax.benchmarking.report import HEAD, row
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
 from diffusionrl_jax.models.published import CONFIGS
 from diffusionrl_jax.models.stable_diffusion import StableDiffusion

@@ -43,6 +43,7 @@ from diffusionrl_jax.models.stable_diffusion import (
     load_stable_diffusion,
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
+from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import check_scorer, is_on_host, load_scorer
 
@@ -287,42 +288,29 @@ def _prompt_places(
         ) from None
 
 
-def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
-    """Loads and checks everything, before any compute is spent.
+def make_algorithm(
+    config: ml_collections.ConfigDict,
+    model: StableDiffusion,
+    mesh: Mesh,
+    rewards: Sequence[Reward],
+) -> PolicyGradient:
+    """The iteration's functions, which hold no parameters.
 
     Args:
       config: see `configs/common.py`.
-      cache_dir: where pretraining pictures and their latents are kept.
+      model: the networks.
+      mesh: the devices, or those of a topology.
+      rewards: one per task.
 
     Raises:
-      ValueError, FileNotFoundError: what does not fit, and the mend.
+      ValueError: a field that does not fit.
     """
-    _check(config)
-    names = tuple(config.tasks)
-    mesh = make_mesh(config.mesh.fsdp)
-    for name in names:
-        check_batch(
-            f"config.batch_size (task {name})",
-            config.batch_size,
-            mesh,
-            config.tasks[name].group_size,
-        )
-    _check_rounding(config, mesh.size)
-    sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
-    places = tuple(map(_prompt_places, names, config.tasks.values(), sources))
-    lora = make_lora(config)
-    policy = load_policy(config)
-    if lora is not None:
-        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
-    scorers = [
-        load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
-    ]
     sampler, microbatch = config.sampler, config.microbatch
-    algorithm = PolicyGradient(
-        model=policy.model,
-        schedule=policy.schedule,
-        rewards=tuple(reward for reward, _ in scorers),
-        weights=tuple(config.tasks[name].weight for name in names),
+    return PolicyGradient(
+        model=model,
+        schedule=make_schedule(model.scheduler_config, sampler.steps),
+        rewards=tuple(rewards),
+        weights=tuple(config.tasks[name].weight for name in config.tasks),
         optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
         hyperparameters=Hyperparameters(
             seed=config.seed,
@@ -339,15 +327,51 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             decode_microbatch=microbatch.decode,
             update_microbatch=microbatch.train,
         ),
-        mesh=policy.mesh,
-        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in names),
-        prompt_min_count=tuple(config.tasks[name].prompt_min_count for name in names),
+        mesh=mesh,
+        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in config.tasks),
+        prompt_min_count=tuple(task.prompt_min_count for task in config.tasks.values()),
         noise_groups=tuple(
             config.tasks[name].group_size if config.tasks[name].shared_noise else 1
-            for name in names
+            for name in config.tasks
         ),
-        lora=lora,
+        lora=make_lora(config),
     )
+
+
+def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the devices.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    _check(config)
+    for name, task in config.tasks.items():
+        check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+    _check_rounding(config, mesh.size)
+
+
+def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
+    """Loads and checks everything, before any compute is spent.
+
+    Args:
+      config: see `configs/common.py`.
+      cache_dir: where pretraining pictures and their latents are kept.
+
+    Raises:
+      ValueError, FileNotFoundError: what does not fit, and the mend.
+    """
+    check(config, make_mesh(config.mesh.fsdp))
+    names = tuple(config.tasks)
+    sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    places = tuple(map(_prompt_places, names, config.tasks.values(), sources))
+    lora = make_lora(config)
+    policy = load_policy(config)
+    if lora is not None:
+        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
+    scorers = [
+        load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
+    ]
+    algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(
         text_encoder=policy.params["text_encoder"],

@@ -139,6 +139,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 def main(_):
     with programs.clear_errors():
         start.start_devices()
+        start.use_compilation_cache()
         train(CONFIG.value, WORKDIR.value)
 
 

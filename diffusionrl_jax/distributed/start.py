@@ -5,6 +5,8 @@ import os
 import jax
 from absl import flags
 
+from diffusionrl_jax.data.prompt_index import cache_folder
+
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of the first process, where there is no cluster."
 )
@@ -86,3 +88,13 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
             f"The processes did not find each other ({reason}): start the same command on all, "
             "with one --coordinator_address that every host reaches."
         ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start, in "compiled" of the cache folder.
+
+    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR (`gs://` for all hosts of a
+    slice), is left alone; $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -55,6 +55,27 @@ def fused_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wr
     return jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
 
 
+def compile_update(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
+    """One update as a program.
+
+    Args:
+      algorithm: the iteration's functions.
+      state: the train state, or its shapes; its argument is donated.
+
+    Returns:
+      A function of (state, frozen, updates, text, index) that gives the new state and the metrics
+      of the update of that index.
+    """
+    # The slice is taken inside, so that one program serves every update.
+    return jax.jit(
+        lambda state, frozen, updates, text, index: algorithm.update(
+            state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
+        ),
+        donate_argnums=0,
+        out_shardings=(parameter_sharding(algorithm.mesh, state), replicated(algorithm.mesh)),
+    )
+
+
 def make_train_step(
     algorithm: PolicyGradient, state: TrainState, execution: str, timer: PhaseTimer
 ) -> TrainStep:
@@ -88,14 +109,7 @@ def make_train_step(
     sample = jax.jit(algorithm.sample, out_shardings=by_task)
     score = jax.jit(algorithm.score, out_shardings=by_task)
     prepare = jax.jit(algorithm.prepare)
-    # The slice is taken inside, so that one program serves every update.
-    update = jax.jit(
-        lambda state, frozen, updates, text, index: algorithm.update(
-            state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
-        ),
-        donate_argnums=0,
-        out_shardings=(state_sharding, replicated(mesh)),
-    )
+    update = compile_update(algorithm, state)
     finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
     keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=state_sharding)
 

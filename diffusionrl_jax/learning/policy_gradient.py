@@ -29,7 +29,7 @@ from diffusionrl_jax.diffusion.rollout import (
 )
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
-from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_kernels
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
@@ -190,22 +190,26 @@ class PolicyGradient:
     def _microbatches(self, batch: int, per_device: int) -> int:
         return microbatch.microbatch_count(batch, per_device, self.mesh.size)
 
-    def sample(
+    def draw(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
-    ) -> Samples:
-        """Draws every task's images with the current parameters.
+    ) -> tuple[Trajectory, Text]:
+        """Draws every task's latents with the current parameters.
 
         Args:
           params, frozen: those that are trained, and those that are not.
           input_ids: int32 [T, B, tokens].
           step: int32 scalar, the iteration.
+
+        Returns:
+          The trajectory and the text, their first axis B * T.
         """
         numbers = self.hyperparameters
-        unet_params = self.unet_params(params, frozen)
+        unet_params = gather_kernels(
+            self.unet_params(params, frozen), self.model.unet.dtype, self.mesh
+        )
         tasks, batch, _ = input_ids.shape
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
-        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.schedule.steps)
         empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
@@ -225,18 +229,30 @@ class PolicyGradient:
             )
             return trajectory, text
 
-        trajectory, text = microbatch.map_microbatches(
+        return microbatch.map_microbatches(
             chain,
             (flatten(input_ids), flatten(sources)),
             self._microbatches(tasks * batch, numbers.sample_microbatch),
             self.mesh,
         )
-        images = microbatch.map_microbatches(
+
+    def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
+        """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        return microbatch.map_microbatches(
             lambda latents: self.model.decode(frozen.vae, latents),
-            trajectory.latents[:, -1],
-            self._microbatches(tasks * batch, numbers.decode_microbatch),
+            latents,
+            self._microbatches(len(latents), self.hyperparameters.decode_microbatch),
             self.mesh,
         )
+
+    def sample(
+        self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
+    ) -> Samples:
+        """Draws every task's images; arguments as in `draw`."""
+        tasks, batch, _ = input_ids.shape
+        trajectory, text = self.draw(params, frozen, input_ids, step)
+        images = self.decode(frozen, trajectory.latents[:, -1])
+        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
         return jax.tree.map(unflatten, Samples(trajectory, images, text))
 
     def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+from transformers import CLIPTokenizer
 
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.models.tensor_files import open_networks
+from diffusionrl_jax.models.text_encoders import load_tokenizer
 
 SECOND = "text_encoder_2"  # of XL alone
 TEXT_ENCODERS = ("text_encoder", SECOND)
@@ -36,6 +38,29 @@ vae_name = weights.substitution(
     (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
+
+
+def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokenizer]]:
+    """Reads what a diffusers folder says of its networks, without their weights.
+
+    Returns:
+      The JSON of each network, of "scheduler", and of XL of "pipeline"; and the options "tokenizer"
+      and, of XL, "tokenizer_2" of `stable_diffusion.build_stable_diffusion`.
+
+    Raises:
+      FileNotFoundError: a file does not exist.
+      ValueError: a folder that is not supported.
+    """
+    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
+    if SECOND in names and not (path / "text_encoder").exists():
+        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
+    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
+    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
+    tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer")}
+    if SECOND in names:
+        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
+        tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2")
+    return configs, tokenizers
 
 
 def read_networks(

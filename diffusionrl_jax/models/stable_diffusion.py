@@ -26,7 +26,7 @@ from transformers.models.clip.modeling_flax_clip import (
 )
 
 from diffusionrl_jax.models import configs as checks
-from diffusionrl_jax.models import hub, tensor_files, text_encoders, weights
+from diffusionrl_jax.models import hub, text_encoders, weights
 from diffusionrl_jax.models.clip import text_template
 from diffusionrl_jax.models.initialisation import random_parameters
 from diffusionrl_jax.models.interceptors import interception
@@ -38,6 +38,7 @@ from diffusionrl_jax.models.networks import (
     SECOND,
     STEMS,
     join_networks,
+    read_configs,
     read_networks,
     split_networks,
 )
@@ -319,16 +320,8 @@ def load_stable_diffusion(
       ValueError: an unsupported config, or weights that do not fit it; see `models/weights.py`.
     """
     path = hub.locate(path)
-    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
-    if SECOND in names and not (path / "text_encoder").exists():
-        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
-    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
-    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
-    if SECOND in names:
-        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
-        options["tokenizer_2"] = text_encoders.load_tokenizer(path / "tokenizer_2")
-    tokenizer = text_encoders.load_tokenizer(path / "tokenizer")
-    model = build_stable_diffusion(configs, tokenizer, dtype, **options)
+    configs, tokenizers = read_configs(path)
+    model = build_stable_diffusion(configs, dtype=dtype, **tokenizers, **options)
     template = parameter_template(model)
     shardings = sharding and split_networks(sharding(template))
     return model, join_networks(read_networks(path, split_networks(template), shardings))

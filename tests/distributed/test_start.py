@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import emoji
+from diffusionrl_jax.distributed import start
 from diffusionrl_jax.distributed.start import (
     HEARTBEAT_TIMEOUT,
     join_processes,
@@ -75,3 +76,17 @@ def test_a_cluster_that_is_described_wrongly_is_not_one_process(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ValueError, match="worker-network-endpoints"):
         join_processes(None, None, None)
+
+
+def test_programs_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", "gs://mine")
+        start.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "gs://mine"
+        monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path))
+        jax.config.update("jax_compilation_cache_dir", None)
+        start.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
