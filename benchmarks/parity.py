@@ -21,7 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from published import CONFIGS
+
+from diffusionrl_jax.models.published import CONFIGS
 
 PARTS = {"unet": ("unet",), "vae": ("vae",), "text": ("text_encoder", "text_encoder_2")}
 HEADER = (

@@ -64,7 +64,16 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
+def tiny_networks():
+    """The configs of `tiny_model`."""
+    from diffusionrl_jax.assets import emoji_model
+
+    configs = emoji_model.configs(emoji_model.train_tokenizer(), scaling_factor=0.5)
+    return {name: fields | TINY_NETWORKS[name] for name, fields in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_networks):
     """A diffusers folder of the emoji world's layout with tiny random networks; pictures 32x32."""
     import jax
 
@@ -75,11 +84,7 @@ def tiny_model(tmp_path_factory):
     )
 
     tokenizer = emoji_model.train_tokenizer()
-    networks = {
-        name: fields | TINY_NETWORKS[name]
-        for name, fields in emoji_model.configs(tokenizer, scaling_factor=0.5).items()
-    }
-    model, params = init_stable_diffusion(networks, jax.random.key(0), tokenizer)
+    model, params = init_stable_diffusion(tiny_networks, jax.random.key(0), tokenizer)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_stable_diffusion(folder, model, params)
     return str(folder)
@@ -146,12 +151,12 @@ def parity(monkeypatch):
 
 @pytest.fixture
 def make_original(parity, tmp_path):
-    """A function that makes a tiny PyTorch reward model of the CLIP family, and its folder."""
+    """A function that makes a tiny PyTorch reward model, and its folder."""
 
-    def make(reward):
+    def make(name):
         originals = parity.originals
-        folder = tmp_path / reward
-        original = originals.make(reward, folder, originals.tiny(originals.PUBLISHED[reward]))
+        folder = tmp_path / name
+        original = originals.make(name, folder, originals.tiny(name))
         original.write(folder)
         return original, folder
 

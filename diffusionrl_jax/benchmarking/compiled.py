@@ -91,6 +91,19 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
     )
 
 
+def count_operations(function: Callable, *arguments: Any) -> float:
+    """Floating-point operations of a function before it is compiled: those of its definition.
+
+    Seconds, where compiling takes minutes. The bodies of loops are counted once, and attention
+    kernels not at all: for functions without either.
+
+    Args:
+      function: pure, of arrays.
+      *arguments: trees of `jax.ShapeDtypeStruct`.
+    """
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
 def row(name: str, cost: Cost) -> str:
     """A line of the Markdown table whose head is `HEAD`."""
     cells = (
