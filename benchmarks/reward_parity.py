@@ -3,7 +3,7 @@
     python benchmarks/reward_parity.py --reward=clip_score
 
 Random weights; eight pictures of eight sizes; one framework after the other. See
-docs/reward_models.md. clip_score and aesthetic take 4 GB of memory, pick_score and hps_v2 10 GB.
+docs/reward_models.md. pick_score and hps_v2 take 10 GB of memory, image_reward 6, others 4 at most.
 """
 
 import argparse

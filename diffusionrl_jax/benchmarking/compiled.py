@@ -94,8 +94,8 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
 def count_operations(function: Callable, *arguments: Any) -> float:
     """Floating-point operations of a function before it is compiled: those of its definition.
 
-    Seconds, where compiling takes minutes. The bodies of loops are counted once, and attention
-    kernels not at all: for functions without either.
+    Seconds, where compiling takes minutes. The bodies of loops are counted once, attention kernels
+    not at all, and cumulative sums as if each was a sum of its own: for functions without these.
 
     Args:
       function: pure, of arrays.

@@ -38,9 +38,9 @@ class Scoring:
       ours: images per second in the graph, in each round.
       original: the same of PyTorch.
       difference: the largest between their scores.
-      operations: floating-point operations an image, by the reward's definition.
-      compiled_operations, compiled_accessed: the same, and bytes read and written, of the program
-        compiled for a TPU; None if it was not.
+      operations: floating-point operations an image, of the program compiled for a TPU; by the
+        reward's definition where none was.
+      accessed: bytes that the program reads and writes for an image; None where there is none.
     """
 
     name: str
@@ -48,8 +48,7 @@ class Scoring:
     original: tuple[float, ...]
     difference: float
     operations: float
-    compiled_operations: float | None = None
-    compiled_accessed: float | None = None
+    accessed: float | None = None
 
 
 def available_threads() -> int:
@@ -72,21 +71,18 @@ def take_turns(
     return seconds
 
 
-def measure(
-    name: str, *, batch: int, pixels: int, rounds: int, tiny: bool = False, mesh: Mesh | None = None
-) -> Scoring:
+def compete(name: str, *, batch: int, pixels: int, rounds: int, tiny: bool = False):
     """Lets a reward and its PyTorch original score the same pictures on this CPU.
 
     Each starts with prompts as text. The original starts with pictures in 8 bits on the host, the
     reward with floating point on the device, where training has them; both preprocess them.
 
     Args:
-      name: in `originals.ORIGINALS`.
-      batch: pictures at a time.
-      pixels: height and width of a picture.
-      rounds: of measurement, after one to warm up.
-      tiny: random models of two layers in place of the published size.
-      mesh: from `compiled.chip`, to compile for; None does not.
+      name, batch, pixels, rounds, tiny: as of `measure`.
+
+    Returns:
+      The reward; the shapes of its arguments; images per second of both in each round; the largest
+      difference of their scores.
     """
     torch.set_num_threads(available_threads())
     pictures = make_pictures(((pixels, pixels),) * batch)
@@ -98,26 +94,40 @@ def measure(
         reward, params = REWARDS[original.reward].load(str(folder), **options)
         prompts = [original.prompts[i % len(original.prompts)] for i in range(batch)]
         images = jnp.asarray(np.stack(pictures), jnp.float32) / 255
-        params = jax.device_put(params)
+        arguments = jax.device_put((params, images, reward.prepare(prompts)))
+        del params  # Of published sizes gigabytes.
         score = jax.jit(reward.__call__)
-        ours = lambda: np.asarray(score(params, images, reward.prepare(prompts)))
+        ours = lambda: np.asarray(score(*arguments[:2], reward.prepare(prompts)))
         theirs = lambda: original.score(pictures, prompts, eight_bits=True)
         difference = float(np.abs(ours() - theirs()).max())
         seconds = take_turns(ours, theirs, rounds)
-        arguments = (params, images, reward.prepare(prompts))
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-    compiled = {}
-    if mesh is not None:
-        cost = compile_cost(reward.__call__, mesh, *shapes)
-        compiled["compiled_operations"] = cost.operations / batch
-        compiled["compiled_accessed"] = cost.accessed / batch
-    return Scoring(
-        name,
-        *(tuple(batch / taken for taken in side) for side in seconds),
-        difference=difference,
-        operations=count_operations(reward.__call__, *shapes) / batch,
-        **compiled,
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    speeds = [tuple(batch / taken for taken in side) for side in seconds]
+    return reward, shapes, speeds, difference
+
+
+def measure(
+    name: str, *, batch: int, pixels: int, rounds: int, tiny: bool = False, mesh: Mesh | None = None
+) -> Scoring:
+    """What a reward takes on this CPU, and would take on a TPU.
+
+    Args:
+      name: in `originals.ORIGINALS`.
+      batch: pictures at a time.
+      pixels: height and width of a picture.
+      rounds: of measurement, after one to warm up.
+      tiny: random models of two layers in place of the published size.
+      mesh: from `compiled.chip`, to compile for; None does not.
+    """
+    reward, shapes, speeds, difference = compete(
+        name, batch=batch, pixels=pixels, rounds=rounds, tiny=tiny
     )
+    if mesh is None:
+        operations, accessed = count_operations(reward.__call__, *shapes), None
+    else:
+        cost = compile_cost(reward.__call__, mesh, *shapes)
+        operations, accessed = cost.operations, cost.accessed / batch
+    return Scoring(name, *speeds, difference, operations / batch, accessed)
 
 
 def iteration_operations(
@@ -174,8 +184,8 @@ def row(result: Scoring) -> str:
         cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
     else:
         cells += ["-"] * 3
-    for value, unit in ((result.compiled_operations, 1e9), (result.compiled_accessed, 1e6)):
-        cells.append("-" if value is None else f"{value / unit:.3g}")
+    cells.append(f"{result.operations / 1e9:,.1f}")
+    cells.append("-" if result.accessed is None else f"{result.accessed / 1e6:,.1f}")
     return f"| {' | '.join(cells)} |"
 
 
