@@ -75,6 +75,16 @@ def test_a_config_without_sizes_has_transformers_own(model_type):
             assert getattr(ours, name, None) == getattr(theirs, name, None), name
 
 
+def test_the_score_is_differentiable_where_an_object_is_missing(make_original):
+    _, folder = make_original("owl_vit")
+    reward, params = detection.Detection.load(str(folder))
+    images = np.random.default_rng(0).random((2, 32, 32, 3), dtype=np.float32)
+    inputs = reward.prepare(["a cake", "a fox next to a cake"])
+    gradient = jax.jit(jax.grad(lambda images: reward(params, images, inputs).sum()))(images)
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max((1, 2, 3)) > 0).all()
+
+
 def test_the_longest_name_wins_and_words_are_whole():
     reward = detection.Detection(model=None, objects=OBJECTS)
     assert reward.find_objects("A hot dog beside a cat") == (1, 2)
