@@ -72,3 +72,13 @@ def test_the_program_writes_what_it_measured(tmp_path):
     wrong = subprocess.run([*command, "--rewards=clip"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines()[-1].startswith("error: --rewards has ['clip']")
+
+
+def test_without_pytorch_the_program_says_what_to_install():
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['benchmark', 'rewards'];"
+        "from diffusionrl_jax import benchmark; benchmark.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "error: The originals need PyTorch: pip install torch" in result.stderr
