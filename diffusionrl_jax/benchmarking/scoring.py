@@ -180,12 +180,12 @@ def row(result: Scoring) -> str:
     cells = [result.name]
     if result.ours:
         ratios = [mine / its for mine, its in zip(result.ours, result.original, strict=True)]
-        cells += [f"{statistics.median(side):.3g}" for side in (result.ours, result.original)]
+        cells += [f"{statistics.median(side):,.4g}" for side in (result.ours, result.original)]
         cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
     else:
         cells += ["-"] * 3
-    cells.append(f"{result.operations / 1e9:,.1f}")
-    cells.append("-" if result.accessed is None else f"{result.accessed / 1e6:,.1f}")
+    cells.append(f"{result.operations / 1e9:,.4g}")
+    cells.append("-" if result.accessed is None else f"{result.accessed / 1e6:,.4g}")
     return f"| {' | '.join(cells)} |"
 
 

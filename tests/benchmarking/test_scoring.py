@@ -47,7 +47,7 @@ def test_an_iterations_operations_grow_with_its_settings(tiny_networks):
 
 def test_tables_hold_medians_and_shares():
     result = scoring.Scoring("x", (2.0, 4.0, 4.0), (4.0, 4.0, 2.0), 0.0, 1e12, 5e6)
-    assert scoring.row(result) == "| x | 4 | 4 | 1.00 (0.50 to 2.00) | 1,000.0 | 5.0 |"
+    assert scoring.row(result) == "| x | 4 | 4 | 1.00 (0.50 to 2.00) | 1,000 | 5 |"
     rows = scoring.share_rows([result], {"sampling": 2e12, "decoding": 1e12})
     assert rows[0] == "| sampling | 2 | |"
     assert rows[-1] == "| x | 1 | 25.00% |"
