@@ -80,6 +80,22 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_networks():
+    """The configs of `tiny_model`."""
+    from diffusionrl_jax.assets import emoji_model
+
+    return tiny_configs(emoji_model.train_tokenizer())
+
+
+def tiny_configs(tokenizer):
+    """The emoji world's networks with the changes of `TINY_NETWORKS`."""
+    from diffusionrl_jax.assets import emoji_model
+
+    configs = emoji_model.configs(tokenizer, scaling_factor=0.5)
+    return {name: fields | TINY_NETWORKS[name] for name, fields in configs.items()}
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A diffusers folder of the emoji world's layout with tiny random networks; pictures 32x32."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
@@ -104,10 +120,7 @@ def write_tiny_model(folder, xl=False):
     )
 
     tokenizer, options = emoji_model.train_tokenizer(), {}
-    networks = {
-        name: fields | TINY_NETWORKS[name]
-        for name, fields in emoji_model.configs(tokenizer, scaling_factor=0.5).items()
-    }
+    networks = tiny_configs(tokenizer)
     if xl:
         networks |= {
             "unet": networks["unet"] | TINY_XL["unet"],
@@ -183,12 +196,12 @@ def parity(monkeypatch):
 
 @pytest.fixture
 def make_original(parity, tmp_path):
-    """A function that makes a tiny PyTorch reward model of the CLIP family, and its folder."""
+    """A function that makes a tiny PyTorch reward model, and its folder."""
 
-    def make(reward):
+    def make(name):
         originals = parity.originals
-        folder = tmp_path / reward
-        original = originals.make(reward, folder, originals.tiny(originals.PUBLISHED[reward]))
+        folder = tmp_path / name
+        original = originals.make(name, folder, originals.tiny(name))
         original.write(folder)
         return original, folder
 
