@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from diffusionrl_jax.monitoring.metrics import read_rows
@@ -63,8 +65,12 @@ def free_address():
 
 
 def saved_state(workdir, step):
-    """The arrays of a checkpoint, by Orbax alone."""
-    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    """The arrays of a checkpoint, by Orbax alone, whatever devices they were saved from."""
+    path = workdir / "checkpoints" / str(step) / "state"
+    checkpointer = ocp.PyTreeCheckpointer()
+    leaves = checkpointer.metadata(path).item_metadata.tree
+    whole = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
+    return checkpointer.restore(path, restore_args=whole)
 
 
 def steps_of(workdir):

@@ -24,7 +24,7 @@ BOTH = ("data", "fsdp")
             ("reduce-scatter", 2 * 4 * FLOAT),
         ),
         (
-            lambda x: jax.lax.ppermute(x.astype(jnp.bfloat16), "data", [(0, 1), (1, 0)]),
+            lambda x: jax.lax.ppermute(x.astype(jnp.int16), "data", [(0, 1), (1, 0)]),
             P(BOTH),
             ("collective-permute", 2 * 8 * FLOAT // 2),
         ),
