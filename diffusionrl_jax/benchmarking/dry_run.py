@@ -35,10 +35,8 @@ def dry_run(
     mesh = make_mesh(config.mesh.fsdp, compiled.topology_devices(topology))
     experiment = abstract.build(config, mesh)
     phases = _phases(experiment, whole)
-    names = {phase.name for phase in phases}
-    if unknown := {name for name in only or () if not _chosen(name, names)}:
-        raise ValueError(f"There are no phases {sorted(unknown)}: choose from {sorted(names)}.")
-    phases = [phase for phase in phases if not only or _chosen(phase.name, set(only))]
+    if only:
+        phases = _choose(phases, only)
     plain = {}
     if needed:
         chosen = {phase.name for phase in phases}
@@ -83,9 +81,12 @@ def _phases(experiment: abstract.AbstractExperiment, whole: bool) -> list[phases
     return [phases_of.whole_step(experiment)] if whole else phases_of.make_phases(experiment)
 
 
-def _chosen(name: str, names: set[str]) -> bool:
-    """A task's score is asked for by its own name, or as "score"."""
-    return bool({name, name.split()[0]} & (names | {other.split()[0] for other in names}))
+def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Phase]:
+    names = {phase.name: {phase.name, phase.name.split()[0]} for phase in phases}
+    known = set().union(*names.values())
+    if unknown := set(only) - known:
+        raise ValueError(f"There are no phases {sorted(unknown)}: choose from {sorted(known)}.")
+    return [phase for phase in phases if names[phase.name] & set(only)]
 
 
 def _cost(phase: phases_of.Phase, save: str | None) -> compiled.Cost | compiled.OutOfMemory:

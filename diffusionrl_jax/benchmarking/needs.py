@@ -92,7 +92,7 @@ def markdown(found: list[Needs], topologies: list[str], fsdp: int) -> str:
             chip = chips.of_topology(topology)
             slices.append(
                 [one.model, topology, f"{one.held(topology, fsdp) / GIB:.2f}"]
-                + [f"{chip.memory / GIB:.0f}", f"{one.bound(chip):.3f}"]
+                + [f"{chip.memory / GIB:.4g}", f"{one.bound(chip):.3f}"]
             )
     return "\n\n".join(
         [

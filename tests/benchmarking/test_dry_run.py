@@ -67,10 +67,13 @@ def test_dry_run_of_a_tpu_that_is_not_there(config):
     json.dumps(dataclasses.asdict(result) | result.summary(), default=str)
 
 
-def test_an_unknown_phase_is_refused(config):
-    pytest.importorskip("libtpu")
-    with pytest.raises(ValueError, match=r"no phases \['evaluate'\].*'update'"):
-        dry_run.dry_run(config, "v5e:2x2", only=["evaluate"], needed=False)
+def test_phases_are_chosen_by_name():
+    made = [phases.Phase(name, None, (), 1, 0) for name in ("sample", "score a", "score b")]
+    chosen = lambda *only: [phase.name for phase in dry_run._choose(made, only)]
+    assert chosen("score") == ["score a", "score b"]
+    assert chosen("score b", "sample") == ["sample", "score b"]
+    with pytest.raises(ValueError, match=r"no phases \['evaluate'\].*'score', 'score a'"):
+        chosen("evaluate")
 
 
 def test_an_unknown_topology_is_refused():

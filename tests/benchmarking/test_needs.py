@@ -33,4 +33,4 @@ def test_tables(asked):
     pytest.importorskip("libtpu")
     text = needs.markdown([asked], ["v5e:2x2"], fsdp=1)
     assert "| sd2 | 15 | 1 | 1 | 2 | 0.7 | 19.7 |" in text
-    assert "| sd2 | v5e:2x2 | 0.05 | 16 | 10.000 |" in text
+    assert "| sd2 | v5e:2x2 | 0.05 | 15.75 | 10.000 |" in text
