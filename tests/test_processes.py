@@ -75,7 +75,7 @@ def start():
     """Without the cache of compiled programs, which the first process alone writes: gloo waits for
     half a minute, and one that compiles is further behind one that does not.
     """
-    with launcher({}, devices=1) as run:
+    with launcher({"JAX_ENABLE_COMPILATION_CACHE": "false"}, devices=1) as run:
         yield run
 
 

@@ -16,7 +16,7 @@ from transformers import BertTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax import experiment as experiments
-from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding
+from diffusionrl_jax.distributed.mesh import batch_sharding, frozen_sharding, parameter_sharding
 from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models import clip, owl_vit, published
@@ -255,11 +255,12 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
         empty_ids=empty_ids,
         unet=None if algorithm.lora is None else params["unet"],
     )
+    shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
         state=place(state, parameter_sharding(mesh, state)),
-        frozen=place(frozen, parameter_sharding(mesh, frozen)),
+        frozen=place(frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))),
         batch=make_batch(config, model, rewards, mesh),
         assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),
     )
