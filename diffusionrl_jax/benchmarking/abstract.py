@@ -27,7 +27,7 @@ from diffusionrl_jax.models.stable_diffusion import (
     parameter_template,
 )
 from diffusionrl_jax.models.text_encoders import load_tokenizer
-from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2
+from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
 
 # Which words there are does not change a shape.
@@ -167,7 +167,7 @@ PUBLISHED = {
 def make_reward(
     scorer: ml_collections.ConfigDict, group_size: int
 ) -> tuple[Reward, Shapes, tuple[str, ...]]:
-    """As `experiment.load_scorer`, with shapes for parameters.
+    """As `scorers.load_scorer`, with shapes for parameters.
 
     Returns:
       The reward, its parameters' shapes, and what was assumed.
@@ -175,7 +175,7 @@ def make_reward(
     Raises:
       ValueError: a folder that is not here, of a reward without a published size.
     """
-    if scorer.reward == experiments.WEIGHTED_SUM:
+    if scorer.reward == scorers.WEIGHTED_SUM:
         parts = {
             name: make_reward(part, group_size) for name, part in scorer.options.scorers.items()
         }
@@ -186,7 +186,7 @@ def make_reward(
             sum((assumed for _, _, assumed in parts.values()), ()),
         )
     if scorer.reward not in PUBLISHED or _exists(scorer.path):
-        reward, params = experiments.load_scorer(scorer, group_size)
+        reward, params = scorers.load_scorer(scorer, group_size)
         return reward, jax.eval_shape(lambda: params), ()
     kind = REWARDS[scorer.reward]
     make = PUBLISHED[scorer.reward]
@@ -218,6 +218,13 @@ def make_batch(
         jax.tree.map(rows, _prepare(reward, task.group_size))
         for reward, task in zip(rewards, config.tasks.values(), strict=True)
     )
+    places = ()
+    if any(task.normalisation == "prompt" for task in config.tasks.values()):
+        place_of_each = jax.ShapeDtypeStruct((count,), jnp.int32)
+        places = tuple(
+            place_of_each if task.normalisation == "prompt" else None
+            for task in config.tasks.values()
+        )
     pretraining = None
     if config.pretraining.weight:
         latents = jax.ShapeDtypeStruct((count, *model.latent_shape), jnp.float32)
@@ -229,6 +236,7 @@ def make_batch(
         input_ids=place(ids(len(config.tasks), count), batch_sharding(mesh, axis=1)),
         reward_inputs=place(inputs, batch_sharding(mesh)),
         pretraining=pretraining,
+        prompt_places=place(places, batch_sharding(mesh)),
     )
 
 
@@ -239,6 +247,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
       ValueError: what does not fit, and the mend.
     """
     experiments.check(config, mesh)
+    if experiments.scores_on_host(config):
+        raise ValueError("A host_reward is not compiled: leave its task out of the dry run.")
     model, assumed = make_model(config, mesh)
     made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
     rewards = [reward for reward, _, _ in made]

@@ -17,7 +17,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
-from diffusionrl_jax.learning.execution import compile_update
+from diffusionrl_jax.learning.execution import fused_program, update_program
 from diffusionrl_jax.learning.policy_gradient import Samples
 
 WHOLE = "whole step"
@@ -53,16 +53,8 @@ def bytes_per_chip(tree: Shapes) -> int:
 
 def whole_step(experiment: AbstractExperiment) -> Phase:
     """An iteration as one program."""
-    algorithm = experiment.algorithm
     arguments = (experiment.state, experiment.frozen, experiment.batch)
-    fused = jax.jit(
-        algorithm.fused,
-        donate_argnums=0,
-        out_shardings=(
-            parameter_sharding(algorithm.mesh, experiment.state),
-            replicated(algorithm.mesh),
-        ),
-    )
+    fused = fused_program(experiment.algorithm, experiment.state)
     return Phase(WHOLE, fused, arguments, 1, bytes_per_chip(arguments))
 
 
@@ -116,7 +108,10 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     samples = jax.tree.map(unflatten, Samples(drawn[0], None, drawn[1]))
     rewards = unflatten(jax.ShapeDtypeStruct((tasks * count,), jnp.float32))
     prepared = add(
-        "prepare", algorithm.prepare, frozen, samples, rewards, batch, state.step, held=samples
+        "prepare",
+        algorithm.prepare,
+        *(frozen, samples, rewards, batch, state.step, state.past_rewards),
+        held=samples,
     )
     updates, text = (
         jax.tree.map(lambda leaf: place(leaf, by_task if leaf.ndim > 1 else one), tree)
@@ -124,7 +119,7 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     )
     pretraining = 0 if batch.pretraining is None else 1
     repetitions = {"update": updates.task.shape[0] - pretraining, "pretrain": pretraining}
-    update = compile_update(algorithm, state)
+    update = update_program(algorithm, state)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=one)
     arguments = (state, frozen, updates, text, index)
     for name, times in repetitions.items():

@@ -55,7 +55,7 @@ def fused_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wr
     return jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
 
 
-def compile_update(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
+def update_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
     """One update as a program.
 
     Args:
@@ -109,7 +109,7 @@ def make_train_step(
     sample = jax.jit(algorithm.sample, out_shardings=by_task)
     score = jax.jit(algorithm.score, out_shardings=by_task)
     prepare = jax.jit(algorithm.prepare)
-    update = compile_update(algorithm, state)
+    update = update_program(algorithm, state)
     finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
     keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=state_sharding)
 

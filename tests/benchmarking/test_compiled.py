@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusionrl_jax.benchmarking import compiled
+from diffusionrl_jax.benchmarking import compiled, program_text
 from diffusionrl_jax.distributed.mesh import FSDP, batch_sharding, make_mesh
 from diffusionrl_jax.models.attention import attend
 
@@ -19,13 +19,13 @@ TEXT = """
 def test_operations_of_kernels():
     # Two products of [4096, 64] and [64, 4096] forward, three and four backward; five heads.
     product = 2 * 5 * 4096 * 4096 * 64
-    assert compiled.kernel_operations(TEXT) == [2 * product, 3 * product, 2 * 4 * product]
+    assert program_text.kernel_operations(TEXT) == [2 * product, 3 * product, 2 * 4 * product]
 
 
 def test_operations_of_kernels_of_a_batch():
     batched = TEXT.replace("[5,", "[8,5,").replace("f32[512,", "f32[8,512,")
-    assert compiled.kernel_operations(batched)[:2] == [
-        8 * operations for operations in compiled.kernel_operations(TEXT)[:2]
+    assert program_text.kernel_operations(batched)[:2] == [
+        8 * operations for operations in program_text.kernel_operations(TEXT)[:2]
     ]
 
 
@@ -98,16 +98,16 @@ ENTRY %main (q: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
 
 
 def test_collectives_are_counted_as_often_as_loops_turn():
-    program = compiled.Program(LOOPS)
+    program = program_text.Program(LOOPS)
     assert program.visits()["inner_body"] == 15
     # On a chip the larger side of both is [8, 4] of float32.
-    each = compiled.Collectives(15, 15 * 8 * 4 * 4)
-    assert compiled.collectives(program) == {"all-gather": each, "reduce-scatter": each}
+    each = program_text.Collectives(15, 15 * 8 * 4 * 4)
+    assert program_text.collectives(program) == {"all-gather": each, "reduce-scatter": each}
 
 
 def test_a_loop_of_unknown_length_is_told():
-    program = compiled.Program(LOOPS.replace("constant(3)", "parameter(1)"))
-    assert program.loops["body"] == [compiled.Loop("inner_body", None)]
+    program = program_text.Program(LOOPS.replace("constant(3)", "parameter(1)"))
+    assert program.loops["body"] == [program_text.Loop("inner_body", None)]
     assert program.visits()["inner_body"] == 5
 
 
@@ -153,3 +153,37 @@ def test_what_does_not_fit_says_by_how_much():
     with pytest.raises(compiled.OutOfMemory, match="20.89 GiB .* has 15.75 GiB") as caught:
         compiled.compile_program(DoesNotFit())
     assert caught.value.temporaries == int(20.89 * 2**30)
+
+
+BOTH = ("data", "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("function", "output", "expected"),
+    [
+        # Of an input [16, 8] of float32 over 8 devices, each has [2, 8].
+        (lambda x: jax.lax.psum(x, BOTH), (), ("all-reduce", 2 * 8 * 4, 1)),
+        (lambda x: jax.lax.all_gather(x, "fsdp"), (BOTH,), ("all-gather", 4 * 2 * 8 * 4, 1)),
+        (
+            lambda x: jax.lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True),
+            (BOTH,),
+            ("reduce-scatter", 2 * 8 * 4, 1),
+        ),
+        (
+            lambda x: jax.lax.ppermute(x.astype(jnp.int16), "data", [(0, 1), (1, 0)]),
+            (BOTH,),
+            ("collective-permute", 2 * 8 * 2, 1),
+        ),
+        (lambda x: x + 1, (BOTH,), None),
+    ],
+)
+def test_collectives_are_those_that_were_asked_for(function, output, expected):
+    mapped = jax.shard_map(
+        function,
+        mesh=make_mesh(4),
+        in_specs=PartitionSpec(BOTH),
+        out_specs=PartitionSpec(*output),
+        check_vma=False,
+    )
+    text = jax.jit(mapped).lower(jnp.zeros((16, 8))).compile().as_text()
+    assert list(program_text.sent(program_text.Program(text))) == ([expected] if expected else [])

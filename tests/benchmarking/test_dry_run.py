@@ -6,7 +6,15 @@ import json
 import jax
 import pytest
 
-from diffusionrl_jax.benchmarking import abstract, chips, compiled, dry_run, phases, report
+from diffusionrl_jax.benchmarking import (
+    abstract,
+    chips,
+    compiled,
+    dry_run,
+    phases,
+    program_text,
+    report,
+)
 from diffusionrl_jax.benchmarking.roofline import PhaseCost
 from diffusionrl_jax.distributed import mesh as meshes
 from diffusionrl_jax.distributed.mesh import make_mesh
@@ -87,7 +95,7 @@ COST = compiled.Cost(
     outputs=0,
     operations=197e12,
     accessed=819e9 / 2,
-    collectives={"all-reduce": compiled.Collectives(3, 50_000_000_000)},
+    collectives={"all-reduce": program_text.Collectives(3, 50_000_000_000)},
     kernels=0,
     largest=(("jit(f)/dot f32[8]", 32),),
     unknown_loops=(),

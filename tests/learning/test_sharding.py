@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax.benchmarking.collectives import collectives
+from diffusionrl_jax.benchmarking.program_text import Program, sent
 from diffusionrl_jax.checkpoints import Checkpoints, abstract
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.learning.execution import fused_program
@@ -93,7 +93,7 @@ def test_every_mesh_gives_the_same_parameters_and_keeps_them_split(compile_step,
 
 def bytes_by_kind(step):
     kinds = collections.defaultdict(list)
-    for kind, size in collectives(step.as_text()):
+    for kind, size, _ in sent(Program(step.as_text())):
         kinds[kind].append(size)
     return kinds
 
