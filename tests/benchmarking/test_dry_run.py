@@ -44,6 +44,24 @@ def test_an_unknown_model_is_refused(make_config):
         abstract.build(make_config(model="no/model"), make_mesh())
 
 
+def test_a_reward_on_the_host_is_refused(make_config):
+    config = make_config()
+    config.tasks.small.scorer.update(reward="host_reward", path="package.module:function")
+    with pytest.raises(ValueError, match="A host_reward is not compiled"):
+        abstract.build(config, make_mesh())
+
+
+def test_statistics_of_prompts_are_part_of_the_state(make_config):
+    config = make_config()
+    config.tasks.small.update(prompts="emoji:portraits", normalisation="prompt")
+    experiment = abstract.build(config, make_mesh(1))
+    (statistics,) = experiment.state.past_rewards
+    assert statistics.rewards.shape == (config.tasks.small.most_prompts, 32)
+    prepare = {phase.name: phase for phase in phases.make_phases(experiment)}["prepare"]
+    *_, advantages = jax.eval_shape(prepare.function, *prepare.arguments)
+    assert advantages.past_rewards[0].rewards.shape == statistics.rewards.shape
+
+
 def test_split_kernels_are_gathered_once_for_all_steps(config, monkeypatch, compilation_cache):
     monkeypatch.setattr(meshes, "REPLICATED_BYTES", 2**14)
     config.mesh.fsdp = 8
