@@ -88,14 +88,14 @@ def test_settings_are_those_of_the_paper(name):
 
 
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded(tmp_path):
-    config = from_command_line("image_reward.py", batch_size=8)
+    config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     config.tasks.image_reward.scorer.reward = "beauty"
     with pytest.raises(ValueError, match="reward='beauty' is not one of .*'image_reward'"):
         experiment.build(config, str(tmp_path))
 
 
 def test_prompts_that_are_not_there_are_named(tmp_path):
-    config = from_command_line("image_reward.py", batch_size=8)
+    config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     with pytest.raises((FileNotFoundError, ValueError), match="metadata.parquet"):
         experiment.build(config, str(tmp_path))
 
