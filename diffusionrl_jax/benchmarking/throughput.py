@@ -104,7 +104,7 @@ def measure(
     Raises:
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
-    execution = choose_execution(config.execution)
+    execution = choose_execution(config.execution, experiments.scores_on_host(config))
     experiment = experiments.build(config, cache_dir)
     timer = PhaseTimer()
     compiling = []
