@@ -73,11 +73,11 @@ def main(_):
             print(f"{name}: {speeds[name][-1]:.2f} images/s", flush=True)
     fused, separate = (speeds[name][1:] for name in ("fused", "separate"))
     ratios = [mine / its for mine, its in zip(fused, separate, strict=True)]
-    print(
-        f"{images} images an iteration on {jax.device_count()} x {jax.devices()[0].device_kind}: "
-        f"fused {statistics.median(fused):.2f} images/s, "
-        f"separate {statistics.median(separate):.2f}, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+    kind = jax.devices()[0].device_kind
+    print(f"{images} images an iteration on {jax.device_count()} x {kind}:")
+    print(f"fused {statistics.median(fused):.2f} images/s")
+    print(f"separate {statistics.median(separate):.2f} images/s")
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":
