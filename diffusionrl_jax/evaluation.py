@@ -19,6 +19,7 @@ from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
     frozen_sharding,
+    gather_parameters,
     place,
     replicated,
 )
@@ -58,6 +59,12 @@ class Sampler:
         model = policy.model
 
         def draw(params, ids, empty_ids, indices, seed):
+            params = {
+                name: gather_parameters(
+                    network, policy.mesh, model.unet.dtype if name == "unet" else None
+                )
+                for name, network in params.items()
+            }
             fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
             text = conditions(
                 model.encode_text(params["text_encoder"], ids),
@@ -188,7 +195,10 @@ class Evaluator:
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
                     params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
-                    loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
+                    score = lambda params, images, inputs, reward=reward: reward(
+                        gather_parameters(params, mesh), images, inputs
+                    )
+                    loaded[key] = reward, jax.jit(score, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
                 self._scorers[name][scorer] = reward, score, params, inputs

@@ -1,6 +1,7 @@
 """From a config to the programs that an iteration is made of, with their arguments' shapes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -97,7 +98,7 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     for index, name in enumerate(experiment.task_names):
         add(
             f"score {name}",
-            algorithm.rewards[index],
+            functools.partial(algorithm.score_task, index),
             *(frozen.rewards[index], of_task, batch.reward_inputs[index]),
             held=(drawn, images),
             out_shardings=rows,

@@ -57,22 +57,23 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
 
-def gather_kernels(params, dtype, mesh: Mesh):
-    """Brings the split parameters of a network together on every device, for use in a loop.
+def gather_parameters(params, mesh: Mesh, dtype=None):
+    """Brings the split parameters of a network together on every device, before it is used.
 
-    Inside a loop the compiler would gather them again each time around. Kernels are cast to what
-    they are multiplied in anyway, which halves the bytes in bfloat16 and changes no result.
+    Left to itself the compiler gathers them again in every turn of a loop, or multiplies with the
+    parts and sends what comes out around the devices.
 
     Args:
       params: a tree of parameters.
-      dtype: what the network computes in.
       mesh: over which they are split. Unsplit ones are left as they are.
+      dtype: what the network computes in: kernels are cast to it, as they are when they are
+        multiplied, which halves the bytes in bfloat16 and changes no result. None casts nothing.
     """
 
     def gather(path, leaf):
         if _parameter_sharding(leaf, mesh).is_fully_replicated:
             return leaf
-        if path[-1].key == "kernel":
+        if dtype is not None and path[-1].key == "kernel":
             leaf = leaf.astype(dtype)
         return jax.lax.with_sharding_constraint(leaf, replicated(mesh))
 

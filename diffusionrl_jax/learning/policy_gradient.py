@@ -29,7 +29,7 @@ from diffusionrl_jax.diffusion.rollout import (
 )
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
-from diffusionrl_jax.distributed.mesh import batch_sharding, gather_kernels
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
@@ -204,19 +204,20 @@ class PolicyGradient:
           The trajectory and the text, their first axis B * T.
         """
         numbers = self.hyperparameters
-        unet_params = gather_kernels(
-            self.unet_params(params, frozen), self.model.unet.dtype, self.mesh
+        unet_params = gather_parameters(
+            self.unet_params(params, frozen), self.mesh, self.model.unet.dtype
         )
+        text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.schedule.steps)
-        empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+        empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
             ids, sources = arguments
-            prompts = self.model.encode_text(frozen.text_encoder, ids)
+            prompts = self.model.encode_text(text_encoder, ids)
             text = conditions(prompts, empty, numbers.guidance_scale)
             trajectory = rollout(
                 self.model,
@@ -238,8 +239,9 @@ class PolicyGradient:
 
     def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
         """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        vae = gather_parameters(frozen.vae, self.mesh)
         return microbatch.map_microbatches(
-            lambda latents: self.model.decode(frozen.vae, latents),
+            lambda latents: self.model.decode(vae, latents),
             latents,
             self._microbatches(len(latents), self.hyperparameters.decode_microbatch),
             self.mesh,
@@ -267,10 +269,16 @@ class PolicyGradient:
           float32 [T, B].
         """
         scores = [
-            reward(params, images[task], reward_inputs[task])
-            for task, (reward, params) in enumerate(zip(self.rewards, frozen.rewards, strict=True))
+            self.score_task(task, params, images[task], reward_inputs[task])
+            for task, params in enumerate(frozen.rewards)
         ]
         return jnp.stack(scores).astype(jnp.float32)
+
+    def score_task(
+        self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
+    ) -> jax.Array:
+        """One task's reward [B] on images [B, height, width, 3]; arguments as in `score`."""
+        return self.rewards[task](gather_parameters(params, self.mesh), images, inputs)
 
     def prepare(
         self,
@@ -313,11 +321,12 @@ class PolicyGradient:
                 task=len(self.rewards),
             )
             parts.append(update)
+            text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
             captions = text_from_arrays(batch.pretraining)
             if captions is None:
                 ids = batch.pretraining["input_ids"]
-                captions = self.model.encode_text(frozen.text_encoder, ids)
-            empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+                captions = self.model.encode_text(text_encoder, ids)
+            empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
             captions = drop_text(captions, empty, dropped)
             both = conditions(captions, empty, numbers.guidance_scale)
             text.append(jax.tree.map(lambda array: array[None], both))
