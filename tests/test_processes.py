@@ -116,6 +116,7 @@ def assert_same_end(workdir, alone):
     assert steps_of(workdir) == list(range(ITERATIONS + 1))
 
 
+@pytest.mark.slow
 def test_two_processes_end_like_one(start_two, alone, tmp_path):
     outputs = [finish(process) for process in start_two(tmp_path)]
     assert [status for status, _ in outputs] == [0, 0], outputs
