@@ -10,7 +10,7 @@ a TPU's peaks; a collective is taken to hide behind nothing.
 import dataclasses
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import emoji
 from diffusionrl_jax.benchmarking import abstract, chips, compiled, phases
@@ -28,12 +28,11 @@ class Scaling:
     """The fused step on some devices.
 
     Attributes:
-      devices, fsdp: of the mesh.
+      devices: how many.
       step: its cost.
     """
 
     devices: int
-    fsdp: int
     step: PhaseCost
 
     def row(self, chip: chips.Chip) -> list[str]:
@@ -46,27 +45,26 @@ class Scaling:
             f"{total.count} {kind} of {total.bytes / 1e6:.4g} MB"
             for kind, total in sorted(kinds.items())
         )
-        return [str(self.devices), str(self.fsdp), text or "none", f"{share:.2%}"]
+        return [str(self.devices), text or "none", f"{share:.2%}"]
 
 
-HEAD = ["devices", "fsdp", "collectives of an iteration, on each device", "share of the time"]
+HEAD = ["devices", "collectives of an iteration, on each device", "share of the time"]
 
 
-def measure(devices: int, fsdp: int, images: int) -> Scaling:
+def measure(devices: int, images: int) -> Scaling:
     """Compiles the fused step for a mesh of virtual devices.
 
     Args:
-      devices, fsdp: of the mesh.
+      devices: how many.
       images: of a task on each device.
     """
     config = emoji.get_config()
     config.batch_size = images * devices
-    config.mesh.fsdp = fsdp
-    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    mesh = make_mesh(1, jax.devices()[:devices])
     phase = phases.whole_step(abstract.build(config, mesh))
     program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments))
     cost = compiled.read(program, seconds)
-    return Scaling(devices, fsdp, PhaseCost(phase.name, 1, cost, phase.resident))
+    return Scaling(devices, PhaseCost(phase.name, 1, cost, phase.resident))
 
 
 def main(_):
@@ -74,9 +72,8 @@ def main(_):
     jax.config.update("jax_num_cpu_devices", max(counts))
     found = []
     for count in counts:
-        for fsdp in sorted({1, count}):
-            found.append(measure(count, fsdp, IMAGES.value))
-            print(found[-1].row(chips.CHIPS[CHIP.value]), flush=True)
+        logging.info("Compiling for %d.", count)
+        found.append(measure(count, IMAGES.value))
     print(f"\n{IMAGES.value} images of a task on each device, {CHIP.value}'s peaks\n")
     print(table(HEAD, [scaling.row(chips.CHIPS[CHIP.value]) for scaling in found]))
 
