@@ -134,13 +134,15 @@ def _aesthetic(kind, group_size: int) -> tuple[Reward, Shapes]:
     return reward, reward.template()
 
 
-def _detection(kind, group_size: int, **options) -> tuple[Reward, Shapes]:
-    model = owl_vit.build({"vision_config": {}, "text_config": {}})
+def _detection(
+    kind, group_size: int, config: dict, objects=OBJECTS, **options
+) -> tuple[Reward, Shapes]:
+    model = owl_vit.build(config)
     params = owl_vit.template(model)
     width = model.text.config.hidden_size
     vision = {"vision_model": params["owlvit"]["vision_model"]}
-    queries = jax.ShapeDtypeStruct((len(OBJECTS), width), jnp.float32)
-    return kind(model, OBJECTS, **options), params | {
+    queries = jax.ShapeDtypeStruct((len(objects), width), jnp.float32)
+    return kind(model, tuple(objects), **options), params | {
         "owlvit": vision,
         "query_embeddings": queries,
     }
@@ -152,14 +154,16 @@ def _statistical_parity(kind, group_size: int, **options) -> tuple[Reward, Shape
     return reward, reward.template()
 
 
-# Reward -> a function of its class, the group size and its options, to the published one.
+# Reward -> a function of its class, the group size and its options, to the published one. OWLv2 is
+# a detection whose folder is named after it.
 PUBLISHED = {
     "image_reward": _image_reward,
     "hps_v2": functools.partial(_clip_reward, config=hps_v2.PUBLISHED),
     "pick_score": functools.partial(_clip_reward, config=hps_v2.PUBLISHED),
     "clip_score": functools.partial(_clip_reward, config=published.CLIP_L),
     "aesthetic": _aesthetic,
-    "detection": _detection,
+    "detection": functools.partial(_detection, config=published.OWL_VIT),
+    "owlv2": functools.partial(_detection, config=published.OWLV2),
     "statistical_parity": _statistical_parity,
 }
 
@@ -189,9 +193,10 @@ def make_reward(
         reward, params = scorers.load_scorer(scorer, group_size)
         return reward, jax.eval_shape(lambda: params), ()
     kind = REWARDS[scorer.reward]
-    make = PUBLISHED[scorer.reward]
-    reward, params = make(kind, group_size=group_size, **scorer.options.to_dict())
-    return reward, params, (f"{scorer.path}: the published {scorer.reward}",)
+    is_owlv2 = scorer.reward == "detection" and "owlv2" in scorer.path.lower()
+    size = "owlv2" if is_owlv2 else scorer.reward
+    reward, params = PUBLISHED[size](kind, group_size=group_size, **scorer.options.to_dict())
+    return reward, params, (f"{scorer.path}: the published {size}",)
 
 
 def _prepare(reward: Reward, group_size: int) -> dict:

@@ -80,6 +80,11 @@ def gather_parameters(params, mesh: Mesh, dtype=None):
     return jax.tree.map_with_path(gather, params)
 
 
+def split_parameters(params, mesh: Mesh):
+    """Splits a tree of parameters or gradients by the rule of `parameter_sharding`."""
+    return jax.lax.with_sharding_constraint(params, parameter_sharding(mesh, params))
+
+
 def frozen_sharding(mesh: Mesh, tree, split: bool):
     """Shardings of parameters that training does not change.
 

@@ -29,7 +29,7 @@ from diffusionrl_jax.diffusion.rollout import (
 )
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
-from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, split_parameters
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
@@ -396,12 +396,21 @@ class PolicyGradient:
         Returns:
           The new state, and the metrics of `loss` with "gradient_norm".
         """
-        gradient = jax.grad(self.loss, has_aux=True)
+        params = state.params
+        if self.lora is None:
+            params = gather_parameters(params, self.mesh, self.model.unet.dtype)
+
+        def gradient(update, text):
+            """The gradient and the metrics; the gradient like the parameters in dtype and parts."""
+            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, frozen, update, text)
+            gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
+            return split_parameters(gradients, self.mesh), metrics
+
         text = jax.tree.map(lambda rows: rows[update.task], text)
         batch = update.latents.shape[0]
         count = self._microbatches(batch, self.hyperparameters.update_microbatch)
         if count == 1:
-            gradients, metrics = gradient(state.params, frozen, update, text)
+            gradients, metrics = gradient(update, text)
         else:
             shared = {name: getattr(update, name) for name in ("weight", "is_pretraining", "task")}
             per_sample = {
@@ -413,7 +422,7 @@ class PolicyGradient:
             def accumulate(total, part):
                 part, text = part
                 part = Updates(**part, **shared)
-                gradients, metrics = gradient(state.params, frozen, part, text)
+                gradients, metrics = gradient(part, text)
                 return jax.tree.map(lambda a, b: a + b / count, total, gradients), metrics
 
             gradients, metrics = jax.lax.scan(

@@ -133,3 +133,32 @@ CLIP_L = {
         "patch_size": 14,
     },
 }
+
+_OWL_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 16,
+    "vocab_size": 49408,
+}
+_OWL_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+# google/owlvit-base-patch32 and google/owlv2-base-patch16-ensemble, as OwlViTConfig's and
+# Owlv2Config's fields.
+OWL_VIT = {
+    "model_type": "owlvit",
+    "projection_dim": 512,
+    "text_config": _OWL_TEXT,
+    "vision_config": _OWL_VISION | {"image_size": 768, "patch_size": 32},
+}
+OWLV2 = {
+    "model_type": "owlv2",
+    "projection_dim": 512,
+    "text_config": _OWL_TEXT,
+    "vision_config": _OWL_VISION | {"image_size": 960, "patch_size": 16},
+}

@@ -39,6 +39,22 @@ def test_published_sizes(make_config):
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "size", "patches"),
+    [("google/owlvit-base-patch32", "detection", 576), ("my/owlv2", "owlv2", 3600)],
+)
+def test_published_detectors(make_config, path, size, patches):
+    config = make_config()
+    options = {"objects": ["cat", "dog"]}
+    config.tasks.small.scorer.update(reward="detection", path=path, options=options)
+    experiment = abstract.build(config, make_mesh(2))
+    assert experiment.assumed == (f"{path}: the published {size}",)
+    (params,) = experiment.frozen.rewards
+    assert params["query_embeddings"].shape == (2, 512)
+    positions = params["owlvit"]["vision_model"]["embeddings"]["position_embedding"]
+    assert positions["embedding"].shape == (patches + 1, 768)
+
+
 def test_an_unknown_model_is_refused(make_config):
     with pytest.raises(ValueError, match="config.model='no/model' is no folder here.*sdxl"):
         abstract.build(make_config(model="no/model"), make_mesh())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffusionrl_jax.benchmarking.originals import blip, clip, detectors, jpeg
+from diffusionrl_jax.models import published
 
 # Name -> how it is made, and its published size. Of detection there are two.
 ORIGINALS = {
@@ -22,8 +23,8 @@ ORIGINALS = {
     "pick_score": (clip.make, clip.VIT_H),
     "clip_score": (clip.make, clip.VIT_L),
     "aesthetic": (clip.make, clip.VIT_L),
-    "owl_vit": (detectors.make, detectors.OWL_VIT),
-    "owlv2": (detectors.make, detectors.OWLV2),
+    "owl_vit": (detectors.make, published.OWL_VIT),
+    "owlv2": (detectors.make, published.OWLV2),
     "statistical_parity": (clip.make_parity, clip.PARITY),
     "jpeg_size": (jpeg.make, {}),
 }

@@ -12,33 +12,6 @@ from transformers import CLIPTokenizer
 
 from diffusionrl_jax.benchmarking.originals import common
 
-_TEXT = {
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 16,
-    "vocab_size": 49408,
-}
-_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
-# google/owlvit-base-patch32 and google/owlv2-base-patch16-ensemble.
-OWL_VIT = {
-    "model_type": "owlvit",
-    "projection_dim": 512,
-    "text_config": _TEXT,
-    "vision_config": _VISION | {"image_size": 768, "patch_size": 32},
-}
-OWLV2 = {
-    "model_type": "owlv2",
-    "projection_dim": 512,
-    "text_config": _TEXT,
-    "vision_config": _VISION | {"image_size": 960, "patch_size": 16},
-}
 OBJECTS = ("fox", "cake", "lighthouse", "dog", "cat", "car", "astronaut", "horse", "apple")
 PROMPTS = (
     "a fox next to a cake",
