@@ -13,8 +13,8 @@ from ml_collections import config_flags
 
 from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.comparing import compare_models
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import compare_models
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 CHECKPOINTS = flags.DEFINE_list(

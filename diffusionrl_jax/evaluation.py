@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -11,10 +11,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from diffusionrl_jax import runs
-from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.prompts import prompt_batch
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
@@ -23,101 +20,17 @@ from diffusionrl_jax.distributed.mesh import (
     place,
     replicated,
 )
-from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, make_prompts, split_frozen
+from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiment import Policy, make_prompts, split_frozen
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
-from diffusionrl_jax.monitoring import comparison, tables
 from diffusionrl_jax.monitoring.images import before_after, image_grid
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer
+from diffusionrl_jax.sampling import Sampler
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
-COMPARED_IMAGES = 3  # of these, in the comparison of models
-BASE = "base"
-
-
-class Sampler:
-    """Draws images from prompts; the noise depends on the seed and the image's index alone.
-
-    Args:
-      policy: the model.
-      sampler: config fields eta and guidance_scale.
-      batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
-        for any number of images.
-      decode: of these, latents decoded at a time on each device, at most; 0 is all.
-    """
-
-    def __init__(
-        self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int, decode: int = 0
-    ):
-        self.policy = policy
-        share = -(-batch // policy.mesh.size)
-        self.batch = share * policy.mesh.size
-        decodings = share // largest_divisor(share, decode or share)
-        model = policy.model
-
-        def draw(params, ids, empty_ids, indices, seed):
-            params = {
-                name: gather_parameters(
-                    network, policy.mesh, model.unet.dtype if name == "unet" else None
-                )
-                for name, network in params.items()
-            }
-            fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
-            text = conditions(
-                model.encode_text(params["text_encoder"], ids),
-                model.encode_text(params["text_encoder"], empty_ids[None]),
-                sampler.guidance_scale,
-            )
-            trajectory = rollout(
-                model,
-                policy.schedule,
-                params["unet"],
-                text,
-                noise_keys(jax.vmap(fold_in)(indices), policy.schedule.steps),
-                eta=sampler.eta,
-                guidance_scale=sampler.guidance_scale,
-            )
-            return map_microbatches(
-                lambda latents: model.decode(params["vae"], latents),
-                trajectory.latents[:, -1],
-                decodings,
-                policy.mesh,
-            )
-
-        # Replicated, so that every process can read all of them.
-        self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
-
-    def __call__(
-        self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
-    ) -> np.ndarray:
-        """Images of prompts: float32 [n, height, width, 3] in [0, 1].
-
-        Args:
-          params: "unet", "vae" and "text_encoder".
-          prompts: any number.
-          seed: of the noise.
-          first: index of the first image.
-        """
-        policy = self.policy
-        sharding = batch_sharding(policy.mesh)
-        empty_ids = place(policy.empty_ids, replicated(policy.mesh))
-        images = [np.zeros((0, *policy.model.image_shape), np.float32)]
-        for start in range(0, len(prompts), self.batch):
-            part = list(prompts[start : start + self.batch])
-            padded = part + [""] * (self.batch - len(part))
-            indices = first + start + np.arange(self.batch)
-            drawn = self._draw(
-                dict(params),
-                place(policy.model.tokenize(padded), sharding),
-                empty_ids,
-                place(indices, sharding),
-                seed,
-            )
-            images.append(np.asarray(drawn)[: len(part)])
-        return np.concatenate(images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +58,7 @@ class Evaluation:
         }
 
 
-def _evenly(count: int, limit: int) -> np.ndarray:
+def evenly(count: int, limit: int) -> np.ndarray:
     """At most `limit` of `count` indices."""
     chosen = min(count, limit)
     return np.arange(chosen) * count // chosen
@@ -183,7 +96,7 @@ class Evaluator:
             )
             source = make_prompts(chosen.prompts, self.config.seed)
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
-            self.shown[name] = _evenly(chosen.images, SHOWN_IMAGES)
+            self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
             self._scorers[name] = {}
             for scorer in chosen.scorers:
                 if scorer not in self.config.scorers:
@@ -320,82 +233,6 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
     if unknown := set(best) - set(means):
         raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(means)}.")
     return sum(weight * means[name] for name, weight in best.items())
-
-
-def compare_models(
-    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
-) -> str:
-    """Scores the config's model, checkpoints and real pictures on the evaluation sets.
-
-    Args:
-      config: see `configs/common.py`.
-      checkpoints: name, path and step of each, as in `runs.load_trained`.
-      output: an existing folder, for results.md, results.csv and comparison.png.
-
-    Returns:
-      The tables, as in results.md.
-
-    Raises:
-      ValueError, FileNotFoundError: bad input.
-    """
-    names = [BASE, *(name for name, _, _ in checkpoints)]
-    if len(set(names)) < len(names) or comparison.REAL in names:
-        raise ValueError(f"The names {names} must all differ, and not be {comparison.REAL!r}.")
-    if not config.evaluation.sets:
-        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
-    base = load_policy(config)
-    evaluator = Evaluator(base, config)
-    logging.info("Drawing and scoring the base model.")
-    evaluations = {BASE: evaluator(base.params)}
-    for name, path, step in checkpoints:
-        logging.info("Drawing and scoring %s.", name)
-        policy = runs.load_trained(path, config, step, base)
-        sampler = evaluator.sampler
-        if not runs.same_networks(policy.model, base.model):
-            if policy.model.image_shape != base.model.image_shape:
-                raise ValueError(
-                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
-                    f"{base.model.image_shape}: compare models of one size."
-                )
-            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
-        evaluations[name] = evaluator(policy.params, sampler)
-    pictures = {
-        name: real.draw_prompts(texts, config.evaluation.seed)
-        for name, texts in evaluator.prompts.items()
-    }
-    rows = comparison.compare(
-        {name: evaluation.scores for name, evaluation in evaluations.items()},
-        evaluator.prompts,
-        config.evaluation.head_to_head,
-        evaluator.score_pictures(
-            {name: drawn for name, drawn in pictures.items() if drawn is not None}
-        ),
-    )
-    text = tables.markdown(rows, evaluator.prompts)
-    if jax.process_index() == 0:
-        folder = epath.Path(output)
-        (folder / "results.md").write_text(text)
-        tables.write_csv(folder / "results.csv", rows)
-        with (folder / "comparison.png").open("wb") as file:
-            _comparison_picture(evaluator, evaluations).save(file, "PNG")
-    return text
-
-
-def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
-    """A row for each model; a column has one prompt and one noise."""
-    chosen = {name: _evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
-    captions, images = [], []
-    for name, which in chosen.items():
-        captions += [evaluator.prompts[name][index] for index in evaluator.shown[name][which]]
-    for evaluation in evaluations.values():
-        images += [evaluation.images[name][which] for name, which in chosen.items()]
-    return image_grid(
-        np.concatenate(images),
-        len(captions),
-        row_captions=list(evaluations),
-        column_captions=captions,
-        scale=max(1, 96 // images[0].shape[2]),
-    )
 
 
 def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:

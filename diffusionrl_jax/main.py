@@ -23,6 +23,7 @@ from diffusionrl_jax.checkpoints import (
 )
 from diffusionrl_jax.distributed import processes, start
 from diffusionrl_jax.evaluation import Evaluator, draw_before_after
+from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainStateAhead
 from diffusionrl_jax.monitoring.metrics import MetricWriter
@@ -106,10 +107,10 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                 following = experiment.batch(done) if ahead else None
                 state, metrics = step(state, experiment.frozen, batch, following)
                 metrics = jax.device_get(metrics)
-                values = experiments.summarise(
+                values = summary.summarise(
                     metrics, experiment.task_names, experiment.algorithm.hyperparameters
                 )
-                experiments.check_finite(values, metrics, experiment.task_names, config.batch_size)
+                summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
                 rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
                 progress.update(rewards, images_per_step)
                 stopping, last = guard.should_stop(), done == config.iterations

@@ -10,8 +10,8 @@ from etils import epath
 from diffusionrl_jax import programs, runs
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.sampling import Sampler
 
 MODEL = flags.DEFINE_string(
     "model", None, "The workdir of a run, a diffusers folder, or asset:... .", required=True

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import evaluation
+from diffusionrl_jax import comparing, evaluation, sampling
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.monitoring import comparison, tables
 
@@ -180,7 +180,7 @@ def test_decoding_in_chunks_gives_the_same_pictures(policy, make_config, monkeyp
 
     monkeypatch.setattr(type(policy.model), "decode", recorded)
     sampler = make_config().sampler
-    draw = lambda chunk: evaluation.Sampler(policy, sampler, 32, chunk)(
+    draw = lambda chunk: sampling.Sampler(policy, sampler, 32, chunk)(
         policy.params, ["a cat"] * 32, seed=0
     )
     whole, chunked = draw(0), draw(3)
@@ -197,7 +197,7 @@ def test_given_pictures_are_scored(evaluator, policy):
 
 
 def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
-    text = evaluation.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
+    text = comparing.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
     assert (tmp_path / "results.md").read_text() == text
     with open(tmp_path / "results.csv", newline="") as file:
         rows = {(row["model"], row["set"], row["measure"]): row for row in csv.DictReader(file)}
@@ -224,4 +224,4 @@ def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
 )
 def test_bad_input_is_one_clear_error(checkpoints, changes, message, make_config, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        evaluation.compare_models(make_config(**changes), checkpoints, str(tmp_path))
+        comparing.compare_models(make_config(**changes), checkpoints, str(tmp_path))

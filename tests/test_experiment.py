@@ -10,6 +10,7 @@ from configs import common
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.learning import summary
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def metrics(count, tasks=2):
 
 
 def test_metrics_are_named_by_task(experiment):
-    values = experiments.summarise(
+    values = summary.summarise(
         metrics(1), experiment.task_names, experiment.algorithm.hyperparameters
     )
     assert json.loads(json.dumps(values)) == values
@@ -185,7 +186,7 @@ def test_what_is_not_finite_stops_the_run():
     values = {"small/gradient_norm": 1.0}
     names = ("small", "people")
     with pytest.raises(FloatingPointError, match="All 8 rewards of task 'people' are NaN"):
-        experiments.check_finite(values, metrics(1), names, batch_size=8)
-    experiments.check_finite(values, metrics(1), names, batch_size=16)
+        summary.check_finite(values, metrics(1), names, batch_size=8)
+    summary.check_finite(values, metrics(1), names, batch_size=16)
     with pytest.raises(FloatingPointError, match="small/gradient_norm is nan"):
-        experiments.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)
+        summary.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)

@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 
 from diffusionrl_jax import exporting, main, runs
 from diffusionrl_jax.diffusion.rollout import noise_keys
-from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models.lora import FILE_NAME
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 from diffusionrl_jax.models.weights import read_safetensors
+from diffusionrl_jax.sampling import Sampler
 
 PROMPTS = ["an apple next to a cake", "a portrait of a judge"]
 SEED, STEPS = 5, 4
