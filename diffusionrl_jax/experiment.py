@@ -28,12 +28,8 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
-from diffusionrl_jax.learning.policy_gradient import (
-    Batch,
-    Frozen,
-    Hyperparameters,
-    PolicyGradient,
-)
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.models.lora import count

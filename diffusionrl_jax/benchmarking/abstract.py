@@ -17,7 +17,8 @@ from transformers import BertTokenizer
 from diffusionrl_jax import assets
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.distributed.mesh import batch_sharding, frozen_sharding, parameter_sharding
-from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient
+from diffusionrl_jax.learning.iteration import Batch, Frozen
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models import clip, owl_vit, published
 from diffusionrl_jax.models.networks import read_configs

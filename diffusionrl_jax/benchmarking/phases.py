@@ -19,7 +19,7 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.learning.execution import fused_program, update_program
-from diffusionrl_jax.learning.policy_gradient import Samples
+from diffusionrl_jax.learning.iteration import Samples
 
 WHOLE = "whole step"
 

@@ -8,7 +8,8 @@ import jax
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
 from diffusionrl_jax.learning.advantages import reward_metrics
 from diffusionrl_jax.learning.host_scoring import start_scoring
-from diffusionrl_jax.learning.policy_gradient import Batch, Frozen, PolicyGradient
+from diffusionrl_jax.learning.iteration import Batch, Frozen
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 

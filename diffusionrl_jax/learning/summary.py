@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from diffusionrl_jax.learning.policy_gradient import Hyperparameters
+from diffusionrl_jax.learning.iteration import Hyperparameters
 
 
 def summarise(

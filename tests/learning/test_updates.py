@@ -11,7 +11,7 @@ import pytest
 from diffusionrl_jax.diffusion.rollout import Trajectory
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import draws
-from diffusionrl_jax.learning.policy_gradient import Samples
+from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.models.text_encoders import text_to_arrays
 
 TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
