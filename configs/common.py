@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
     # With a host_reward: whether the next images are drawn while the last are scored. They are then
     # one update old when they are trained on; docs/rewards_of_your_own.md.
-    config.overlap_scoring = False
+    config.overlap_scoring = True
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
     config.remat = "none"

@@ -71,7 +71,7 @@ def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_c
         "host": common.make_scorer("host_reward", f"{__name__}:red_sum"),
     }
     for name, scorer in scorers.items():
-        config = make_config(iterations=2)
+        config = make_config(iterations=2, overlap_scoring=False)
         config.tasks.small.scorer = config.evaluation.scorers.size = scorer
         main.train(config, str(tmp_path / name))
     assert_same_state(tmp_path / "host", tmp_path / "graph", 2)
@@ -105,7 +105,7 @@ def make_mixed(make_config):
     """
 
     def make(path, **options):
-        config = make_config(overlap_scoring=True, **{"checkpoint.every": 100})
+        config = make_config(**{"checkpoint.every": 100})
         config.evaluation.sets, config.evaluation.best = {}, {}
         scorer = common.make_scorer("host_reward", path, **options)
         config.tasks.host = common.make_task(scorer, "emoji:pairs")

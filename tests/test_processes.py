@@ -1,12 +1,15 @@
 """Two processes on one machine train as one does, and none is left hanging when one is lost."""
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from configs import common
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.experiment import load_policy, make_prompts
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint
@@ -31,13 +34,27 @@ TOLERANCE = 1e-5
 LONGEST_EXIT = 60
 
 
+FAILING = "DIFFUSIONRL_JAX_TEST_FAILING"  # Names a file; while it is there, the scorer can fail.
+
+
+def count_red(images, prompts, metadata):
+    """A scorer on the host; in the second process' third iteration it may fail."""
+    failing = os.environ.get(FAILING)
+    if failing and Path(failing).exists() and jax.process_index() == 1:
+        assert metadata[0]["iteration"] < 2, "no red today"
+    return images[..., 0].sum((1, 2), dtype=np.int64) + list(map(len, prompts))
+
+
 class Pictures(list):
     fingerprint = "noise"
 
 
 @pytest.fixture(scope="module")
 def settings(make_config, tmp_path_factory):
-    """A config with pretraining, of which each process reads its own pictures, and no pictures."""
+    """A config with pretraining, of which each process reads its own pictures, and no pictures.
+
+    Of its two tasks one is scored in the graph, the other by each process on its host.
+    """
     config = make_config(
         **{
             "iterations": ITERATIONS,
@@ -48,6 +65,8 @@ def settings(make_config, tmp_path_factory):
     )
     config.evaluation.sets = {}
     config.evaluation.best = {}
+    scorer = common.make_scorer("host_reward", f"{__name__}:count_red")
+    config.tasks.host = common.make_task(scorer, "emoji:pairs")
     policy = load_policy(config)
     rng = np.random.default_rng(0)
     texts = prompt_batch(make_prompts("emoji:pairs", 0), 0, 16, 1)
@@ -176,3 +195,20 @@ def test_an_error_in_one_process_ends_both(start, command, tmp_path):
     began = time.monotonic()
     assert finish(good)[0] != 0
     assert time.monotonic() - began < LONGEST_EXIT
+
+
+@pytest.mark.slow
+def test_a_scorer_that_fails_in_one_process_stops_both(start_two, alone, tmp_path, monkeypatch):
+    failing, workdir = tmp_path / "failing", tmp_path / "run"
+    failing.touch()
+    monkeypatch.setenv(FAILING, str(failing))
+    outputs = [finish(process) for process in start_two(workdir)]
+    assert [status for status, _ in outputs] == [1, 1], outputs
+    first, second = (output.splitlines()[-1] for _, output in outputs)
+    assert first.startswith("error: A scorer has failed in another process, whose log names it.")
+    assert f"The scorer {__name__}:count_red raised AssertionError: no red today" in second
+    assert all("Iteration 2 is saved: mend the scorer" in line for line in (first, second))
+    failing.unlink()
+    outputs = [finish(process) for process in start_two(workdir)]
+    assert all("Resumed after iteration 2." in output for _, output in outputs)
+    assert_same_end(workdir, alone)

@@ -130,7 +130,7 @@ def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, chang
 def test_what_does_not_matter_may_change(finished, make_config):
     config = make_config(
         **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2},
-        overlap_scoring=True,
+        overlap_scoring=False,
     )
     runs.check_same_experiment(str(finished), config)
 
