@@ -150,6 +150,7 @@ class Ours:
                 ema_decay=0.0,
                 sample_microbatch=sample_microbatch,
                 decode_microbatch=0,
+                score_microbatch=0,
                 update_microbatch=update_microbatch,
             ),
             mesh=mesh,

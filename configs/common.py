@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.microbatch = ml_collections.ConfigDict()
     config.microbatch.sample = 0
     config.microbatch.decode = 0
+    config.microbatch.score = 0  # else of whole groups
     config.microbatch.train = 0
 
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.

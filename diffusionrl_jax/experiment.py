@@ -250,6 +250,17 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
         )
 
 
+def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
+    """A reward may compare the images of a group, so a microbatch holds whole ones."""
+    size = config.microbatch.get("score", 0)
+    for name, task in config.tasks.items():
+        if 0 < size < config.batch_size // devices and size % task.group_size:
+            raise ValueError(
+                f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
+                f"{task.group_size}, or 0 for all of a device's images at once."
+            )
+
+
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     if task.normalisation not in NORMALISATIONS:
         raise ValueError(
@@ -321,6 +332,7 @@ def make_algorithm(
             ema_decay=config.ema_decay,
             sample_microbatch=microbatch.sample,
             decode_microbatch=microbatch.decode,
+            score_microbatch=microbatch.get("score", 0),  # not in the first runs' config.json
             update_microbatch=microbatch.train,
         ),
         mesh=mesh,
@@ -344,6 +356,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
     _check_rounding(config, mesh.size)
+    _check_scored_groups(config, mesh.size)
 
 
 def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:

@@ -121,6 +121,10 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_pa
             {"dtype": "bfloat16", "batch_size": 16, "microbatch.train": 1},
             "a device samples 2 and trains on 1\\.",
         ),
+        (
+            {"batch_size": 32, "tasks.small.group_size": 4, "microbatch.score": 2},
+            "microbatch.score=2 must be a multiple of task small's group_size, 4,",
+        ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),

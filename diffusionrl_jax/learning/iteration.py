@@ -32,6 +32,7 @@ class Hyperparameters:
     ema_decay: float
     sample_microbatch: int
     decode_microbatch: int
+    score_microbatch: int
     update_microbatch: int
 
     @property

@@ -196,7 +196,13 @@ class PolicyGradient:
         self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
     ) -> jax.Array:
         """One task's reward [B] on images [B, height, width, 3]; arguments as in `score`."""
-        return self.rewards[task](gather_parameters(params, self.mesh), images, inputs)
+        params = gather_parameters(params, self.mesh)
+        return microbatch.map_microbatches(
+            lambda part: self.rewards[task](params, *part),
+            (images, inputs),
+            self._microbatches(len(images), self.hyperparameters.score_microbatch),
+            self.mesh,
+        )
 
     def prepare(
         self,

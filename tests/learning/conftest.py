@@ -80,6 +80,7 @@ HYPERPARAMETERS = Hyperparameters(
     ema_decay=0.5,
     sample_microbatch=0,
     decode_microbatch=0,
+    score_microbatch=0,
     update_microbatch=0,
 )
 
