@@ -32,6 +32,9 @@ def compare(name: str, config: dict | None = None, sizes=SIZES) -> dict[str, flo
       "difference" and "difference_in_8_bits", the largest of each with the original that
       preprocesses in floating point and with the published preprocessing; "spread", the standard
       deviation of the original's scores.
+
+    Raises:
+      ValueError: the original gives all pictures the same score, so that nothing is compared.
     """
     pictures = make_pictures(sizes)
     with tempfile.TemporaryDirectory() as temporary:
@@ -65,6 +68,8 @@ def compare(name: str, config: dict | None = None, sizes=SIZES) -> dict[str, flo
                 scores.append(np.asarray(model.classify(params, image)[0]))
             else:
                 scores.append(float(model(params, image, model.prepare([prompt]))[0]))
+    if not expected.std():
+        raise ValueError(f"{name} gives all pictures the score {expected.flat[0]}.")
     return {
         "difference": float(np.abs(scores - expected).max()),
         "difference_in_8_bits": float(np.abs(scores - in_8_bits).max()),

@@ -106,6 +106,9 @@ def make(reward: str, folder: Path, config: dict) -> DetectionOriginal:
     del reward
     make_config, make_model, make_processor = CLASSES[config["model_type"]]
     model = make_model(make_config(**config))
+    # As drawn, logits are in the hundreds: every score would be 1, and nothing compared.
+    for layer in (model.class_head.logit_shift, model.class_head.logit_scale):
+        layer.weight.data.mul_(0.02)
     common.randomise(model)
     size = config["vision_config"]["image_size"]
     processor = make_processor(size={"height": size, "width": size})
