@@ -33,7 +33,8 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
         "hps": common.make_scorer("hps_v2", "rewards/hps_v2"),
         "image_reward": common.make_scorer("image_reward", "rewards/image_reward"),
         "compositionality": common.make_scorer("detection", "rewards/owl_vit"),
-        "fairness": common.make_scorer("statistical_parity", "rewards/skin_tone"),
+        # Four skin tones, by a prompt each; docs/reward_models.md says how to train a head instead.
+        "fairness": common.make_scorer("statistical_parity", "rewards/clip-vit-large-patch14"),
     }
     portraits = 16  # of each prompt
     known = {
@@ -56,5 +57,12 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
             prompts, images, (name,), group_size
         )
         config.evaluation.best[f"{name}/{name}"] = 1.0
+    if "fairness" in config.tasks:
+        # An audit by colour alone, never a reward. `face` must be set: where the faces are in the
+        # pictures of the model (top, bottom, left, right); these are shares of a usual portrait.
+        config.evaluation.scorers.colour_parity = common.make_scorer(
+            "colour_parity", face=(0.2, 0.5, 0.35, 0.65)
+        )
+        config.evaluation.sets.fairness.scorers = ("fairness", "colour_parity")
     config.evaluation.head_to_head = tuple(config.tasks)
     return config

@@ -28,14 +28,14 @@ from diffusionrl_jax.models.stable_diffusion import (
     parameter_template,
 )
 from diffusionrl_jax.models.text_encoders import load_tokenizer
-from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers
+from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
 
 # Which words there are does not change a shape.
 CLIP_TOKENIZER = "asset:emoji/stable_diffusion/tokenizer"
 BERT_TOKENIZER = "asset:emoji/image_reward"
 TOKENS = 77
-OBJECTS, CLASSES = ("object",), ("class",) * 4
+OBJECTS = ("object",)
 
 Shapes = Any  # A tree of `jax.ShapeDtypeStruct`.
 
@@ -151,7 +151,9 @@ def _detection(
 
 def _statistical_parity(kind, group_size: int, **options) -> tuple[Reward, Shapes]:
     tower = clip.vision_tower(published.CLIP_L["vision_config"])
-    reward = kind(tower, CLASSES, group_size, **options)
+    prompts = dict(options.pop("class_prompts", None) or statistical_parity.CLASS_PROMPTS)
+    width = published.CLIP_L["projection_dim"]
+    reward = kind(tower, tuple(prompts), group_size, width=width, class_prompts=prompts, **options)
     return reward, reward.template()
 
 

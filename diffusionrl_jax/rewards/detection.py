@@ -72,7 +72,7 @@ class Detection:
             rename=owl_vit.RENAMES[model.model_type],
             ignore=owl_vit.UNUSED,
         )
-        tokenizer = checkpoint.read_clip_tokenizer(folder)
+        tokenizer = checkpoint.read_clip_tokenizer(folder, model.text.config.vocab_size)
         template = config.get("query_template", "a photo of a {}")
         queries = tokenize_queries(tokenizer, model, [template.format(name) for name in objects])
         embed = jax.jit(functools.partial(owl_vit.embed_queries, model))

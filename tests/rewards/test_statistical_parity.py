@@ -1,13 +1,16 @@
-"""Parity against closed forms; the classifier against transformers' CLIPVisionModel."""
+"""Parity against closed forms; the classifiers against transformers' CLIPVisionModel, CLIPModel."""
 
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from diffusionrl_jax.rewards import statistical_parity
+from configs import common
+from diffusionrl_jax.rewards import scorers, statistical_parity
 
 
 def test_parity_of_equal_and_of_one_class():
@@ -54,6 +57,72 @@ def test_reward_groups_contiguous_pictures(make_original, parity):
     np.testing.assert_allclose(scores, np.concatenate(groups), atol=1e-6)
     with pytest.raises(ValueError, match="groups of 4"):
         shared(params, images[:6], {})
+
+
+TONES = {"pale": "pale skin", "tan": "tan skin", "dark": "a person with dark skin"}
+
+
+@torch.no_grad()
+def zero_shot(original, prompts, pictures):
+    """transformers' logits_per_image, [pictures, prompts]."""
+    pixels = torch.stack(list(map(original.pixels, pictures)))
+    encoded = original.tokenizer(list(prompts), padding=True, return_tensors="pt")
+    return original.model(**encoded, pixel_values=pixels).logits_per_image.numpy()
+
+
+def test_a_head_of_prompts_is_clips_zero_shot_classifier(make_original, parity):
+    original, folder = make_original("clip_score")
+    scorer = common.make_scorer("statistical_parity", str(folder))
+    reward, params = scorers.load_scorer(scorer, 4)
+    assert reward.classes == tuple(statistical_parity.CLASS_PROMPTS)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), reward.template())
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    texts = list(statistical_parity.CLASS_PROMPTS.values())
+    # With an odd margin where the centre is cut out.
+    pictures = parity.make_pictures(((20, 17),) * 8)
+    images = np.stack(pictures).astype(np.float32) / 255
+
+    @jax.jit
+    def run(params, images):
+        return reward.logits(params, images), reward(params, images, {})
+
+    logits, scores = run(params, images)
+    expected = zero_shot(original, texts, pictures)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    for group in (slice(0, 4), slice(4, 8)):
+        counts = np.bincount(expected[group].argmax(-1), minlength=len(texts))
+        distance = np.linalg.norm(counts / 4 - 1 / len(texts))
+        np.testing.assert_allclose(scores[group], -distance, atol=1e-6)
+
+
+def test_prompts_are_of_the_options_or_else_of_the_folder(make_original):
+    _, folder = make_original("clip_score")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"class_prompts": TONES}))
+    others = {"a": "one person", "b": "two people"}
+    for options, expected in (({}, TONES), ({"class_prompts": others}, others)):
+        scorer = common.make_scorer("statistical_parity", str(folder), **options)
+        reward, params = scorers.load_scorer(scorer, 4)
+        assert reward.class_prompts == expected
+        assert sorted(reward.classes) == sorted(expected)
+        assert params["classifier"]["kernel"].shape == (20, len(expected))
+
+
+def test_a_head_of_prompts_refuses_what_it_cannot_be_made_of(make_original):
+    _, folder = make_original("clip_score")
+    load = statistical_parity.StatisticalParity.load
+    for prompts in ({"dark": "dark skin"}, ["dark", "light"], {"dark": "", "light": "light"}):
+        with pytest.raises(ValueError, match="class_prompts=.* two or more classes a prompt each"):
+            load(str(folder), class_prompts=prompts)
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="neither a trained head .* nor a text tower"):
+        load(str(folder))
+    _, trained = make_original("statistical_parity")
+    with pytest.raises(ValueError, match="has a trained head .* leave class_prompts out"):
+        load(str(trained), class_prompts=TONES)
 
 
 def test_errors_name_the_thing(make_original):

@@ -208,7 +208,9 @@ class ParityOriginal:
     def classify(self, pictures: Sequence[np.ndarray], eight_bits: bool) -> np.ndarray:
         """Probabilities of the classes, float32 [n, classes]."""
         size = self.config["vision_config"]["image_size"]
-        pixels = torch.stack([common.square(picture, size, eight_bits) for picture in pictures])
+        pixels = torch.stack(
+            [common.square(picture, size, eight_bits, math.floor) for picture in pictures]
+        )
         return self.head(self.model(pixels).pooler_output).softmax(-1).numpy()
 
     def score(
