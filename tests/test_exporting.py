@@ -1,6 +1,8 @@
 """What is exported, opened by PyTorch's diffusers and by the importer."""
 
+import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -45,9 +47,22 @@ def run(train):
 
 
 @pytest.fixture(scope="module")
-def lora_run(train):
-    # An alpha other than the rank, which a LoRA file takes for granted.
-    return train(**{"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1})
+def velocity_model(tiny_model, tmp_path_factory):
+    """The tiny model as one that predicts the velocity, as Stable Diffusion 2.1 does."""
+    folder = tmp_path_factory.mktemp("models") / "velocity"
+    shutil.copytree(tiny_model, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    fields = json.loads(file.read_text()) | {"prediction_type": "v_prediction"}
+    file.write_text(json.dumps(fields))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def lora_run(train, velocity_model):
+    # An alpha other than the rank, which a LoRA file takes for granted. Of the velocity, so that
+    # the runs of both kinds of training are those of both predictions too.
+    rates = {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1}
+    return train(**{"model": velocity_model, **rates})
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +126,8 @@ def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     folder = exported(workdir, tmp_path / "whole")
     pipeline = DiffusionPipeline.from_pretrained(folder)
     assert isinstance(pipeline, StableDiffusionXLPipeline) == which.startswith("xl")
+    prediction = "v_prediction" if which == "lora_run" else "epsilon"
+    assert pipeline.scheduler.config.prediction_type == prediction
     assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 

@@ -67,7 +67,22 @@ def test_full_precision_is_preferred(tiny, folder):
 def test_parameters_are_placed_as_they_are_read(tiny, folder, monkeypatch):
     monkeypatch.setattr(distributed_mesh, "REPLICATED_BYTES", 0)
     sharding = functools.partial(distributed_mesh.parameter_sharding, distributed_mesh.make_mesh(4))
+    events = []
+
+    def recorded(event, function):
+        def call(*arguments, **options):
+            events.append(event)
+            return function(*arguments, **options)
+
+        return call
+
+    tensor = stored_tensors.StoredTensor
+    monkeypatch.setattr(tensor, "__array__", recorded("read", tensor.__array__))
+    place = recorded("place", jax.make_array_from_callback)
+    monkeypatch.setattr(jax, "make_array_from_callback", place)
     _, params = load_stable_diffusion(folder, sharding=sharding)
+    # No tensor is read before the one before it is placed.
+    assert events == ["read", "place"] * len(jax.tree.leaves(params))
     assert_same(params, tiny[1])
     kernel = params["unet"]["down_blocks_1"]["resnets_0"]["conv2"]["kernel"]
     assert kernel.shape == (3, 3, 64, 64) and kernel.dtype == np.float32
