@@ -14,7 +14,7 @@ from diffusionrl_jax.monitoring.images import image_grid
 from diffusionrl_jax.sampling import Sampler
 
 MODEL = flags.DEFINE_string(
-    "model", None, "The workdir of a run, a diffusers folder, or asset:... .", required=True
+    "model", None, "A run's workdir, a diffusers folder, a hub id, or asset:... .", required=True
 )
 STEP = flags.DEFINE_string("step", "", "Of a run: a number, best, or last.")
 PROMPTS = flags.DEFINE_string("prompts", "", 'What to draw: "an apple; a cat".')

