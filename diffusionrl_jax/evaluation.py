@@ -85,6 +85,9 @@ class Evaluator:
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
+        # Not in the first runs' config.json.
+        self._scored_at_once = config.microbatch.get("score", 0) * mesh.size
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
         self.prompts: dict[str, list[str]] = {}
         self.shown: dict[str, np.ndarray] = {}
@@ -116,34 +119,47 @@ class Evaluator:
                 inputs = reward.prepare(self.prompts[name])
                 self._scorers[name][scorer] = reward, score, params, inputs
 
+    def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:
+        """Equal parts of images of a set, each of whole groups and over all devices.
+
+        They are of at most `at_once` images, or of as few as that allows.
+        """
+        unit = math.lcm(self.policy.mesh.size, self.config.sets[name].group_size)
+        size = unit * largest_divisor(images // unit, max(1, at_once // unit))
+        return (slice(start, start + size) for start in range(0, images, size))
+
     def _blocks(self, name: str) -> Iterator[slice]:
-        """Equal parts of a set, each of whole groups and over all devices."""
-        chosen = self.config.sets[name]
-        unit = math.lcm(self.policy.mesh.size, chosen.group_size)
-        units = chosen.images // unit
-        most = max(1, self._at_once // unit)
-        size = unit * largest_divisor(units, most)
-        return (slice(start, start + size) for start in range(0, chosen.images, size))
+        """The parts of a set that are drawn at a time."""
+        return self._parts(name, self.config.sets[name].images, self._at_once)
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
-        sharding = batch_sharding(self.policy.mesh)
-        on_devices = place(images, sharding)
-        scores = {}
-        for scorer, (reward, score, params, inputs) in self._scorers[name].items():
-            part = {field: place(rows[block], sharding) for field, rows in inputs.items()}
-            if host_rewards(reward):
-                part |= self._from_host(reward, name, block, images)
-            scores[scorer] = np.asarray(score(params, on_devices, part))
-        return scores
+        scorers, sharding = self._scorers[name], batch_sharding(self.policy.mesh)
+        inputs = {
+            scorer: {field: rows[block] for field, rows in rows_of_set.items()}
+            | self._from_host(reward, name, block, images)
+            for scorer, (reward, _, _, rows_of_set) in scorers.items()
+        }
+        scores = {scorer: [] for scorer in scorers}
+        for part in self._parts(name, len(images), self._scored_at_once or len(images)):
+            on_devices = place(images[part], sharding)
+            for scorer, (_, score, params, _) in scorers.items():
+                rows = {field: values[part] for field, values in inputs[scorer].items()}
+                scored = score(params, on_devices, place(rows, sharding))
+                scores[scorer].append(np.asarray(scored))
+        return {scorer: np.concatenate(parts) for scorer, parts in scores.items()}
 
     def _from_host(
         self, reward: Reward, name: str, block: slice, images: np.ndarray
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, np.ndarray]:
+        """What the reward's scorers on the host say of a block; nothing where it has none."""
+        if not host_rewards(reward):
+            return {}
         mesh, prompts = self.policy.mesh, self.prompts[name][block]
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
         images = place(images[None], batch_sharding(mesh, axis=1))
         pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
-        return pending.result()[0]
+        # Every process has the scores of its own images, and takes part in scoring all.
+        return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
         images, scores = {}, {}

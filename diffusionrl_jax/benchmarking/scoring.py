@@ -38,8 +38,8 @@ class Scoring:
       ours: images per second in the graph, in each round.
       original: the same of PyTorch.
       difference: the largest between their scores.
-      operations: floating-point operations an image, of the program compiled for a TPU; by the
-        reward's definition where none was.
+      operations: floating-point operations an image, by the reward's definition.
+      compiled_operations: the same of the program compiled for a TPU; None where there is none.
       accessed: bytes that the program reads and writes for an image; None where there is none.
     """
 
@@ -48,6 +48,7 @@ class Scoring:
     original: tuple[float, ...]
     difference: float
     operations: float
+    compiled_operations: float | None = None
     accessed: float | None = None
 
 
@@ -122,12 +123,14 @@ def measure(
     reward, shapes, speeds, difference = compete(
         name, batch=batch, pixels=pixels, rounds=rounds, tiny=tiny
     )
+    operations = mathematics.operations(reward.__call__, *shapes) / batch
+    result = Scoring(name, *speeds, difference, operations)
     if mesh is None:
-        operations, accessed = mathematics.operations(reward.__call__, *shapes), None
-    else:
-        cost = compile_cost(reward.__call__, mesh, *shapes)
-        operations, accessed = cost.operations, cost.accessed / batch
-    return Scoring(name, *speeds, difference, operations / batch, accessed)
+        return result
+    cost = compile_cost(reward.__call__, mesh, *shapes)
+    return dataclasses.replace(
+        result, compiled_operations=cost.operations / batch, accessed=cost.accessed / batch
+    )
 
 
 def iteration_operations(
@@ -176,7 +179,7 @@ def paper_iteration() -> dict[str, float]:
 
 
 def row(result: Scoring) -> str:
-    """A line of the Markdown table whose head is `HEAD`."""
+    """A line of the Markdown table whose head is `HEAD`: compiled operations where there are."""
     cells = [result.name]
     if result.ours:
         ratios = [mine / its for mine, its in zip(result.ours, result.original, strict=True)]
@@ -184,7 +187,8 @@ def row(result: Scoring) -> str:
         cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
     else:
         cells += ["-"] * 3
-    cells.append(f"{result.operations / 1e9:,.4g}")
+    compiled = result.compiled_operations
+    cells.append(f"{(result.operations if compiled is None else compiled) / 1e9:,.4g}")
     cells.append("-" if result.accessed is None else f"{result.accessed / 1e6:,.4g}")
     return f"| {' | '.join(cells)} |"
 

@@ -27,7 +27,10 @@ class Reward(Protocol):
         """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host."""
+        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host.
+
+        `distinct.once_per_prompt` spares it the prompts that come again.
+        """
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores images, float32 [n, H, W, 3] in [0, 1]: float32 [n]. Pure, can be jitted."""

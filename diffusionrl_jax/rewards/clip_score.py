@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import clip, text_encoders
 from diffusionrl_jax.rewards import checkpoint, preprocessing
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +81,10 @@ class ClipScore:
                 f"{len(prompts)} prompts do not come in groups of {self.group_size} times the "
                 "same: keep each prompt's pictures together, or set group_size to 1."
             )
+        return self._tokenize(prompts)
+
+    @once_per_prompt
+    def _tokenize(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         length = self.model.text.config.max_position_embeddings
         cleaned = [self.clean(prompt) for prompt in prompts]
         return {"input_ids": text_encoders.tokenize(self.tokenizer, cleaned, length)}

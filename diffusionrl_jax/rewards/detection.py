@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import owl_vit
 from diffusionrl_jax.rewards import checkpoint, names, preprocessing
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 QUERIES_PER_CALL = 64
 PREPROCESSING = {"owlvit": preprocessing.stretched, "owlv2": preprocessing.padded_with_grey}
@@ -89,6 +90,7 @@ class Detection:
         """Indices of the known objects that the prompt names, in its order, each once."""
         return names.find_names(prompt, self.objects)
 
+    @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Finds each prompt's objects.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusionrl_jax.models.recogniser import Recogniser, load_recogniser
 from diffusionrl_jax.rewards import names
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
 THRESHOLD = 0.5  # of the probability from which something counts as recognised
@@ -35,6 +36,7 @@ class Recognition:
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 
+    @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Indices and mask of the labels that each prompt names, [n, max_labels].
 

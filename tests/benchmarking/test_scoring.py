@@ -1,8 +1,10 @@
 """What `benchmark rewards` measures, in miniature."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +20,18 @@ def test_a_reward_and_its_original_take_turns():
     # wide; attention, resizing and the head come on top.
     layers = 2 * 2 * 17 * (4 * 32 * 32 + 2 * 32 * 64)
     assert layers < result.operations < 10 * layers
+
+
+def test_the_share_is_of_operations_by_definition(monkeypatch):
+    cost = types.SimpleNamespace(operations=2e6, accessed=4e6)
+    monkeypatch.setattr(scoring, "compile_cost", lambda *arguments: cost)
+    settings = {"batch": 2, "pixels": 48, "rounds": 0, "tiny": True}
+    compiled = scoring.measure("aesthetic", mesh=object(), **settings)
+    defined = scoring.measure("aesthetic", **settings)
+    assert defined.compiled_operations is defined.accessed is None
+    assert (compiled.compiled_operations, compiled.accessed) == (1e6, 2e6)
+    assert compiled.operations == defined.operations > 0
+    assert scoring.share_rows([compiled], {"x": 1e6}) == scoring.share_rows([defined], {"x": 1e6})
 
 
 def test_turns_alternate():
@@ -39,9 +53,11 @@ def test_an_iterations_operations_grow_with_its_settings(tiny_networks):
 
 
 def test_tables_hold_medians_and_shares():
-    result = scoring.Scoring("x", (2.0, 4.0, 4.0), (4.0, 4.0, 2.0), 0.0, 1e12, 5e6)
-    assert scoring.row(result) == "| x | 4 | 4 | 1.00 (0.50 to 2.00) | 1,000 | 5 |"
-    rows = scoring.share_rows([result], {"sampling": 2e12, "decoding": 1e12})
+    result = scoring.Scoring("x", (2.0, 4.0, 4.0), (4.0, 4.0, 2.0), 0.0, 1e12)
+    assert scoring.row(result) == "| x | 4 | 4 | 1.00 (0.50 to 2.00) | 1,000 | - |"
+    compiled = dataclasses.replace(result, compiled_operations=2e12, accessed=5e6)
+    assert scoring.row(compiled) == "| x | 4 | 4 | 1.00 (0.50 to 2.00) | 2,000 | 5 |"
+    rows = scoring.share_rows([compiled], {"sampling": 2e12, "decoding": 1e12})
     assert rows[0] == "| sampling | 2 | |"
     assert rows[-1] == "| x | 1 | 25.00% |"
 
