@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
 from diffusionrl_jax.data.prompt_index import cache_folder
-from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
+from diffusionrl_jax.distributed.mesh import batch_sharding, local_slices, place, replicated
 from diffusionrl_jax.distributed.processes import in_turn
 from diffusionrl_jax.models.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
@@ -82,6 +83,8 @@ def encode_pictures(
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
 
+    Every process reads the pictures that its devices encode.
+
     Args:
       source: of `open_source`.
       model, vae: what encodes.
@@ -97,18 +100,28 @@ def encode_pictures(
     embed = jax.jit(
         lambda params, ids: text_to_arrays(model.encode_text(params, ids)), out_shardings=whole
     )
+    gather = jax.jit(lambda ids: ids, out_shardings=whole)
+
+    def encode_batch(images: np.ndarray, ids: np.ndarray) -> dict[str, jax.Array]:
+        mean, std = encode(vae, place(images, pictures))
+        ids = place(ids, pictures)
+        texts = embed(text_encoder, ids) if text_encoder else {}
+        return {"latent_mean": mean, "latent_std": std, "input_ids": gather(ids), **texts}
+
     height, width, _ = model.image_shape
     per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
+    batch_size = per_device * mesh.size
+    parts = local_slices(pictures, batch_size)
     latents.write_latents(
         source,
-        lambda images: encode(vae, place(images, pictures)),
+        encode_batch,
         model.tokenize,
         folder,
         encoder,
-        batch_size=per_device * mesh.size,
+        batch_size=batch_size,
         progress=progress,
-        embed=text_encoder and (lambda ids: embed(text_encoder, place(ids, pictures))),
         text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
+        rows=[row for part in parts for row in range(part.start, part.stop)],
     )
 
 
@@ -184,11 +197,10 @@ def pretraining_batch(
     """
     sharding = batch_sharding(mesh)
     bounds = lambda index: index[0].indices(batch_size)[:2]
-    parts = {}
-    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
-        if bounds(index) not in parts:
-            rows = slice(*bounds(index))
-            parts[bounds(index)] = dataset.batch(step, batch_size, seed, rows)
+    parts = {
+        (rows.start, rows.stop): dataset.batch(step, batch_size, seed, rows)
+        for rows in local_slices(sharding, batch_size)
+    }
 
     def field(name: str, shape: tuple[int, ...]) -> jax.Array:
         return jax.make_array_from_callback(

@@ -63,16 +63,16 @@ class LatentDataset:
             raise ValueError(
                 f"{self._folder / INDEX} is not of {COMMAND}: remove it, and start that again."
             ) from None
-        for number, size in enumerate(self._sizes):
-            path = self._folder / file_name(number, len(self._sizes))
-            found = path.stat().length if path.exists() else None
+        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
+        paths = file_paths(self._folder, len(self._sizes))
+        found_sizes = self._readers.map(_size, paths)
+        for path, size, found in zip(paths, self._sizes, found_sizes, strict=True):
             if found != size:
                 problem = "is missing" if found is None else f"has {found} bytes, not {size}"
                 raise ValueError(
                     f"The cached latents {path}: the file {problem}: run"
                     f" {COMMAND} --output={folder} again to mend it."
                 )
-        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
         self._headers: dict[int, dict[str, StoredTensor]] = {}
 
     def __len__(self) -> int:
@@ -144,17 +144,22 @@ def file_name(number: int, count: int) -> str:
     return f"latents-{number:05d}-of-{count:05d}.safetensors"
 
 
+def file_paths(folder: epath.Path, count: int) -> list[epath.Path]:
+    """Of all `count` safetensors files of a folder, in order."""
+    return [folder / file_name(number, count) for number in range(count)]
+
+
 def write_latents(
     source: Sequence[tuple[np.ndarray, str]],
-    encode: Callable[[np.ndarray], tuple[Any, Any]],
+    encode: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]],
     tokenize: Callable[[list[str]], np.ndarray],
     folder: str | epath.Path,
     model: str,
     batch_size: int = 64,
     pictures_per_file: int = PICTURES_PER_FILE,
     progress: Callable[[int], None] = lambda done: None,
-    embed: Callable[[np.ndarray], Mapping[str, Any]] | None = None,
     text_model: str | None = None,
+    rows: Sequence[int] | None = None,
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
@@ -164,17 +169,21 @@ def write_latents(
     Args:
       source: has a length, pairs of a picture uint8 [height, width, 3], all of one size, and a
         text, and a `fingerprint`.
-      encode: images float32 [batch_size, height, width, 3] in [0, 1] -> (mean, std), each
-        [batch_size, channels, height, width]. It always sees full batches, so it compiles once.
+      encode: images float32 [batch_size, height, width, 3] in [0, 1] and their texts' token ids
+        int32 [batch_size, tokens] -> by name, arrays [batch_size, ...] that are whole on every
+        process: latent_mean, latent_std, each [batch_size, channels, height, width], input_ids,
+        the token ids again, and what else is to be kept of the texts. It always sees full batches,
+        so it compiles once; of rows that this process does not read, and of those that fill the
+        last batch, it sees zeros.
       tokenize: texts -> int32 [n, tokens].
       folder: local or `gs://`.
       model: the `fingerprint` of what encodes.
       batch_size: pictures that are encoded at a time.
       pictures_per_file: so many are held in memory.
       progress: is told how many pictures are done.
-      embed: token ids int32 [batch_size, tokens] -> arrays [batch_size, ...] by name, to be kept
-        too. It always sees full batches.
-      text_model: the `fingerprint` of what embeds.
+      text_model: the `fingerprint` of what else `encode` makes of the texts, if anything.
+      rows: which of a batch this process reads, so that together the processes read all; every one
+        if None.
 
     Raises:
       ValueError: the source is empty, an item is not such a picture, or the folder holds latents
@@ -184,35 +193,39 @@ def write_latents(
     if not len(source):
         raise ValueError("There are no pretraining pictures: the source is empty.")
     parts = [model, source.fingerprint, len(source), pictures_per_file]
-    parts += [text_model] if embed else []
+    parts += [text_model] if text_model else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
-    paths = [folder / file_name(number, count) for number in range(count)]
-    names = {path.name for path in paths}
-    if other := [path for path in folder.glob("latents-*.safetensors") if path.name not in names]:
-        raise _other_latents(folder, other[0])
+    paths = file_paths(folder, count)
+    there = {path.name: path for path in folder.glob("latents-*.safetensors")}
+    if other := there.keys() - {path.name for path in paths}:
+        raise _other_latents(folder, there[min(other)])
     # Decided before the processes encode together, hence alike by all.
-    missing = [number for number, path in enumerate(paths) if not _is_whole(path, about)]
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        are_whole = readers.map(lambda p: p.name in there and _is_whole(p, about), paths)
+        missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
     is_writer = jax.process_index() == 0
     if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.partial"):  # Of a call that was killed.
             path.unlink()
-    done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
+    done = len(source) - sum(len(_pictures(n, source, pictures_per_file)) for n in missing)
     for number in missing:
-        rows = _rows(number, source, pictures_per_file)
-        arrays = _encode(source, rows, encode, tokenize, embed, batch_size)
+        chosen = _pictures(number, source, pictures_per_file)
+        arrays = _encode(source, chosen, encode, tokenize, batch_size, rows)
         if is_writer:
             write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
-        done += len(rows)
+        done += len(chosen)
         progress(done)
     if is_writer:
+        with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+            sizes = list(readers.map(_size, paths))
         index = {
             "model": model,
             "text_model": text_model,
             "pictures": len(source),
             "pictures_per_file": pictures_per_file,
-            "sizes": [path.stat().length for path in paths],
+            "sizes": sizes,
         }
         write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     if jax.process_count() > 1:
@@ -242,51 +255,55 @@ def _order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
-def _rows(number: int, source: Sequence, pictures_per_file: int) -> range:
+def _pictures(number: int, source: Sequence, pictures_per_file: int) -> range:
     first = number * pictures_per_file
     return range(first, min(first + pictures_per_file, len(source)))
 
 
-def _encode(source, rows: range, encode, tokenize, embed, batch_size: int) -> dict[str, np.ndarray]:
-    parts, shape = [], None
+def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) -> dict:
+    rows = range(batch_size) if rows is None else rows
+    image, text = source[0]  # A process may have no row of a batch, and then learns its size here.
+    shape, tokens = image.shape, np.shape(tokenize([text]))[1]
+    parts = []
     with concurrent.futures.ThreadPoolExecutor() as readers:
-        for first in range(0, len(rows), batch_size):
-            chosen = rows[first : first + batch_size]
-            images, texts = [], []
-            for index, (image, text) in enumerate(
-                readers.map(source.__getitem__, chosen), chosen[0]
-            ):
-                shape = shape or image.shape
+        for first in range(0, len(pictures), batch_size):
+            chosen = pictures[first : first + batch_size]
+            own = [row for row in rows if row < len(chosen)]
+            images = np.zeros((batch_size, *shape), np.float32)
+            ids = np.zeros((batch_size, tokens), np.int32)
+            texts = []
+            items = readers.map(source.__getitem__, [chosen[row] for row in own])
+            for row, (image, text) in zip(own, items, strict=True):
                 if image.dtype != np.uint8 or image.shape != shape or shape[2:] != (3,):
                     raise ValueError(
-                        f"Picture {index} is {image.dtype} of shape {image.shape}: all must be"
-                        " uint8 [height, width, 3] and of one size."
+                        f"Picture {chosen[row]} is {image.dtype} of shape {image.shape}: all must"
+                        " be uint8 [height, width, 3] and of one size."
                     )
-                images.append(image)
+                images[row] = image.astype(np.float32) / 255.0
                 texts.append(text)
-            images += [images[-1]] * (batch_size - len(images))
-            texts += [texts[-1]] * (batch_size - len(texts))
-            mean, std = encode(np.stack(images).astype(np.float32) / 255.0)
-            ids = np.asarray(tokenize(texts), np.int32)
-            arrays = {
-                "latent_mean": np.asarray(mean, np.float32),
-                "latent_std": np.asarray(std, np.float32),
-                "input_ids": ids,
-                **(embed(ids) if embed else {}),
-            }
+            if own:
+                ids[own] = tokenize(texts)
+            arrays = encode(images, ids)
             parts.append({name: np.asarray(part)[: len(chosen)] for name, part in arrays.items()})
     # safetensors writes memory as it lies, whatever the strides.
     join = lambda name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
     arrays = {name: join(name) for name in parts[0]}
     for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"The {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
+            raise ValueError(
+                f"The {name} of pictures {pictures[0]} to {pictures[-1]} is not finite."
+            )
     return arrays
 
 
+def _size(path: epath.Path) -> int | None:
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None
+
+
 def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
-    if not path.exists():
-        return False
     try:
         tensors, found = read_header(path)
     except ValueError:

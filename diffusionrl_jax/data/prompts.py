@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import grain.python as grain
-import jax
 import numpy as np
 
 # The paper's (Secs. 4.1 and 4.3).
@@ -229,22 +228,3 @@ def prompt_batch(
     groups = batch_size // group_size
     prompts = (source[step * groups + group] for group in range(groups))
     return [prompt for prompt in prompts for _ in range(group_size)]
-
-
-def host_slice(
-    batch_size: int, process_index: int | None = None, process_count: int | None = None
-) -> slice:
-    """The contiguous part of a global batch that one host feeds; by default, this host.
-
-    Raises:
-      ValueError: the hosts do not divide the batch.
-    """
-    index = jax.process_index() if process_index is None else process_index
-    count = jax.process_count() if process_count is None else process_count
-    if batch_size % count:
-        raise ValueError(
-            f"A batch of {batch_size} cannot be split over {count} hosts: make it"
-            f" {max(1, round(batch_size / count)) * count}."
-        )
-    share = batch_size // count
-    return slice(index * share, (index + 1) * share)

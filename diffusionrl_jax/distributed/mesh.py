@@ -106,11 +106,18 @@ def network_sharding(mesh: Mesh, split: bool, networks):
     }
 
 
+def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
+    """The parts of an array's first axis that this process' devices hold, each once, in order."""
+    indices = sharding.addressable_devices_indices_map((length,)).values()
+    return [slice(*part) for part in sorted({index[0].indices(length)[:2] for index in indices})]
+
+
 def place(tree, sharding):
-    """Puts host arrays onto the devices; every process has them all, and nothing is sent around.
+    """Puts host arrays onto the devices; nothing is sent around.
 
     Args:
-      tree: of NumPy arrays, alike in every process.
+      tree: of NumPy arrays of the global shape, alike in every process where its devices hold
+        them; other parts are not read.
       sharding: of all of them, or a tree of one for each.
     """
     if isinstance(sharding, jax.sharding.Sharding):

@@ -108,11 +108,3 @@ def test_prompt_batch_repeats_each_prompt_contiguously():
     assert batch == [p for i in (3, 4, 5) for p in [source[i]] * 2]
     with pytest.raises(ValueError, match="batch of 7 .*groups of 4.*batch 8"):
         prompts.prompt_batch(source, 0, 7, 4)
-
-
-def test_host_slices_tile_the_batch():
-    parts = [prompts.host_slice(12, index, 3) for index in range(3)]
-    assert [n for part in parts for n in range(12)[part]] == list(range(12))
-    assert prompts.host_slice(12) == slice(0, 12)
-    with pytest.raises(ValueError, match="batch of 10 .* 4 hosts: make it 8"):
-        prompts.host_slice(10, 0, 4)

@@ -12,6 +12,7 @@ from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
     frozen_sharding,
+    local_slices,
     make_mesh,
     network_sharding,
     parameter_sharding,
@@ -33,6 +34,13 @@ def test_mesh_holds_every_device(fsdp, shape):
 def test_mesh_refuses_what_does_not_divide_the_devices(fsdp):
     with pytest.raises(ValueError, match=rf"mesh.fsdp={fsdp} must be one of \[1, 2, 4, 8\]"):
         make_mesh(fsdp)
+
+
+def test_a_process_feeds_the_rows_of_its_devices():
+    mesh = make_mesh(2)
+    parts = local_slices(batch_sharding(mesh), 16)
+    assert parts == [slice(first, first + 2) for first in range(0, 16, 2)]
+    assert local_slices(replicated(mesh), 16) == [slice(0, 16)]
 
 
 def test_batch_is_split_over_both_axes():
