@@ -41,9 +41,16 @@ from diffusionrl_jax.models.stable_diffusion import (
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
-from diffusionrl_jax.rewards.scorers import check_scorer, is_on_host, load_scorer
+from diffusionrl_jax.rewards.scorers import (
+    check_prompts,
+    check_scorer,
+    is_on_host,
+    load_scorer,
+)
 
 EMOJI = "emoji:"
+# Prompts that are looked at before a run, at least: some seconds' work.
+MOST_CHECKED = 2**20
 NORMALISATIONS = ("batch", "group", "prompt")
 
 
@@ -295,6 +302,18 @@ def _prompt_places(
         ) from None
 
 
+def _check_prompts(
+    name: str, config: ml_collections.ConfigDict, source: prompts.PromptSource, reward: Reward
+) -> None:
+    """All that the source holds, or if that is very much, all that the run draws of it."""
+    task = config.tasks[name]
+    drawn = config.iterations * (config.batch_size // task.group_size)
+    try:
+        check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
+    except ValueError as error:
+        raise ValueError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
+
+
 def make_algorithm(
     config: ml_collections.ConfigDict,
     model: StableDiffusion,
@@ -380,6 +399,8 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
+    for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
+        _check_prompts(name, config, source, reward)
     algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

@@ -6,9 +6,11 @@ It needs msgpack, NumPy and Pillow, neither JAX nor this project: copy it to whe
 """
 
 import argparse
+import contextlib
 import http.server
 import importlib
 import io
+import threading
 from collections.abc import Callable
 
 import msgpack
@@ -25,8 +27,17 @@ def read_images(question: dict) -> np.ndarray:
     return np.stack([np.asarray(image.convert("RGB")) for image in images])
 
 
-def make_server(function: Callable, port: int) -> http.server.ThreadingHTTPServer:
-    """A server that answers with function(images, prompts, metadata); port 0 takes a free one."""
+def make_server(
+    function: Callable, port: int, parallel: bool = False
+) -> http.server.ThreadingHTTPServer:
+    """A server that answers with function(images, prompts, metadata).
+
+    Args:
+      function: called once at a time.
+      port: 0 takes a free one.
+      parallel: whether it may be called by several requests' threads at once instead.
+    """
+    turn = contextlib.nullcontext() if parallel else threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # Keeps connections open.
@@ -38,7 +49,8 @@ def make_server(function: Callable, port: int) -> http.server.ThreadingHTTPServe
             question = msgpack.unpackb(self.rfile.read(int(self.headers["Content-Length"])))
             try:
                 images = read_images(question)
-                scores = function(images, question["prompts"], question["metadata"])
+                with turn:
+                    scores = function(images, question["prompts"], question["metadata"])
                 answer = 200, msgpack.packb({"scores": np.asarray(scores, float).tolist()})
             except Exception as error:
                 answer = 500, f"{type(error).__name__}: {error}".encode()
@@ -60,9 +72,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--function", required=True, help="package.module:function")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--parallel", action="store_true", help="calls it several times at once")
     arguments = parser.parse_args()
     module, _, name = arguments.function.partition(":")
-    server = make_server(getattr(importlib.import_module(module), name), arguments.port)
+    function = getattr(importlib.import_module(module), name)
+    server = make_server(function, arguments.port, arguments.parallel)
     print(f"Scoring on port {server.server_port}", flush=True)
     server.serve_forever()
 

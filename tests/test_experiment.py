@@ -12,6 +12,8 @@ from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.learning import summary
 
+DETECTION = common.make_scorer("detection", "asset:emoji/detection")
+
 
 @pytest.fixture(scope="module")
 def experiment(make_config, compilation_cache, tmp_path_factory):
@@ -139,6 +141,19 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_pa
             "prompt_min_count=33 must be between 1 and prompt_buffer=32",
         ),
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
+        (
+            {"tasks.small.prompts": "emoji:portraits", "tasks.small.scorer": DETECTION},
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
+        (
+            {
+                "tasks.small.prompts": "emoji:portraits",
+                "tasks.small.scorer": common.make_weighted_sum(
+                    size=(common.make_scorer("jpeg_size"), 1.0), objects=(DETECTION, 1.0)
+                ),
+            },
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
     ],
 )
 def test_bad_config_is_one_clear_error(changes, message, make_config, tmp_path):

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "rewards_of_your_own.md").read_text()
 EXAMPLE = ROOT / "examples" / "scorer.py"
 FAILURES = {
-    "dies": r"has failed 2 times, last: too many 500 error responses\. Iteration 2 is saved",
+    "dies": r"has failed 2 times, last: HTTP status 500: KeyError: 'dies'\. Iteration 2 is saved",
     "hangs": r"has failed 2 times, last: no answer within the timeout\. Iteration 2 is saved",
     "rubbish": r"gave no list of numbers for 8 images, but \['good', .* Iteration 2 is saved",
     "nothing": "gave no finite score for any of 8 images. Iteration 2 is saved",

@@ -6,7 +6,8 @@ through all of its prompts once an epoch, shuffled anew each time (grain's index
 holds no permutation in memory).
 """
 
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import grain.python as grain
@@ -177,6 +178,29 @@ class MixturePrompts:
         return self.sources[source][inner_index]
 
 
+def _lists(source: PromptSource) -> list[Sequence[str]] | None:
+    """What a finite source holds, or a mixture of such; None of one that can't tell."""
+    if isinstance(source, ShuffledPrompts):
+        return [source.prompts]
+    if not isinstance(source, MixturePrompts):
+        return None
+    parts = [_lists(part) for part in source.sources]
+    return None if None in parts else list(itertools.chain.from_iterable(parts))
+
+
+def first_prompts(source: PromptSource, most: int) -> Iterator[str]:
+    """All prompts of a source that holds at most so many, or else the first ones of its stream.
+
+    Args:
+      source: any.
+      most: how many.
+    """
+    lists = _lists(source)
+    if lists is None or sum(map(len, lists)) > most:
+        return (source[index] for index in range(most))
+    return itertools.chain.from_iterable(lists)
+
+
 def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
     """Numbers the different prompts of a source, in the order in which it holds them.
 
@@ -187,15 +211,9 @@ def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
     Raises:
       ValueError: it holds more, or can't tell what it holds.
     """
-    parts, lists = [source], []
-    while parts:
-        part = parts.pop(0)
-        if isinstance(part, MixturePrompts):
-            parts[:0] = part.sources
-        elif isinstance(part, ShuffledPrompts):
-            lists.append(part.prompts)
-        else:
-            raise ValueError("They cannot be listed.")
+    lists = _lists(source)
+    if lists is None:
+        raise ValueError("They cannot be listed.")
     if (count := sum(map(len, lists))) > most:
         raise ValueError(f"There are {count}, more than {most}.")
     different = dict.fromkeys(prompt for prompts in lists for prompt in prompts)

@@ -43,11 +43,18 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
     deviation = jnp.where(valid, rewards - mean, 0)
     std = jnp.sqrt(jnp.square(deviation).sum() / count)
     values = jnp.clip(deviation / (std + 1e-8), -clip, clip)
-    # The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
-    highest = jnp.max(rewards, where=valid, initial=-jnp.inf)
-    lowest = jnp.min(rewards, where=valid, initial=jnp.inf)
-    values = jnp.where(highest > lowest, values, 0)
+    values = jnp.where(_all_equal(rewards, valid), 0, values)
     return Advantages(values=values, valid=valid, reward_mean=mean, reward_std=std)
+
+
+def _all_equal(rewards: jax.Array, valid: jax.Array) -> jax.Array:
+    """Whether the valid ones in a row are, with the last axis kept; true where none is valid.
+
+    The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
+    """
+    highest = jnp.max(rewards, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
+    lowest = jnp.min(rewards, axis=-1, keepdims=True, where=valid, initial=jnp.inf)
+    return highest <= lowest
 
 
 def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
@@ -68,7 +75,8 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     groups = rewards.reshape(-1, group_size)
     valid = jnp.isfinite(groups)
     mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
-    centred = batch_normalised((groups - mean).reshape(-1), clip)
+    centred = jnp.where(valid & _all_equal(groups, valid), 0, groups - mean)
+    centred = batch_normalised(centred.reshape(-1), clip)
     return batch_normalised(rewards, clip).replace(values=centred.values)
 
 

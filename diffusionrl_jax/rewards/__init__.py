@@ -20,7 +20,11 @@ from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
 
 class Reward(Protocol):
-    """What training needs of a reward; each is a frozen dataclass without arrays, hashable."""
+    """What training needs of a reward; each is a frozen dataclass without arrays, hashable.
+
+    One that can't score every prompt has a method `check(prompts)`, too, quick enough for a million
+    of them, which raises a ValueError that names a prompt and the mend.
+    """
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["Reward", dict[str, Any]]:

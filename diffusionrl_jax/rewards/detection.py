@@ -90,6 +90,30 @@ class Detection:
         """Indices of the known objects that the prompt names, in its order, each once."""
         return names.find_names(prompt, self.objects)
 
+    def _scorable_objects(self, prompt: str) -> tuple[int, ...]:
+        found = self.find_objects(prompt)
+        if not found:
+            raise ValueError(
+                f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
+                'detection knows: use prompts with such objects, or extend "objects" in its '
+                "config.json."
+            )
+        if len(found) > self.max_objects:
+            raise ValueError(
+                f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
+                f"{self.max_objects}: raise it."
+            )
+        return found
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuses the prompts that `prepare` would.
+
+        Raises:
+          ValueError: if one names no known object, or more than max_objects.
+        """
+        for prompt in prompts:
+            self._scorable_objects(prompt)
+
     @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Finds each prompt's objects.
@@ -103,18 +127,7 @@ class Detection:
         indices = np.zeros((len(prompts), self.max_objects), np.int32)
         mask = np.zeros((len(prompts), self.max_objects), np.float32)
         for row, prompt in enumerate(prompts):
-            found = self.find_objects(prompt)
-            if not found:
-                raise ValueError(
-                    f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
-                    'detection knows: use prompts with such objects, or extend "objects" in its '
-                    "config.json."
-                )
-            if len(found) > self.max_objects:
-                raise ValueError(
-                    f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
-                    f"{self.max_objects}: raise it."
-                )
+            found = self._scorable_objects(prompt)
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return {"objects": indices, "mask": mask}

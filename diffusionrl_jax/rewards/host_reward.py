@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.rewards import http_scorer
@@ -182,18 +183,21 @@ def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
     Raises:
       ScorerError: it is something else than that many numbers.
     """
+    refusal = None
     try:
         values = np.asarray(scores)
         if values.dtype == object:
             values = np.array([np.nan if value is None else value for value in values])
-        is_numeric = np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
-    except (ValueError, TypeError):  # Rows of different lengths, or nothing to go through.
-        is_numeric = False
+        # JAX's function knows bfloat16, too.
+        is_numeric = jnp.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
+    except Exception as error:  # Of any kind: a tensor refuses to become an array as it likes.
+        is_numeric, refusal = False, error
     if not is_numeric:
+        because = f" ({refusal})" if refusal else ""
         raise ScorerError(
             f"The scorer {scorer} gave no list of numbers for {count} images, but "
-            f"{str(scores)[:80]}."
-        )
+            f"{str(scores)[:80]}{because}."
+        ) from refusal
     if values.shape != (count,):
         raise ScorerError(
             f"The scorer {scorer} gave scores of shape {values.shape} for {count} images: it must "

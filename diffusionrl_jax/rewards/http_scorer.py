@@ -33,6 +33,7 @@ def _retry(retries: int) -> urllib3.Retry:
         total=retries,
         allowed_methods=None,  # Scoring twice does no harm.
         status_forcelist=PASSING_STATUSES,
+        raise_on_status=False,  # The last answer's body says more than urllib3's error.
         backoff_factor=BACKOFF,
         backoff_max=LONGEST_BACKOFF,
         backoff_jitter=JITTER,
@@ -111,7 +112,9 @@ def request_scores(
         ) from error
     if response.status != 200:
         text = response.data[:200].decode(errors="replace")
-        raise ScorerError(f"The scorer {url} answered with HTTP status {response.status}: {text}.")
+        may_pass = response.status in PASSING_STATUSES
+        what = f"has failed {retries + 1} times, last:" if may_pass else "answered with"
+        raise ScorerError(f"The scorer {url} {what} HTTP status {response.status}: {text}.")
     try:
         return msgpack.unpackb(response.data)["scores"]
     except Exception as error:  # msgpack raises many kinds, ValueError not above all of them.

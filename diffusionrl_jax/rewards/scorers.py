@@ -1,6 +1,8 @@
 """From a config's scorers to rewards."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import ml_collections
 
@@ -11,6 +13,7 @@ from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"
 HOST_REWARD = "host_reward"
+PROMPTS_PER_CHECK = 4096
 
 
 def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
@@ -49,6 +52,29 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     if "group_size" in fields:
         options["group_size"] = group_size
     return kind.load(scorer.path, **options)
+
+
+def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
+    """Has a reward, and all parts of a sum, look for prompts that it can't score.
+
+    Args:
+      reward: any; asked only if it has a `check`.
+      prompts: gone through once at most, without being held.
+
+    Raises:
+      ValueError: a prompt that the reward refuses.
+    """
+    checks = _checks(reward)
+    prompts = iter(prompts)
+    while checks and (chunk := list(itertools.islice(prompts, PROMPTS_PER_CHECK))):
+        for check in checks:
+            check(chunk)
+
+
+def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
+    if isinstance(reward, WeightedSum):
+        return [check for part in reward.rewards.values() for check in _checks(part)]
+    return [reward.check] if hasattr(reward, "check") else []
 
 
 def check_scorer(scorer: ml_collections.ConfigDict) -> None:

@@ -94,6 +94,9 @@ def test_mixture_keeps_proportions_and_leaves_nothing_out():
 def test_prompt_places_number_different_prompts_once():
     cats, dogs = (prompts.ShuffledPrompts(list(words), seed=0) for words in ("abc", "cd"))
     mixture = prompts.MixturePrompts([cats, dogs], (1, 2))
+    assert list(prompts.first_prompts(mixture, 5)) == [*"abc", *"cd"]
+    assert list(prompts.first_prompts(mixture, 4)) == [mixture[n] for n in range(4)]
+    assert list(prompts.first_prompts(range(9), 4)) == [0, 1, 2, 3]
     assert prompts.prompt_places(cats, 3) == {"a": 0, "b": 1, "c": 2}
     assert prompts.prompt_places(mixture, 5) == {"a": 0, "b": 1, "c": 2, "d": 3}
     with pytest.raises(ValueError, match="There are 5, more than 4"):

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh
 from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 from diffusionrl_jax.rewards.host_reward import HostReward, Questions, ScorerError
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
@@ -36,6 +38,18 @@ def redness(images, prompts, metadata):
 
 def without_numbers(images, prompts, metadata):
     return [None] * len(images)
+
+
+def even(images, prompts, metadata):
+    return [None if asked["index"] % 2 else 1.0 for asked in metadata]
+
+
+def odd(images, prompts, metadata):
+    return [1.0 if asked["index"] % 2 else None for asked in metadata]
+
+
+def constant(images, prompts, metadata):
+    return [1.0] * len(images)
 
 
 def with_rewards(setup, rewards, params=None):
@@ -176,3 +190,42 @@ def test_a_failure_leaves_the_state_as_it_was(setup, on_host):
     with pytest.raises(ScorerError, match="without_numbers gave no finite score for any of 8"):
         broken.step("split")(state, broken.frozen, broken.batch)
     assert same(state, before)
+
+
+EIGHT = Questions([f"prompt {n}" for n in range(8)], [{"index": n} for n in range(8)])
+
+
+def ask(rewards, images):
+    """The inputs of each reward about eight images each, over two devices."""
+    mesh = make_mesh(1, jax.devices()[:2])
+    images = jax.device_put(images, batch_sharding(mesh, axis=1))
+    return start_scoring(rewards, images, [EIGHT] * len(rewards), mesh).result()
+
+
+def test_images_that_are_not_finite_have_no_score():
+    images = np.ones((2, 8, 4, 4, 3), np.float32)
+    images[0, 3, 0, 0, 0], images[0, 5, -1] = np.nan, np.inf
+    rewards = [HostReward(f"{__name__}:constant", images_per_call=3)] * 2
+    first, second = ask(rewards, images)
+    lost = np.where(np.isin(range(8), (3, 5)), np.nan, 1)
+    np.testing.assert_array_equal(first["scores"], lost)
+    np.testing.assert_array_equal(second["scores"], np.ones(8))
+
+
+def test_scorers_that_score_no_image_together_are_named():
+    parts = {name: HostReward(f"{__name__}:{name}") for name in ("even", "odd")}
+    images = np.ones((1, 8, 4, 4, 3), np.float32)
+    message = "even and .*:odd gave no finite score for any of 8"
+    with pytest.raises(ScorerError, match=message):
+        ask([WeightedSum(parts, {"even": 1.0, "odd": 1.0})], images)
+    ask([WeightedSum(parts | {"odd": parts["even"]}, {"even": 1.0, "odd": 1.0})], images)
+
+
+def test_whatever_is_raised_is_the_scorers_error(monkeypatch):
+    def fail(self, images, questions):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(HostReward, "score", fail)
+    images = np.ones((1, 8, 4, 4, 3), np.float32)
+    with pytest.raises(ScorerError, match="scorer .*:even raised MemoryError: no room"):
+        ask([HostReward(f"{__name__}:even")], images)

@@ -9,7 +9,9 @@ import torch
 import transformers
 
 from diffusionrl_jax.models import owl_vit, weights
-from diffusionrl_jax.rewards import detection, preprocessing
+from diffusionrl_jax.rewards import detection, preprocessing, scorers
+from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 OBJECTS = ("dog", "hot dog", "cat", "cake")
 MODELS = ("owl_vit", "owlv2")
@@ -98,6 +100,18 @@ def test_prompts_without_objects_or_with_too_many_are_refused():
         reward.prepare(["a cat", "a portrait of a judge"])
     with pytest.raises(ValueError, match="names 3 objects"):
         reward.prepare(["a cat, a dog and a cake"])
+
+
+def test_every_prompt_can_be_checked_beforehand():
+    reward = detection.Detection(model=None, objects=OBJECTS)
+    good = ["a cat"] * (2 * scorers.PROMPTS_PER_CHECK)
+    mixed = WeightedSum({"objects": reward, "size": JpegSize()}, {"objects": 1.0, "size": 1.0})
+    for checked in (reward, mixed, JpegSize()):
+        scorers.check_prompts(checked, iter(good))
+    scorers.check_prompts(JpegSize(), ["a fox"])
+    for checked in (reward, mixed, WeightedSum({"inner": mixed}, {"inner": 1.0})):
+        with pytest.raises(ValueError, match="'a fox' names none of the 4 objects"):
+            scorers.check_prompts(checked, [*good, "a fox"])
 
 
 def test_what_a_folder_lacks_is_named(make_original):

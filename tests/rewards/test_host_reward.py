@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 
+import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from configs import common
@@ -50,6 +52,35 @@ def too_few(images, prompts, metadata):
 
 def words(images, prompts, metadata):
     return ["good"] * len(images)
+
+
+class Refusing:
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("not in this life")
+
+
+def refusing(images, prompts, metadata):
+    return Refusing()
+
+
+def tensor(images, prompts, metadata):
+    return torch.arange(5.0)
+
+
+def tensor_in_bfloat16(images, prompts, metadata):
+    return torch.arange(5.0, dtype=torch.bfloat16)
+
+
+def tensor_with_gradient(images, prompts, metadata):
+    return torch.arange(5.0, requires_grad=True)
+
+
+def list_of_tensors(images, prompts, metadata):
+    return list(torch.arange(5.0))
+
+
+def jax_in_bfloat16(images, prompts, metadata):
+    return jnp.arange(5, dtype=jnp.bfloat16)
 
 
 def some(images, prompts, metadata):
@@ -127,6 +158,13 @@ def test_a_function(images_per_call):
     np.testing.assert_array_equal(reward.score(IMAGES, QUESTIONS), EXPECTED)
 
 
+@pytest.mark.parametrize("name", ["tensor", "list_of_tensors", "jax_in_bfloat16"])
+def test_scores_may_be_arrays_of_many_kinds(name):
+    scores = load(f"{__name__}:{name}").score(IMAGES, QUESTIONS)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, range(5))
+
+
 @pytest.mark.parametrize("image_format", ["png", "raw"])
 def test_the_example_server(serve, example, image_format):
     url = serve(example.make_server(brightness, 0))
@@ -149,7 +187,8 @@ def test_a_request_is_as_documented(serve_answers):
     }
 
 
-def test_requests_run_side_by_side(serve, example):
+@pytest.mark.parametrize(("parallel", "expected"), [(True, 3), (False, 1)])
+def test_requests_run_side_by_side_and_functions_if_asked(serve, example, parallel, expected):
     most, now, lock = 0, 0, threading.Lock()
 
     def function(images, prompts, metadata):
@@ -162,9 +201,9 @@ def test_requests_run_side_by_side(serve, example):
             now -= 1
         return [0.0] * len(images)
 
-    url = serve(example.make_server(function, 0))
+    url = serve(example.make_server(function, 0, parallel))
     HostReward(url, images_per_call=1, concurrent_requests=3).score(IMAGES, QUESTIONS)
-    assert most == 3
+    assert most == expected
 
 
 def test_a_server_that_fails_twice_is_asked_again(serve_answers):
@@ -193,7 +232,7 @@ def test_scores_that_lack_are_nan(serve_answers):
     [
         ((200, 2.0), "has failed 2 times, last: no answer within the timeout"),
         ((200, 0.0), "has failed 2 times, last: the connection broke"),
-        ((500, b"out of memory"), "has failed 2 times, last: too many 500 error responses"),
+        ((500, b"out of memory"), "has failed 2 times, last: HTTP status 500: out of memory"),
         ((404, b"nobody here"), "answered with HTTP status 404: nobody here"),
         ((200, b"<html>"), "did not answer with a msgpack map that has 'scores'"),
         ((200, msgpack.packb({"rewards": [1]})), "did not answer with a msgpack map"),
@@ -220,6 +259,9 @@ def test_servers_that_fail_for_good(serve_answers, answer, message):
         ("leaving", "raised SystemExit: out of memory"),
         ("too_few", r"gave scores of shape \(1,\) for 5 images"),
         ("words", r"gave no list of numbers for 5 images, but \['good'"),
+        ("refusing", r"gave no list of numbers for 5 images, but .* \(not in this life\)\."),
+        ("tensor_with_gradient", r"gave no list of numbers .* Use tensor\.detach\(\)\.numpy\(\)"),
+        ("tensor_in_bfloat16", "gave no list of numbers .* unsupported ScalarType BFloat16"),
     ],
 )
 def test_functions_that_fail(name, message):
