@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from diffusionrl_jax import assets
+from diffusionrl_jax import assets, config_checks
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.latents import LatentDataset
@@ -19,7 +19,6 @@ from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
-    check_batch,
     frozen_sharding,
     make_mesh,
     network_sharding,
@@ -42,15 +41,11 @@ from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import (
-    check_prompts,
-    check_scorer,
     is_on_host,
     load_scorer,
 )
 
 EMOJI = "emoji:"
-# Prompts that are looked at before a run, at least: some seconds' work.
-MOST_CHECKED = 2**20
 NORMALISATIONS = ("batch", "group", "prompt")
 
 
@@ -226,48 +221,6 @@ def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
     return policy_updates + (1 if config.pretraining.weight else 0)
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if not config.tasks:
-        raise ValueError("config.tasks is empty: name at least one task.")
-    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
-        raise ValueError(
-            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
-            f"and config.sampler.steps={config.sampler.steps}."
-        )
-    if config.sampler.eta <= 0:
-        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
-    if not (config.timesteps_per_iteration or config.pretraining.weight):
-        raise ValueError(
-            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
-        )
-    for task in config.tasks.values():
-        check_scorer(task.scorer)
-
-
-def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Sampling and training round alike only if the UNet sees equally many samples in both."""
-    share = config.batch_size // devices
-    shares = {"sample": len(config.tasks) * share, "train": share}
-    sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
-    if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
-        raise ValueError(
-            f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
-            f"training see equally many samples at a time: a device samples {sizes['sample']} and "
-            f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
-        )
-
-
-def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
-    """A reward may compare the images of a group, so a microbatch holds whole ones."""
-    size = config.microbatch.get("score", 0)
-    for name, task in config.tasks.items():
-        if 0 < size < config.batch_size // devices and size % task.group_size:
-            raise ValueError(
-                f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
-                f"{task.group_size}, or 0 for all of a device's images at once."
-            )
-
-
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     if task.normalisation not in NORMALISATIONS:
         raise ValueError(
@@ -300,18 +253,6 @@ def _prompt_places(
             f"config.tasks.{name} is normalised by prompt, but not with the prompts "
             f"{task.prompts!r}: {error} Raise most_prompts, or normalise by batch or group."
         ) from None
-
-
-def _check_prompts(
-    name: str, config: ml_collections.ConfigDict, source: prompts.PromptSource, reward: Reward
-) -> None:
-    """All that the source holds, or if that is very much, all that the run draws of it."""
-    task = config.tasks[name]
-    drawn = config.iterations * (config.batch_size // task.group_size)
-    try:
-        check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
-    except ValueError as error:
-        raise ValueError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
 
 
 def make_algorithm(
@@ -365,19 +306,6 @@ def make_algorithm(
     )
 
 
-def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the devices.
-
-    Raises:
-      ValueError: what does not fit, and the mend.
-    """
-    _check(config)
-    for name, task in config.tasks.items():
-        check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
-    _check_rounding(config, mesh.size)
-    _check_scored_groups(config, mesh.size)
-
-
 def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
     """Loads and checks everything, before any compute is spent.
 
@@ -388,7 +316,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
     Raises:
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
-    check(config, make_mesh(config.mesh.fsdp))
+    config_checks.check(config, make_mesh(config.mesh.fsdp))
     names = tuple(config.tasks)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
     places = tuple(map(_prompt_places, names, config.tasks.values(), sources))
@@ -400,7 +328,7 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
-        _check_prompts(name, config, source, reward)
+        config_checks.check_task_prompts(name, config, source, reward)
     algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

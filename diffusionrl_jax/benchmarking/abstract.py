@@ -14,7 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 from transformers import BertTokenizer
 
-from diffusionrl_jax import assets
+from diffusionrl_jax import assets, config_checks
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.distributed.mesh import batch_sharding, frozen_sharding, parameter_sharding
 from diffusionrl_jax.learning.iteration import Batch, Frozen
@@ -254,7 +254,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     Raises:
       ValueError: what does not fit, and the mend.
     """
-    experiments.check(config, mesh)
+    config_checks.check(config, mesh)
     if experiments.scores_on_host(config):
         raise ValueError("A host_reward is not compiled: leave its task out of the dry run.")
     model, assumed = make_model(config, mesh)
