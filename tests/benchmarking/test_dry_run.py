@@ -78,12 +78,14 @@ def test_statistics_of_prompts_are_part_of_the_state(make_config):
     assert advantages.past_rewards[0].rewards.shape == statistics.rewards.shape
 
 
-def test_split_kernels_are_gathered_once_for_all_steps(config, monkeypatch, compilation_cache):
+@pytest.mark.parametrize("phase", ["sample", "update"])
+def test_split_kernels_are_gathered_once(phase, config, monkeypatch, compilation_cache):
+    """For all of sampling's steps, and for all of an update's microbatches, here two."""
     monkeypatch.setattr(meshes, "REPLICATED_BYTES", 2**14)
-    config.mesh.fsdp = 8
+    config.mesh.fsdp, config.batch_size = 8, 16
     experiment = abstract.build(config, make_mesh(8))
-    sample = phases.make_phases(experiment)[0]
-    cost = compiled.read(sample.function.lower(*sample.arguments).compile())
+    made = {made.name: made for made in phases.make_phases(experiment)}[phase]
+    cost = compiled.read(made.function.lower(*made.arguments).compile())
     unet = [
         leaf
         for leaf in jax.tree.leaves(experiment.state.params)
@@ -91,10 +93,10 @@ def test_split_kernels_are_gathered_once_for_all_steps(config, monkeypatch, comp
     ]
     assert len(unet) > 10
     whole = sum(leaf.size * 4 for leaf in unet)
-    # The text encoder's are gathered besides.
+    # The text encoder's are gathered besides, for sampling.
     most = whole + sum(leaf.size * 4 for leaf in jax.tree.leaves(experiment.frozen.text_encoder))
     gathered = cost.collectives["all-gather"].bytes
-    assert whole <= gathered <= most < config.sampler.steps * whole
+    assert whole <= gathered <= most < 2 * whole
 
 
 def test_dry_run_of_a_tpu_that_is_not_there(config):
