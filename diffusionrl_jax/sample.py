@@ -27,11 +27,15 @@ GUIDANCE_SCALE = flags.DEFINE_float(
 )
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
 ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0.0, 1.0)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "What the UNet computes in; the run's own, or float32."
+)
 
 
 def make_config():
     """The model's own config, with the flags' changes."""
     config = runs.opening_config(MODEL.value)
+    config.dtype = DTYPE.value or config.dtype
     for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
         if flag.value is not None:
             config.sampler[name] = flag.value
