@@ -11,7 +11,9 @@ import transformers
 from transformers import CLIPTokenizer
 
 from diffusionrl_jax.benchmarking.originals import common
+from diffusionrl_jax.models import published
 
+PUBLISHED_WIDTH = published.OWLV2["vision_config"]["hidden_size"]
 OBJECTS = ("fox", "cake", "lighthouse", "dog", "cat", "car", "astronaut", "horse", "apple")
 PROMPTS = (
     "a fox next to a cake",
@@ -106,9 +108,10 @@ def make(reward: str, folder: Path, config: dict) -> DetectionOriginal:
     del reward
     make_config, make_model, make_processor = CLASSES[config["model_type"]]
     model = make_model(make_config(**config))
-    # As drawn, logits are in the hundreds: every score would be 1, and nothing compared.
-    for layer in (model.class_head.logit_shift, model.class_head.logit_scale):
-        layer.weight.data.mul_(0.02)
+    if config["vision_config"]["hidden_size"] == PUBLISHED_WIDTH:
+        # As drawn, logits of this width are in the hundreds: every score would be 1.
+        for layer in (model.class_head.logit_shift, model.class_head.logit_scale):
+            layer.weight.data.mul_(0.02)
     common.randomise(model)
     size = config["vision_config"]["image_size"]
     processor = make_processor(size={"height": size, "width": size})
