@@ -12,6 +12,11 @@ from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 MOST_CHECKED = 2**20
 
 
+def score_microbatch(config: ml_collections.ConfigDict) -> int:
+    """`config.microbatch.score`, which the first runs' config.json does not have."""
+    return config.microbatch.get("score", 0)
+
+
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the devices.
 
@@ -58,7 +63,7 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
 
 def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
     """A reward may compare the images of a group, so a microbatch holds whole ones."""
-    size = config.microbatch.get("score", 0)
+    size = score_microbatch(config)
     for name, task in config.tasks.items():
         if 0 < size < config.batch_size // devices and size % task.group_size:
             raise ValueError(

@@ -11,6 +11,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from diffusionrl_jax.config_checks import score_microbatch
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
@@ -85,8 +86,7 @@ class Evaluator:
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
-        # Not in the first runs' config.json.
-        self._scored_at_once = config.microbatch.get("score", 0) * mesh.size
+        self._scored_at_once = score_microbatch(config) * mesh.size
         self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
         self.prompts: dict[str, list[str]] = {}

@@ -292,7 +292,7 @@ def make_algorithm(
             ema_decay=config.ema_decay,
             sample_microbatch=microbatch.sample,
             decode_microbatch=microbatch.decode,
-            score_microbatch=microbatch.get("score", 0),  # not in the first runs' config.json
+            score_microbatch=config_checks.score_microbatch(config),
             update_microbatch=microbatch.train,
         ),
         mesh=mesh,
