@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from absl import app, flags
 from diffusers import FlaxAutoencoderKL
 
-from diffusionrl_jax.benchmarking.compiled import HEAD, chip, compile_cost, row
+from diffusionrl_jax.benchmarking.compiled import chip, compile_cost
+from diffusionrl_jax.benchmarking.report import HEAD, row
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
+from diffusionrl_jax.models.published import CONFIGS
 from diffusionrl_jax.models.stable_diffusion import StableDiffusion
 
 PIXELS = flags.DEFINE_integer("pixels", 512, "Height and width of an image.")
@@ -21,14 +23,7 @@ CHUNKS = flags.DEFINE_list("chunks", ["1", "4"], "Of these, decoded at a time.")
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "What the decoder computes in.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "One chip of it is used.")
 
-# The VAE of Stable Diffusion 1.x, 2.x and XL.
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
+VAE = CONFIGS["sd2"]["vae"]  # 1.x and XL have the same layers.
 
 
 def main(_):

@@ -14,12 +14,8 @@ from diffusionrl_jax.assets import emoji_model
 from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, parameter_sharding
 from diffusionrl_jax.learning.execution import make_train_step
-from diffusionrl_jax.learning.policy_gradient import (
-    Batch,
-    Frozen,
-    Hyperparameters,
-    PolicyGradient,
-)
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import init_state, make_optimizer
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -154,6 +150,7 @@ class Ours:
                 ema_decay=0.0,
                 sample_microbatch=sample_microbatch,
                 decode_microbatch=0,
+                score_microbatch=0,
                 update_microbatch=update_microbatch,
             ),
             mesh=mesh,

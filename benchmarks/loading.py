@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from published import CONFIGS
+
+from diffusionrl_jax.models.published import CONFIGS
 
 CHANNELS = [160, 320, 640, 640]
 

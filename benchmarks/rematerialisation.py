@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from diffusers import FlaxUNet2DConditionModel
 
-from diffusionrl_jax.benchmarking.compiled import HEAD, chip, compile_cost, row
+from diffusionrl_jax.benchmarking.compiled import chip, compile_cost
+from diffusionrl_jax.benchmarking.report import HEAD, row
 from diffusionrl_jax.models.attention import ATTENTION
 from diffusionrl_jax.models.interceptors import REMATERIALISATION, interception
 

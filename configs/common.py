@@ -62,12 +62,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.microbatch = ml_collections.ConfigDict()
     config.microbatch.sample = 0
     config.microbatch.decode = 0
+    config.microbatch.score = 0  # else of whole groups
     config.microbatch.train = 0
 
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1
+    # Whether "fsdp" splits the large parameters of text encoder, VAE and reward models, too.
+    config.mesh.split_frozen = True
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
+    # With a host_reward: whether the next images are drawn while the last are scored. They are then
+    # one update old when they are trained on; docs/rewards_of_your_own.md.
+    config.overlap_scoring = True
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
     config.remat = "none"
@@ -96,8 +102,8 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
     """A reward model, by its name in `diffusionrl_jax.rewards.REWARDS`.
 
     Args:
-      reward: the name.
-      path: its folder; empty for a reward without weights.
+      reward: the name, or "package.module:Class" of your own; docs/rewards_of_your_own.md.
+      path: its folder, or of a host_reward the function or address; empty for a reward without.
       **options: fields of the reward, such as `credit="leave_one_out"`.
     """
     return ml_collections.ConfigDict(
@@ -123,6 +129,9 @@ def make_task(
     weight: float = 1.0,
     normalisation: str = "batch",
     shared_noise: bool = False,
+    prompt_buffer: int = 32,
+    prompt_min_count: int = 16,
+    most_prompts: int = 4096,
 ) -> ml_collections.ConfigDict:
     """A task: what is drawn, and what it is rewarded by.
 
@@ -132,10 +141,14 @@ def make_task(
         `objects:train`, `occupations:all`, `emoji:pairs` and the like; see docs/data.md.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.
-      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10), or less the mean of
-        the "group" of images of one prompt.
+      normalisation: of the rewards: over the "batch", as in the paper (Eq. 10); less the mean of
+        the "group" of images of one prompt; or by the mean and deviation of the last rewards of the
+        same "prompt", as DDPO does, which suits prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited.
+      prompt_buffer: how many rewards of a prompt are kept, for "prompt" alone, as the next two.
+      prompt_min_count: with fewer rewards of a prompt, the batch's mean and deviation are used.
+      most_prompts: how many different prompts may be kept apart.
     """
     return ml_collections.ConfigDict(
         {
@@ -145,6 +158,9 @@ def make_task(
             "weight": weight,
             "normalisation": normalisation,
             "shared_noise": shared_noise,
+            "prompt_buffer": prompt_buffer,
+            "prompt_min_count": prompt_min_count,
+            "most_prompts": most_prompts,
         }
     )
 

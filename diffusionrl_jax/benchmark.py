@@ -1,6 +1,7 @@
 """Measures what a run takes: `python -m diffusionrl_jax.benchmark COMMAND --help`.
 
 compile   whether a config fits a TPU that is not there, and how fast it could be
+table     what the published models' mathematics asks of common slices, in minutes
 train     warm steps on the devices that are there
 rewards   each reward model against its PyTorch original
 """
@@ -10,7 +11,7 @@ import sys
 
 from absl import app
 
-COMMANDS = ("compile", "train", "rewards")
+COMMANDS = ("compile", "table", "train", "rewards")
 
 
 def main() -> None:

@@ -14,13 +14,16 @@ from diffusionrl_jax.distributed import start
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder that the latents are written to.")
+TEXT_EMBEDDINGS = flags.DEFINE_bool(
+    "text_embeddings", False, "Keep the text encoder's states too, instead of the token ids alone."
+)
 flags.mark_flags_as_required(["config", "output"])
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
-        caching.cache_latents(CONFIG.value, OUTPUT.value)
+        start.start_devices()
+        caching.cache_latents(CONFIG.value, OUTPUT.value, TEXT_EMBEDDINGS.value)
 
 
 if __name__ == "__main__":

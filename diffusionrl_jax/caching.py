@@ -7,8 +7,15 @@ from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
 
 
-def cache_latents(config: ml_collections.ConfigDict, output: str) -> None:
+def cache_latents(
+    config: ml_collections.ConfigDict, output: str, text_embeddings: bool = False
+) -> None:
     """Encodes `config.pretraining.pictures` with the VAE of `config.model`.
+
+    Args:
+      config: see `configs/common.py`.
+      output: the folder, local or `gs://`.
+      text_embeddings: also keeps what the text encoder makes of the texts.
 
     Raises:
       ValueError, OSError: bad input; the message names it.
@@ -29,5 +36,6 @@ def cache_latents(config: ml_collections.ConfigDict, output: str) -> None:
         output,
         model_fingerprint(policy.model, policy.params["vae"], policy.mesh),
         progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
+        text_encoder=policy.params["text_encoder"] if text_embeddings else None,
     )
     logging.info("Wrote %s: train with --config.pretraining.pictures=latents:%s", output, output)

@@ -21,8 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
+
+from diffusionrl_jax.data.files import in_bucket, write_whole
+from diffusionrl_jax.distributed.processes import true_everywhere
 
 PyTree = Any
 
@@ -31,7 +34,7 @@ class Checkpoints:
     """The checkpoints in one folder, one numbered folder a step.
 
     Args:
-      directory: where they are; made by the first save.
+      directory: where they are, on a disk or in a bucket; made by the first save.
       keep_last: how many of the newest are kept.
       keep_best: how many of the best by `best_metric` are kept besides.
       best_metric: the name of the metric, larger is better; needed if `keep_best` is not 0.
@@ -53,7 +56,8 @@ class Checkpoints:
             raise ValueError(
                 f"keep_best={keep_best} needs best_metric: name the metric to keep by."
             )
-        self.directory = pathlib.Path(directory).absolute()
+        path = epath.Path(directory)
+        self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric if keep_best else None
         self._keep = _KeepLastAndBest(keep_last, keep_best)
         self._metrics_file = self.directory / "metrics.json"
@@ -137,7 +141,7 @@ class Checkpoints:
                 state = self.restore_step(step, abstract_state)
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
                 failure = _first_line(error)
-            if _true_everywhere(failure is None):
+            if true_everywhere(failure is None):
                 self._broken_steps = list(failures)
                 return step, state
             failures[step] = failure or "it failed in another process"
@@ -212,7 +216,7 @@ class Checkpoints:
                 while target.exists():
                     target = target.with_name(f"{target.name}.broken")
                 folder.rename(target)
-        _true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
+        true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
         self._broken_steps = []
         self._manager.reload()
 
@@ -230,7 +234,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             content = {str(step): value for step, value in sorted(self._keep.metrics.items())}
-            _write_whole(self._metrics_file, json.dumps(content))
+            write_whole(self._metrics_file, json.dumps(content).encode())
 
 
 class _KeepLastAndBest(checkpoint_managers.PreservationPolicy):
@@ -276,22 +280,8 @@ def _fill_empty(expected, restored):
     )
 
 
-def _true_everywhere(flag: bool) -> bool:
-    """Whether the flag is true in every process; a barrier where there are several."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
-
-
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, finds either the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 class PreemptionGuard:
@@ -329,29 +319,34 @@ class PreemptionGuard:
 
     def should_stop(self) -> bool:
         """Whether any process has been told to stop. With several, all must ask together."""
-        return not _true_everywhere(not self._received)
+        return not true_everywhere(not self._received)
 
 
-def check_workdir_writable(workdir: str) -> None:
+def make_writable(path: str, flag: str) -> epath.Path:
     """Makes the folder and tries it, before hours of compute end in an error.
+
+    Args:
+      path: the folder, local or `gs://`.
+      flag: what named it.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: the folder cannot be made or written to.
     """
-    mend = "choose a folder that you can write to with --workdir"
-    if "://" in str(workdir):
-        raise ValueError(f"The workdir {workdir} is not a folder: mount the bucket, or {mend}.")
-    folder = pathlib.Path(workdir)
+    folder = epath.Path(path)
     probe = folder / f".writable-{platform.node()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
+    except Exception as error:  # Buckets' libraries each raise their own kinds.
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise ValueError(
-            f"The workdir {workdir} cannot be written to ({reason}): {mend}."
+            f"{flag}={path} cannot be written to ({reason}): choose a folder that you can write to."
         ) from None
+    return folder
 
 
 def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:
@@ -374,9 +369,10 @@ def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:
         "git_revision": git_revision(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
-    folder = pathlib.Path(workdir)
-    _write_whole(folder / "config.json", json.dumps(plain, indent=2, default=str) + "\n")
-    _write_whole(folder / "versions.json", json.dumps(versions, indent=2) + "\n")
+    folder = epath.Path(workdir)
+    content = json.dumps(plain, indent=2, default=str) + "\n"
+    write_whole(folder / "config.json", content.encode())
+    write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
 
 
 def git_revision() -> str | None:

@@ -7,13 +7,14 @@ All draw the same prompts with the same noise; real pictures are scored beside t
 can draw them. It writes results.md, results.csv and comparison.png.
 """
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs, runs
-from diffusionrl_jax.checkpoints import check_workdir_writable
+from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.comparing import compare_models
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import compare_models
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 CHECKPOINTS = flags.DEFINE_list(
@@ -38,15 +39,17 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         config = CONFIG.value
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():
                 chosen.images = IMAGES.value
-        check_workdir_writable(OUTPUT.value)
+        make_writable(OUTPUT.value, "--output")
         checkpoints = [parse_checkpoint(text) for text in CHECKPOINTS.value]
-        print(compare_models(config, checkpoints, OUTPUT.value))
+        tables = compare_models(config, checkpoints, OUTPUT.value)
+        if jax.process_index() == 0:
+            print(tables)
 
 
 if __name__ == "__main__":

@@ -2,110 +2,36 @@
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from PIL import Image
 
-from diffusionrl_jax import runs
-from diffusionrl_jax.data.emoji import real
+from diffusionrl_jax.config_checks import score_microbatch
 from diffusionrl_jax.data.prompts import prompt_batch
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     check_batch,
-    parameter_sharding,
+    frozen_sharding,
+    gather_parameters,
+    place,
     replicated,
 )
-from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiment import Policy, load_policy, load_scorer, make_prompts
+from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiment import Policy, make_prompts, split_frozen
+from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
-from diffusionrl_jax.monitoring import comparison, tables
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.monitoring.images import before_after, image_grid
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import load_scorer
+from diffusionrl_jax.sampling import Sampler
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
-COMPARED_IMAGES = 3  # of these, in the comparison of models
-BASE = "base"
-
-
-class Sampler:
-    """Draws images from prompts; the noise depends on the seed and the image's index alone.
-
-    Args:
-      policy: the model.
-      sampler: config fields eta and guidance_scale.
-      batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
-        for any number of images.
-      decode: of these, latents decoded at a time on each device, at most; 0 is all.
-    """
-
-    def __init__(
-        self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int, decode: int = 0
-    ):
-        self.policy = policy
-        share = -(-batch // policy.mesh.size)
-        self.batch = share * policy.mesh.size
-        decodings = share // largest_divisor(share, decode or share)
-        model = policy.model
-
-        def draw(params, ids, empty_ids, indices, seed):
-            fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
-            text = conditions(
-                model.encode_text(params["text_encoder"], ids),
-                model.encode_text(params["text_encoder"], empty_ids[None]),
-                sampler.guidance_scale,
-            )
-            trajectory = rollout(
-                model,
-                policy.schedule,
-                params["unet"],
-                text,
-                noise_keys(jax.vmap(fold_in)(indices), policy.schedule.steps),
-                eta=sampler.eta,
-                guidance_scale=sampler.guidance_scale,
-            )
-            return map_microbatches(
-                lambda latents: model.decode(params["vae"], latents),
-                trajectory.latents[:, -1],
-                decodings,
-                policy.mesh,
-            )
-
-        # Replicated, so that every process can read all of them.
-        self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
-
-    def __call__(
-        self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
-    ) -> np.ndarray:
-        """Images of prompts: float32 [n, height, width, 3] in [0, 1].
-
-        Args:
-          params: "unet", "vae" and "text_encoder".
-          prompts: any number.
-          seed: of the noise.
-          first: index of the first image.
-        """
-        policy = self.policy
-        sharding = batch_sharding(policy.mesh)
-        empty_ids = jax.device_put(policy.empty_ids, replicated(policy.mesh))
-        images = [np.zeros((0, *policy.model.image_shape), np.float32)]
-        for start in range(0, len(prompts), self.batch):
-            part = list(prompts[start : start + self.batch])
-            padded = part + [""] * (self.batch - len(part))
-            indices = first + start + np.arange(self.batch)
-            drawn = self._draw(
-                dict(params),
-                jax.device_put(policy.model.tokenize(padded), sharding),
-                empty_ids,
-                jax.device_put(indices, sharding),
-                seed,
-            )
-            images.append(np.asarray(drawn)[: len(part)])
-        return np.concatenate(images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +59,7 @@ class Evaluation:
         }
 
 
-def _evenly(count: int, limit: int) -> np.ndarray:
+def evenly(count: int, limit: int) -> np.ndarray:
     """At most `limit` of `count` indices."""
     chosen = min(count, limit)
     return np.arange(chosen) * count // chosen
@@ -160,6 +86,8 @@ class Evaluator:
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
+        self._scored_at_once = score_microbatch(config) * mesh.size
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
         self.prompts: dict[str, list[str]] = {}
         self.shown: dict[str, np.ndarray] = {}
@@ -171,7 +99,7 @@ class Evaluator:
             )
             source = make_prompts(chosen.prompts, self.config.seed)
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
-            self.shown[name] = _evenly(chosen.images, SHOWN_IMAGES)
+            self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
             self._scorers[name] = {}
             for scorer in chosen.scorers:
                 if scorer not in self.config.scorers:
@@ -182,29 +110,56 @@ class Evaluator:
                 key = scorer, chosen.group_size
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
-                    params = jax.device_put(params, parameter_sharding(mesh, params))
-                    loaded[key] = reward, jax.jit(reward, out_shardings=replicated(mesh)), params
+                    params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
+                    score = lambda params, images, inputs, reward=reward: reward(
+                        gather_parameters(params, mesh), images, inputs
+                    )
+                    loaded[key] = reward, jax.jit(score, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
                 inputs = reward.prepare(self.prompts[name])
-                self._scorers[name][scorer] = score, params, inputs
+                self._scorers[name][scorer] = reward, score, params, inputs
+
+    def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:
+        """Equal parts of images of a set, each of whole groups and over all devices.
+
+        They are of at most `at_once` images, or of as few as that allows.
+        """
+        unit = math.lcm(self.policy.mesh.size, self.config.sets[name].group_size)
+        size = unit * largest_divisor(images // unit, max(1, at_once // unit))
+        return (slice(start, start + size) for start in range(0, images, size))
 
     def _blocks(self, name: str) -> Iterator[slice]:
-        """Equal parts of a set, each of whole groups and over all devices."""
-        chosen = self.config.sets[name]
-        unit = math.lcm(self.policy.mesh.size, chosen.group_size)
-        units = chosen.images // unit
-        most = max(1, self._at_once // unit)
-        size = unit * largest_divisor(units, most)
-        return (slice(start, start + size) for start in range(0, chosen.images, size))
+        """The parts of a set that are drawn at a time."""
+        return self._parts(name, self.config.sets[name].images, self._at_once)
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
-        sharding = batch_sharding(self.policy.mesh)
-        images = jax.device_put(images, sharding)
-        scores = {}
-        for scorer, (score, params, inputs) in self._scorers[name].items():
-            part = {field: jax.device_put(rows[block], sharding) for field, rows in inputs.items()}
-            scores[scorer] = np.asarray(score(params, images, part))
-        return scores
+        scorers, sharding = self._scorers[name], batch_sharding(self.policy.mesh)
+        inputs = {
+            scorer: {field: rows[block] for field, rows in rows_of_set.items()}
+            | self._from_host(reward, name, block, images)
+            for scorer, (reward, _, _, rows_of_set) in scorers.items()
+        }
+        scores = {scorer: [] for scorer in scorers}
+        for part in self._parts(name, len(images), self._scored_at_once or len(images)):
+            on_devices = place(images[part], sharding)
+            for scorer, (_, score, params, _) in scorers.items():
+                rows = {field: values[part] for field, values in inputs[scorer].items()}
+                scored = score(params, on_devices, place(rows, sharding))
+                scores[scorer].append(np.asarray(scored))
+        return {scorer: np.concatenate(parts) for scorer, parts in scores.items()}
+
+    def _from_host(
+        self, reward: Reward, name: str, block: slice, images: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What the reward's scorers on the host say of a block; nothing where it has none."""
+        if not host_rewards(reward):
+            return {}
+        mesh, prompts = self.policy.mesh, self.prompts[name][block]
+        metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
+        images = place(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        # Every process has the scores of its own images, and takes part in scoring all.
+        return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
         images, scores = {}, {}
@@ -237,6 +192,22 @@ class Evaluator:
                 params, self.prompts[name][block], self.config.seed + index, block.start
             )
         )
+
+    def watch(
+        self, params: Mapping[str, Parameters]
+    ) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """What a run logs of its parameters: `Evaluation.means` with "best", and pictures of sets.
+
+        Args:
+          params: as of `__call__`.
+        """
+        evaluation = self(params)
+        means = evaluation.means()
+        grids = {
+            name: image_grid(images, len(images), scale=2)
+            for name, images in evaluation.images.items()
+        }
+        return means | {"best": best_score(means, self.config.best)}, grids
 
     def score_pictures(self, pictures: Mapping[str, np.ndarray]) -> dict[str, dict]:
         """Scores given pictures of the sets' prompts.
@@ -280,76 +251,16 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
     return sum(weight * means[name] for name, weight in best.items())
 
 
-def compare_models(
-    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
-) -> str:
-    """Scores the config's model, checkpoints and real pictures on the evaluation sets.
-
-    Args:
-      config: see `configs/common.py`.
-      checkpoints: name, path and step of each, as in `runs.load_trained`.
-      output: an existing folder, for results.md, results.csv and comparison.png.
-
-    Returns:
-      The tables, as in results.md.
-
-    Raises:
-      ValueError, FileNotFoundError: bad input.
-    """
-    names = [BASE, *(name for name, _, _ in checkpoints)]
-    if len(set(names)) < len(names) or comparison.REAL in names:
-        raise ValueError(f"The names {names} must all differ, and not be {comparison.REAL!r}.")
-    if not config.evaluation.sets:
-        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
-    base = load_policy(config)
-    evaluator = Evaluator(base, config)
-    logging.info("Drawing and scoring the base model.")
-    evaluations = {BASE: evaluator(base.params)}
-    for name, path, step in checkpoints:
-        logging.info("Drawing and scoring %s.", name)
-        policy = runs.load_trained(path, config, step, base)
-        sampler = evaluator.sampler
-        if not runs.same_networks(policy.model, base.model):
-            if policy.model.image_shape != base.model.image_shape:
-                raise ValueError(
-                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
-                    f"{base.model.image_shape}: compare models of one size."
-                )
-            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
-        evaluations[name] = evaluator(policy.params, sampler)
-    pictures = {
-        name: real.draw_prompts(texts, config.evaluation.seed)
-        for name, texts in evaluator.prompts.items()
-    }
-    rows = comparison.compare(
-        {name: evaluation.scores for name, evaluation in evaluations.items()},
-        evaluator.prompts,
-        config.evaluation.head_to_head,
-        evaluator.score_pictures(
-            {name: drawn for name, drawn in pictures.items() if drawn is not None}
-        ),
+def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:
+    """Draws the same prompts with the same noise by the base and by a trained UNet."""
+    base = evaluator.policy.params
+    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
+    before, after = (
+        evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
+        for unet in (base["unet"], trained)
     )
-    text = tables.markdown(rows, evaluator.prompts)
     if jax.process_index() == 0:
-        folder = pathlib.Path(output)
-        (folder / "results.md").write_text(text, encoding="utf-8")
-        tables.write_csv(folder / "results.csv", rows)
-        _comparison_picture(evaluator, evaluations).save(folder / "comparison.png")
-    return text
-
-
-def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
-    """A row for each model; a column has one prompt and one noise."""
-    chosen = {name: _evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
-    captions, images = [], []
-    for name, which in chosen.items():
-        captions += [evaluator.prompts[name][index] for index in evaluator.shown[name][which]]
-    for evaluation in evaluations.values():
-        images += [evaluation.images[name][which] for name, which in chosen.items()]
-    return image_grid(
-        np.concatenate(images),
-        len(captions),
-        row_captions=list(evaluations),
-        column_captions=captions,
-        scale=max(1, 96 // images[0].shape[2]),
-    )
+        grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
+        with path.open("wb") as file:
+            grid.save(file, "PNG")
+        logging.info("Wrote %s", path)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
-from diffusionrl_jax import assets
+from diffusionrl_jax import assets, config_checks
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.latents import LatentDataset
@@ -18,31 +19,34 @@ from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
-    check_batch,
+    frozen_sharding,
     make_mesh,
+    network_sharding,
     parameter_sharding,
+    place,
     replicated,
 )
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
-from diffusionrl_jax.learning.policy_gradient import (
-    Batch,
-    Frozen,
-    Hyperparameters,
-    PolicyGradient,
-)
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.models.lora import count
 from diffusionrl_jax.models.stable_diffusion import (
     Parameters,
     StableDiffusion,
     load_stable_diffusion,
 )
 from diffusionrl_jax.pretraining import load_pictures, pretraining_batch
-from diffusionrl_jax.rewards import REWARDS, Reward
-from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import (
+    is_on_host,
+    load_scorer,
+)
 
 EMOJI = "emoji:"
-WEIGHTED_SUM = "weighted_sum"
-NORMALISATIONS = ("batch", "group")
+NORMALISATIONS = ("batch", "group", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +84,17 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,
-        sharding=functools.partial(parameter_sharding, mesh),
+        sharding=functools.partial(network_sharding, mesh, split_frozen(config)),
         attention=config.attention,
         mesh=mesh,
     )
     schedule = make_schedule(model.scheduler_config, config.sampler.steps)
     return Policy(model, schedule, params, mesh)
+
+
+def split_frozen(config: ml_collections.ConfigDict) -> bool:
+    """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
+    return config.mesh.get("split_frozen", True)
 
 
 def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
@@ -101,40 +110,14 @@ def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) ->
     lora = make_lora(config)
     params = unet_params if lora is None else lora.init(unet_params, config.seed)
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
-    return init_state(params, optimizer, config.ema_decay)
+    past_rewards = init_past_rewards(config.tasks)
+    samples_ahead = scores_on_host(config) and config.overlap_scoring
+    return init_state(params, optimizer, config.ema_decay, past_rewards, samples_ahead)
 
 
-def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
-    if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
-    return REWARDS[scorer.reward]
-
-
-def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
-
-    Args:
-      scorer: its name, folder and options.
-      group_size: images of each prompt; handed to rewards that look at groups.
-
-    Raises:
-      ValueError: if the name or an option is unknown.
-    """
-    if scorer.reward == WEIGHTED_SUM:
-        parts = {
-            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
-        }
-        rewards = {name: reward for name, (reward, _) in parts.items()}
-        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
-        return reward, {name: params for name, (_, params) in parts.items()}
-    kind = _reward_class(scorer)
-    options = dict(scorer.options)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(options) - fields:
-        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
-    if "group_size" in fields:
-        options["group_size"] = group_size
-    return kind.load(scorer.path, **options)
+def scores_on_host(config: ml_collections.ConfigDict) -> bool:
+    """Whether images leave the devices to be scored for training."""
+    return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
 def make_prompts(name: str, seed: int) -> prompts.PromptSource:
@@ -164,6 +147,8 @@ class Experiment:
       task_names: in the order of training.
       sources: of prompts, one per task.
       pictures: for the pretraining loss, or None.
+      prompt_places: of each task, the number of each of its prompts, or None if its rewards are not
+        normalised by prompt.
     """
 
     config: ml_collections.ConfigDict
@@ -173,6 +158,7 @@ class Experiment:
     task_names: tuple[str, ...]
     sources: tuple[prompts.PromptSource, ...]
     pictures: LatentDataset | None
+    prompt_places: tuple[Mapping[str, int] | None, ...]
 
     def batch(self, step: int) -> Batch:
         """What iteration `step` takes from the host: a pure function of the config and the step."""
@@ -184,15 +170,32 @@ class Experiment:
         rewards = zip(self.algorithm.rewards, texts, strict=True)
         inputs = tuple(reward.prepare(prompts_of_task) for reward, prompts_of_task in rewards)
         ids = np.stack([self.policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
+        places = ()
+        if any(numbers is not None for numbers in self.prompt_places):
+            places = tuple(
+                None if numbers is None else np.array([numbers[text] for text in prompts_of_task])
+                for numbers, prompts_of_task in zip(self.prompt_places, texts, strict=True)
+            )
         pretraining = None
         if self.pictures is not None:
             pretraining = pretraining_batch(
                 self.pictures, step, config.batch_size, config.seed, mesh
             )
         return Batch(
-            input_ids=jax.device_put(ids, batch_sharding(mesh, axis=1)),
-            reward_inputs=jax.device_put(inputs, batch_sharding(mesh)),
+            input_ids=place(ids, batch_sharding(mesh, axis=1)),
+            reward_inputs=place(inputs, batch_sharding(mesh)),
             pretraining=pretraining,
+            prompt_places=place(places, batch_sharding(mesh)),
+            questions=self._questions(texts, step),
+        )
+
+    def _questions(self, texts: Sequence[Sequence[str]], step: int) -> tuple[Questions, ...]:
+        if not any(map(host_rewards, self.algorithm.rewards)):
+            return ()
+        rows = range(self.config.batch_size)
+        return tuple(
+            Questions(asked, [{"task": name, "iteration": step, "index": row} for row in rows])
+            for name, asked in zip(self.task_names, texts, strict=True)
         )
 
     def init_state(self) -> TrainState:
@@ -200,7 +203,11 @@ class Experiment:
         unet = self.policy.params["unet"]
         init = functools.partial(initial_state, self.config)
         sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
-        return jax.jit(init, out_shardings=sharding)(unet)
+        state = jax.jit(init, out_shardings=sharding)(unet)
+        if self.algorithm.lora is not None:
+            numbers = count(state.params), count(unet)
+            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
+        return state
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
@@ -214,52 +221,13 @@ def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
     return policy_updates + (1 if config.pretraining.weight else 0)
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if not config.tasks:
-        raise ValueError("config.tasks is empty: name at least one task.")
-    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
-        raise ValueError(
-            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
-            f"and config.sampler.steps={config.sampler.steps}."
-        )
-    if config.sampler.eta <= 0:
-        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
-    if not (config.timesteps_per_iteration or config.pretraining.weight):
-        raise ValueError(
-            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
-        )
-    for task in config.tasks.values():
-        _check_scorer(task.scorer)
-
-
-def _check_scorer(scorer: ml_collections.ConfigDict) -> None:
-    if scorer.reward == WEIGHTED_SUM:
-        for part in scorer.options.scorers.values():
-            _check_scorer(part)
-    else:
-        _reward_class(scorer)
-
-
-def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Sampling and training round alike only if the UNet sees equally many samples in both."""
-    share = config.batch_size // devices
-    shares = {"sample": len(config.tasks) * share, "train": share}
-    sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
-    if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
-        raise ValueError(
-            f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
-            f"training see equally many samples at a time: a device samples {sizes['sample']} and "
-            f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
-        )
-
-
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     if task.normalisation not in NORMALISATIONS:
         raise ValueError(
             f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
             f"{NORMALISATIONS}."
         )
-    if task.normalisation == "batch":
+    if task.normalisation != "group":
         return 0
     if task.group_size < 2:
         raise ValueError(
@@ -268,41 +236,48 @@ def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     return task.group_size
 
 
-def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
-    """Loads and checks everything, before any compute is spent.
+def _prompt_places(
+    name: str, task: ml_collections.ConfigDict, source: prompts.PromptSource
+) -> dict[str, int] | None:
+    if task.normalisation != "prompt":
+        return None
+    if not 1 <= task.prompt_min_count <= task.prompt_buffer:
+        raise ValueError(
+            f"config.tasks.{name}.prompt_min_count={task.prompt_min_count} must be between 1 and "
+            f"prompt_buffer={task.prompt_buffer}."
+        )
+    try:
+        return prompts.prompt_places(source, task.most_prompts)
+    except ValueError as error:
+        raise ValueError(
+            f"config.tasks.{name} is normalised by prompt, but not with the prompts "
+            f"{task.prompts!r}: {error} Raise most_prompts, or normalise by batch or group."
+        ) from None
+
+
+def make_algorithm(
+    config: ml_collections.ConfigDict,
+    model: StableDiffusion,
+    mesh: Mesh,
+    rewards: Sequence[Reward],
+) -> PolicyGradient:
+    """The iteration's functions, which hold no parameters.
 
     Args:
       config: see `configs/common.py`.
-      cache_dir: where pretraining pictures and their latents are kept.
+      model: the networks.
+      mesh: the devices, or those of a topology.
+      rewards: one per task.
 
     Raises:
-      ValueError, FileNotFoundError: what does not fit, and the mend.
+      ValueError: a field that does not fit.
     """
-    _check(config)
-    names = tuple(config.tasks)
-    mesh = make_mesh(config.mesh.fsdp)
-    for name in names:
-        check_batch(
-            f"config.batch_size (task {name})",
-            config.batch_size,
-            mesh,
-            config.tasks[name].group_size,
-        )
-    _check_rounding(config, mesh.size)
-    sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
-    lora = make_lora(config)
-    policy = load_policy(config)
-    if lora is not None:
-        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
-    scorers = [
-        load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
-    ]
     sampler, microbatch = config.sampler, config.microbatch
-    algorithm = PolicyGradient(
-        model=policy.model,
-        schedule=policy.schedule,
-        rewards=tuple(reward for reward, _ in scorers),
-        weights=tuple(config.tasks[name].weight for name in names),
+    return PolicyGradient(
+        model=model,
+        schedule=make_schedule(model.scheduler_config, sampler.steps),
+        rewards=tuple(rewards),
+        weights=tuple(config.tasks[name].weight for name in config.tasks),
         optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
         hyperparameters=Hyperparameters(
             seed=config.seed,
@@ -317,22 +292,50 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
             ema_decay=config.ema_decay,
             sample_microbatch=microbatch.sample,
             decode_microbatch=microbatch.decode,
+            score_microbatch=config_checks.score_microbatch(config),
             update_microbatch=microbatch.train,
         ),
-        mesh=policy.mesh,
-        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in names),
+        mesh=mesh,
+        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in config.tasks),
+        prompt_min_count=tuple(task.prompt_min_count for task in config.tasks.values()),
         noise_groups=tuple(
             config.tasks[name].group_size if config.tasks[name].shared_noise else 1
-            for name in names
+            for name in config.tasks
         ),
-        lora=lora,
+        lora=make_lora(config),
     )
+
+
+def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
+    """Loads and checks everything, before any compute is spent.
+
+    Args:
+      config: see `configs/common.py`.
+      cache_dir: where pretraining pictures and their latents are kept.
+
+    Raises:
+      ValueError, FileNotFoundError: what does not fit, and the mend.
+    """
+    config_checks.check(config, make_mesh(config.mesh.fsdp))
+    names = tuple(config.tasks)
+    sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
+    places = tuple(map(_prompt_places, names, config.tasks.values(), sources))
+    lora = make_lora(config)
+    policy = load_policy(config)
+    if lora is not None:
+        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
+    scorers = [
+        load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
+    ]
+    for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
+        config_checks.check_task_prompts(name, config, source, reward)
+    algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(
         text_encoder=policy.params["text_encoder"],
         vae=policy.params["vae"],
-        rewards=jax.device_put(rewards, parameter_sharding(policy.mesh, rewards)),
-        empty_ids=jax.device_put(policy.empty_ids, replicated(policy.mesh)),
+        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, split_frozen(config))),
+        empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
         unet=None if lora is None else policy.params["unet"],
     )
     return Experiment(
@@ -342,63 +345,6 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         frozen=frozen,
         task_names=names,
         sources=sources,
-        pictures=load_pictures(config, policy.model, policy.params["vae"], policy.mesh, cache_dir),
+        pictures=load_pictures(config, policy.model, policy.params, policy.mesh, cache_dir),
+        prompt_places=places,
     )
-
-
-def summarise(
-    metrics: Mapping[str, jax.Array], task_names: Sequence[str], hyperparameters: Hyperparameters
-) -> dict[str, float]:
-    """An iteration's metrics by name, as they are logged.
-
-    Args:
-      metrics: from the train step.
-      task_names: of the tasks.
-      hyperparameters: of the iteration.
-
-    Returns:
-      "<task>/<metric>" means over the task's updates, "ratio_check/mean" and "/max" (|ratio - 1|
-      in the first update, at unchanged parameters), and "pretraining/loss".
-    """
-    metrics = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
-    count = hyperparameters.timesteps_per_iteration
-    result = {}
-    for task, name in enumerate(task_names):
-        for metric in ("reward_mean", "reward_std", "invalid_rewards"):
-            result[f"{name}/{metric}"] = metrics[metric][task]
-        if count:
-            rows = slice(task * count, (task + 1) * count)
-            for metric in ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm"):
-                result[f"{name}/{metric}"] = metrics[metric][rows].mean()
-    if count:
-        result["ratio_check/mean"] = metrics["ratio_error_mean"][0]
-        result["ratio_check/max"] = metrics["ratio_error_max"][0]
-    if hyperparameters.pretraining_weight:
-        result["pretraining/loss"] = metrics["loss"][-1]
-        result["pretraining/gradient_norm"] = metrics["gradient_norm"][-1]
-    return {name: float(value) for name, value in result.items()}
-
-
-def check_finite(
-    values: Mapping[str, float],
-    metrics: Mapping[str, jax.Array],
-    task_names: Sequence[str],
-    batch_size: int,
-) -> None:
-    """Stops a run that can't go on, before what it broke is saved.
-
-    Raises:
-      FloatingPointError: if a gradient is not finite, or no reward of a task is.
-    """
-    for task, name in enumerate(task_names):
-        if metrics["invalid_rewards"][task] == batch_size:
-            raise FloatingPointError(
-                f"All {batch_size} rewards of task {name!r} are NaN or infinite: check its reward "
-                "model. The last checkpoint is from before this iteration."
-            )
-    for name, value in values.items():
-        if name.endswith("gradient_norm") and not np.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value}: lower config.optimizer.learning_rate, and start again with "
-                "the same workdir to resume from the last checkpoint."
-            )

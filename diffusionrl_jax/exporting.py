@@ -1,14 +1,13 @@
 """Writes what a run has trained for PyTorch's diffusers: as a whole folder, or as a LoRA file."""
 
-import jax
-import ml_collections
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax import runs
+from diffusionrl_jax import assets, runs
+from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
-from diffusionrl_jax.models import lora, weights
+from diffusionrl_jax.models import hub, lora, weights
 from diffusionrl_jax.models.stable_diffusion import save_stable_diffusion
 
 
@@ -19,29 +18,21 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
       ValueError: it cannot be written to, or holds something and is not to be overwritten.
     """
     folder = epath.Path(path)
-    probe = folder / ".writable"
-    try:
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise ValueError(
-                f"--output={path} is not empty: choose another folder, or write over its files "
-                "with --overwrite."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(
-            f"--output={path} cannot be written to ({reason}): choose another folder."
-        ) from None
-    return folder
+            f"--output={path} is not empty: choose another folder, or write over its files "
+            "with --overwrite."
+        )
+    return make_writable(path, "--output")
 
 
 def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     """Writes a complete folder in diffusers' layout.
 
     Args:
-      checkpoint: a run's workdir (PATH, PATH@step or PATH@best), a diffusers folder, or asset:... .
+      checkpoint: a run's workdir (PATH, PATH@step or PATH@best), a diffusers folder, asset:... , or
+        a Hugging Face hub id. What the pipeline has beside the networks is copied from the folder
+        that it, or the run, started from.
       output: an existing folder.
       dtype: what the weights are stored as.
 
@@ -49,8 +40,10 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
       ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
     """
     path, step = runs.split_step(checkpoint)
-    policy = runs.load_trained(path, _opening_config(path), step)
-    save_stable_diffusion(output, policy.model, policy.params, dtype)
+    config = runs.opening_config(path)
+    policy = runs.load_trained(path, config, step)
+    base = hub.locate(assets.resolve(config.model), whole=True)
+    save_stable_diffusion(output, policy.model, policy.params, dtype, base)
 
 
 def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
@@ -62,17 +55,10 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     path, step = runs.split_step(checkpoint)
     if not runs.is_run(path):
         raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
-    config = _opening_config(path)
+    config = runs.opening_config(path)
     adaptation = make_lora(config)
     if adaptation is None:
         raise ValueError(f"{path} has trained all of the UNet (config.lora.rank=0), not LoRA.")
     factors = runs.load_params(path, load_policy(config), step or "last")
     weights.write_safetensors(output / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
     logging.info("The factors belong to %s.", config.model)
-
-
-def _opening_config(path: str) -> ml_collections.ConfigDict:
-    """Each device gets a part of the model: a copy for each may be more than there is room for."""
-    config = runs.opening_config(path)
-    config.mesh.fsdp = jax.device_count()
-    return config

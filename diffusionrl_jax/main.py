@@ -7,10 +7,10 @@ Started again with the same workdir it goes on where it was.
 
 import contextlib
 import math
-import os
 
 import jax
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from diffusionrl_jax import experiment as experiments
@@ -18,16 +18,17 @@ from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import (
     PreemptionGuard,
     abstract,
-    check_workdir_writable,
+    make_writable,
     write_run_information,
 )
-from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import Evaluator, best_score
+from diffusionrl_jax.distributed import processes, start
+from diffusionrl_jax.evaluation import Evaluator, draw_before_after
+from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
-from diffusionrl_jax.models import lora
-from diffusionrl_jax.monitoring.images import before_after, image_grid
+from diffusionrl_jax.learning.state import TrainStateAhead
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
+from diffusionrl_jax.rewards.host_reward import ScorerError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
@@ -44,18 +45,16 @@ def train(config, workdir: str) -> None:
     Raises:
       ValueError, FileNotFoundError: bad input, before compute is spent.
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
+      ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
-    check_workdir_writable(workdir)
-    execution = choose_execution(config.execution)
+    make_writable(workdir, "--workdir")
+    execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
-        experiment = experiments.build(config, os.path.join(workdir, "cache"))
+        experiment = experiments.build(config, str(epath.Path(workdir) / "cache"))
         evaluator = Evaluator(experiment.policy, config)
         state = experiment.init_state()
-        if experiment.algorithm.lora is not None:
-            numbers = lora.count(state.params), lora.count(experiment.policy.params["unet"])
-            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
         first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
         write_run_information(workdir, config)
         if first < config.iterations:
@@ -68,10 +67,11 @@ def train(config, workdir: str) -> None:
                 "--config.iterations=%d.",
                 *(workdir, first, config.iterations),
             )
-    picture = os.path.join(workdir, "before_after.png")
+    picture = epath.Path(workdir) / "before_after.png"
     complete, trained = int(state.step) >= config.iterations, int(state.step) > first
-    if complete and evaluator.prompts and (trained or not os.path.exists(picture)):
-        draw_before_after(experiment, evaluator, state, picture)
+    drawn = not trained and processes.true_everywhere(picture.exists())
+    if complete and evaluator.prompts and not drawn:
+        draw_before_after(evaluator, experiment.merge(state.evaluation_params), picture)
 
 
 def iterate(experiment, evaluator, checkpoints, state, first: int, execution: str, workdir: str):
@@ -87,63 +87,60 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 
     def evaluate(state) -> tuple[dict[str, float], dict]:
         with timer.phase("evaluation"):
-            evaluation = evaluator(
-                experiment.policy.params | {"unet": experiment.merge(state.evaluation_params)}
-            )
-        means = evaluation.means()
-        grids = {
-            name: image_grid(images, len(images), scale=2)
-            for name, images in evaluation.images.items()
-        }
-        return means | {"best": best_score(means, config.evaluation.best)}, grids
+            unet = experiment.merge(state.evaluation_params)
+            return evaluator.watch(experiment.policy.params | {"unet": unet})
 
     with (
         contextlib.closing(MetricWriter(workdir, first + 1 if first else 0)) as writer,
         PreemptionGuard() as guard,
         Progress(config.iterations, first) as progress,
     ):
-        if first == 0:
-            scores, grids = evaluate(state)
-            writer.scalars(0, scores | timer.collect())
-            writer.images(0, grids)
-        for done in range(first + 1, config.iterations + 1):
-            state, metrics = step(state, experiment.frozen, experiment.batch(done - 1))
-            metrics = jax.device_get(metrics)
-            values = experiments.summarise(
-                metrics, experiment.task_names, experiment.algorithm.hyperparameters
-            )
-            experiments.check_finite(values, metrics, experiment.task_names, config.batch_size)
-            rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
-            progress.update(rewards, images_per_step)
-            stopping, last = guard.should_stop(), done == config.iterations
-            scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
-            if last or (done % config.evaluation.every == 0 and not stopping):
+        try:
+            if first == 0:
                 scores, grids = evaluate(state)
-                values |= scores
-            writer.scalars(done, values | timer.collect())
-            writer.images(done, grids)
-            if stopping or last or done % config.checkpoint.every == 0:
-                checkpoints.save(done, state, {"best": scores["best"]})
-            if stopping:
-                break
+                writer.scalars(0, scores | timer.collect())
+                writer.images(0, grids)
+            following = None
+            for done in range(first + 1, config.iterations + 1):
+                batch = following or experiment.batch(done - 1)
+                ahead = isinstance(state, TrainStateAhead) and done < config.iterations
+                following = experiment.batch(done) if ahead else None
+                state, metrics = step(state, experiment.frozen, batch, following)
+                metrics = jax.device_get(metrics)
+                values = summary.summarise(
+                    metrics, experiment.task_names, experiment.algorithm.hyperparameters
+                )
+                summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
+                rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
+                progress.update(rewards, images_per_step)
+                stopping, last = guard.should_stop(), done == config.iterations
+                scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+                try:
+                    if last or (done % config.evaluation.every == 0 and not stopping):
+                        scores, grids = evaluate(state)
+                        values |= scores
+                        # Evaluating may take as long as an iteration.
+                        stopping = guard.should_stop()
+                finally:  # An evaluation that fails takes nothing with it.
+                    writer.scalars(done, values | timer.collect())
+                writer.images(done, grids)
+                if stopping or last or done % config.checkpoint.every == 0:
+                    checkpoints.save(done, state, {"best": scores["best"]})
+                if stopping:
+                    break
+        except ScorerError as error:
+            done = int(state.step)
+            checkpoints.save(done, state, {"best": math.nan})
+            checkpoints.wait()
+            mend = f"Iteration {done} is saved: mend the scorer, and the same command goes on."
+            raise ScorerError(f"{error} {mend}") from error
     return state
 
 
-def draw_before_after(experiment, evaluator: Evaluator, state, path: str) -> None:
-    """Draws the same prompts with the same noise by the base and by the trained model."""
-    base = experiment.policy.params
-    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
-    before, after = (
-        evaluator.sampler(base | {"unet": unet}, prompts, experiment.config.evaluation.seed)
-        for unet in (base["unet"], experiment.merge(state.evaluation_params))
-    )
-    before_after(before, after, prompts, scale=max(1, 96 // before.shape[1])).save(path)
-    logging.info("Wrote %s", path)
-
-
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
+        start.use_compilation_cache()
         train(CONFIG.value, WORKDIR.value)
 
 

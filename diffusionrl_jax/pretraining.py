@@ -1,18 +1,25 @@
 """From config.pretraining to the batches of latents that the pretraining loss takes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
-from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
+from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.distributed.mesh import batch_sharding, local_slices, place, replicated
+from diffusionrl_jax.distributed.processes import in_turn
+from diffusionrl_jax.models.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.text_encoders import text_to_arrays
 
 LATENTS = "latents:"
 EMOJI = "emoji"
@@ -35,7 +42,9 @@ def open_source(
     """
     height, width, _ = model.image_shape
     if name == EMOJI:
-        items = world.load("train", data_dir)
+        if in_bucket(data_dir):  # They are made and read on disks only.
+            data_dir = str(cache_folder())
+        items = in_turn(lambda: world.load("train", data_dir))
         return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
     return open_pictures(name, height, width)
 
@@ -49,6 +58,19 @@ def model_fingerprint(model: StableDiffusion, vae: Parameters, mesh: Mesh) -> st
     )
 
 
+def text_fingerprint(model: StableDiffusion, text_encoder: Parameters, mesh: Mesh) -> str:
+    """What a model's text embeddings depend on beside the token ids."""
+    configs = [model.configs[name] for name in model.networks if name in TEXT_ENCODERS]
+    return latents.fingerprint(
+        jax.device_put(text_encoder, replicated(mesh)),
+        str(jnp.dtype(model.text_encoder.dtype)),
+        str([config["hidden_act"] for config in configs]),
+        # What XL alone has beside the states.
+        str(model.configs.get("pipeline", {}).get("force_zeros_for_empty_prompt", True)),
+        str(model.image_shape),
+    )
+
+
 def encode_pictures(
     source: RecordPictures | MappedPictures,
     model: StableDiffusion,
@@ -57,8 +79,11 @@ def encode_pictures(
     folder: str | epath.Path,
     encoder: str,
     progress: Callable[[int], None] = lambda done: None,
+    text_encoder: Parameters | None = None,
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
+
+    Every process reads the pictures that its devices encode.
 
     Args:
       source: of `open_source`.
@@ -67,27 +92,43 @@ def encode_pictures(
       folder: as of `latents.write_latents`, which also says what is raised.
       encoder: of `model_fingerprint`.
       progress: is told how many pictures are done.
+      text_encoder: embeds the texts, which are then kept beside their token ids.
     """
     vae = jax.device_put(vae, replicated(mesh))
     pictures, whole = batch_sharding(mesh), replicated(mesh)
     encode = jax.jit(model.encode, out_shardings=(whole, whole))
+    embed = jax.jit(
+        lambda params, ids: text_to_arrays(model.encode_text(params, ids)), out_shardings=whole
+    )
+    gather = jax.jit(lambda ids: ids, out_shardings=whole)
+
+    def encode_batch(images: np.ndarray, ids: np.ndarray) -> dict[str, jax.Array]:
+        mean, std = encode(vae, place(images, pictures))
+        ids = place(ids, pictures)
+        texts = embed(text_encoder, ids) if text_encoder else {}
+        return {"latent_mean": mean, "latent_std": std, "input_ids": gather(ids), **texts}
+
     height, width, _ = model.image_shape
     per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
+    batch_size = per_device * mesh.size
+    parts = local_slices(pictures, batch_size)
     latents.write_latents(
         source,
-        lambda images: encode(vae, jax.device_put(images, pictures)),
+        encode_batch,
         model.tokenize,
         folder,
         encoder,
-        batch_size=per_device * mesh.size,
+        batch_size=batch_size,
         progress=progress,
+        text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
+        rows=[row for part in parts for row in range(part.start, part.stop)],
     )
 
 
 def load_pictures(
     config: ml_collections.ConfigDict,
     model: StableDiffusion,
-    vae: Parameters,
+    params: Mapping[str, Parameters],
     mesh: Mesh,
     cache_dir: str,
 ) -> latents.LatentDataset | None:
@@ -95,7 +136,8 @@ def load_pictures(
 
     Args:
       config: see `configs/common.py`.
-      model, vae: what encodes.
+      model: what encodes.
+      params: its "vae" and "text_encoder".
       mesh: over whose devices.
       cache_dir: where latents are kept, unless the config names a folder of them.
 
@@ -113,7 +155,7 @@ def load_pictures(
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set"
             " config.pretraining.weight=0 to train without."
         )
-    encoder = model_fingerprint(model, vae, mesh)
+    encoder = model_fingerprint(model, params["vae"], mesh)
     if name.startswith(LATENTS):
         dataset = latents.LatentDataset(name.removeprefix(LATENTS))
         if dataset.model != encoder:
@@ -122,12 +164,19 @@ def load_pictures(
                 f" at another size, than config.model={config.model!r}: run {latents.COMMAND} for"
                 " this config."
             )
+        found = dataset.text_model
+        if found and found != text_fingerprint(model, params["text_encoder"], mesh):
+            raise ValueError(
+                f"The text embeddings of config.pretraining.pictures={name!r} are of another text"
+                f" encoder than config.model={config.model!r} has, or of another config.dtype: run"
+                f" {latents.COMMAND} for this config, or without --text_embeddings."
+            )
         return dataset
     source = open_source(name, model, cache_dir)
     # Other pictures or another model: another folder.
     key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
-    encode_pictures(source, model, vae, mesh, folder, encoder)
+    encode_pictures(source, model, params["vae"], mesh, folder, encoder)
     return latents.LatentDataset(folder)
 
 
@@ -148,11 +197,10 @@ def pretraining_batch(
     """
     sharding = batch_sharding(mesh)
     bounds = lambda index: index[0].indices(batch_size)[:2]
-    parts = {}
-    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
-        if bounds(index) not in parts:
-            rows = slice(*bounds(index))
-            parts[bounds(index)] = dataset.batch(step, batch_size, seed, rows)
+    parts = {
+        (rows.start, rows.stop): dataset.batch(step, batch_size, seed, rows)
+        for rows in local_slices(sharding, batch_size)
+    }
 
     def field(name: str, shape: tuple[int, ...]) -> jax.Array:
         return jax.make_array_from_callback(

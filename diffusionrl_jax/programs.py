@@ -1,12 +1,18 @@
-"""What every program shares: bad input ends it with one clear line, not with a traceback."""
+"""What every program shares: what goes wrong ends it with one clear line."""
 
 import contextlib
 import logging as standard_logging
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 from absl import app, logging
+
+from diffusionrl_jax.distributed import processes
+
+BAD_INPUT = (ValueError, OSError, FloatingPointError)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -31,12 +37,27 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns bad input into one line and exit status 1; `--verbosity=1` shows where it arose."""
+    """Turns bad input into one line and exit status 1; `--verbosity=1` shows where it arose.
+
+    Of several processes, one in which anything else goes wrong ends at once, too.
+    """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        logging.debug("The error arose here:", exc_info=True)
-        sys.exit(f"error: {_line(error)}")
+    except (Exception, KeyboardInterrupt) as error:
+        is_joined = jax.distributed.is_initialized()
+        # What several processes wait for in vain is a lost one.
+        is_lost = is_joined and isinstance(error, TimeoutError)
+        if isinstance(error, BAD_INPUT) and not is_lost:
+            logging.debug("The error arose here:", exc_info=True)
+            processes.fail(f"error: {_line(error)}")
+        if not is_joined:
+            raise
+        traceback.print_exc()
+        processes.fail(
+            f"error: this process cannot go on ({_line(error)[:300]}). If it lost another process, "
+            "that one's log says why. The same command, started again on all, goes on from the "
+            "last checkpoint."
+        )
 
 
 def _line(error: Exception) -> str:

@@ -14,9 +14,10 @@ from etils import epath
 from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed.mesh import parameter_sharding
-from diffusionrl_jax.experiment import Policy, initial_state, load_policy
+from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models import hub
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.tensor_files import read_json
 
@@ -71,11 +72,13 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 
 
 def opening_config(path: str) -> ml_collections.ConfigDict:
-    """How to open and sample a model on one machine, as `load_trained` needs to know.
+    """How to open and sample a model on all devices, as `load_trained` needs to know.
+
+    Each device gets a part of the model: a copy for each may be more than there is room for.
 
     Args:
-      path: the workdir of a run, whose own config it is; or a diffusers folder, which gets Stable
-        Diffusion's usual one.
+      path: the workdir of a run, whose own config it is; or a diffusers folder or a hub id, which
+        gets Stable Diffusion's usual one.
     """
     if is_run(path):
         config = read_config(path)
@@ -87,11 +90,11 @@ def opening_config(path: str) -> ml_collections.ConfigDict:
                 "convolution": "xla",
                 "remat": "none",
                 "attention": "auto",
-                "mesh": {"fsdp": 1},
+                "mesh": {},
                 "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
             }
         )
-    config.mesh.fsdp = 1
+    config.mesh.fsdp = jax.device_count()
     return config
 
 
@@ -127,8 +130,10 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
     if not is_run(workdir):
         return
     now = json.loads(json.dumps(config.to_dict(), default=str))
+    # Where nothing is scored on the host, nothing can be overlapped.
+    free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
     earlier, now = (
-        {name: value for name, value in values.items() if name not in FREE_FIELDS}
+        {name: value for name, value in values.items() if name not in free}
         for values in (read_config(workdir).to_dict(), now)
     )
     if differences := differing_fields(earlier, now):
@@ -220,7 +225,7 @@ def load_trained(
     """A model with the networks that a run, or anybody, has trained.
 
     Args:
-      path: the workdir of a run, or a diffusers folder.
+      path: the workdir of a run, a diffusers folder, asset:... , or a Hugging Face hub id.
       config: says how to sample it, and on which devices; for a run, `model` is the run's own.
       step: of a run, as in `load_unet_params`; "last" if empty.
       base: the model `config.model`, if it is open already.
@@ -229,15 +234,17 @@ def load_trained(
       ValueError, FileNotFoundError: there is no such model or step.
     """
     if not is_run(path):
+        neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
         folder = assets.resolve(path)
+        try:
+            folder = hub.locate(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{neither} folder: {error}") from None
         if not (folder / "unet").exists():
-            raise FileNotFoundError(
-                f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers "
-                "folder (it has no unet/): mend the path."
-            )
+            raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
         if step:
             raise ValueError(f"{path} is a diffusers folder, which has no step {step!r}.")
-        return load_policy(config, path)
+        return load_policy(config, str(folder))
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
     unet = load_unet_params(path, start, step or "last")

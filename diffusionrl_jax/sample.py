@@ -10,11 +10,11 @@ from etils import epath
 from diffusionrl_jax import programs, runs
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.sampling import Sampler
 
 MODEL = flags.DEFINE_string(
-    "model", None, "The workdir of a run, a diffusers folder, or asset:... .", required=True
+    "model", None, "A run's workdir, a diffusers folder, a hub id, or asset:... .", required=True
 )
 STEP = flags.DEFINE_string("step", "", "Of a run: a number, best, or last.")
 PROMPTS = flags.DEFINE_string("prompts", "", 'What to draw: "an apple; a cat".')
@@ -27,11 +27,15 @@ GUIDANCE_SCALE = flags.DEFINE_float(
 )
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
 ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0.0, 1.0)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "What the UNet computes in; the run's own, or float32."
+)
 
 
 def make_config():
     """The model's own config, with the flags' changes."""
     config = runs.opening_config(MODEL.value)
+    config.dtype = DTYPE.value or config.dtype
     for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
         if flag.value is not None:
             config.sampler[name] = flag.value
@@ -55,8 +59,8 @@ def read_all_prompts() -> list[str]:
 
 
 def main(_):
-    start.set_virtual_devices()
     with programs.clear_errors():
+        start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
         output = epath.Path(OUTPUT.value)
         if not output.parent.exists():

@@ -37,6 +37,22 @@ TINY_NETWORKS = {
     "scheduler": {},
 }
 
+# In the manner of XL: a second text encoder, pooled text and sizes beside the timestep, two
+# transformer blocks in one attention.
+TINY_XL = {
+    "unet": TINY_NETWORKS["unet"]
+    | {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "cross_attention_dim": 16 + 24,
+        "projection_class_embeddings_input_dim": 6 * 8 + 12,
+        "transformer_layers_per_block": [2],
+        "use_linear_projection": True,
+    },
+    "text_encoder_2": TINY_NETWORKS["text_encoder"]
+    | {"hidden_size": 24, "hidden_act": "gelu", "projection_dim": 12, "num_hidden_layers": 2},
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def data_cache(tmp_path_factory):
@@ -64,8 +80,37 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_networks():
+    """The configs of `tiny_model`."""
+    from diffusionrl_jax.assets import emoji_model
+
+    return tiny_configs(emoji_model.train_tokenizer())
+
+
+def tiny_configs(tokenizer):
+    """The emoji world's networks with the changes of `TINY_NETWORKS`."""
+    from diffusionrl_jax.assets import emoji_model
+
+    configs = emoji_model.configs(tokenizer, scaling_factor=0.5)
+    return {name: fields | TINY_NETWORKS[name] for name, fields in configs.items()}
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A diffusers folder of the emoji world's layout with tiny random networks; pictures 32x32."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_model(tmp_path_factory):
+    """The same in the manner of Stable Diffusion XL."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny_xl", xl=True)
+
+
+def write_tiny_model(folder, xl=False):
+    """Writes a folder of `TINY_NETWORKS`, or with those of `TINY_XL`: its name."""
+    import copy
+
     import jax
 
     from diffusionrl_jax.assets import emoji_model
@@ -74,13 +119,18 @@ def tiny_model(tmp_path_factory):
         save_stable_diffusion,
     )
 
-    tokenizer = emoji_model.train_tokenizer()
-    networks = {
-        name: fields | TINY_NETWORKS[name]
-        for name, fields in emoji_model.configs(tokenizer, scaling_factor=0.5).items()
-    }
-    model, params = init_stable_diffusion(networks, jax.random.key(0), tokenizer)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer, options = emoji_model.train_tokenizer(), {}
+    networks = tiny_configs(tokenizer)
+    if xl:
+        networks |= {
+            "unet": networks["unet"] | TINY_XL["unet"],
+            "text_encoder_2": networks["text_encoder"] | TINY_XL["text_encoder_2"],
+            "pipeline": {"force_zeros_for_empty_prompt": True},
+        }
+        # Padded with another token than the first one, as the published one is.
+        options["tokenizer_2"] = copy.deepcopy(tokenizer)
+        options["tokenizer_2"].pad_token = "a"
+    model, params = init_stable_diffusion(networks, jax.random.key(0), tokenizer, **options)
     save_stable_diffusion(folder, model, params)
     return str(folder)
 
@@ -146,12 +196,12 @@ def parity(monkeypatch):
 
 @pytest.fixture
 def make_original(parity, tmp_path):
-    """A function that makes a tiny PyTorch reward model of the CLIP family, and its folder."""
+    """A function that makes a tiny PyTorch reward model, and its folder."""
 
-    def make(reward):
+    def make(name):
         originals = parity.originals
-        folder = tmp_path / reward
-        original = originals.make(reward, folder, originals.tiny(originals.PUBLISHED[reward]))
+        folder = tmp_path / name
+        original = originals.make(name, folder, originals.tiny(name))
         original.write(folder)
         return original, folder
 

@@ -250,12 +250,12 @@ def test_preemption_guard_asks_instead_of_killing():
 
 
 def test_workdir_is_tried_before_compute(tmp_path):
-    checkpoints.check_workdir_writable(str(tmp_path / "new" / "run"))
+    checkpoints.make_writable(str(tmp_path / "new" / "run"), "--workdir")
     assert list((tmp_path / "new" / "run").iterdir()) == []
     (tmp_path / "file").write_text("")
-    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run", "gs://bucket/run"):
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
         with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
-            checkpoints.check_workdir_writable(str(workdir))
+            checkpoints.make_writable(str(workdir), "--workdir")
         assert str(workdir) in str(caught.value)
 
 

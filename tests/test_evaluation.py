@@ -1,12 +1,15 @@
 import csv
+import dataclasses
 import math
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import evaluation
+from configs import common
+from diffusionrl_jax import comparing, evaluation, sampling
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.monitoring import comparison, tables
 
@@ -180,13 +183,61 @@ def test_decoding_in_chunks_gives_the_same_pictures(policy, make_config, monkeyp
 
     monkeypatch.setattr(type(policy.model), "decode", recorded)
     sampler = make_config().sampler
-    draw = lambda chunk: evaluation.Sampler(policy, sampler, 32, chunk)(
+    draw = lambda chunk: sampling.Sampler(policy, sampler, 32, chunk)(
         policy.params, ["a cat"] * 32, seed=0
     )
     whole, chunked = draw(0), draw(3)
     # Eight devices have 4 images each, of which 3 do not divide.
     assert sizes == [32, 16]
     np.testing.assert_allclose(chunked, whole, atol=1e-6)
+
+
+SEEN = {"graph": [], "host": []}
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupMean:
+    """A reward of a whole group: its mean. Keeps how many pictures it was compiled for."""
+
+    group_size: int = 1
+
+    @classmethod
+    def load(cls, path, **options):
+        return cls(**options), {}
+
+    def prepare(self, prompts):
+        return {"length": np.float32([len(prompt) for prompt in prompts])}
+
+    def __call__(self, params, images, inputs):
+        SEEN["graph"].append(len(images))
+        means = images.reshape(-1, self.group_size, *images.shape[1:]).mean((1, 2, 3, 4))
+        return jnp.repeat(means, self.group_size) + inputs["length"]
+
+
+def first_red(images, prompts, metadata):
+    SEEN["host"].append(len(images))
+    return images[:, 0, 0, 0]
+
+
+def test_whole_groups_are_scored_a_bounded_number_at_a_time(policy, make_config):
+    own = common.make_scorer(f"{__name__}:GroupMean")
+    host = common.make_scorer("host_reward", f"{__name__}:first_red")
+    pictures = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), dtype=np.uint8)
+    # Of 8 devices with 6 pictures each; 5 do not divide them. A group lies on several devices.
+    for at_once, expected in ((0, 48), (5, 24), (2, 16), (1, 8)):
+        config = make_config(**{"microbatch.score": at_once})
+        config.evaluation.scorers.both = common.make_weighted_sum(own=(own, 1.0), host=(host, 1.0))
+        people = config.evaluation.sets.people
+        people.images, people.scorers = 48, ("both",)
+        evaluator = evaluation.Evaluator(policy, config)
+        SEEN["graph"].clear(), SEEN["host"].clear()
+        scores = evaluator.score_pictures({"people": pictures})["people"]["both"]
+        assert SEEN["graph"] == [expected]
+        assert sum(SEEN["host"]) == 48, "whose calls have a bound of their own"
+        assert len(SEEN["host"]) == 1
+        means = (pictures / 255).reshape(12, -1).mean(1).repeat(4)
+        lengths = [len(prompt) for prompt in evaluator.prompts["people"]]
+        np.testing.assert_allclose(scores, means + lengths + pictures[:, 0, 0, 0], rtol=1e-6)
 
 
 def test_given_pictures_are_scored(evaluator, policy):
@@ -197,7 +248,7 @@ def test_given_pictures_are_scored(evaluator, policy):
 
 
 def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
-    text = evaluation.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
+    text = comparing.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
     assert (tmp_path / "results.md").read_text() == text
     with open(tmp_path / "results.csv", newline="") as file:
         rows = {(row["model"], row["set"], row["measure"]): row for row in csv.DictReader(file)}
@@ -224,4 +275,4 @@ def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
 )
 def test_bad_input_is_one_clear_error(checkpoints, changes, message, make_config, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        evaluation.compare_models(make_config(**changes), checkpoints, str(tmp_path))
+        comparing.compare_models(make_config(**changes), checkpoints, str(tmp_path))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,10 @@ import pytest
 from configs import common
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.learning import summary
+
+DETECTION = common.make_scorer("detection", "asset:emoji/detection")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +33,16 @@ def test_batch_is_a_function_of_the_step(experiment):
     first, again, next_step = (jax.device_get(experiment.batch(step)) for step in (3, 3, 4))
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     assert not np.array_equal(first.input_ids, next_step.input_ids)
+
+
+@pytest.mark.parametrize(("fsdp", "devices"), [(2, 8), (4, 4), (1, 2)])
+def test_batch_does_not_depend_on_the_mesh(experiment, fsdp, devices):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    policy = dataclasses.replace(experiment.policy, mesh=mesh)
+    other = dataclasses.replace(experiment, policy=policy).batch(3)
+    assert other.input_ids.sharding.mesh == other.pretraining["input_ids"].sharding.mesh == mesh
+    same = jax.tree.map(np.array_equal, jax.device_get(other), jax.device_get(experiment.batch(3)))
+    assert jax.tree.all(same)
 
 
 def test_batch_has_every_tasks_prompts(experiment):
@@ -70,6 +85,24 @@ def test_state_starts_with_the_models_parameters(experiment):
     assert state.evaluation_params is state.ema_params
 
 
+def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_path):
+    task = common.make_task(
+        common.make_scorer("jpeg_size"), "emoji:portraits", 2, normalisation="prompt"
+    )
+    config = make_config(**{"tasks.people": task})
+    experiment = experiments.build(config, str(tmp_path))
+    people, small = map(experiment.task_names.index, ("people", "small"))
+    batches = [experiment.batch(step) for step in range(4)]
+    assert all(batch.prompt_places[small] is None for batch in batches)
+    places = np.concatenate([batch.prompt_places[people] for batch in batches])
+    ids = np.concatenate([batch.input_ids[people] for batch in batches])
+    same_prompt = (ids[:, None] == ids).all(-1)
+    np.testing.assert_array_equal(places[:, None] == places, same_prompt)
+    assert 4 <= len(set(places.tolist())) and max(places) < len(experiment.prompt_places[people])
+    past_rewards = experiment.init_state().past_rewards
+    assert past_rewards[small] is None and past_rewards[people].rewards.shape == (4096, 32)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,11 +123,37 @@ def test_state_starts_with_the_models_parameters(experiment):
             {"dtype": "bfloat16", "batch_size": 16, "microbatch.train": 1},
             "a device samples 2 and trains on 1\\.",
         ),
+        (
+            {"batch_size": 32, "tasks.small.group_size": 4, "microbatch.score": 2},
+            "microbatch.score=2 must be a multiple of task small's group_size, 4,",
+        ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
         ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the UNet has no such"),
+        ({"tasks.small.normalisation": "image"}, "normalisation='image' must be one of"),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.most_prompts": 9},
+            "'emoji:pairs': There are [0-9]+, more than 9. Raise most_prompts, or",
+        ),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.prompt_min_count": 33},
+            "prompt_min_count=33 must be between 1 and prompt_buffer=32",
+        ),
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
+        (
+            {"tasks.small.prompts": "emoji:portraits", "tasks.small.scorer": DETECTION},
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
+        (
+            {
+                "tasks.small.prompts": "emoji:portraits",
+                "tasks.small.scorer": common.make_weighted_sum(
+                    size=(common.make_scorer("jpeg_size"), 1.0), objects=(DETECTION, 1.0)
+                ),
+            },
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
     ],
 )
 def test_bad_config_is_one_clear_error(changes, message, make_config, tmp_path):
@@ -131,7 +190,7 @@ def metrics(count, tasks=2):
 
 
 def test_metrics_are_named_by_task(experiment):
-    values = experiments.summarise(
+    values = summary.summarise(
         metrics(1), experiment.task_names, experiment.algorithm.hyperparameters
     )
     assert json.loads(json.dumps(values)) == values
@@ -146,7 +205,7 @@ def test_what_is_not_finite_stops_the_run():
     values = {"small/gradient_norm": 1.0}
     names = ("small", "people")
     with pytest.raises(FloatingPointError, match="All 8 rewards of task 'people' are NaN"):
-        experiments.check_finite(values, metrics(1), names, batch_size=8)
-    experiments.check_finite(values, metrics(1), names, batch_size=16)
+        summary.check_finite(values, metrics(1), names, batch_size=8)
+    summary.check_finite(values, metrics(1), names, batch_size=16)
     with pytest.raises(FloatingPointError, match="small/gradient_norm is nan"):
-        experiments.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)
+        summary.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)

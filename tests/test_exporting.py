@@ -1,24 +1,32 @@
 """What is exported, opened by PyTorch's diffusers and by the importer."""
 
+import json
 import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from diffusionrl_jax import exporting, main, runs
 from diffusionrl_jax.diffusion.rollout import noise_keys
-from diffusionrl_jax.evaluation import Sampler
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models.lora import FILE_NAME
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 from diffusionrl_jax.models.weights import read_safetensors
+from diffusionrl_jax.sampling import Sampler
 
 PROMPTS = ["an apple next to a cake", "a portrait of a judge"]
 SEED, STEPS = 5, 4
 EMOJI = "asset:emoji/stable_diffusion"
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +49,38 @@ def run(train):
 
 
 @pytest.fixture(scope="module")
-def lora_run(train):
-    # An alpha other than the rank, which a LoRA file takes for granted.
-    return train(**{"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1})
+def velocity_model(tiny_model, tmp_path_factory):
+    """The tiny model as one that predicts the velocity, as Stable Diffusion 2.1 does."""
+    folder = tmp_path_factory.mktemp("models") / "velocity"
+    shutil.copytree(tiny_model, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    fields = json.loads(file.read_text()) | {"prediction_type": "v_prediction"}
+    file.write_text(json.dumps(fields))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def lora_run(train, velocity_model):
+    # An alpha other than the rank, which a LoRA file takes for granted. Of the velocity, so that
+    # the runs of both kinds of training are those of both predictions too.
+    rates = {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1}
+    return train(**{"model": velocity_model, **rates})
+
+
+@pytest.fixture(scope="module")
+def xl_run(train, tiny_xl_model):
+    return train(**{"model": tiny_xl_model, "optimizer.learning_rate": 1e-2})
+
+
+@pytest.fixture(scope="module")
+def xl_lora_run(train, tiny_xl_model):
+    rates = {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 1e-1}
+    return train(**{"model": tiny_xl_model, **rates})
+
+
+def base_of(workdir):
+    """The folder that a run began with."""
+    return runs.opening_config(workdir).model
 
 
 def sampled(workdir, guidance_scale=3.0):
@@ -74,7 +111,7 @@ def drawn_by_pytorch(pipeline, latents, guidance_scale=3.0):
 def assert_same_pictures(ours, pipeline, base, latents):
     """Alike but for float32's rounding through a few steps, and not what the base draws."""
     theirs = drawn_by_pytorch(pipeline, latents)
-    before = drawn_by_pytorch(StableDiffusionPipeline.from_pretrained(base), latents)
+    before = drawn_by_pytorch(DiffusionPipeline.from_pretrained(base), latents)
     assert np.abs(ours - theirs).mean() < 1e-4
     assert np.abs(ours - before).mean() > 5e-3
 
@@ -84,21 +121,26 @@ def exported(checkpoint, folder, function=exporting.export_pipeline, dtype="floa
     return folder
 
 
-@pytest.mark.parametrize("which", ["run", "lora_run"])
-def test_pytorch_draws_the_same_pictures(which, request, tiny_model, tmp_path):
+@pytest.mark.parametrize("which", ["run", "lora_run", slow("xl_run"), slow("xl_lora_run")])
+def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     workdir = request.getfixturevalue(which)
     ours, latents = sampled(workdir)
     folder = exported(workdir, tmp_path / "whole")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    assert_same_pictures(ours, pipeline, tiny_model, latents)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert isinstance(pipeline, StableDiffusionXLPipeline) == which.startswith("xl")
+    prediction = "v_prediction" if which == "lora_run" else "epsilon"
+    assert pipeline.scheduler.config.prediction_type == prediction
+    assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 
-def test_pytorch_draws_the_same_pictures_with_a_lora_file(lora_run, tiny_model, tmp_path):
-    ours, latents = sampled(lora_run)
-    exported(lora_run, tmp_path, exporting.export_lora)
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model)
+@pytest.mark.parametrize("which", ["lora_run", slow("xl_lora_run")])
+def test_pytorch_draws_the_same_pictures_with_a_lora_file(which, request, tmp_path):
+    workdir = request.getfixturevalue(which)
+    ours, latents = sampled(workdir)
+    exported(workdir, tmp_path, exporting.export_lora)
+    pipeline = DiffusionPipeline.from_pretrained(base_of(workdir))
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
-    assert_same_pictures(ours, pipeline, tiny_model, latents)
+    assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 
 @pytest.mark.slow
@@ -109,17 +151,21 @@ def test_the_emoji_world_goes_to_pytorch(train, changes, tmp_path):
     workdir = train(**{"model": EMOJI, "optimizer.learning_rate": 1e-3, **changes})
     ours, latents = sampled(workdir)
     base, folder = exported(EMOJI, tmp_path / "base"), exported(workdir, tmp_path / "whole")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     assert_same_pictures(ours, pipeline, base, latents)
     if changes:
         exported(workdir, tmp_path / "lora", exporting.export_lora)
-        pipeline = StableDiffusionPipeline.from_pretrained(base)
+        pipeline = DiffusionPipeline.from_pretrained(base)
         pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE_NAME)
         assert_same_pictures(ours, pipeline, base, latents)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_import_is_what_evaluation_draws_with(run, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("which", "dtype"),
+    [("run", "float32"), ("run", "bfloat16"), ("run", "float16"), slow("xl_run", "float32")],
+)
+def test_import_is_what_evaluation_draws_with(which, dtype, request, tmp_path):
+    run = request.getfixturevalue(which)
     folder = exported(f"{run}@2", tmp_path, dtype=dtype)
     model, imported = load_stable_diffusion(folder)
     policy = load_policy(runs.opening_config(run))
@@ -128,6 +174,59 @@ def test_import_is_what_evaluation_draws_with(run, dtype, tmp_path):
     cast = lambda leaf: torch.tensor(np.asarray(leaf)).to(torch_type).float().numpy()
     jax.tree.map(np.testing.assert_array_equal, imported, jax.tree.map(cast, dict(expected)))
     assert runs.same_networks(model, policy.model)
+
+
+@pytest.fixture
+def guarded(tiny_model, tmp_path):
+    """A base with a safety checker, of half precision and in shards, as PyTorch writes one."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_model, folder)
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision = small | {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    text = small | {"num_attention_heads": 2, "vocab_size": 8}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)
+    checker = StableDiffusionSafetyChecker(config).half()
+    # They are made as ones.
+    for weight in (checker.concept_embeds, checker.special_care_embeds):
+        torch.nn.init.normal_(weight)
+    checker.save_pretrained(folder / "safety_checker", variant="fp16", max_shard_size="5KB")
+    CLIPImageProcessor(crop_size=8, size=8).save_pretrained(folder / "feature_extractor")
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text()) | {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    }
+    file.write_text(json.dumps(index))
+    return folder, checker
+
+
+def test_a_safety_checker_is_taken_along(guarded, tmp_path):
+    base, checker = guarded
+    pipeline = DiffusionPipeline.from_pretrained(exported(str(base), tmp_path / "whole"))
+    state = pipeline.safety_checker.state_dict()
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {
+        torch.float32
+    }
+    assert state.keys() == checker.state_dict().keys()
+    for name, tensor in checker.state_dict().items():
+        assert torch.equal(state[name], tensor.to(state[name].dtype))
+    assert pipeline.config.requires_safety_checker
+    assert pipeline.feature_extractor.to_dict() == CLIPImageProcessor(crop_size=8, size=8).to_dict()
+    opened = StableDiffusionSafetyChecker.from_pretrained(
+        tmp_path / "whole" / "safety_checker", torch_dtype="auto"
+    )
+    assert opened.dtype == torch.float32
+
+
+def test_a_safety_checker_that_is_not_there_is_missed(guarded, tmp_path, caplog):
+    base, _ = guarded
+    for file in (base / "safety_checker").glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    pipeline = DiffusionPipeline.from_pretrained(exported(str(base), tmp_path / "whole"))
+    assert "names a safety_checker, but there are no safetensors weights in" in caplog.text
+    assert pipeline.safety_checker is None and pipeline.feature_extractor is not None
 
 
 def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
@@ -160,6 +259,6 @@ def test_output_is_looked_at_first(tmp_path):
         exporting.prepare_output(str(tmp_path))
     assert exporting.prepare_output(str(tmp_path), overwrite=True)
     assert os.listdir(tmp_path) == ["file"]
-    with pytest.raises(ValueError, match="cannot be written to .*another folder"):
+    with pytest.raises(ValueError, match="--output=.* cannot be written to .*folder that you can"):
         exporting.prepare_output(str(tmp_path / "file" / "folder"))
     assert exporting.prepare_output(str(tmp_path / "new" / "folder")).is_dir()

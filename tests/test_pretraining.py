@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ from diffusionrl_jax import caching, pretraining
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.data.latents import LatentDataset
+from diffusionrl_jax.models import text_encoders
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,13 @@ def load(config, policy, cache_dir, **changes):
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     return pretraining.load_pictures(
-        config, policy.model, policy.params["vae"], policy.mesh, str(cache_dir)
+        config, policy.model, policy.params, policy.mesh, str(cache_dir)
     )
+
+
+def changed(policy, network):
+    params = {network: jax.tree.map(lambda leaf: leaf + 1e-3, policy.params[network])}
+    return dataclasses.replace(policy, params=dict(policy.params) | params)
 
 
 def test_cached_latents_are_the_encoders(cached, tmp_path):
@@ -70,14 +79,37 @@ def test_every_device_holds_its_rows(cached):
 
 def test_latents_of_another_model_are_refused(cached, tmp_path):
     config, _, policy = cached
-    vae = jax.tree.map(lambda leaf: leaf + 1e-3, policy.params["vae"])
     with pytest.raises(ValueError, match="encoded by another VAE or tokenizer.*cache_latents"):
-        pretraining.load_pictures(config, policy.model, vae, policy.mesh, str(tmp_path))
+        load(config, changed(policy, "vae"), tmp_path)
     with pytest.raises(FileNotFoundError, match="no complete latents"):
         load(config, policy, tmp_path, **{"pretraining.pictures": f"latents:{tmp_path}"})
     with pytest.raises(ValueError, match="pictures is empty: name some"):
         load(config, policy, tmp_path, **{"pretraining.pictures": ""})
     assert load(config, policy, tmp_path, **{"pretraining.weight": 0.0}) is None
+    # Without embeddings the text encoder does not matter.
+    assert load(config, changed(policy, "text_encoder"), tmp_path)
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["", "xl"])
+def test_cached_texts_are_the_encoders(
+    xl, make_config, tiny_xl_model, dataset_name, compilation_cache, tmp_path
+):
+    changes = {"pretraining.weight": 1.0, "pretraining.pictures": dataset_name}
+    config = make_config(**changes, **({"model": tiny_xl_model} if xl else {}))
+    caching.cache_latents(config, str(tmp_path), text_embeddings=True)
+    config.pretraining.pictures = f"latents:{tmp_path}"
+    policy = experiments.load_policy(config)
+    batch = load(config, policy, tmp_path).batch(1, 8, seed=0)
+    text = policy.model.encode_text(policy.params["text_encoder"], batch["input_ids"])
+    kept = text_encoders.text_from_arrays(batch)
+    # Another batch size adds up in another order.
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(assert_close, kept, text)
+    with pytest.raises(ValueError, match="are of another text encoder .*--text_embeddings"):
+        load(config, changed(policy, "text_encoder"), tmp_path)
+    config.pretraining.pictures = dataset_name
+    with pytest.raises(ValueError, match="another model or other pictures"):
+        caching.cache_latents(config, str(tmp_path))
 
 
 def test_the_command_takes_pictures_alone(cached, tmp_path):

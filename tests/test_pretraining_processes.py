@@ -14,7 +14,9 @@ PROCESS = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from diffusionrl_jax.data import latents
-from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding, local_slices, make_mesh, place, replicated
+)
 from diffusionrl_jax.pretraining import pretraining_batch
 
 address, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -23,16 +25,27 @@ mesh = make_mesh()
 
 class Pictures(list):
     fingerprint = "grey"
+    read = set()
+
+    def __getitem__(self, index):
+        self.read.add(index)
+        return super().__getitem__(index)
 
 source = Pictures((np.full((4, 4, 3), n, np.uint8), f"thing {n}") for n in range(10))
-moments = lambda images: (images.transpose(0, 3, 1, 2), jnp.square(images).transpose(0, 3, 1, 2))
-encode = jax.jit(moments, out_shardings=(replicated(mesh),) * 2)
+encode = lambda images, ids: {
+    "latent_mean": images.transpose(0, 3, 1, 2),
+    "latent_std": jnp.square(images).transpose(0, 3, 1, 2),
+    "input_ids": ids,
+}
+encode = jax.jit(encode, out_shardings=replicated(mesh))
+(rows,) = local_slices(batch_sharding(mesh), 4)
 latents.write_latents(
     source,
-    lambda images: encode(jax.device_put(images, batch_sharding(mesh))),
+    lambda *batch: encode(*place(batch, batch_sharding(mesh))),
     lambda texts: np.array([[int(text.split()[1])] for text in texts]),
-    folder, "vae", batch_size=4, pictures_per_file=4,
+    folder, "vae", batch_size=4, pictures_per_file=4, rows=range(rows.start, rows.stop),
 )
+print("READ", *sorted(source.read - {0}))
 batch = pretraining_batch(latents.LatentDataset(folder), 1, 8, 0, mesh)
 (shard,) = batch["input_ids"].addressable_shards
 print("RESULT", shard.index[0].start or 0, *np.asarray(shard.data).ravel().tolist())
@@ -68,4 +81,6 @@ def test_processes_encode_together_and_read_their_own_rows(tmp_path):
         (line,) = (line for line in output.splitlines() if line.startswith("RESULT"))
         start, *ids = map(int, line.split()[1:])
         assert ids == expected[start // 4].tolist()
+    read = [line for output in outputs for line in output.splitlines() if line.startswith("READ")]
+    assert set(read) == {"READ 1 4 5 8 9", "READ 2 3 6 7"}
     assert len({output.split("RESULT")[1].split()[0] for output in outputs}) == 2

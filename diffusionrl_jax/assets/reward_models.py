@@ -136,7 +136,7 @@ def build_detection(folder: epath.Path):
         return params
 
     def save(params):
-        _write(folder, config, weights.to_pytorch(params, rename=owl_vit.rename))
+        _write(folder, config, weights.to_pytorch(params, rename=owl_vit.RENAMES["owlvit"]))
 
     return reward_objectives.detection(reward, queries, init), save
 
@@ -178,6 +178,6 @@ BUILDERS = {
 def load_params(folder: epath.Path, objective: Objective) -> dict:
     """The parameters that a `save` wrote, to train them further."""
     template = jax.eval_shape(objective.init, jax.random.key(0))["model"]
-    renames = {"mlp": blip.rename, "owlvit": owl_vit.rename}
+    renames = {"mlp": blip.rename, "owlvit": owl_vit.RENAMES["owlvit"]}
     rename = next((renames[name] for name in renames if name in template), None)
     return checkpoint.read_params(folder, template, rename=rename, transform=blip.PROJECTIONS.split)

@@ -1,40 +1,55 @@
-"""Compiles a function for a TPU that is not there, and says what it would take."""
+"""Compiles a function for a TPU that is not there, and says what one chip would need for it."""
 
 import dataclasses
-import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # libtpu would otherwise ask a metadata server which TPU this machine is.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 # Compiling opens no TPU, so that several may compile at once.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+# It warns of every setting of a TPU machine that it misses.
+os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 
 import jax
+from etils import epath
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from diffusionrl_jax.benchmarking.program_text import (
+    Collectives,
+    Program,
+    collectives,
+    count,
+    kernel_operations,
+    largest_values,
+)
 from diffusionrl_jax.distributed.mesh import make_mesh, replicated
 
-# Multiply-adds of a kernel for each query, key and channel, times two. The backward pass computes
-# the logits and the probabilities' gradients once for the query and once for keys and values.
-KERNEL_OPERATIONS = {"fwd": 4, "dq": 6, "dkv": 8}
-KERNEL = re.compile(r"%splash_mha_(fwd|dq|dkv)[\w.]* = (.*?) custom-call\(")
-SHAPE = re.compile(r"\w+\[([\d,]+)\]")
+# What the compiler says of a program that does not fit.
+OUT_OF_MEMORY = re.compile(
+    r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
+)
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one chip needs for one call.
+    """What one chip needs for one call; loops are counted as often as they turn.
 
     Attributes:
-      arguments, temporaries, outputs: bytes.
+      arguments, temporaries, outputs: bytes; outputs that take their arguments' place are left out.
       operations: floating-point operations, those of the attention kernels included.
       accessed: bytes read and written, those of the attention kernels excluded.
+      collectives: kind -> all of them.
       kernels: calls of attention kernels.
+      largest: name and bytes of the largest values. They are a reading of the program's text: the
+        compiler names no buffers of a program that fits.
+      unknown_loops: loops whose turns the text does not tell, and which are counted once.
       seconds: what compiling took here.
     """
 
@@ -43,28 +58,110 @@ class Cost:
     outputs: int
     operations: float
     accessed: float
+    collectives: Mapping[str, Collectives]
     kernels: int
+    largest: tuple[tuple[str, int], ...]
+    unknown_loops: tuple[str, ...]
     seconds: float
 
 
-def chip(topology: str) -> Mesh:
-    """A mesh of the first chip of a topology that libtpu describes, such as v5e:2x2."""
-    described = topologies.get_topology_desc(topology, platform="tpu")
-    return make_mesh(devices=list(described.devices)[:1])
+class OutOfMemory(Exception):
+    """The program does not fit.
 
-
-def kernel_operations(program: str) -> list[int]:
-    """Operations of each splash attention kernel in a compiled program's text.
-
-    The compiler does not count them. A kernel's first result with three dimensions or more has the
-    shape [..., tokens, head size]; there are as many keys as queries.
+    Attributes:
+      temporaries: bytes that it needs beside its arguments and outputs.
+      available: bytes that the chip has.
     """
-    counts = []
-    for kind, results in KERNEL.findall(program):
-        shapes = [tuple(map(int, dims.split(","))) for dims in SHAPE.findall(results)]
-        shape = next(shape for shape in shapes if len(shape) >= 3)
-        counts.append(KERNEL_OPERATIONS[kind] * math.prod(shape) * shape[-2])
-    return counts
+
+    def __init__(self, temporaries: int, available: int):
+        super().__init__(temporaries, available)
+        self.temporaries = temporaries
+        self.available = available
+
+    def __str__(self) -> str:
+        return (
+            f"It needs {self.temporaries / 2**30:.2f} GiB for temporaries; the chip has "
+            f"{self.available / 2**30:.2f} GiB."
+        )
+
+
+def topology_devices(topology: str) -> list:
+    """The chips that libtpu describes for a topology, such as v5e:4x4.
+
+    Raises:
+      ValueError: libtpu is not installed, or describes no such topology.
+    """
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"libtpu describes no topology {topology!r} ({reason}): name one such as v5e:2x2, "
+            "v5e:4x4, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, with `pip install libtpu`."
+        ) from error
+
+
+def chip(topology: str) -> Mesh:
+    """A mesh of the first chip of a topology."""
+    return make_mesh(devices=topology_devices(topology)[:1])
+
+
+def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    """Compiles, and says what it took in seconds.
+
+    Raises:
+      OutOfMemory: it does not fit.
+    """
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if match := OUT_OF_MEMORY.search(str(error)):
+            needed, unit, available, available_unit = match.groups()
+            raise OutOfMemory(
+                int(float(needed) * UNITS[unit]), int(float(available) * UNITS[available_unit])
+            ) from error
+        raise
+    return compiled, time.perf_counter() - start
+
+
+def read(compiled: jax.stages.Compiled, seconds: float = 0.0, save: str | None = None) -> Cost:
+    """What a compiled program needs.
+
+    Args:
+      compiled: the program.
+      seconds: what compiling took.
+      save: a file for the program's text.
+    """
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    if save:
+        epath.Path(save).write_text(text)
+    program = Program(text)
+    operations, accessed = count(program)
+    visits = program.visits()
+    kernels = {
+        name: kernel_operations(text) for name, text in program.computations.items() if visits[name]
+    }
+    unknown = [
+        loop.body
+        for name, times in visits.items()
+        if times
+        for loop in program.loops[name]
+        if loop.turns is None
+    ]
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        operations=operations + sum(visits[name] * sum(own) for name, own in kernels.items()),
+        accessed=accessed,
+        collectives=collectives(program),
+        kernels=sum(visits[name] * len(own) for name, own in kernels.items()),
+        largest=largest_values(program),
+        unknown_loops=tuple(unknown),
+        seconds=seconds,
+    )
 
 
 def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
@@ -74,35 +171,9 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
       function: pure, of arrays.
       mesh: from `chip`.
       *arguments: trees of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      OutOfMemory: it does not fit.
     """
-    start = time.perf_counter()
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
-    compiled = jax.jit(function).lower(*jax.tree.map(place, arguments)).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    kernels = kernel_operations(compiled.as_text())
-    return Cost(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        operations=cost["flops"] + sum(kernels),
-        accessed=cost["bytes accessed"],
-        kernels=len(kernels),
-        seconds=time.perf_counter() - start,
-    )
-
-
-def row(name: str, cost: Cost) -> str:
-    """A line of the Markdown table whose head is `HEAD`."""
-    cells = (
-        name,
-        f"{cost.temporaries / 1e9:.2f}",
-        f"{cost.operations / 1e12:.2f}",
-        f"{cost.accessed / 1e9:.1f}",
-        f"{cost.kernels}",
-        f"{cost.seconds:.0f}",
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-HEAD = """| | temporaries, GB | TFLOP | GB accessed | attention kernels | seconds to compile |
-|---|---|---|---|---|---|"""
+    return read(*compile_program(jax.jit(function).lower(*jax.tree.map(place, arguments))))

@@ -1,9 +1,9 @@
-"""The pretraining pictures as latents and token ids, encoded once and then drawn by step.
+"""The pretraining pictures as latents and texts, encoded once and then drawn by step.
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
 advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
-The text encoder runs in the step, on token ids: they are a thousandth of its states, and the
-empty prompt takes the place of some anew in each step.
+Of the text usually the token ids alone are kept: they are a thousandth of the text encoder's
+states, which the step computes from them.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
 completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
@@ -13,9 +13,7 @@ import concurrent.futures
 import functools
 import hashlib
 import json
-import struct
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -26,8 +24,9 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-FIELDS = ("latent_mean", "latent_std", "input_ids")
-DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+
 INDEX = "index.json"
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 PICTURES_PER_FILE = 1024
@@ -35,13 +34,14 @@ READERS = 16
 
 
 class LatentDataset:
-    """Latents and token ids of a folder, drawn in shuffled epochs by random access.
+    """Latents and texts of a folder, drawn in shuffled epochs by random access.
 
     Args:
       folder: what `write_latents` wrote, local or `gs://`.
 
     Attributes:
       model: the `fingerprint` of what encoded the pictures.
+      text_model: that of what embedded the texts, or None where only their token ids are kept.
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
@@ -56,31 +56,31 @@ class LatentDataset:
             )
         try:
             index = json.loads((self._folder / INDEX).read_text())
-            self.model, self._count = index["model"], index["pictures"]
+            self.model, self.text_model = index["model"], index.get("text_model")
+            self._count = index["pictures"]
             self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"{self._folder / INDEX} is not of {COMMAND}: remove it, and start that again."
             ) from None
-        for number, size in enumerate(self._sizes):
-            path = self._folder / file_name(number, len(self._sizes))
-            found = path.stat().length if path.exists() else None
+        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
+        paths = file_paths(self._folder, len(self._sizes))
+        found_sizes = self._readers.map(_size, paths)
+        for path, size, found in zip(paths, self._sizes, found_sizes, strict=True):
             if found != size:
                 problem = "is missing" if found is None else f"has {found} bytes, not {size}"
                 raise ValueError(
                     f"The cached latents {path}: the file {problem}: run"
                     f" {COMMAND} --output={folder} again to mend it."
                 )
-        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
-        self._headers: dict[int, tuple[dict, int]] = {}
+        self._headers: dict[int, dict[str, StoredTensor]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one picture's latent_mean, latent_std and input_ids."""
-        tensors, _ = self._header(0)
-        return {field: tuple(tensors[field]["shape"][1:]) for field in FIELDS}
+        """Of one picture's fields, as of `batch`."""
+        return {field: tensor.shape[1:] for field, tensor in self._header(0).items()}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
@@ -95,7 +95,8 @@ class LatentDataset:
 
         Returns:
           latent_mean and latent_std [rows, channels, height, width] float32, the VAE's scaling
-          factor applied, and input_ids [rows, tokens] int32.
+          factor applied, input_ids [rows, tokens] int32, and what else `embed` made of these, if
+          anything.
         """
         order = _order(len(self), seed)
         places = range(step * batch_size, (step + 1) * batch_size)[rows]
@@ -105,7 +106,7 @@ class LatentDataset:
         """The pictures of these indices, from 0 in the source's order; fields as of `batch`."""
         numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
         result = {
-            field: np.empty((len(numbers), *shape), DTYPES[self._header(0)[0][field]["dtype"]])
+            field: np.empty((len(numbers), *shape), self._header(0)[field].dtype)
             for field, shape in self.shapes().items()
         }
         reads = [
@@ -118,22 +119,20 @@ class LatentDataset:
             read.result()
         return result
 
-    def _header(self, number: int) -> tuple[dict, int]:
+    def _header(self, number: int) -> dict[str, StoredTensor]:
         if number not in self._headers:
             path = self._folder / file_name(number, len(self._sizes))
-            tensors, begin = _read_header(path)
-            self._headers[number] = tensors, begin
+            self._headers[number], _ = read_header(path)
         return self._headers[number]
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
-        tensors, begin = self._header(number)
+        tensors = self._header(number)
         path = self._folder / file_name(number, len(self._sizes))
         with path.open("rb") as file:
             for field, values in result.items():
                 size = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-                first = begin + tensors[field]["data_offsets"][0]
                 for place in places.tolist():
-                    file.seek(first + size * int(rows[place]))
+                    file.seek(tensors[field].start + size * int(rows[place]))
                     data = file.read(size)
                     if len(data) != size:
                         raise ValueError(f"The cached latents {path} were cut short meanwhile.")
@@ -145,15 +144,22 @@ def file_name(number: int, count: int) -> str:
     return f"latents-{number:05d}-of-{count:05d}.safetensors"
 
 
+def file_paths(folder: epath.Path, count: int) -> list[epath.Path]:
+    """Of all `count` safetensors files of a folder, in order."""
+    return [folder / file_name(number, count) for number in range(count)]
+
+
 def write_latents(
     source: Sequence[tuple[np.ndarray, str]],
-    encode: Callable[[np.ndarray], tuple[Any, Any]],
+    encode: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]],
     tokenize: Callable[[list[str]], np.ndarray],
     folder: str | epath.Path,
     model: str,
     batch_size: int = 64,
     pictures_per_file: int = PICTURES_PER_FILE,
     progress: Callable[[int], None] = lambda done: None,
+    text_model: str | None = None,
+    rows: Sequence[int] | None = None,
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
@@ -163,14 +169,21 @@ def write_latents(
     Args:
       source: has a length, pairs of a picture uint8 [height, width, 3], all of one size, and a
         text, and a `fingerprint`.
-      encode: images float32 [batch_size, height, width, 3] in [0, 1] -> (mean, std), each
-        [batch_size, channels, height, width]. It always sees full batches, so it compiles once.
+      encode: images float32 [batch_size, height, width, 3] in [0, 1] and their texts' token ids
+        int32 [batch_size, tokens] -> by name, arrays [batch_size, ...] that are whole on every
+        process: latent_mean, latent_std, each [batch_size, channels, height, width], input_ids,
+        the token ids again, and what else is to be kept of the texts. It always sees full batches,
+        so it compiles once; of rows that this process does not read, and of those that fill the
+        last batch, it sees zeros.
       tokenize: texts -> int32 [n, tokens].
       folder: local or `gs://`.
       model: the `fingerprint` of what encodes.
       batch_size: pictures that are encoded at a time.
       pictures_per_file: so many are held in memory.
       progress: is told how many pictures are done.
+      text_model: the `fingerprint` of what else `encode` makes of the texts, if anything.
+      rows: which of a batch this process reads, so that together the processes read all; every one
+        if None.
 
     Raises:
       ValueError: the source is empty, an item is not such a picture, or the folder holds latents
@@ -180,35 +193,41 @@ def write_latents(
     if not len(source):
         raise ValueError("There are no pretraining pictures: the source is empty.")
     parts = [model, source.fingerprint, len(source), pictures_per_file]
+    parts += [text_model] if text_model else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
-    paths = [folder / file_name(number, count) for number in range(count)]
-    names = {path.name for path in paths}
-    if other := [path for path in folder.glob("latents-*.safetensors") if path.name not in names]:
-        raise _other_latents(folder, other[0])
+    paths = file_paths(folder, count)
+    there = {path.name: path for path in folder.glob("latents-*.safetensors")}
+    if other := there.keys() - {path.name for path in paths}:
+        raise _other_latents(folder, there[min(other)])
     # Decided before the processes encode together, hence alike by all.
-    missing = [number for number, path in enumerate(paths) if not _is_whole(path, about)]
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        are_whole = readers.map(lambda p: p.name in there and _is_whole(p, about), paths)
+        missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
     is_writer = jax.process_index() == 0
     if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.partial"):  # Of a call that was killed.
             path.unlink()
-    done = len(source) - sum(len(_rows(n, source, pictures_per_file)) for n in missing)
+    done = len(source) - sum(len(_pictures(n, source, pictures_per_file)) for n in missing)
     for number in missing:
-        rows = _rows(number, source, pictures_per_file)
-        arrays = _encode(source, rows, encode, tokenize, batch_size)
+        chosen = _pictures(number, source, pictures_per_file)
+        arrays = _encode(source, chosen, encode, tokenize, batch_size, rows)
         if is_writer:
-            _write(paths[number], safetensors.numpy.save(arrays, metadata=about))
-        done += len(rows)
+            write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
+        done += len(chosen)
         progress(done)
     if is_writer:
+        with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+            sizes = list(readers.map(_size, paths))
         index = {
             "model": model,
+            "text_model": text_model,
             "pictures": len(source),
             "pictures_per_file": pictures_per_file,
-            "sizes": [path.stat().length for path in paths],
+            "sizes": sizes,
         }
-        _write(folder / INDEX, json.dumps(index, indent=1).encode())
+        write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents are written")
 
@@ -236,64 +255,61 @@ def _order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
-def _rows(number: int, source: Sequence, pictures_per_file: int) -> range:
+def _pictures(number: int, source: Sequence, pictures_per_file: int) -> range:
     first = number * pictures_per_file
     return range(first, min(first + pictures_per_file, len(source)))
 
 
-def _encode(source, rows: range, encode, tokenize, batch_size: int) -> dict[str, np.ndarray]:
-    means, stds, texts, shape = [], [], [], None
+def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) -> dict:
+    rows = range(batch_size) if rows is None else rows
+    image, text = source[0]  # A process may have no row of a batch, and then learns its size here.
+    shape, tokens = image.shape, np.shape(tokenize([text]))[1]
+    parts = []
     with concurrent.futures.ThreadPoolExecutor() as readers:
-        for first in range(0, len(rows), batch_size):
-            chosen = rows[first : first + batch_size]
-            images = []
-            for index, (image, text) in enumerate(
-                readers.map(source.__getitem__, chosen), chosen[0]
-            ):
-                shape = shape or image.shape
+        for first in range(0, len(pictures), batch_size):
+            chosen = pictures[first : first + batch_size]
+            own = [row for row in rows if row < len(chosen)]
+            images = np.zeros((batch_size, *shape), np.float32)
+            ids = np.zeros((batch_size, tokens), np.int32)
+            texts = []
+            items = readers.map(source.__getitem__, [chosen[row] for row in own])
+            for row, (image, text) in zip(own, items, strict=True):
                 if image.dtype != np.uint8 or image.shape != shape or shape[2:] != (3,):
                     raise ValueError(
-                        f"Picture {index} is {image.dtype} of shape {image.shape}: all must be"
-                        " uint8 [height, width, 3] and of one size."
+                        f"Picture {chosen[row]} is {image.dtype} of shape {image.shape}: all must"
+                        " be uint8 [height, width, 3] and of one size."
                     )
-                images.append(image)
+                images[row] = image.astype(np.float32) / 255.0
                 texts.append(text)
-            images += [images[-1]] * (batch_size - len(images))
-            mean, std = encode(np.stack(images).astype(np.float32) / 255.0)
-            means.append(np.asarray(mean, np.float32)[: len(chosen)])
-            stds.append(np.asarray(std, np.float32)[: len(chosen)])
-    ids = np.asarray(tokenize(texts), np.int32)
-    arrays = np.concatenate(means), np.concatenate(stds), ids
-    for name, values in zip(FIELDS[:2], arrays[:2], strict=True):
+            if own:
+                ids[own] = tokenize(texts)
+            arrays = encode(images, ids)
+            parts.append({name: np.asarray(part)[: len(chosen)] for name, part in arrays.items()})
+    # safetensors writes memory as it lies, whatever the strides.
+    join = lambda name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
+    arrays = {name: join(name) for name in parts[0]}
+    for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"The VAE's {name} of pictures {rows[0]} to {rows[-1]} is not finite.")
-    return dict(zip(FIELDS, map(np.ascontiguousarray, arrays), strict=True))
+            raise ValueError(
+                f"The {name} of pictures {pictures[0]} to {pictures[-1]} is not finite."
+            )
+    return arrays
 
 
-def _write(path: epath.Path, content: bytes) -> None:
-    partial = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _read_header(path: epath.Path) -> tuple[dict, int]:
-    """A safetensors file's JSON, and where its data begins."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(min(size, 2**20))), 8 + size
+def _size(path: epath.Path) -> int | None:
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None
 
 
 def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
-    if not path.exists():
-        return False
     try:
-        tensors, begin = _read_header(path)
-        found = tensors.pop("__metadata__")
-        end = max(tensor["data_offsets"][1] for tensor in tensors.values())
-        whole = path.stat().length == begin + end
-    except (struct.error, AttributeError, KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        tensors, found = read_header(path)
+    except ValueError:
+        tensors = {}
+    ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
+    if path.stat().length != max(ends, default=None):
         logging.warning("%s is damaged and is made anew.", path)
         return False
     if found != about:
@@ -303,6 +319,6 @@ def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
 
 def _other_latents(folder: epath.Path, path: epath.Path) -> ValueError:
     return ValueError(
-        f"{folder} holds latents of another model or other pictures ({path.name}): name another"
-        " folder, or remove this one."
+        f"{folder} holds latents of another model or other pictures, or with other embeddings or"
+        f" none ({path.name}): name another folder, or remove this one."
     )

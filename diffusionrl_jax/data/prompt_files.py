@@ -66,6 +66,10 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{place} is not JSON ({error}): write one object a line.") from None
+        except RecursionError:
+            raise ValueError(
+                f"{place} is JSON nested too deeply: write one object a line."
+            ) from None
         if not isinstance(row, dict):
             raise ValueError(f'{place} is not a JSON object: write {{"{field}": "..."}}.')
         if field not in row:
@@ -78,6 +82,13 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
                 f"{place}: the field {field!r} is {type(row[field]).__name__}, not a string: mend"
                 " the line."
             )
+        try:
+            row[field].encode()
+        except UnicodeEncodeError as error:  # JSON can name halves of UTF-16's pairs alone.
+            half = ascii(row[field][error.start])[1:-1]
+            raise ValueError(
+                f"{place}: the field {field!r} has half of a character, {half}: mend the line."
+            ) from None
         yield row[field]
 
 

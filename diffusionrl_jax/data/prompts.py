@@ -6,11 +6,11 @@ through all of its prompts once an epoch, shuffled anew each time (grain's index
 holds no permutation in memory).
 """
 
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import grain.python as grain
-import jax
 import numpy as np
 
 # The paper's (Secs. 4.1 and 4.3).
@@ -178,6 +178,48 @@ class MixturePrompts:
         return self.sources[source][inner_index]
 
 
+def _lists(source: PromptSource) -> list[Sequence[str]] | None:
+    """What a finite source holds, or a mixture of such; None of one that can't tell."""
+    if isinstance(source, ShuffledPrompts):
+        return [source.prompts]
+    if not isinstance(source, MixturePrompts):
+        return None
+    parts = [_lists(part) for part in source.sources]
+    return None if None in parts else list(itertools.chain.from_iterable(parts))
+
+
+def first_prompts(source: PromptSource, most: int) -> Iterator[str]:
+    """All prompts of a source that holds at most so many, or else the first ones of its stream.
+
+    Args:
+      source: any.
+      most: how many.
+    """
+    lists = _lists(source)
+    if lists is None or sum(map(len, lists)) > most:
+        return (source[index] for index in range(most))
+    return itertools.chain.from_iterable(lists)
+
+
+def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
+    """Numbers the different prompts of a source, in the order in which it holds them.
+
+    Args:
+      source: a finite one, or a mixture of such.
+      most: how many prompts it may hold, repeats counted.
+
+    Raises:
+      ValueError: it holds more, or can't tell what it holds.
+    """
+    lists = _lists(source)
+    if lists is None:
+        raise ValueError("They cannot be listed.")
+    if (count := sum(map(len, lists))) > most:
+        raise ValueError(f"There are {count}, more than {most}.")
+    different = dict.fromkeys(prompt for prompts in lists for prompt in prompts)
+    return {prompt: place for place, prompt in enumerate(different)}
+
+
 def prompt_batch(
     source: PromptSource, step: int, batch_size: int, group_size: int = 1
 ) -> list[str]:
@@ -204,22 +246,3 @@ def prompt_batch(
     groups = batch_size // group_size
     prompts = (source[step * groups + group] for group in range(groups))
     return [prompt for prompt in prompts for _ in range(group_size)]
-
-
-def host_slice(
-    batch_size: int, process_index: int | None = None, process_count: int | None = None
-) -> slice:
-    """The contiguous part of a global batch that one host feeds; by default, this host.
-
-    Raises:
-      ValueError: the hosts do not divide the batch.
-    """
-    index = jax.process_index() if process_index is None else process_index
-    count = jax.process_count() if process_count is None else process_count
-    if batch_size % count:
-        raise ValueError(
-            f"A batch of {batch_size} cannot be split over {count} hosts: make it"
-            f" {max(1, round(batch_size / count)) * count}."
-        )
-    share = batch_size // count
-    return slice(index * share, (index + 1) * share)

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from etils import epath
 
+from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.sources import Source
 
 KINDS = ("tfds", "array_record")
@@ -89,8 +90,10 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
 
     Raises:
       FileNotFoundError: there is no such dataset, split or folder.
-      ValueError: a feature is not there, or the dataset has another file format.
+      ValueError: a feature is not there, the dataset has another file format, or is in a bucket.
     """
+    for folder in (source.name, source.options.get("data_dir", "")):
+        _refuse_bucket(source, folder)
     if source.kind == "array_record":
         folder = epath.Path(source.name)
         paths = sorted(folder.glob("*array_record*")) if folder.is_dir() else []
@@ -101,6 +104,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
         description = ""
     else:
         builder = _open_builder(source)
+        _refuse_bucket(source, builder.data_dir)
         split = source.options.get("tfds_split", "train")
         if split not in builder.info.splits:
             raise FileNotFoundError(
@@ -127,6 +131,15 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
         tuple(features.values()),
         json.dumps([description, files, sorted(features.values())]),
     )
+
+
+def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
+    """The reader of array_record files knows no buckets, and does not return from one."""
+    if in_bucket(folder):
+        raise ValueError(
+            f"{source.text!r}: array_record files must be on a file system: copy those of {folder}"
+            " to one, or mount the bucket."
+        )
 
 
 def _ends(path: epath.Path) -> str:

@@ -1,7 +1,7 @@
 """The paper's word lists and the prompts that are made of them (Secs. 4.1 and 4.3).
 
-The paper trains on 450 of its 532 object classes and on 100 occupations, without saying which
-objects are held out, or any occupation. Here the held-out words are those with the smallest hashes.
+The paper trains on 450 of its 532 object classes, without saying which, and on all of its 100
+occupations. Here the words that are held out are those with the smallest hashes.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def objects(split: str) -> tuple[str, ...]:
 
 
 def occupations(split: str) -> tuple[str, ...]:
-    """The 80 occupations to train on, the 20 to test with, or all, as the paper trains."""
+    """All 100, as the paper trains and tests, or 80 to train on and 20 held out."""
     return _split("asset:words/occupations.txt", HELD_OUT_OCCUPATIONS, split)
 
 

@@ -67,10 +67,16 @@ def denoise_passes(
     return output.reshape(len(latents), -1, *latents.shape[1:])
 
 
-def noise_keys(keys: jax.Array, steps: int) -> jax.Array:
-    """A chain's keys, [batch, steps + 1], from one key for each sample, [batch]."""
-    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    return fold_in(keys, jnp.arange(steps + 1))
+def noise_keys(streams: jax.Array, steps: int) -> jax.Array:
+    """A chain's keys, [batch, steps + 1].
+
+    Args:
+      streams: PRNG keys, one for each sample, [batch], or also for each key, [batch, steps + 1].
+      steps: of the chain.
+    """
+    streams = jnp.broadcast_to(streams.reshape(len(streams), -1), (len(streams), steps + 1))
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
+    return fold_in(streams, jnp.arange(steps + 1))
 
 
 def rollout(

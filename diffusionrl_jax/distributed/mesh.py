@@ -44,17 +44,90 @@ def parameter_sharding(mesh: Mesh, tree):
     An array of at least 1 MiB is split over "fsdp" along its largest divisible dimension; a smaller
     one is replicated. Optimiser slots have their parameters' shapes, hence their shardings.
     """
+    return jax.tree.map(lambda leaf: _parameter_sharding(leaf, mesh), tree)
+
+
+def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
     ways = mesh.shape[FSDP]
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    divisible = [axis for axis, length in enumerate(leaf.shape) if length % ways == 0]
+    if ways == 1 or size < REPLICATED_BYTES or not divisible:
+        return replicated(mesh)
+    axis = max(divisible, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
-    def rule(leaf) -> NamedSharding:
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        divisible = [axis for axis, length in enumerate(leaf.shape) if length % ways == 0]
-        if ways == 1 or size < REPLICATED_BYTES or not divisible:
-            return replicated(mesh)
-        axis = max(divisible, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
-    return jax.tree.map(rule, tree)
+def gather_parameters(params, mesh: Mesh, dtype=None):
+    """Brings the split parameters of a network together on every device, before it is used.
+
+    Left to itself the compiler gathers them again in every turn of a loop, or multiplies with the
+    parts and sends what comes out around the devices.
+
+    Args:
+      params: a tree of parameters.
+      mesh: over which they are split. Unsplit ones are left as they are.
+      dtype: what the network computes in: kernels are cast to it, as they are when they are
+        multiplied, which halves the bytes in bfloat16 and changes no result. None casts nothing.
+    """
+
+    def gather(path, leaf):
+        if _parameter_sharding(leaf, mesh).is_fully_replicated:
+            return leaf
+        if dtype is not None and path[-1].key == "kernel":
+            leaf = leaf.astype(dtype)
+        return jax.lax.with_sharding_constraint(leaf, replicated(mesh))
+
+    return jax.tree.map_with_path(gather, params)
+
+
+def split_parameters(params, mesh: Mesh):
+    """Splits a tree of parameters or gradients by the rule of `parameter_sharding`."""
+    return jax.lax.with_sharding_constraint(params, parameter_sharding(mesh, params))
+
+
+def frozen_sharding(mesh: Mesh, tree, split: bool):
+    """Shardings of parameters that training does not change.
+
+    Args:
+      mesh: the devices.
+      tree: parameters or their shapes.
+      split: by the rule of `parameter_sharding`; otherwise every device has all of them.
+    """
+    if split:
+        return parameter_sharding(mesh, tree)
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def network_sharding(mesh: Mesh, split: bool, networks):
+    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
+    return {
+        name: frozen_sharding(mesh, params, split or name == "unet")
+        for name, params in networks.items()
+    }
+
+
+def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
+    """The parts of an array's first axis that this process' devices hold, each once, in order."""
+    indices = sharding.addressable_devices_indices_map((length,)).values()
+    return [slice(*part) for part in sorted({index[0].indices(length)[:2] for index in indices})]
+
+
+def place(tree, sharding):
+    """Puts host arrays onto the devices; nothing is sent around.
+
+    Args:
+      tree: of NumPy arrays of the global shape, alike in every process where its devices hold
+        them; other parts are not read.
+      sharding: of all of them, or a tree of one for each.
+    """
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+
+    def one(leaf, sharding):
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree, sharding)
 
 
 def check_batch(name: str, batch: int, mesh: Mesh, group: int = 1) -> None:

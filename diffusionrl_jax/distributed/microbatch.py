@@ -72,8 +72,9 @@ def map_microbatches(function, tree, count: int, mesh: Mesh):
     """`function` of a batch, computed a microbatch at a time with `lax.map`.
 
     Args:
-      function: from a tree of [batch, ...] arrays to a tree of [batch, ...] arrays, each sample by
-        itself.
+      function: from a tree of [batch, ...] arrays to a tree of [batch, ...] arrays. It may compare
+        the samples of a group of neighbours if a device's part of a microbatch, a run of
+        neighbours, is whole groups; else it takes each sample by itself.
       tree: arrays whose first axis is the batch.
       count: number of microbatches.
       mesh: over which the batch is sharded.

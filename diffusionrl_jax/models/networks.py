@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 from etils import epath
+from transformers import CLIPTokenizer
 
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.models.tensor_files import open_networks
+from diffusionrl_jax.models.text_encoders import load_tokenizer
 
 SECOND = "text_encoder_2"  # of XL alone
+TEXT_ENCODERS = ("text_encoder", SECOND)
 NETWORKS = ("unet", "vae", "text_encoder")
 NETWORKS_XL = (*NETWORKS, SECOND)
 
@@ -35,6 +39,53 @@ vae_name = weights.substitution(
     (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
+
+
+def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokenizer]]:
+    """Reads what a diffusers folder says of its networks, without their weights.
+
+    Returns:
+      The JSON of each network, of "scheduler", and of XL of "pipeline"; and the options "tokenizer"
+      and, of XL, "tokenizer_2" of `stable_diffusion.build_stable_diffusion`.
+
+    Raises:
+      FileNotFoundError: a file does not exist.
+      ValueError: a folder that is not supported.
+    """
+    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
+    if SECOND in names and not (path / "text_encoder").exists():
+        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
+    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
+    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
+    tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer")}
+    if SECOND in names:
+        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
+        tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2")
+    return configs, tokenizers
+
+
+def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config.json of a network.
+
+    Args:
+      name: of the network, one of `NETWORKS_XL`.
+      config: its fields.
+      dtype: what its weights are stored as.
+    """
+    library, kind = CLASSES[name]
+    if library == "diffusers":
+        return {**config, "_class_name": kind, "_diffusers_version": diffusers.__version__}
+    return {**with_dtype(config, dtype), "architectures": [kind]}
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A transformers config that says what the weights are stored as.
+
+    It is what `from_pretrained(torch_dtype="auto")` opens them as. Only newer versions know the
+    name `dtype`, and prefer it where both are given.
+    """
+    others = {name: value for name, value in config.items() if name != "dtype"}
+    return {**others, "torch_dtype": dtype}
 
 
 def read_networks(
@@ -89,5 +140,5 @@ def join_networks(trees: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `split_networks`."""
     if SECOND not in trees:
         return dict(trees)
-    text = {name: trees[name] for name in ("text_encoder", SECOND)}
+    text = {name: trees[name] for name in TEXT_ENCODERS}
     return {"unet": trees["unet"], "vae": trees["vae"], "text_encoder": text}

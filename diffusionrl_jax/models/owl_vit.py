@@ -1,7 +1,9 @@
-"""OWL-ViT's open-vocabulary classification of image patches (Minderer et al., arXiv 2205.06230).
+"""OWL-ViT's and OWLv2's open-vocabulary classification of image patches.
 
-CLIP towers, a normalisation and the class head; the box head is left out, since a score needs no
-boxes. Parameter names follow transformers' OwlViTForObjectDetection.
+Minderer et al., arXiv 2205.06230 and 2306.09683: CLIP towers, a normalisation and the class head.
+The box head is left out, since a score needs no boxes, and so is OWLv2's objectness head, which
+tells objects from background without a query. Parameter names follow transformers'
+OwlViTForObjectDetection and Owlv2ForObjectDetection, which otherwise are the same network.
 """
 
 import dataclasses
@@ -10,45 +12,69 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from transformers import Owlv2Config, OwlViTConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
 from diffusionrl_jax.models import clip, heads, weights
 
 EPSILON = 1e-6  # of the norms, as in OwlViTClassPredictionHead
-# Tensors of the published checkpoint that a score does not need.
+CONFIGS = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
+# Tensors of the published checkpoints that a score does not need.
 UNUSED = (
-    r"^box_head\.",
+    r"^(box|objectness)_head\.",
     r"^box_bias$",
-    r"^owlvit\.visual_projection\.",
-    r"^owlvit\.logit_scale$",
+    r"^owl(vit|v2)\.visual_projection\.",
+    r"^owl(vit|v2)\.logit_scale$",
     *weights.BUFFERS,
 )
 # CLIP's own module misspells it, and OWL-ViT does not.
-rename = weights.substitution((r"\.pre_layrnorm\.", ".pre_layernorm."))
+_SPELLING = (r"\.pre_layrnorm\.", ".pre_layernorm.")
+# From the names of `template` to a checkpoint's, by its model_type.
+RENAMES = {
+    "owlvit": weights.substitution(_SPELLING),
+    "owlv2": weights.substitution(_SPELLING, (r"^owlvit\.", "owlv2.")),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwlViT:
-    """The two towers; the head's parameters stand beside theirs in the tree."""
+    """The two towers; the head's parameters stand beside theirs in the tree.
+
+    Attributes:
+      vision, text: the towers.
+      model_type: "owlvit" or "owlv2", which differ in their preprocessing.
+    """
 
     vision: FlaxCLIPVisionModule
     text: FlaxCLIPTextModule
+    model_type: str = "owlvit"
 
 
 def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
-    """The model from OwlViTConfig's `vision_config` and `text_config`.
+    """The model from OwlViTConfig's or Owlv2Config's fields.
 
-    transformers' OwlViT defaults differ from CLIP's, so what a config leaves out is filled with
-    google/owlvit-base-patch32's values.
+    Args:
+      config: "vision_config" and "text_config"; what they leave out is transformers' default.
+        "model_type" is "owlvit" where it is not given.
+      dtype: of the towers' computation.
+
+    Raises:
+      ValueError: if the model_type is another.
     """
-    vision = {"image_size": 768, "patch_size": 32, "hidden_act": "quick_gelu"}
-    text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
-    text |= {"max_position_embeddings": 16, "hidden_act": "quick_gelu"}
+    model_type = config.get("model_type", "owlvit")
+    if model_type not in CONFIGS:
+        raise ValueError(
+            f"The detector's model_type is {model_type!r}; known are {' and '.join(CONFIGS)}."
+        )
+    filled = CONFIGS[model_type](
+        vision_config=dict(config["vision_config"]), text_config=dict(config["text_config"])
+    )
     # With eos_token_id 2, transformers takes the token of the highest id as the end: OWL-ViT's way.
-    text_config = {**text, **config["text_config"], "eos_token_id": 2}
+    text = filled.text_config.to_dict() | {"eos_token_id": 2}
     return OwlViT(
-        vision=clip.vision_tower({**vision, **config["vision_config"]}, dtype),
-        text=clip.text_tower(text_config, dtype),
+        vision=clip.vision_tower(filled.vision_config.to_dict(), dtype),
+        text=clip.text_tower(text, dtype),
+        model_type=model_type,
     )
 
 

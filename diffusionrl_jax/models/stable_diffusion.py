@@ -6,7 +6,6 @@ against the PyTorch ones. A folder in diffusers' layout is both what is read and
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +25,9 @@ from transformers.models.clip.modeling_flax_clip import (
 )
 
 from diffusionrl_jax.models import configs as checks
-from diffusionrl_jax.models import hub, tensor_files, text_encoders, weights
+from diffusionrl_jax.models import hub, text_encoders, weights
 from diffusionrl_jax.models.clip import text_template
+from diffusionrl_jax.models.companions import copy_companions
 from diffusionrl_jax.models.initialisation import random_parameters
 from diffusionrl_jax.models.interceptors import interception
 from diffusionrl_jax.models.networks import (
@@ -37,10 +37,13 @@ from diffusionrl_jax.models.networks import (
     RENAMES,
     SECOND,
     STEMS,
+    config_to_write,
     join_networks,
+    read_configs,
     read_networks,
     split_networks,
 )
+from diffusionrl_jax.models.tensor_files import write_json
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
 Parameters = Mapping[str, Any]
@@ -319,23 +322,19 @@ def load_stable_diffusion(
       ValueError: an unsupported config, or weights that do not fit it; see `models/weights.py`.
     """
     path = hub.locate(path)
-    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
-    if SECOND in names and not (path / "text_encoder").exists():
-        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
-    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
-    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
-    if SECOND in names:
-        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
-        options["tokenizer_2"] = text_encoders.load_tokenizer(path / "tokenizer_2")
-    tokenizer = text_encoders.load_tokenizer(path / "tokenizer")
-    model = build_stable_diffusion(configs, tokenizer, dtype, **options)
+    configs, tokenizers = read_configs(path)
+    model = build_stable_diffusion(configs, dtype=dtype, **tokenizers, **options)
     template = parameter_template(model)
     shardings = sharding and split_networks(sharding(template))
     return model, join_networks(read_networks(path, split_networks(template), shardings))
 
 
 def save_stable_diffusion(
-    path, model: StableDiffusion, params: Mapping[str, Any], dtype: str = "float16"
+    path,
+    model: StableDiffusion,
+    params: Mapping[str, Any],
+    dtype: str = "float16",
+    base: epath.Path | None = None,
 ) -> None:
     """Writes a folder that PyTorch's `DiffusionPipeline.from_pretrained` opens.
 
@@ -344,6 +343,7 @@ def save_stable_diffusion(
       model: the model.
       params: "unet", "vae", "text_encoder" -> parameters.
       dtype: "float32", "float16" or "bfloat16": what the weights are stored as.
+      base: a folder from which a safety checker is taken along; see `models/companions.py`.
     """
     path = epath.Path(path)
     version = diffusers.__version__
@@ -355,7 +355,8 @@ def save_stable_diffusion(
         pipeline = {**model.configs["pipeline"], "_class_name": "StableDiffusionXLPipeline"}
         tokenizers["tokenizer_2"] = model.tokenizer_2
     absent = () if SECOND in model.networks else ("safety_checker",)
-    _write_json(
+    copied = copy_companions(base, path, dtype) if base else {}
+    write_json(
         path / "model_index.json",
         {
             **pipeline,
@@ -364,9 +365,10 @@ def save_stable_diffusion(
             "scheduler": ["diffusers", scheduler_class],
             **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
             **{name: list(CLASSES[name]) for name in model.networks},
+            **copied,
         },
     )
-    _write_json(
+    write_json(
         path / "scheduler" / "scheduler_config.json",
         {
             **model.scheduler_config,
@@ -376,13 +378,8 @@ def save_stable_diffusion(
     )
     trees = split_networks(params)
     for name in model.networks:
-        library, kind = CLASSES[name]
-        about = (
-            {"_class_name": kind, "_diffusers_version": version}
-            if library == "diffusers"
-            else {"architectures": [kind]}
-        )
-        _write_json(path / name / "config.json", {**model.configs[name], **about})
+        config = config_to_write(name, model.configs[name], dtype)
+        write_json(path / name / "config.json", config)
         state = weights.to_pytorch(trees[name], rename=RENAMES[name])
         file = path / name / f"{STEMS[name]}.safetensors"
         weights.write_safetensors(file, state, dtype)
@@ -400,8 +397,3 @@ def parameter_template(model: StableDiffusion) -> dict[str, Any]:
         return text_template(network)
 
     return join_networks({name: template(name) for name in model.networks})
-
-
-def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

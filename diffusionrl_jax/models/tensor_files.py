@@ -1,38 +1,17 @@
-"""Safetensors files, opened by their headers alone and read one tensor at a time.
+"""The safetensors files of a checkpoint: of one network or several, in one piece or in shards."""
 
-A file is eight bytes with the header's length, the header (JSON: name -> dtype, shape, place) and
-the tensors' bytes. The libraries either map the whole file into memory, which counts as resident
-and does not work on `gs://`, or read it whole; here each tensor is one range of bytes, read from
-wherever `epath` reads.
-"""
-
-import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 from etils import epath
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+from diffusionrl_jax.data import stored_tensors
+from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.data.stored_tensors import StoredTensor
+
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# What the format allows; more is a file of another kind.
-MAXIMUM_HEADER_BYTES = 100_000_000
 # In this order: of a full and a half precision file, the full one is meant.
 VARIANTS = ("", ".fp16")
 
@@ -45,88 +24,18 @@ CONVERSION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that lies in a file.
-
-    Attributes:
-      file: the safetensors file.
-      shape, dtype: as stored, in PyTorch's layout.
-      start: its first byte in the file.
-    """
-
-    file: epath.Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    start: int
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """Reads it: one range of bytes."""
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.nbytes)
-        tensor = np.frombuffer(data, self.dtype).reshape(self.shape)
-        return tensor if dtype is None else tensor.astype(dtype, copy=False)
-
-
 def read_header(path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, none of them read.
-
-    Args:
-      path: a local or remote (`gs://`) file.
-
-    Returns:
-      PyTorch name -> where the tensor lies.
+    """As `stored_tensors.read_header`, without the metadata.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such file; where there is a pickled one, says how to convert
+        it.
       ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
     """
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(_missing([path]))
-    size = path.stat().length
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAXIMUM_HEADER_BYTES, size - 8):
-                raise ValueError(f"its header would have {length} bytes")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        tensors = {
-            name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
-            "copy or download it again."
-        ) from error
-    unsupported = [name for name, tensor in tensors.items() if tensor is None]
-    if unsupported:
-        raise ValueError(
-            f"Tensor {unsupported[0]!r} in {path} has dtype {header[unsupported[0]]['dtype']}, "
-            f"which is not supported; store it as one of {sorted(DTYPES)}."
-        )
-    return tensors
-
-
-def _stored(path, name, entry, offset, size) -> StoredTensor | None:
-    """One entry of the header, checked; None where the dtype is not known."""
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end <= size - offset:
-        raise ValueError(f"tensor {name!r} ends at byte {offset + end}, the file at {size}")
-    if entry["dtype"] not in DTYPES:
-        return None
-    dtype = np.dtype(DTYPES[entry["dtype"]])
-    tensor = StoredTensor(path, tuple(map(int, entry["shape"])), dtype, offset + begin)
-    if tensor.nbytes != end - begin:
-        raise ValueError(f"tensor {name!r} has {end - begin} bytes, its shape {tensor.nbytes}")
-    return tensor
+    return stored_tensors.read_header(path)[0]
 
 
 def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, StoredTensor]]:
@@ -209,6 +118,13 @@ def read_json(path) -> dict[str, Any]:
     return value
 
 
+def write_json(path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, for people to read; its folder is made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
 def some(names: Iterable[str], limit: int = 4) -> str:
     """The first few names, quoted, and how many more there are."""
     names = sorted(names)
@@ -226,20 +142,32 @@ def _missing(files: Sequence[epath.Path]) -> str:
     ]
     if commands:
         found = some(str(source) for sources in pickled.values() for source in sources)
-        return (
+        refused = (
             f"{files[0]} does not exist, only {found}. Pickled weights can run any code and are "
-            "not read. Convert them, where torch is installed, with:\n" + " && ".join(commands)
+            "not read. "
         )
+        if in_bucket(files[0]):  # PyTorch opens files of this machine.
+            return (
+                f"{refused}Copy the model's folder from the bucket to a disk (`gcloud storage cp "
+                "-r`) and give the copy: the error then says how to convert them."
+            )
+        return f"{refused}Convert them, where torch is installed, with:\n" + " && ".join(commands)
     if not files[0].parent.exists():
         return f"{files[0]} does not exist: there is no folder {files[0].parent}."
     return f"{files[0]} does not exist; the folder is incomplete: copy or download it again."
 
 
 def _pickled(file: epath.Path) -> list[epath.Path]:
-    """The pickled files with the same weights: one, or shards."""
+    """The pickled files with the same weights: one, or all shards of one precision."""
     if not file.parent.exists():
         return []
     found = sorted(path for path in file.parent.iterdir() if path.suffix in PICKLED_SUFFIXES)
-    # transformers calls its pickles pytorch_model; other variants hold the same weights again.
-    plain = rf"({file.stem}|pytorch_model)(-\d+-of-\d+)?"
-    return [path for path in found if re.fullmatch(plain, path.stem)] or found[:1]
+    # transformers calls its pickles pytorch_model; other variants hold the same weights again, and
+    # are named before or, by older versions, after the shard's number.
+    pattern = rf"({file.stem}|pytorch_model)(\.\w+)?(-\d+-of-\d+)?(\.\w+)?"
+    variants: dict[tuple[str, bool, str], list[epath.Path]] = {}
+    for path in found:
+        if named := re.fullmatch(pattern, path.stem):
+            stem, before, shard, after = (part or "" for part in named.groups())
+            variants.setdefault((before + after, bool(shard), stem), []).append(path)
+    return variants[min(variants)] if variants else found[:1]

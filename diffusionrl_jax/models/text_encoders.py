@@ -31,8 +31,24 @@ class Conditioning:
     time_ids: jax.Array
 
 
-# A tree of arrays whose first axis is the prompt's; only `encode_text` and `denoise` look into it.
+# A tree of arrays whose first axis is the prompt's; what it holds, this module and
+# `StableDiffusion` know alone.
 Text = jax.Array | Conditioning
+STATES, POOLED, TIME_IDS = (f"text_{name}" for name in ("states", "pooled", "time_ids"))
+
+
+def text_to_arrays(text: Text) -> dict[str, jax.Array]:
+    """The text as named arrays, to be kept: "text_states", and of XL two more."""
+    if isinstance(text, Conditioning):
+        return {STATES: text.states, POOLED: text.pooled, TIME_IDS: text.time_ids}
+    return {STATES: text}
+
+
+def text_from_arrays(arrays: Mapping[str, jax.Array]) -> Text | None:
+    """The inverse of `text_to_arrays`; None where there is no text among the arrays."""
+    if POOLED in arrays:
+        return Conditioning(arrays[STATES], arrays[POOLED], arrays[TIME_IDS])
+    return arrays.get(STATES)
 
 
 def tokenize(

@@ -27,13 +27,15 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-from diffusionrl_jax.models.tensor_files import FLOATING, StoredTensor, read_header, some
+from diffusionrl_jax.data.stored_tensors import StoredTensor
+from diffusionrl_jax.models.tensor_files import read_header, some
 
 Parameters = Mapping[str, Any]
 Path = tuple[str, ...]
 Rename = Callable[[str], str]
 Tensor = np.ndarray | StoredTensor
 
+FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # Buffers that older checkpoints store beside the weights; Flax computes them.
 BUFFERS = (r"(^|\.)position_ids$",)
 

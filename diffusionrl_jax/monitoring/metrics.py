@@ -2,15 +2,21 @@
 
 import json
 import math
-import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
 from PIL import Image
+
+from diffusionrl_jax.data.files import in_bucket, write_whole
+
+ROWS = "metrics.jsonl"
+UPLOAD_SECONDS = 60.0
 
 
 class MetricWriter:
@@ -20,7 +26,8 @@ class MetricWriter:
     an earlier run wrote for them is purged: the curves have no doubled stretch.
 
     Args:
-      workdir: the run's folder, made if missing.
+      workdir: the run's folder, made if missing. Nothing can be appended to in a bucket: for one
+        the files are kept here, and copied there every minute and at the end.
       start_step: the first step that will be written, 0 for a new run.
     """
 
@@ -28,11 +35,17 @@ class MetricWriter:
         self._writer = None
         if jax.process_index():
             return
+        self._workdir = epath.Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        _keep_rows_before(self._workdir / ROWS, start_step)
+        self._copy, self._copied = None, time.monotonic()
         folder = pathlib.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _keep_rows_before(path, start_step)
-        self._rows = path.open("a", encoding="utf-8")
+        if in_bucket(workdir):
+            self._copy = tempfile.TemporaryDirectory()
+            folder = pathlib.Path(self._copy.name)
+            if (self._workdir / ROWS).exists():
+                (folder / ROWS).write_bytes((self._workdir / ROWS).read_bytes())
+        self._rows = (folder / ROWS).open("a", encoding="utf-8")
         # Events of two runs that start in the same second would share a file without the suffix.
         self._writer = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"),
@@ -55,6 +68,8 @@ class MetricWriter:
             row[name] = number if math.isfinite(number) else None
         self._rows.write(json.dumps(row) + "\n")
         self._rows.flush()  # A killed run keeps all of its rows.
+        if time.monotonic() > self._copied + UPLOAD_SECONDS:
+            self._upload()
 
     def images(self, step: int, values: Mapping[str, Image.Image | np.ndarray]) -> None:
         """Writes pictures by name, Pillow's or uint8 [height, width, 3]."""
@@ -67,13 +82,24 @@ class MetricWriter:
         if self._writer is not None:
             self._writer.close()
             self._rows.close()
+            self._upload()
+
+    def _upload(self) -> None:
+        if self._copy is None:
+            return
+        self._copied = time.monotonic()
+        root = pathlib.Path(self._copy.name)
+        for path in root.rglob("*"):
+            if path.is_file():
+                target = self._workdir / str(path.relative_to(root))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
 
 
 def read_rows(workdir: str) -> list[dict]:
     """The rows of a run's metrics.jsonl; a last row cut short by a kill is left out."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in (epath.Path(workdir) / ROWS).read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -81,10 +107,7 @@ def read_rows(workdir: str) -> list[dict]:
     return rows
 
 
-def _keep_rows_before(path: pathlib.Path, step: int) -> None:
-    if not path.exists():
-        return
-    rows = [json.dumps(row) + "\n" for row in read_rows(str(path.parent)) if row["step"] < step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(rows), encoding="utf-8")
-    os.replace(partial, path)
+def _keep_rows_before(path: epath.Path, step: int) -> None:
+    if path.exists():
+        rows = [json.dumps(row) + "\n" for row in read_rows(str(path.parent)) if row["step"] < step]
+        write_whole(path, "".join(rows).encode())

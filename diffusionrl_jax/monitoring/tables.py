@@ -3,8 +3,9 @@
 import csv
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
+
+from etils import epath
 
 from diffusionrl_jax.monitoring.comparison import Measurement
 
@@ -74,10 +75,10 @@ def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) 
     return "\n\n".join(parts) + "\n"
 
 
-def write_csv(path: str | os.PathLike, rows: Sequence[Measurement]) -> None:
+def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
     """Writes one line a measurement; an absent bound is empty."""
     fields = [field.name for field in dataclasses.fields(Measurement)]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with epath.Path(path).open("w") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         for row in rows:

@@ -8,7 +8,9 @@ import numpy as np
 
 from diffusionrl_jax.rewards.aesthetic import Aesthetic
 from diffusionrl_jax.rewards.clip_score import ClipScore
+from diffusionrl_jax.rewards.colorimetry import ColourParity
 from diffusionrl_jax.rewards.detection import Detection
+from diffusionrl_jax.rewards.host_reward import HostReward
 from diffusionrl_jax.rewards.hps_v2 import HpsV2
 from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
@@ -18,14 +20,21 @@ from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
 
 class Reward(Protocol):
-    """What training needs of a reward; each is a frozen dataclass without arrays, hashable."""
+    """What training needs of a reward; each is a frozen dataclass without arrays, hashable.
+
+    One that can't score every prompt has a method `check(prompts)`, too, quick enough for a million
+    of them, which raises a ValueError that names a prompt and the mend.
+    """
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["Reward", dict[str, Any]]:
         """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host."""
+        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host.
+
+        `distinct.once_per_prompt` spares it the prompts that come again.
+        """
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores images, float32 [n, H, W, 3] in [0, 1]: float32 [n]. Pure, can be jitted."""
@@ -42,4 +51,6 @@ REWARDS: dict[str, type[Reward]] = {
     "jpeg_size": JpegSize,
     "recognition": Recognition,
     "recognised_parity": RecognisedParity,
+    "colour_parity": ColourParity,
+    "host_reward": HostReward,
 }

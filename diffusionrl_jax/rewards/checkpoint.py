@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.models import tensor_files, weights
@@ -38,11 +38,19 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
     return folder, config
 
 
-def read_clip_tokenizer(folder: epath.Path) -> CLIPTokenizer:
+def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFast:
     """CLIP's tokenizer from a reward model's folder.
+
+    The fast one, which the published processors take: unlike CLIPTokenizer it does the same to a
+    prompt whether ftfy is installed or not.
+
+    Args:
+      folder: from `read_config`.
+      vocab_size: how many words the model knows; it takes the last for the end of a text.
 
     Raises:
       FileNotFoundError: if one of its files is missing.
+      ValueError: if it is another model's.
     """
     missing = [name for name in CLIP_TOKENIZER_FILES if not (folder / name).exists()]
     if missing:
@@ -50,7 +58,14 @@ def read_clip_tokenizer(folder: epath.Path) -> CLIPTokenizer:
             f"{folder} lacks {' and '.join(missing)}: copy CLIP's tokenizer there, as in "
             "openai/clip-vit-large-patch14."
         )
-    return CLIPTokenizer.from_pretrained(str(folder))
+    tokenizer = CLIPTokenizerFast.from_pretrained(str(folder))
+    if len(tokenizer) > vocab_size or tokenizer.eos_token_id != len(tokenizer) - 1:
+        raise ValueError(
+            f"The tokenizer in {folder} has {len(tokenizer)} words and ends texts with number "
+            f"{tokenizer.eos_token_id}; the model knows {vocab_size} and takes the last for the "
+            "end: use the tokenizer that the model was published with."
+        )
+    return tokenizer
 
 
 def read_params(

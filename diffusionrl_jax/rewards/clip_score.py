@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import clip, text_encoders
 from diffusionrl_jax.rewards import checkpoint, preprocessing
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,14 +53,7 @@ class ClipScore:
             path, required=("vision_config", "text_config", "projection_dim")
         )
         model = clip.build(config, dtype)
-        tokenizer = checkpoint.read_clip_tokenizer(folder)
-        words, known = len(tokenizer), model.text.config.vocab_size
-        if words > known or tokenizer.eos_token_id != words - 1:
-            raise ValueError(
-                f"The tokenizer in {folder} has {words} words and ends texts with number "
-                f"{tokenizer.eos_token_id}; the model knows {known} and takes the last for the "
-                "end: use the tokenizer that the model was published with."
-            )
+        tokenizer = checkpoint.read_clip_tokenizer(folder, model.text.config.vocab_size)
         reward = cls(model=model, tokenizer=tokenizer, **options)
         return reward, reward.read_params(folder)
 
@@ -70,6 +64,10 @@ class ClipScore:
     def preprocess(self, images: jax.Array) -> jax.Array:
         """float [n, H, W, 3] in [0, 1] to the image tower's float32 [n, size, size, 3]."""
         return preprocessing.square_of_transformers(images, self.model.vision.config.image_size)
+
+    def clean(self, prompt: str) -> str:
+        """What of a prompt is tokenised: all, as by transformers' CLIPProcessor."""
+        return prompt
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Tokenises: {"input_ids": int32 [len(prompts), 77]}; longer prompts are cut.
@@ -83,8 +81,13 @@ class ClipScore:
                 f"{len(prompts)} prompts do not come in groups of {self.group_size} times the "
                 "same: keep each prompt's pictures together, or set group_size to 1."
             )
+        return self._tokenize(prompts)
+
+    @once_per_prompt
+    def _tokenize(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         length = self.model.text.config.max_position_embeddings
-        return {"input_ids": text_encoders.tokenize(self.tokenizer, prompts, length)}
+        cleaned = [self.clean(prompt) for prompt in prompts]
+        return {"input_ids": text_encoders.tokenize(self.tokenizer, cleaned, length)}
 
     def cosine(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """The cosine of the embeddings, float32 [n]; arguments are those of a reward."""

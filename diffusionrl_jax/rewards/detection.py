@@ -1,7 +1,7 @@
 """Detection score: are the prompt's objects in the picture? (Eq. 13).
 
-The paper's detector is UniDet; this is OWL-ViT, whose classes are words. Only its classification of
-patches is needed, not its boxes.
+The paper's detector is UniDet; this is OWL-ViT or OWLv2, whose classes are words. Only their
+classification of patches is needed, not their boxes.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import owl_vit
 from diffusionrl_jax.rewards import checkpoint, names, preprocessing
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 QUERIES_PER_CALL = 64
+PREPROCESSING = {"owlvit": preprocessing.stretched, "owlv2": preprocessing.padded_with_grey}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Detection:
     """Mean confidence of the prompt's objects.
 
     Attributes:
-      model: OWL-ViT's towers.
+      model: the detector's towers.
       objects: the names that prompts are searched for.
       max_objects: at most so many objects in a prompt.
       exclusive: whether a patch counts only for its best query among the prompt's objects, so that
@@ -43,10 +45,11 @@ class Detection:
     ) -> tuple["Detection", dict[str, Any]]:
         """Opens a folder with config.json, model.safetensors and CLIPTokenizer's files.
 
-        config.json: OwlViTConfig's "vision_config" and "text_config", and "objects" (names),
-        "query_template" (default "a photo of a {}"). model.safetensors: the keys of
-        transformers' OwlViTForObjectDetection. The objects' query embeddings are computed here,
-        once, and stored in the parameters in place of the text tower.
+        config.json: OwlViTConfig's or Owlv2Config's "model_type" (default "owlvit"),
+        "vision_config" and "text_config", and "objects" (names), "query_template" (default "a photo
+        of a {}"). model.safetensors: the keys of transformers' OwlViTForObjectDetection or
+        Owlv2ForObjectDetection. The objects' query embeddings are computed here, once, and stored
+        in the parameters in place of the text tower.
 
         Args:
           path: the folder; `asset:emoji/detection` is the embedded one.
@@ -65,9 +68,12 @@ class Detection:
             )
         model = owl_vit.build(config, dtype)
         params = checkpoint.read_params(
-            folder, owl_vit.template(model), rename=owl_vit.rename, ignore=owl_vit.UNUSED
+            folder,
+            owl_vit.template(model),
+            rename=owl_vit.RENAMES[model.model_type],
+            ignore=owl_vit.UNUSED,
         )
-        tokenizer = checkpoint.read_clip_tokenizer(folder)
+        tokenizer = checkpoint.read_clip_tokenizer(folder, model.text.config.vocab_size)
         template = config.get("query_template", "a photo of a {}")
         queries = tokenize_queries(tokenizer, model, [template.format(name) for name in objects])
         embed = jax.jit(functools.partial(owl_vit.embed_queries, model))
@@ -84,6 +90,31 @@ class Detection:
         """Indices of the known objects that the prompt names, in its order, each once."""
         return names.find_names(prompt, self.objects)
 
+    def _scorable_objects(self, prompt: str) -> tuple[int, ...]:
+        found = self.find_objects(prompt)
+        if not found:
+            raise ValueError(
+                f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
+                'detection knows: use prompts with such objects, or extend "objects" in its '
+                "config.json."
+            )
+        if len(found) > self.max_objects:
+            raise ValueError(
+                f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
+                f"{self.max_objects}: raise it."
+            )
+        return found
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuses the prompts that `prepare` would.
+
+        Raises:
+          ValueError: if one names no known object, or more than max_objects.
+        """
+        for prompt in prompts:
+            self._scorable_objects(prompt)
+
+    @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Finds each prompt's objects.
 
@@ -96,18 +127,7 @@ class Detection:
         indices = np.zeros((len(prompts), self.max_objects), np.int32)
         mask = np.zeros((len(prompts), self.max_objects), np.float32)
         for row, prompt in enumerate(prompts):
-            found = self.find_objects(prompt)
-            if not found:
-                raise ValueError(
-                    f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
-                    'detection knows: use prompts with such objects, or extend "objects" in its '
-                    "config.json."
-                )
-            if len(found) > self.max_objects:
-                raise ValueError(
-                    f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
-                    f"{self.max_objects}: raise it."
-                )
+            found = self._scorable_objects(prompt)
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return {"objects": indices, "mask": mask}
@@ -123,16 +143,17 @@ class Detection:
         Returns:
           float32 [n, max_objects] in [0, 1]; meaningless where the mask is 0.
         """
-        pixels = preprocessing.stretched(images, self.model.vision.config.image_size)
+        preprocess = PREPROCESSING[self.model.model_type]
+        pixels = preprocess(images, self.model.vision.config.image_size)
         features = owl_vit.patch_features(self.model, params, pixels)
         queries = jnp.asarray(params["query_embeddings"])[inputs["objects"]]
-        probabilities = jax.nn.sigmoid(owl_vit.class_logits(params, features, queries))
-        probabilities = probabilities * inputs["mask"][:, None]
+        logits = owl_vit.class_logits(params, features, queries)
+        logits = jnp.where(inputs["mask"][:, None] > 0, logits, -jnp.inf)
         if self.exclusive:
-            best = jnp.argmax(probabilities, -1, keepdims=True)
-            chosen = jnp.arange(self.max_objects) == best
-            probabilities = jnp.where(chosen, probabilities, 0)
-        return jnp.max(probabilities, 1)
+            # Of the logits, since two probabilities may both round to 1.
+            best = jnp.argmax(logits, -1, keepdims=True)
+            logits = jnp.where(jnp.arange(self.max_objects) == best, logits, -jnp.inf)
+        return jax.nn.sigmoid(jnp.max(logits, 1))
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Eq. 13, the mean of `confidences` over the prompt's objects: float32 [n] in [0, 1]."""

@@ -4,6 +4,9 @@ Wu et al., arXiv 2306.09341: open_clip's ViT-H/14 tuned on rankings. The two ver
 their weights only.
 """
 
+import html
+
+import ftfy
 import jax
 from etils import epath
 
@@ -53,6 +56,15 @@ class HpsV2(ClipScore):
             ignore=UNUSED,
             transform=clip.split_open_clip,
         )
+
+    def clean(self, prompt: str) -> str:
+        """As open_clip's tokenizer: mends broken Unicode and quotes, and resolves HTML's entities.
+
+        Twice, since captions of the web are often escaped twice. Whitespace becomes single spaces,
+        and capitals small.
+        """
+        text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+        return " ".join(text.split()).lower()
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """float [n, H, W, 3] in [0, 1] to the image tower's float32 [n, size, size, 3]."""

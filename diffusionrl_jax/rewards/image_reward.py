@@ -15,6 +15,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import blip, heads, weights
 from diffusionrl_jax.rewards import checkpoint, preprocessing
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 # Of BLIP's pretraining, in ImageReward.pt and unused by the score.
 UNUSED = (r"^blip\.(vision_proj|text_proj)\.", *weights.BUFFERS)
@@ -84,6 +85,7 @@ class ImageReward:
         widths = (self.model.text.config.hidden_size, *self.mlp_widths, 1)
         return {**blip.template(self.model), "mlp": heads.stack_template(widths)}
 
+    @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Tokenises: {"input_ids", "attention_mask"}, int32 [len(prompts), max_tokens] each."""
         encoded = self.tokenizer(

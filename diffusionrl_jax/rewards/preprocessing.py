@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
 
 # OpenAI CLIP's channel statistics, which BLIP, OWL-ViT, HPS and PickScore all share.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -88,3 +90,31 @@ def padded(images: jax.Array, size: int) -> jax.Array:
 def stretched(images: jax.Array, size: int) -> jax.Array:
     """OWL-ViT's preprocessing: both sides to `size` whatever the aspect, normalised."""
     return normalise(resize(images, size, size))
+
+
+def _linear_resize(size: int, target: int) -> np.ndarray:
+    """What scikit-image's linear resize with antialiasing does to one side: [target, size].
+
+    A Gaussian where the side shrinks, then linear interpolation, both with the mirror's image
+    beyond the edge. The columns are its answers to a single bright pixel.
+    """
+    blur = max(0.0, (size / target - 1) / 2)
+    pixels = scipy.ndimage.gaussian_filter(np.eye(size), (blur, 0), mode="mirror")
+    zoom = (target / size, 1)
+    return scipy.ndimage.zoom(pixels, zoom, order=1, mode="mirror", grid_mode=True)
+
+
+def padded_with_grey(images: jax.Array, size: int) -> jax.Array:
+    """OWLv2's preprocessing: grey below or right of the picture makes it a square, then resized.
+
+    Arguments and result are those of `square`. Equal to transformers' Owlv2ImageProcessor, which
+    computes in floating point: the result keeps the range of the picture with its grey.
+    """
+    height, width = images.shape[1:3]
+    side = max(height, width)
+    margins = ((0, 0), (0, side - height), (0, side - width), (0, 0))
+    images = jnp.pad(images, margins, constant_values=0.5)
+    matrix = jnp.asarray(_linear_resize(side, size), jnp.float32)
+    resized = jnp.einsum("tr,nrcx,sc->ntsx", matrix, images, matrix, precision="highest")
+    low, high = (limit(images, axis=(1, 2, 3), keepdims=True) for limit in (jnp.min, jnp.max))
+    return normalise(jnp.clip(resized, low, high))

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusionrl_jax.models.recogniser import Recogniser, load_recogniser
 from diffusionrl_jax.rewards import names
+from diffusionrl_jax.rewards.distinct import once_per_prompt
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
 THRESHOLD = 0.5  # of the probability from which something counts as recognised
@@ -35,6 +36,25 @@ class Recognition:
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 
+    def _named_labels(self, prompt: str) -> tuple[int, ...]:
+        found = names.find_names(prompt, self.recogniser.labels)
+        if not 1 <= len(found) <= self.max_labels:
+            raise ValueError(
+                f"The prompt {prompt!r} names {len(found)} things that the recogniser knows; "
+                f"it can tell 1 to {self.max_labels}."
+            )
+        return found
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuses the prompts that `prepare` would.
+
+        Raises:
+          ValueError: if one names no label, or too many.
+        """
+        for prompt in prompts:
+            self._named_labels(prompt)
+
+    @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Indices and mask of the labels that each prompt names, [n, max_labels].
 
@@ -44,12 +64,7 @@ class Recognition:
         indices = np.zeros((len(prompts), self.max_labels), np.int32)
         mask = np.zeros((len(prompts), self.max_labels), np.float32)
         for row, prompt in enumerate(prompts):
-            found = names.find_names(prompt, self.recogniser.labels)
-            if not 1 <= len(found) <= self.max_labels:
-                raise ValueError(
-                    f"The prompt {prompt!r} names {len(found)} things that the recogniser knows; "
-                    f"it can tell 1 to {self.max_labels}."
-                )
+            found = self._named_labels(prompt)
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return {"labels": indices, "mask": mask}

@@ -1,21 +1,32 @@
 """Statistical parity of an attribute over the pictures of one prompt (Eq. 12).
 
 A distribution-level reward: it is a function of a group of pictures. The classifier is a CLIP image
-tower with a linear head.
+tower with a linear head, either trained or made of one prompt for each class (arXiv 2103.00020,
+zero-shot classification).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from etils import epath
 
-from diffusionrl_jax.models import clip, heads
+from diffusionrl_jax.models import clip, heads, tensor_files, text_encoders
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 CREDITS = ("shared", "leave_one_out")
+# The paper's classifier of four skin tones is private; these make one of any CLIP.
+CLASS_PROMPTS = {
+    "dark": "a photo of a person with dark skin",
+    "medium-dark": "a photo of a person with medium dark skin",
+    "medium-light": "a photo of a person with medium light skin",
+    "light": "a photo of a person with light skin",
+}
 
 
 def _as_one_hot(classes: jax.Array, num_classes: int | None) -> jax.Array:
@@ -73,51 +84,122 @@ class StatisticalParity:
       classes: names of the classes.
       group_size: pictures per prompt; the pictures of one prompt must be contiguous.
       credit: "shared" (Eq. 12: each picture of a group gets -SP) or "leave_one_out".
+      width: of CLIP's joint space, where the head is made of prompts and sees a picture's unit
+        embedding in that space; None where it is trained, and sees the tower's pooled output.
+      class_prompts: name -> prompt of each class, where the head is made of prompts.
     """
 
     tower: Any
     classes: tuple[str, ...]
     group_size: int = 16
     credit: str = "shared"
+    width: int | None = None
+    class_prompts: Mapping[str, str] | None = None
 
     def __post_init__(self):
         if self.credit not in CREDITS:
             raise ValueError(f"credit is {self.credit!r}; it must be one of {CREDITS}.")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; parity needs at least 2 pictures.")
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError(
+                f"classes={self.classes}: parity is between two or more, each of another name."
+            )
 
     @classmethod
     def load(
         cls, path: str, dtype: jnp.dtype = jnp.float32, **options
     ) -> tuple["StatisticalParity", dict]:
-        """Opens a folder with config.json and model.safetensors.
+        """Opens a folder with config.json and model.safetensors, of either layout.
 
-        config.json: {"vision_config": CLIPVisionConfig's fields, "classes": names}.
-        model.safetensors: CLIPVisionModel's keys and `classifier.{weight,bias}`.
+        With a trained head: config.json {"vision_config": CLIPVisionConfig's fields, "classes":
+        names}, and the keys of CLIPVisionModel and `classifier.{weight,bias}`.
+
+        Any CLIP, such as openai/clip-vit-large-patch14: CLIPConfig's "vision_config", "text_config"
+        and "projection_dim", CLIPModel's keys, and CLIPTokenizer's files. The classes are then
+        those of "class_prompts" in config.json, or in the options, or else `CLASS_PROMPTS`; the
+        prompts are embedded here, once, and stored in the parameters in place of the text tower.
 
         Args:
-          path: the folder; `asset:emoji/statistical_parity` is the embedded one.
-          dtype: of the tower's computation.
-          **options: the fields `group_size` and `credit`.
+          path: the folder; `asset:emoji/statistical_parity` is the embedded one, with a head.
+          dtype: of the towers' computation.
+          **options: the fields `group_size`, `credit` and `class_prompts`.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit, or
+            prompts are given for a head that is trained.
         """
-        folder, config = checkpoint.read_config(path, required=("vision_config", "classes"))
+        folder, config = checkpoint.read_config(path, required=("vision_config",))
+        prompts = options.pop("class_prompts", None)
+        tensors = tensor_files.read_header(folder / checkpoint.WEIGHTS_FILE)
+        if not any(name.startswith("classifier.") for name in tensors):
+            if prompts is None:
+                prompts = config.get("class_prompts", CLASS_PROMPTS)
+            return cls._of_prompts(folder, config, dtype, prompts, options)
+        if prompts is not None:
+            raise ValueError(
+                f"{folder / checkpoint.WEIGHTS_FILE} has a trained head (classifier.weight), which "
+                "prompts do not change: leave class_prompts out, or name a CLIP without a head."
+            )
         tower = clip.vision_tower(config["vision_config"], dtype)
-        reward = cls(tower=tower, classes=tuple(config["classes"]), **options)
+        classes = tuple(config.get("classes", CLASS_PROMPTS))
+        reward = cls(tower=tower, classes=classes, **options)
         return reward, checkpoint.read_params(folder, reward.template())
 
+    @classmethod
+    def _of_prompts(
+        cls, folder: epath.Path, config: Mapping, dtype: jnp.dtype, prompts: Any, options: Mapping
+    ) -> tuple["StatisticalParity", dict]:
+        missing = [key for key in ("text_config", "projection_dim") if key not in config]
+        if missing:
+            raise ValueError(
+                f"{folder} has neither a trained head (classifier.weight in "
+                f"{checkpoint.WEIGHTS_FILE}) nor a text tower to make one of prompts ({missing} in "
+                f"{checkpoint.CONFIG_FILE}): see docs/reward_models.md."
+            )
+        prompts = _checked_prompts(prompts)
+        model = clip.build(config, dtype)
+        reward = cls(
+            tower=model.vision,
+            classes=tuple(prompts),
+            width=model.width,
+            class_prompts=prompts,
+            **options,
+        )
+        length = model.text.config.max_position_embeddings
+        tokenizer = checkpoint.read_clip_tokenizer(folder, model.text.config.vocab_size)
+        input_ids = text_encoders.tokenize(tokenizer, list(prompts.values()), length)
+        params = checkpoint.read_params(folder, clip.template(model))
+        text_params = {name: params[name] for name in ("text_model", "text_projection")}
+        texts = jax.jit(functools.partial(clip.embed_text, model.text))(text_params, input_ids)
+        return reward, {
+            "vision_model": params["vision_model"],
+            "visual_projection": params["visual_projection"],
+            "classifier": {
+                "kernel": np.exp(params["logit_scale"]) * np.asarray(texts).T,
+                "bias": np.zeros(len(prompts), np.float32),
+            },
+        }
+
     def template(self) -> dict:
-        """Shapes of the parameters: the image tower's and the linear head's."""
-        head = heads.dense_template(self.tower.config.hidden_size, len(self.classes))
-        return {**clip.vision_template(self.tower), "classifier": head}
+        """Shapes of the parameters: the image tower's, its projection's if any, and the head's."""
+        template = clip.vision_template(self.tower)
+        if self.width is not None:
+            template["visual_projection"] = clip.projection_template(self.tower, self.width)
+        inputs = self.tower.config.hidden_size if self.width is None else self.width
+        return {**template, "classifier": heads.dense_template(inputs, len(self.classes))}
 
     def logits(self, params: Mapping, images: jax.Array) -> jax.Array:
-        """Class logits of images [n, H, W, 3] in [0, 1]: float32 [n, classes]."""
-        pixels = preprocessing.square(images, self.tower.config.image_size)
-        pooled = clip.pooled_image(self.tower, params, pixels).astype(jnp.float32)
-        return heads.dense(params["classifier"], pooled)
+        """Class logits of images [n, H, W, 3] in [0, 1]: float32 [n, classes].
+
+        Of a head made of prompts those of transformers' CLIPModel, `logits_per_image`.
+        """
+        pixels = preprocessing.square_of_transformers(images, self.tower.config.image_size)
+        if self.width is None:
+            features = clip.pooled_image(self.tower, params, pixels).astype(jnp.float32)
+        else:
+            features = clip.embed_image(self.tower, params, pixels)
+        return heads.dense(params["classifier"], features)
 
     def classify(self, params: Mapping, images: jax.Array) -> jax.Array:
         """Class probabilities of images [n, H, W, 3] in [0, 1]: float32 [n, classes]."""
@@ -152,3 +234,14 @@ class StatisticalParity:
         if self.credit == "leave_one_out":
             return leave_one_out_credit(classes, len(self.classes)).reshape(-1)
         return jnp.repeat(-statistical_parity(classes, len(self.classes)), self.group_size)
+
+
+def _checked_prompts(prompts: Any) -> dict[str, str]:
+    """The prompts as a dictionary, or one error that says how they are written."""
+    items = dict(prompts) if isinstance(prompts, Mapping | ml_collections.ConfigDict) else {}
+    if len(items) < 2 or not all(isinstance(text, str) and text for text in items.values()):
+        raise ValueError(
+            f"class_prompts={prompts!r} must give two or more classes a prompt each, as in "
+            f"{CLASS_PROMPTS}."
+        )
+    return items

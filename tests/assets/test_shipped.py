@@ -30,7 +30,7 @@ def loaded():
     return load_stable_diffusion(assets.resolve(FOLDER))
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     model, params = loaded
     schedule = make_schedule(model.scheduler_config, 20)

@@ -37,7 +37,7 @@ def parity(monkeypatch):
     return parity
 
 
-@pytest.mark.parametrize("part", ["unet", "text"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text"])
 def test_both_sides_compute_the_same(parity, tmp_path, part):
     configs = dict(parity.CONFIGS["sdxl"])
     for name in ("text_encoder", "text_encoder_2"):
@@ -52,7 +52,29 @@ def test_both_sides_compute_the_same(parity, tmp_path, part):
     figures = parity.compare(tmp_path)
     assert figures["output"] > 0.1
     assert figures["difference"] <= 1e-5
+    assert parity.disagreement(figures) is None
     assert figures["ours_seconds"] > 0 and figures["pytorch_peak"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "words"),
+    [
+        ([0.5, 1.0], [0.5, 1.000009], None),
+        ([0.5, 1.0], [0.500011, 1.0], "differs from PyTorch by 1.1e-05, more than 1.0e-05"),
+        ([0.5, 4.0], [0.500035, 4.0], None),  # of a largest output of 4
+        ([0.5, 4.0], [0.500045, 4.0], "by 4.5e-05, more than 4.0e-05"),
+        ([0.0, 0.1], [0.0, 0.100009], None),  # of a largest output below 1
+        ([0.5, 1.0], [float("nan"), 1.0], "by nan"),
+    ],
+)
+def test_more_than_rounding_fails(parity, tmp_path, theirs, ours, words):
+    for side, values in (("pytorch", theirs), ("ours", ours)):
+        # What agrees, before and after what may not.
+        arrays = {"mean": [0.0], "output": values, "rest": [0.0]}
+        np.savez(tmp_path / f"{side}.npz", **{name: np.array(a) for name, a in arrays.items()})
+        (tmp_path / f"{side}.json").write_text(json.dumps({"seconds": 1.0, "peak": 1.0}))
+    message = parity.disagreement(parity.compare(tmp_path))
+    assert message is None if words is None else words in message
 
 
 def test_published_configs_are_supported(parity):

@@ -1,21 +1,29 @@
+import concurrent.futures
 import json
+import threading
 
 import numpy as np
 import pytest
+from etils import epath
 from safetensors import safe_open
 
 from diffusionrl_jax.data import latents
 
 
 class Pictures(list):
-    """Of random pixels, texted "thing 0" and so on."""
+    """Of random pixels, texted "thing 0" and so on; remembers which were read."""
 
     fingerprint = "random"
 
     def __init__(self, count, size=8):
+        self.read = []
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(count)]
         super().__init__((image, f"thing {n}") for n, image in enumerate(images))
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
 
 
 class Encoder:
@@ -24,7 +32,7 @@ class Encoder:
     def __init__(self, fails_after=10**9):
         self.shapes, self.fails_after = [], fails_after
 
-    def __call__(self, pictures):
+    def __call__(self, pictures, ids):
         if len(self.shapes) == self.fails_after:
             raise KeyboardInterrupt
         assert pictures.dtype == np.float32
@@ -33,17 +41,21 @@ class Encoder:
         self.shapes.append(pictures.shape)
         n, h, w, c = pictures.shape
         squares = pictures.reshape(n, h // 4, 4, w // 4, 4, c)
-        return (moment(axis=(2, 4)).transpose(0, 3, 1, 2) for moment in (squares.mean, squares.std))
+        mean, std = (moment(axis=(2, 4)) for moment in (squares.mean, squares.std))
+        moments = {"latent_mean": mean, "latent_std": std}
+        moments = {name: values.transpose(0, 3, 1, 2) for name, values in moments.items()}
+        return {**moments, "input_ids": ids}
 
 
 def tokenize(prompts):
     return np.array([[int(prompt.split()[1]), 7] for prompt in prompts])
 
 
-def write(folder, source=None, encode=None, model="vae"):
+def write(folder, source=None, encode=None, model="vae", **options):
     """Ten pictures in files of 4, 4 and 2, three at a time."""
     encode = encode or Encoder()
-    latents.write_latents(source or Pictures(10), encode, tokenize, folder, model, 3, 4)
+    source = source or Pictures(10)
+    latents.write_latents(source, encode, tokenize, folder, model, 3, 4, **options)
     return encode
 
 
@@ -95,6 +107,55 @@ def test_hosts_read_their_own_rows(folder):
     parts = [dataset.batch(2, 6, 0, rows=slice(first, first + 2)) for first in (0, 2, 4)]
     for field, values in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), values)
+
+
+def test_hosts_read_different_pictures(folder, tmp_path):
+    """Two hosts, here threads, hold rows 0 and 1, and row 2, and tell each other what they have."""
+    rows, barrier, held = ((0, 1), (2,)), threading.Barrier(2), {}
+
+    class Host(Encoder):
+        def __init__(self, own):
+            super().__init__()
+            self.own = own
+
+        def __call__(self, *batch):
+            held[self.own] = batch
+            barrier.wait(60)
+            ours, theirs = held[self.own], held[rows[1 - rows.index(self.own)]]
+            whole = [np.array(values) for values in theirs]
+            for values, own in zip(whole, ours, strict=True):
+                values[list(self.own)] = own[list(self.own)]
+            barrier.wait(60)
+            return super().__call__(*whole)
+
+    sources = Pictures(10), Pictures(10)
+    with concurrent.futures.ThreadPoolExecutor(2) as hosts:
+        runs = [
+            hosts.submit(write, tmp_path / str(n), sources[n], Host(own), rows=own)
+            for n, own in enumerate(rows)
+        ]
+        for run in runs:
+            run.result()
+    # Files of 4, 4 and 2 in batches of 3 and 1; all look at the first, for its size.
+    assert [set(source.read) - {0} for source in sources] == [{1, 3, 4, 5, 7, 8, 9}, {2, 6}]
+    for path in folder.iterdir():
+        for n in range(2):
+            assert (tmp_path / str(n) / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_are_looked_at_together(folder, monkeypatch):
+    """Of ten thousand in a bucket, one after the other takes many minutes."""
+    kind = type(epath.Path(folder))
+    stat, all_three = kind.stat, threading.Barrier(3)
+
+    def stat_together(path):
+        if path.suffix == ".safetensors":
+            all_three.wait(20)
+        return stat(path)
+
+    monkeypatch.setattr(kind, "stat", stat_together)
+    assert len(latents.LatentDataset(folder)) == 10
+    assert write(folder).shapes == []
 
 
 def test_latents_in_a_bucket(folder, bucket):
@@ -174,6 +235,6 @@ def test_wrong_pictures_are_named(tmp_path):
     source[2] = np.zeros((8, 8, 3)), "thing 2"
     with pytest.raises(ValueError, match="Picture 2 is float64"):
         write(tmp_path, source)
-    nan = lambda images: [np.full((len(images), 1, 1, 1), np.nan)] * 2
-    with pytest.raises(ValueError, match="latent_mean of pictures 0 to 3 is not finite"):
+    nan = lambda images, ids: {"latent_mean": np.full((len(images), 1, 1, 1), np.nan)}
+    with pytest.raises(ValueError, match="The latent_mean of pictures 0 to 3 is not finite"):
         write(tmp_path, encode=nan)

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
+from diffusionrl_jax import assets
 from diffusionrl_jax.data import prompt_index, prompts
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.prompt_files import read_prompts
@@ -121,10 +123,20 @@ def test_objects_of_the_paper():
     assert len(train.prompts) == 450 * 449 * 5
     assert len(test.prompts) == 82 * 81 * 5
     assert len(open_prompts("objects:all", 0).prompts) == 532 * 531 * 5
-    of_first = lambda source, count: {
-        source.prompts.objects[n] for n in range(count) if source.prompts[n * (count - 1) * 5]
-    }
-    assert not of_first(train, 450) & of_first(test, 82)
+    said = {}
+    for split, source in (("train", train), ("test", test)):
+        # One relation of every 13th pair, in which all objects are first and second.
+        alike = [source.prompts[n] for n in range(0, len(source.prompts), 5 * 13)]
+        pairs = {re.fullmatch("an? (.+) and an? (.+)", prompt).groups() for prompt in alike}
+        assert len(pairs) == len(alike)
+        assert all(first != second for first, second in pairs)
+        said[split] = {first for first, _ in pairs}
+        assert said[split] == {second for _, second in pairs}
+    assert {split: len(objects) for split, objects in said.items()} == {"train": 450, "test": 82}
+    every = assets.resolve("asset:words/objects.txt").read_text().splitlines()
+    assert said["train"] | said["test"] == set(every)
+    of_first_pair = [test.prompts[n].split(" ", 2)[2] for n in range(5)]
+    assert len(set(of_first_pair)) == 5
     with pytest.raises(ValueError, match="use objects:train, objects:test or objects:all"):
         open_prompts("objects:valid", 0)
 
@@ -158,11 +170,9 @@ def test_epochs_hosts_and_resumption(tmp_path):
     assert len(set(map(tuple, epochs))) == 3, "every epoch must have its own order"
     assert [open_prompts(path, 8)[i] for i in range(50)] != epochs[0]
     batches = [prompts.prompt_batch(source, step, 12, group_size=2) for step in range(12)]
-    for host in range(3):
-        resumed, part = open_prompts(path, 7), prompts.host_slice(12, host, 3)
-        for step in (11, 8, 9):
-            batch = prompts.prompt_batch(resumed, step, 12, group_size=2)
-            assert batch[part] == batches[step][part]
+    resumed = open_prompts(path, 7)  # On this host or another.
+    for step in (11, 8, 9):
+        assert prompts.prompt_batch(resumed, step, 12, group_size=2) == batches[step]
     assert [p for b in batches for p in b[::2]] == [source[i] for i in range(72)]
 
 
@@ -208,6 +218,12 @@ def test_a_broken_source_leaves_nothing_behind(tmp_path, monkeypatch):
         ),
         ("p.jsonl", b'{"prompt": null}\n', "line 1: the field 'prompt' is NoneType, not a string"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', "line 2: byte 13 is not UTF-8"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "a \\ud800"}',
+            r"line 2: the field 'prompt' has half of a character, \\ud800",
+        ),
+        ("p.jsonl", b"[" * 100_000, "line 1 is JSON nested too deeply: write one object a line"),
         ("p.parquet", b"PAR1 not really PAR1", "is not a whole parquet file .*copy it anew"),
         ("p.parquet", b"", "is not a whole parquet file"),
     ],
@@ -273,6 +289,9 @@ def test_names_that_cannot_be_read(tmp_path):
         f"{path}?split=test": "held_out=0 of 2 different prompts: hold out at least 1",
         f"{path}?held_out=2": "held_out=2 of 2 different prompts",
         "": "names nothing",
+        "array_record:gs://data/laion": "'array_record:gs://.*must be on a file system: copy",
+        "tfds:gs://data/laion/1.0.0": "'tfds:gs://.*must be on a file system: copy",
+        "tfds:laion?data_dir=gs://data": "'tfds:laion.*must be on a file system: copy",
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             open_prompts(name, 0)

@@ -1,4 +1,5 @@
 import collections
+import itertools
 
 import pytest
 
@@ -90,17 +91,23 @@ def test_mixture_keeps_proportions_and_leaves_nothing_out():
         prompts.MixturePrompts((words, numbers), (1, 0))
 
 
+def test_prompt_places_number_different_prompts_once():
+    cats, dogs = (prompts.ShuffledPrompts(list(words), seed=0) for words in ("abc", "cd"))
+    mixture = prompts.MixturePrompts([cats, dogs], (1, 2))
+    assert list(prompts.first_prompts(mixture, 5)) == [*"abc", *"cd"]
+    assert list(prompts.first_prompts(mixture, 4)) == [mixture[n] for n in range(4)]
+    assert list(prompts.first_prompts(range(9), 4)) == [0, 1, 2, 3]
+    assert prompts.prompt_places(cats, 3) == {"a": 0, "b": 1, "c": 2}
+    assert prompts.prompt_places(mixture, 5) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    with pytest.raises(ValueError, match="There are 5, more than 4"):
+        prompts.prompt_places(mixture, 4)
+    with pytest.raises(ValueError, match="cannot be listed"):
+        prompts.prompt_places(itertools.count(), 4)
+
+
 def test_prompt_batch_repeats_each_prompt_contiguously():
     source = prompts.TemplatePrompts("{noun}", tuple("abcdefgh"), 0)
     batch = prompts.prompt_batch(source, step=1, batch_size=6, group_size=2)
     assert batch == [p for i in (3, 4, 5) for p in [source[i]] * 2]
     with pytest.raises(ValueError, match="batch of 7 .*groups of 4.*batch 8"):
         prompts.prompt_batch(source, 0, 7, 4)
-
-
-def test_host_slices_tile_the_batch():
-    parts = [prompts.host_slice(12, index, 3) for index in range(3)]
-    assert [n for part in parts for n in range(12)[part]] == list(range(12))
-    assert prompts.host_slice(12) == slice(0, 12)
-    with pytest.raises(ValueError, match="batch of 10 .* 4 hosts: make it 8"):
-        prompts.host_slice(10, 0, 4)

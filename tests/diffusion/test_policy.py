@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.schedule import make_schedule
-from tests.schedulers import STABLE_DIFFUSION
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 
 TOLERANCE = 1e-5
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, 20), (0.0, 50), (1.0, 20), (1.0, 50), (0.5, 50)])
 def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps):
-    config = STABLE_DIFFUSION | {
+    config = NOISE_SCHEDULE | {
         "prediction_type": prediction_type,
         "set_alpha_to_one": set_alpha_to_one,
     }
@@ -46,7 +46,7 @@ def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [10, 50])
 def test_sensitivity_scales_the_gradient_of_the_log_probability(prediction_type, steps):
-    schedule = make_schedule(STABLE_DIFFUSION | {"prediction_type": prediction_type}, steps)
+    schedule = make_schedule(NOISE_SCHEDULE | {"prediction_type": prediction_type}, steps)
     rng = np.random.default_rng(steps)
     output, latents, noise = rng.standard_normal((3, steps, 4, 8, 8)).astype(np.float32)
     mean, std = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)

@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.text_encoders import Conditioning
-from tests.schedulers import STABLE_DIFFUSION
 
 STEPS, SHAPE, SCALE = 4, (4, 8, 8), 3.0
 
@@ -34,7 +34,7 @@ MODEL = types.SimpleNamespace(denoise=denoise, latent_shape=SHAPE)
 
 def sample(keys, embeddings, eta=1.0, guidance_scale=SCALE):
     text = conditions(embeddings, jnp.full((5, 3), 0.2), guidance_scale)
-    schedule = make_schedule(STABLE_DIFFUSION, STEPS)
+    schedule = make_schedule(NOISE_SCHEDULE, STEPS)
     return jax.jit(
         lambda text, keys: rollout(
             MODEL,
@@ -62,7 +62,7 @@ def keys():
 def test_chain_is_that_of_diffusers(embeddings, keys, guidance_scale):
     trajectory = sample(keys, embeddings, guidance_scale=guidance_scale)
     assert trajectory.latents.shape == (6, STEPS + 1, *SHAPE)
-    scheduler = DDIMScheduler(**STABLE_DIFFUSION)
+    scheduler = DDIMScheduler(**NOISE_SCHEDULE)
     scheduler.set_timesteps(STEPS)
     noise = [np.asarray(trajectory.latents[:, 0])]
     for index, timestep in enumerate(scheduler.timesteps):
@@ -114,7 +114,7 @@ def test_each_sample_depends_on_its_own_key(embeddings, keys):
 
 def test_without_eta_the_chain_is_deterministic(embeddings, keys):
     latents = sample(keys, embeddings, eta=0.0).latents
-    scheduler = DDIMScheduler(**STABLE_DIFFUSION)
+    scheduler = DDIMScheduler(**NOISE_SCHEDULE)
     scheduler.set_timesteps(STEPS)
     current = latents[:, 0]
     for timestep in scheduler.timesteps:

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
-from tests.schedulers import STABLE_DIFFUSION
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 
 CHANGES = {
     "stable_diffusion": {},
@@ -24,9 +24,9 @@ TOLERANCE = 1e-5
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("steps", [1, 4, 20, 50])
 def test_chain_is_that_of_diffusers(change, steps):
-    theirs = DDIMScheduler(**STABLE_DIFFUSION | change)
+    theirs = DDIMScheduler(**NOISE_SCHEDULE | change)
     theirs.set_timesteps(steps)
-    ours = make_schedule(STABLE_DIFFUSION | change, steps)
+    ours = make_schedule(NOISE_SCHEDULE | change, steps)
     timesteps = theirs.timesteps.numpy()
     assert ours.steps == steps
     np.testing.assert_array_equal(ours.timesteps, timesteps)
@@ -55,7 +55,7 @@ def test_missing_fields_have_the_defaults_of_diffusers():
 
 def test_trailing_has_as_many_steps_as_asked():
     # 1000 / 61 is rounded so that NumPy's range has 62 members.
-    schedule = make_schedule(STABLE_DIFFUSION | {"timestep_spacing": "trailing"}, 61)
+    schedule = make_schedule(NOISE_SCHEDULE | {"timestep_spacing": "trailing"}, 61)
     assert schedule.steps == 61
     assert schedule.timesteps[0] == 999
     assert schedule.timesteps[-1] == 15
@@ -63,7 +63,7 @@ def test_trailing_has_as_many_steps_as_asked():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_and_target_are_those_of_diffusers(prediction_type):
-    config = STABLE_DIFFUSION | {"prediction_type": prediction_type}
+    config = NOISE_SCHEDULE | {"prediction_type": prediction_type}
     theirs = DDIMScheduler(**config)
     schedule = make_schedule(config, 20)
     rng = np.random.default_rng(0)
@@ -99,4 +99,4 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
 )
 def test_refuses_what_it_would_get_wrong(change, steps, message):
     with pytest.raises(ValueError, match=message):
-        make_schedule(STABLE_DIFFUSION | change, steps)
+        make_schedule(NOISE_SCHEDULE | change, steps)

@@ -11,8 +11,13 @@ from diffusionrl_jax.distributed.mesh import (
     REPLICATED_BYTES,
     batch_sharding,
     check_batch,
+    frozen_sharding,
+    local_slices,
     make_mesh,
+    network_sharding,
     parameter_sharding,
+    place,
+    replicated,
 )
 from diffusionrl_jax.learning.state import init_state
 
@@ -29,6 +34,13 @@ def test_mesh_holds_every_device(fsdp, shape):
 def test_mesh_refuses_what_does_not_divide_the_devices(fsdp):
     with pytest.raises(ValueError, match=rf"mesh.fsdp={fsdp} must be one of \[1, 2, 4, 8\]"):
         make_mesh(fsdp)
+
+
+def test_a_process_feeds_the_rows_of_its_devices():
+    mesh = make_mesh(2)
+    parts = local_slices(batch_sharding(mesh), 16)
+    assert parts == [slice(first, first + 2) for first in range(0, 16, 2)]
+    assert local_slices(replicated(mesh), 16) == [slice(0, 16)]
 
 
 def test_batch_is_split_over_both_axes():
@@ -67,6 +79,49 @@ def test_optimiser_slots_and_average_are_split_like_their_parameters():
     for tree in (state.params, adam.mu, adam.nu, state.ema_params):
         assert {shard.data.shape for shard in tree["large"].addressable_shards} == {(512, 256)}
         assert {shard.data.shape for shard in tree["small"].addressable_shards} == {(8,)}
+
+
+def test_frozen_parameters_are_split_or_whole():
+    mesh = make_mesh(4)
+    large = {"kernel": shape(512, 1024)}
+    assert frozen_sharding(mesh, large, split=True)["kernel"].spec == PartitionSpec(None, "fsdp")
+    assert frozen_sharding(mesh, large, split=False)["kernel"].spec == PartitionSpec()
+    networks = network_sharding(mesh, False, {"unet": large, "vae": large})
+    assert networks["unet"]["kernel"].spec == PartitionSpec(None, "fsdp")
+    assert networks["vae"]["kernel"].spec == PartitionSpec()
+
+
+def test_host_arrays_are_placed_as_said():
+    mesh = make_mesh(2)
+    tree = {"ids": np.arange(48).reshape(16, 3), "flag": np.ones(16, bool)}
+    placed = place(tree, batch_sharding(mesh))
+    split = place(tree, {"ids": batch_sharding(mesh), "flag": replicated(mesh)})
+    for name, values in tree.items():
+        np.testing.assert_array_equal(placed[name], values)
+        np.testing.assert_array_equal(split[name], values)
+        assert placed[name].sharding.is_equivalent_to(batch_sharding(mesh), values.ndim)
+    assert split["flag"].sharding.is_fully_replicated
+    assert placed["ids"].dtype == jnp.int32
+
+
+# Stable Diffusion 1.5's widest and narrowest shapes.
+KERNELS = [(3, 3, 320, 320), (3, 3, 1280, 1280), (3, 3, 2560, 1280), (1280, 10240), (768, 320)]
+EMBEDDINGS = [(49408, 768), (3072, 768), (3, 3, 512, 512), (320, 1280), (1280, 320)]
+
+
+@pytest.mark.parametrize("fsdp", [2, 4, 8])
+def test_nothing_large_of_stable_diffusion_is_on_every_device(fsdp):
+    mesh = make_mesh(fsdp)
+    params = {str(lengths): shape(*lengths) for lengths in KERNELS + EMBEDDINGS}
+    state = jax.eval_shape(lambda tree: init_state(tree, optax.adamw(1e-3), 0.9), params)
+    for tree in (state, params):
+        for leaf, sharding in zip(
+            jax.tree.leaves(tree),
+            jax.tree.leaves(parameter_sharding(mesh, tree)),
+            strict=True,
+        ):
+            if leaf.size * 4 >= REPLICATED_BYTES:
+                assert np.prod(sharding.shard_shape(leaf.shape)) * fsdp == leaf.size
 
 
 @pytest.mark.parametrize(

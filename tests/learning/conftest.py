@@ -18,16 +18,12 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.learning.execution import make_train_step
-from diffusionrl_jax.learning.policy_gradient import (
-    Batch,
-    Frozen,
-    Hyperparameters,
-    PolicyGradient,
-)
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import init_state
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
-from tests.schedulers import STABLE_DIFFUSION
 
 TOKENS = 4
 VOCABULARY = 32
@@ -69,7 +65,7 @@ CONFIGS = {
         "projection_dim": 16,
         "vocab_size": VOCABULARY,
     },
-    "scheduler": STABLE_DIFFUSION,
+    "scheduler": NOISE_SCHEDULE,
 }
 HYPERPARAMETERS = Hyperparameters(
     seed=3,
@@ -84,6 +80,7 @@ HYPERPARAMETERS = Hyperparameters(
     ema_decay=0.5,
     sample_microbatch=0,
     decode_microbatch=0,
+    score_microbatch=0,
     update_microbatch=0,
 )
 
@@ -111,14 +108,15 @@ class Setup:
     frozen: Frozen
     batch: Batch
 
-    def state(self):
+    def state(self, samples_ahead=False):
         optimizer, numbers = self.algorithm.optimizer, self.algorithm.hyperparameters
-        state = init_state(self.params, optimizer, numbers.ema_decay)
+        state = init_state(self.params, optimizer, numbers.ema_decay, (), samples_ahead)
         return jax.device_put(state, parameter_sharding(self.algorithm.mesh, state))
 
     @functools.cache  # noqa: B019
-    def step(self, execution):
-        return make_train_step(self.algorithm, self.state(), execution, PhaseTimer())
+    def step(self, execution, samples_ahead=False):
+        state = self.state(samples_ahead)
+        return make_train_step(self.algorithm, state, execution, PhaseTimer())
 
     def run(self, execution, iterations=2):
         """Two iterations on the same batch: (host states, the first one first; host metrics)."""

@@ -84,6 +84,25 @@ def test_group_normalised_takes_out_each_groups_mean():
     np.testing.assert_allclose(result.reward_std, rewards.std(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("group_size", [1, 3, 10, 16])
+def test_groups_without_a_difference_give_no_advantage(group_size):
+    """Their means are rounded, and no two alike."""
+    rewards = np.repeat(np.random.default_rng(0).normal(size=6).astype(np.float32), group_size)
+    result = jax.jit(group_normalised, static_argnums=1)(rewards, group_size, 10.0)
+    np.testing.assert_array_equal(result.values, 0)
+    rewards[0] = np.nan
+    result = group_normalised(jnp.asarray(rewards), group_size, 10.0)
+    np.testing.assert_array_equal(result.values, 0)
+    np.testing.assert_array_equal(result.valid, np.isfinite(rewards))
+
+
+def test_a_group_without_a_difference_counts_beside_one_with():
+    rewards = np.array([0.1] * 10 + [1.0] * 5 + [2.0] * 5, np.float32)
+    values = group_normalised(jnp.asarray(rewards), 10, 10.0).values
+    np.testing.assert_array_equal(values[:10], 0)
+    np.testing.assert_allclose(values[10:], np.repeat([-1, 1], 5) * 2**0.5, rtol=1e-5)
+
+
 def test_group_normalised_leaves_invalid_rewards_out():
     rewards = jnp.asarray([1.0, 3.0, jnp.nan, 5.0, 5.0, 5.0, jnp.nan, jnp.nan, jnp.nan])
     result = group_normalised(rewards, 3, 10.0)

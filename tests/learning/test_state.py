@@ -1,5 +1,6 @@
 """The optimiser against PyTorch's AdamW, and the state before the first iteration."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 import torch
 
-from diffusionrl_jax.learning.state import init_state, make_optimizer
+from diffusionrl_jax.learning.state import TrainStateAhead, init_state, make_optimizer
 
 CONFIG = ml_collections.ConfigDict(
     {
@@ -63,6 +64,20 @@ def test_state_owns_its_parameters():
     state = init_state(params, make_optimizer(CONFIG, 1), ema_decay=0.9)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
     np.testing.assert_array_equal(params["kernel"], 1)
+
+
+@pytest.mark.parametrize("samples_ahead", [False, True])
+@pytest.mark.parametrize("past_rewards", [(), (None,)])
+def test_only_runs_that_need_more_state_have_it(samples_ahead, past_rewards):
+    """A field that is None would be in every checkpoint, and earlier ones could not be opened."""
+    params = {"kernel": jnp.ones(3)}
+    state = init_state(params, make_optimizer(CONFIG, 1), 0.9, past_rewards, samples_ahead)
+    expected = {"step", "params", "optimizer_state", "ema_params"}
+    expected |= {"sampling_params"} if samples_ahead else set()
+    expected |= {"past_rewards"} if past_rewards else set()
+    assert {field.name for field in dataclasses.fields(state)} == expected
+    assert isinstance(state, TrainStateAhead) == samples_ahead
+    assert state.with_past_rewards(past_rewards).past_rewards == past_rewards
 
 
 def test_pictures_are_drawn_with_the_average_where_there_is_one():

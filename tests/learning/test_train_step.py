@@ -16,7 +16,12 @@ TOLERANCE = 1e-5
 # The last step's deviation is 0.02, and only 64 elements are averaged: rounding shows.
 RATIO_ERROR = 2e-6
 UPDATES = 5  # two tasks, two timesteps each, and pretraining
-MICROBATCHES = {"sample_microbatch": 4, "decode_microbatch": 8, "update_microbatch": 2}
+MICROBATCHES = {
+    "sample_microbatch": 4,
+    "decode_microbatch": 8,
+    "score_microbatch": 4,
+    "update_microbatch": 2,
+}
 WAYS = {
     "split, mesh 2x4": ("split", {"fsdp": 4}),
     "one device, microbatches": ("fused", {"devices": 1} | MICROBATCHES),

@@ -1,6 +1,7 @@
 """What is trained on: steps that were taken, each at most once, on the devices that took them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import pytest
 from diffusionrl_jax.diffusion.rollout import Trajectory
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import draws
-from diffusionrl_jax.learning.policy_gradient import Samples
+from diffusionrl_jax.learning.iteration import Samples
+from diffusionrl_jax.models.text_encoders import text_to_arrays
 
 TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
 
@@ -174,3 +176,36 @@ def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
     expected = batch_sharding(setup.algorithm.mesh, axis=1)
     for leaf in (updates.latents, updates.target, updates.old_log_prob, text):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"xl": True}], ids=str)
+def test_embeddings_of_the_texts_give_the_same_loss(build, changes):
+    setup = build(batch_size=BATCH, steps=2, timesteps_per_iteration=0, **changes)
+    algorithm, batch = setup.algorithm, setup.batch
+
+    @jax.jit
+    def embed(frozen, ids):
+        return text_to_arrays(algorithm.model.encode_text(frozen.text_encoder, ids))
+
+    @jax.jit
+    def pretraining_loss(params, frozen, samples, batch):
+        rewards = jnp.zeros((TASKS, BATCH))
+        updates, text, _ = algorithm.prepare(frozen, samples, rewards, batch, 0)
+        update = jax.tree.map(lambda leaf: leaf[-1], updates)
+        text = jax.tree.map(lambda rows: rows[update.task], text)
+        return algorithm.loss(params, frozen, update, text)[1]["loss"], text
+
+    shapes = jax.eval_shape(algorithm.sample, setup.params, setup.frozen, batch.input_ids, 0)
+    samples = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    kept = embed(setup.frozen, batch.pretraining["input_ids"])
+    # Ids of other texts: where there are embeddings, these are what counts.
+    other = {"input_ids": batch.pretraining["input_ids"][::-1]}
+    cached = batch.replace(pretraining=batch.pretraining | other | kept)
+    mistaken = batch.replace(pretraining=batch.pretraining | other)
+    (loss, text), (loss_cached, text_cached), (loss_other, _) = (
+        pretraining_loss(setup.params, setup.frozen, samples, each)
+        for each in (batch, cached, mistaken)
+    )
+    np.testing.assert_allclose(loss_cached, loss, rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), text_cached, text)
+    assert abs(loss_other / loss - 1) > 1e-5

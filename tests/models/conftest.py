@@ -7,11 +7,11 @@ import pytest
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from diffusionrl_jax.models.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion import init_stable_diffusion
-from tests.schedulers import STABLE_DIFFUSION
 
 TOKENS = 12
-SCHEDULER = {"_class_name": "DDIMScheduler"} | STABLE_DIFFUSION
+SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE
 UNET = {
     "act_fn": "silu",
     "attention_head_dim": 4,

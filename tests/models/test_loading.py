@@ -13,10 +13,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from etils import epath
+from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from diffusionrl_jax.data import stored_tensors
 from diffusionrl_jax.distributed import mesh as distributed_mesh
 from diffusionrl_jax.models import hub, tensor_files, weights
 from diffusionrl_jax.models.networks import NETWORKS, STEMS
@@ -66,7 +68,22 @@ def test_full_precision_is_preferred(tiny, folder):
 def test_parameters_are_placed_as_they_are_read(tiny, folder, monkeypatch):
     monkeypatch.setattr(distributed_mesh, "REPLICATED_BYTES", 0)
     sharding = functools.partial(distributed_mesh.parameter_sharding, distributed_mesh.make_mesh(4))
+    events = []
+
+    def recorded(event, function):
+        def call(*arguments, **options):
+            events.append(event)
+            return function(*arguments, **options)
+
+        return call
+
+    tensor = stored_tensors.StoredTensor
+    monkeypatch.setattr(tensor, "__array__", recorded("read", tensor.__array__))
+    place = recorded("place", jax.make_array_from_callback)
+    monkeypatch.setattr(jax, "make_array_from_callback", place)
     _, params = load_stable_diffusion(folder, sharding=sharding)
+    # No tensor is read before the one before it is placed.
+    assert events == ["read", "place"] * len(jax.tree.leaves(params))
     assert_same(params, tiny[1])
     kernel = params["unet"]["down_blocks_1"]["resnets_0"]["conv2"]["kernel"]
     assert kernel.shape == (3, 3, 64, 64) and kernel.dtype == np.float32
@@ -134,6 +151,25 @@ def test_hub_id(tiny, folder, monkeypatch):
         repository_files + others, allow_patterns=patterns
     )
     assert list(chosen) == repository_files
+
+
+def test_hub_id_with_all_that_an_export_takes_along(folder, monkeypatch):
+    chosen = []
+
+    def download(repository, allow_patterns):
+        chosen.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub.locate(HUB_ID, whole=True)
+    files = [
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+        "feature_extractor/preprocessor_config.json",
+    ]
+    others = ["safety_checker/pytorch_model.bin", "safety_checker/model.fp16.safetensors"]
+    kept = huggingface_hub.utils.filter_repo_objects(files + others, allow_patterns=chosen)
+    assert list(kept) == files
 
 
 def test_hub_id_of_half_precision_only(tiny, folder, monkeypatch):
@@ -208,6 +244,40 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(tiny, f
     assert_same(params, tiny[1])
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["pytorch_model.{variant}-{shard}.bin", "pytorch_model-{shard}.{variant}.bin"],
+)
+def test_all_shards_of_one_precision_are_converted(tmp_path, pattern):
+    shards = ["00001-of-00002", "00002-of-00002"]
+    names = [
+        pattern.format(variant=variant, shard=shard)
+        for variant in ("fp16", "non_ema")
+        for shard in shards
+    ]
+    for name in (*names, "training_args.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError) as error:
+        tensor_files.open_networks({epath.Path(tmp_path): "model"})
+    (command,) = str(error.value).split("\n")[-1].split(" && ")
+    files = [file for file in command.split("'") if file.startswith(str(tmp_path))]
+    assert files == [str(tmp_path / name) for name in (*names[:2], "model.safetensors")]
+
+
+def test_pickled_weights_in_a_bucket_are_to_be_copied_first(monkeypatch):
+    """PyTorch could not open what lies there."""
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda *_: memory)
+    monkeypatch.setattr(memory, "store", {})
+    monkeypatch.setattr(memory, "pseudo_dirs", [""])
+    pickled = epath.Path("gs://bucket/model/unet/diffusion_pytorch_model.bin")
+    pickled.parent.mkdir(parents=True)
+    pickled.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="Copy the model's folder from.*to a disk") as error:
+        tensor_files.open_networks({pickled.parent: pickled.stem})
+    assert str(pickled) in str(error.value) and "torch.load" not in str(error.value)
+
+
 def change_state(folder, name, change):
     file = weights_file(folder, name)
     state = load_file(file)
@@ -236,7 +306,7 @@ def test_wrong_tensors_are_found_before_any_is_read(folder, monkeypatch, change,
     def read(*_, **__):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(tensor_files.StoredTensor, "__array__", read)
+    monkeypatch.setattr(stored_tensors.StoredTensor, "__array__", read)
     with pytest.raises(ValueError, match=words):
         load_stable_diffusion(folder)
 

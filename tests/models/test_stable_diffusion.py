@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from transformers import CLIPTextModel
 
 from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.networks import RENAMES, split_networks
@@ -180,6 +181,11 @@ def test_folder_round_trip(tiny, tmp_path, dtype):
     assert loaded.configs["unet"]["block_out_channels"] == [32, 64]
     assert loaded.scheduler_config["steps_offset"] == 1
     np.testing.assert_array_equal(loaded.tokenize(["a cake"]), model.tokenize(["a cake"]))
+    # transformers believes config.json where it is to choose the precision.
+    save_stable_diffusion(tmp_path / "again", loaded, loaded_params, "float32")
+    for folder, stored in ((tmp_path, dtype), (tmp_path / "again", "float32")):
+        opened = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype="auto")
+        assert opened.dtype == getattr(torch, stored)
 
 
 def test_loads_what_pytorch_saved(pair, tmp_path):

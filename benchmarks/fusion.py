@@ -1,0 +1,84 @@
+"""Images a second of the fused step, beside its phases with the images brought to the host.
+
+    JAX_PLATFORMS=cpu python benchmarks/fusion.py
+
+The same functions on the same batches, in turns: once as one compiled program, once as separate
+programs for sampling, scoring and each update, between which the images go to the host and back, as
+where reward models are not part of the graph. Compilation is left out.
+"""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from configs import emoji
+from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.distributed import start
+from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, place, replicated
+from diffusionrl_jax.learning.advantages import reward_metrics
+from diffusionrl_jax.learning.execution import fused_program, update_program
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+
+IMAGES = flags.DEFINE_integer("images", 40, "Of a task; a multiple of 20 and of the devices.", 20)
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Of measurement, after one to compile.", 1)
+
+
+def separate_step(algorithm: PolicyGradient, state):
+    """An iteration as separate programs, with the images on the host in between."""
+    mesh = algorithm.mesh
+    by_task = batch_sharding(mesh, axis=1)
+    sample = jax.jit(algorithm.sample, out_shardings=by_task)
+    score = jax.jit(algorithm.score, out_shardings=replicated(mesh))
+    prepare = jax.jit(algorithm.prepare)
+    update = update_program(algorithm, state)
+    finish = jax.jit(
+        algorithm.finish, donate_argnums=0, out_shardings=parameter_sharding(mesh, state)
+    )
+
+    def step(state, frozen, batch):
+        samples = sample(state.params, frozen, batch.input_ids, state.step)
+        images = place(np.asarray(samples.images), by_task)
+        rewards = place(np.asarray(score(frozen, images, batch.reward_inputs)), by_task)
+        updates, text, advantages = prepare(frozen, samples, rewards, batch, state.step)
+        for index in range(updates.task.shape[0]):
+            state, _ = update(state, frozen, updates, text, index)
+        return finish(state), reward_metrics(advantages)
+
+    return step
+
+
+def main(_):
+    start.set_virtual_devices()
+    config = emoji.get_config()
+    config.batch_size = IMAGES.value
+    experiment = experiments.build(config, str(cache_folder()))
+    algorithm = experiment.algorithm
+    states = {name: experiment.init_state() for name in ("fused", "separate")}
+    steps = {
+        "fused": fused_program(algorithm, states["fused"]),
+        "separate": separate_step(algorithm, states["separate"]),
+    }
+    images = config.batch_size * len(config.tasks)
+    speeds = {name: [] for name in steps}
+    for index in range(ROUNDS.value + 1):
+        for name, step in steps.items():
+            batch = experiment.batch(index)
+            begun = time.perf_counter()
+            states[name], _ = jax.block_until_ready(step(states[name], experiment.frozen, batch))
+            speeds[name].append(images / (time.perf_counter() - begun))
+            print(f"{name}: {speeds[name][-1]:.2f} images/s", flush=True)
+    fused, separate = (speeds[name][1:] for name in ("fused", "separate"))
+    ratios = [mine / its for mine, its in zip(fused, separate, strict=True)]
+    kind = jax.devices()[0].device_kind
+    print(f"{images} images an iteration on {jax.device_count()} x {kind}:")
+    print(f"fused {statistics.median(fused):.2f} images/s")
+    print(f"separate {statistics.median(separate):.2f} images/s")
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    app.run(main)

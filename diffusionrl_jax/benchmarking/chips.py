@@ -1,0 +1,60 @@
+"""What an accelerator can do at most, from its maker's documentation."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      operations: floating-point operations a second in bfloat16.
+      memory: bytes of HBM; of v5e those that libtpu leaves to a program.
+      bandwidth: bytes a second between HBM and the chip.
+      interconnect: bytes a second between the chip and its neighbours, all links and both
+        directions together; None where it is not known.
+    """
+
+    operations: float
+    memory: float
+    bandwidth: float
+    interconnect: float | None = None
+
+
+# The generation, as in a topology's name. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 448e9),
+}
+# Of a device that is there, by JAX's `device_kind`.
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def of_topology(topology: str) -> Chip:
+    """The chip of a topology such as v5e:4x4.
+
+    Raises:
+      ValueError: a generation whose peaks are not known.
+    """
+    generation = topology.partition(":")[0]
+    if generation not in CHIPS:
+        raise ValueError(
+            f"The peaks of topology {topology!r} are not known: use one of {', '.join(CHIPS)}, "
+            "such as v5e:4x4."
+        )
+    return CHIPS[generation]
+
+
+def of_device(device) -> Chip | None:
+    """The chip of a device that is there; None if its peaks are not known."""
+    return CHIPS.get(KINDS.get(device.device_kind))

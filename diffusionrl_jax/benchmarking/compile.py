@@ -1,0 +1,55 @@
+"""Whether a config fits a TPU that is not there, and how fast it could be.
+
+    python -m diffusionrl_jax.benchmark compile --config=configs/joint.py --topology=v5e:4x4
+
+The train step's own programs are compiled with libtpu (`pip install libtpu`), for parameters of
+which only the shapes exist. Nothing runs.
+"""
+
+import dataclasses
+import json
+
+import diffusers
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from diffusionrl_jax import programs
+from diffusionrl_jax.benchmarking import dry_run
+from diffusionrl_jax.models.published import HUB_IDS
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "As libtpu names it: v5e:4x4, v5p:4x4x4, v6e:8x8.")
+MODEL = flags.DEFINE_enum("model", None, list(HUB_IDS), "A published model, for config.model.")
+WHOLE = flags.DEFINE_bool("whole", False, "Compiles the fused step as one program.")
+PHASES = flags.DEFINE_list("phases", None, "Only these, such as sample,update.")
+NEEDED = flags.DEFINE_bool("needed", True, "Counts what the mathematics needs, too.")
+PROGRAMS = flags.DEFINE_string("programs", None, "A folder for the compiled programs' texts.")
+JSON = flags.DEFINE_string("json", None, "A file for the results.")
+
+
+def main(_):
+    """The command."""
+    diffusers.utils.logging.set_verbosity_error()
+    jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs none.
+    with programs.clear_errors():
+        if CONFIG.value is None or TOPOLOGY.value is None:
+            raise ValueError("--config and --topology must both be given.")
+        config = CONFIG.value
+        if PROGRAMS.value:
+            epath.Path(PROGRAMS.value).mkdir(parents=True, exist_ok=True)
+        if MODEL.value:
+            config.model = HUB_IDS[MODEL.value]
+        result = dry_run.dry_run(
+            config,
+            TOPOLOGY.value,
+            whole=WHOLE.value,
+            only=PHASES.value,
+            needed=NEEDED.value,
+            save=PROGRAMS.value,
+        )
+    print(result.markdown())
+    if JSON.value:
+        with open(JSON.value, "w") as file:
+            json.dump(dataclasses.asdict(result) | result.summary(), file, indent=2, default=str)

@@ -1,0 +1,102 @@
+"""What the mathematics of an iteration asks of chips, whatever program is made of it."""
+
+import dataclasses
+
+import ml_collections
+
+from diffusionrl_jax.benchmarking import chips, compiled, phases
+from diffusionrl_jax.benchmarking.abstract import place
+from diffusionrl_jax.benchmarking.report import GIB, table
+from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
+from diffusionrl_jax.models.published import HUB_IDS
+
+# Columns -> the phases that they add up.
+COLUMNS = {
+    "sample": ("sample",),
+    "decode": ("decode",),
+    "score": ("score", "prepare"),
+    "update": ("update",),
+    "pretrain": ("pretrain",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What an iteration needs.
+
+    Attributes:
+      model: a published one's name.
+      images: drawn in an iteration.
+      operations: column -> those of an image.
+      parameters: shapes of the state and of the frozen parameters.
+      rest: bytes of all that is split over the batch, on all chips together.
+    """
+
+    model: str
+    images: int
+    operations: dict[str, float]
+    parameters: tuple
+    rest: int
+
+    def held(self, topology: str, fsdp: int) -> float:
+        """Bytes on each chip of a topology, without any program's temporaries."""
+        devices = compiled.topology_devices(topology)
+        mesh = make_mesh(fsdp, devices)
+        parameters = place(self.parameters, parameter_sharding(mesh, self.parameters))
+        return phases.bytes_per_chip(parameters) + self.rest / len(devices)
+
+    def bound(self, chip: chips.Chip) -> float:
+        """Images a second and chip, were it always at its peak."""
+        return chip.operations / sum(self.operations.values())
+
+
+def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
+    """Counts what a config asks for with a published model.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.model = HUB_IDS[model]
+    experiment = phases.plain_experiment(config)
+    made = phases.make_phases(experiment)
+    of_call = phases.operations(made)
+    images = config.batch_size * len(config.tasks)
+    parameters = (experiment.state, experiment.frozen)
+    return Needs(
+        model=model,
+        images=images,
+        operations={
+            column: sum(
+                phase.repetitions * of_call[phase.name] / images
+                for phase in made
+                if phase.name.split()[0] in names
+            )
+            for column, names in COLUMNS.items()
+        },
+        parameters=parameters,
+        rest=max(phase.resident for phase in made) - phases.bytes_per_chip(parameters),
+    )
+
+
+def markdown(found: list[Needs], topologies: list[str], fsdp: int) -> str:
+    """Two tables: what an image needs, and what that means on each slice."""
+    per_image = [
+        [one.model, *(f"{value / 1e12:.4g}" for value in one.operations.values())]
+        + [f"{sum(one.operations.values()) / 1e12:.4g}"]
+        for one in found
+    ]
+    slices = []
+    for one in found:
+        for topology in topologies:
+            chip = chips.of_topology(topology)
+            slices.append(
+                [one.model, topology, f"{one.held(topology, fsdp) / GIB:.2f}"]
+                + [f"{chip.memory / GIB:.4g}", f"{one.bound(chip):.3f}"]
+            )
+    return "\n\n".join(
+        [
+            table(["TFLOP an image", *COLUMNS, "together"], per_image),
+            table(["", "slice", "held, GiB", "HBM, GiB", "images/s/chip at most"], slices),
+        ]
+    )

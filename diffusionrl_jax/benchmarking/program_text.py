@@ -1,0 +1,242 @@
+"""Reads a compiled program's text: its loops, its collectives, its largest values.
+
+The compiler's own analysis counts a loop's body once. Here every loop is found in the text with the
+number of its turns, and the same analysis is applied to its body alone.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import jax
+from jaxlib import _hlo, _jax
+
+# Multiply-adds of a kernel for each query, key and channel, times two. The backward pass computes
+# the logits and the probabilities' gradients once for the query and once for keys and values.
+KERNEL_OPERATIONS = {"fwd": 4, "dq": 6, "dkv": 8}
+KERNEL = re.compile(r"%splash_mha_(fwd|dq|dkv)[\w.]* = (.*?) custom-call\(")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$", re.MULTILINE)
+CALLED = re.compile(r"\b(?:body|calls|to_apply|condition)=%([\w.-]+)")
+BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+OPERATION_NAME = re.compile(r'\bop_name="([^"]*)"')
+STACK_FRAME = re.compile(r"\bstack_frame_id=\d+")
+TURNS = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Collectives of one kind.
+
+    Attributes:
+      count: how many are run, those in loops as often as the loops turn.
+      bytes: of what goes into one on a chip or comes out of it, whichever is more; of all of them.
+    """
+
+    count: int
+    bytes: int
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of an array or a tuple of arrays as a program's text writes their shapes."""
+    return sum(
+        BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in SHAPE.findall(shape)
+    )
+
+
+def kernel_operations(program: str) -> list[int]:
+    """Operations of each splash attention kernel in a compiled program's text.
+
+    The compiler does not count them. The first of a kernel's results with the most dimensions has
+    the shape [..., tokens, head size]; there are as many keys as queries.
+    """
+    counts = []
+    for kind, results in KERNEL.findall(program):
+        shapes = [tuple(int(n) for n in dims.split(",") if n) for _, dims in SHAPE.findall(results)]
+        shape = max(shapes, key=len)
+        counts.append(KERNEL_OPERATIONS[kind] * math.prod(shape) * shape[-2])
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop's body, and how often it turns; None if the text does not tell."""
+
+    body: str
+    turns: int | None
+
+
+def _called(text: str) -> list[str]:
+    branches = ", ".join(BRANCHES.findall(text))
+    return CALLED.findall(text) + re.findall(r"%([\w.-]+)", branches)
+
+
+class Program:
+    """A compiled program's text, by computation.
+
+    Attributes:
+      entry: the name of the computation that is run.
+      computations: name -> its text.
+      instructions: computation -> (name, shape, operation, the rest of the line) of each.
+      called: computation -> those that its instructions refer to, once for each of them.
+      loops: computation -> the loops in it.
+    """
+
+    def __init__(self, text: str):
+        self.computations = {}
+        for block in text.split("\n\n"):
+            block = block.strip("\n")
+            if match := re.match(r"(ENTRY )?%([\w.-]+) \(", block):
+                self.computations[match[2]] = block.removeprefix("ENTRY ")
+                if match[1]:
+                    self.entry = match[2]
+
+        self.instructions = {
+            name: INSTRUCTION.findall(text) for name, text in self.computations.items()
+        }
+        self.called = {name: _called(text) for name, text in self.computations.items()}
+        self.loops = {
+            name: [
+                Loop(re.search(r"\bbody=%([\w.-]+)", rest)[1], self._turns(rest))
+                for _, _, operation, rest in instructions
+                if operation == "while"
+            ]
+            for name, instructions in self.instructions.items()
+        }
+
+    def _turns(self, rest: str) -> int | None:
+        """A scan counts from 0 up to the only integer of its condition."""
+        condition = re.search(r"\bcondition=%([\w.-]+)", rest)[1]
+        texts = [self.computations[part] for part in (condition, *self.called[condition])]
+        limits = {int(limit) for text in texts for limit in TURNS.findall(text)}
+        counts_up = any("direction=LT" in text for text in texts)
+        return limits.pop() if len(limits) == 1 and counts_up else None
+
+    def visits(self) -> dict[str, int]:
+        """Computation -> how often it is run in one call of the program."""
+        counts = dict.fromkeys(self.computations, 0)
+
+        def visit(name: str, times: int) -> None:
+            counts[name] += times
+            bodies = [loop.body for loop in self.loops[name]]
+            for called in self.called[name]:
+                if called not in bodies:
+                    visit(called, times)
+            for loop in self.loops[name]:
+                visit(loop.body, times * (1 if loop.turns is None else loop.turns))
+
+        visit(self.entry, 1)
+        return counts
+
+    def standing_alone(self, name: str) -> str:
+        """The text of a program that runs one computation."""
+        needed = {name}
+        stack = [name]
+        while stack:
+            for called in self.called[stack.pop()]:
+                if called not in needed:
+                    needed.add(called)
+                    stack.append(called)
+        parts = [text for part, text in self.computations.items() if part in needed - {name}]
+        text = "\n\n".join(["HloModule part", *parts, f"ENTRY {self.computations[name]}"])
+        return STACK_FRAME.sub("", text)  # They refer to what is left out.
+
+
+def _analyse(text: str) -> tuple[float, float]:
+    """The compiler's count of a program's operations and bytes, its loops' bodies once."""
+    client = jax.local_devices(backend="cpu")[0].client
+    analysis = _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
+    return analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
+
+
+def count(program: Program) -> tuple[float, float]:
+    """Operations and bytes accessed of a program, its loops' bodies as often as they turn."""
+
+    @functools.cache
+    def total(name: str) -> tuple[float, float]:
+        operations, accessed = _analyse(program.standing_alone(name))
+        for called in _inlined(program, name):
+            for loop in program.loops[called]:
+                once = _analyse(program.standing_alone(loop.body))
+                whole = total(loop.body)
+                turns = 1 if loop.turns is None else loop.turns
+                operations += turns * whole[0] - once[0]
+                accessed += turns * whole[1] - once[1]
+        return operations, accessed
+
+    return total(program.entry)
+
+
+def _inlined(program: Program, name: str) -> Iterator[str]:
+    """A computation and all that it calls, but for the insides of loops."""
+    yield name
+    bodies = {loop.body for loop in program.loops[name]}
+    for called in program.called[name]:
+        if called not in bodies:
+            yield from _inlined(program, called)
+
+
+def sent(program: Program) -> Iterator[tuple[str, int, int]]:
+    """The collectives of a program: kind, bytes on a chip, and how often it is run in one call.
+
+    The bytes are of what goes into it or comes out of it, whichever is more. A sum that is at once
+    cut into the chips' parts is a "reduce-scatter", also where the compiler fuses the two.
+    """
+    for name, times in program.visits().items():
+        shapes = {own: shape for own, shape, _, _ in program.instructions[name]}
+        for _, shape, operation, rest in program.instructions[name]:
+            kind = operation.removesuffix("-start")
+            if kind not in COLLECTIVES or not times:
+                continue
+            operands = re.findall(r"%([\w.-]+)", rest.split(")")[0])
+            taken = sum(shape_bytes(shapes.get(operand, "")) for operand in operands)
+            given = shape_bytes(shape)
+            if operation != kind and shape.startswith("("):
+                given -= taken  # What starts gives its operands back beside its results.
+            if "reduce-scatter" in name or "all-reduce-scatter" in name:
+                kind = "reduce-scatter"
+            yield kind, max(taken, given), times
+
+
+def collectives(program: Program) -> dict[str, Collectives]:
+    """Kind -> the collectives that a program runs, those in loops as often as the loops turn."""
+    totals = {}
+    for kind, size, times in sent(program):
+        number, total = totals.get(kind, (0, 0))
+        totals[kind] = number + times, total + size * times
+    return {kind: Collectives(*total) for kind, total in totals.items()}
+
+
+def largest_values(program: Program, most: int = 5) -> tuple[tuple[str, int], ...]:
+    """The largest arrays outside of fusions: what JAX calls them, their shapes, their bytes."""
+    fused = {
+        called
+        for name in program.computations
+        for _, _, operation, rest in program.instructions[name]
+        if operation == "fusion"
+        for called in CALLED.findall(rest)
+    }
+    values = {}
+    for name in program.computations.keys() - fused:
+        for own, shape, operation, rest in program.instructions[name]:
+            if operation in ("tuple", "while", "get-tuple-element", "bitcast", "call", "parameter"):
+                continue
+            told = OPERATION_NAME.search(rest)
+            for part in SHAPE.finditer(shape):
+                label = f"{told[1] if told else own} {part[0]}"
+                values[label] = shape_bytes(part[0])
+    return tuple(sorted(values.items(), key=lambda item: -item[1])[:most])

@@ -1,0 +1,59 @@
+"""What the mathematics of training asks of common slices of TPUs, whatever program is made of it.
+
+    python -m diffusionrl_jax.benchmark table --config=configs/joint.py
+
+Nothing is compiled: operations are counted on the train step's jaxpr, and memory on the shapes and
+shardings of what it holds. The temporaries of a program come on top: see `benchmark compile`.
+"""
+
+import json
+
+import diffusers
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from diffusionrl_jax import programs
+from diffusionrl_jax.benchmarking import chips
+from diffusionrl_jax.benchmarking.needs import markdown, needs
+from diffusionrl_jax.models.published import HUB_IDS
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+MODELS = flags.DEFINE_list("models", list(HUB_IDS), "Published models, each for config.model.")
+TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"], "As libtpu names them."
+)
+FSDP = flags.DEFINE_integer("fsdp", 16, "Over how many chips each large parameter is split.", 1)
+JSON = flags.DEFINE_string("json", None, "A file for the results.")
+
+
+def main(_):
+    """The command."""
+    diffusers.utils.logging.set_verbosity_error()
+    jax.config.update("jax_platforms", "cpu")
+    with programs.clear_errors():
+        if CONFIG.value is None:
+            raise ValueError("--config is missing.")
+        found = []
+        for model in MODELS.value:
+            logging.info("Counting %s.", model)
+            found.append(needs(CONFIG.value, model))
+        print(markdown(found, TOPOLOGIES.value, FSDP.value))
+    if JSON.value:
+        results = [
+            {
+                "model": one.model,
+                "images": one.images,
+                "operations_per_image": one.operations,
+                "slices": {
+                    topology: {
+                        "held": one.held(topology, FSDP.value),
+                        "images_per_second_per_chip": one.bound(chips.of_topology(topology)),
+                    }
+                    for topology in TOPOLOGIES.value
+                },
+            }
+            for one in found
+        ]
+        with open(JSON.value, "w") as file:
+            json.dump(results, file, indent=2)

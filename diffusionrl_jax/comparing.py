@@ -1,0 +1,97 @@
+"""Compares a base model, checkpoints of it and real pictures on the same prompts and noise."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+
+from diffusionrl_jax import runs
+from diffusionrl_jax.data.emoji import real
+from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
+from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.monitoring import comparison, tables
+from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.sampling import Sampler
+
+COMPARED_IMAGES = 3  # of each set's shown ones
+BASE = "base"
+
+
+def compare_models(
+    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
+) -> str:
+    """Scores the config's model, checkpoints and real pictures on the evaluation sets.
+
+    Args:
+      config: see `configs/common.py`.
+      checkpoints: name, path and step of each, as in `runs.load_trained`.
+      output: an existing folder, for results.md, results.csv and comparison.png.
+
+    Returns:
+      The tables, as in results.md.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input.
+    """
+    names = [BASE, *(name for name, _, _ in checkpoints)]
+    if len(set(names)) < len(names) or comparison.REAL in names:
+        raise ValueError(f"The names {names} must all differ, and not be {comparison.REAL!r}.")
+    if not config.evaluation.sets:
+        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
+    base = load_policy(config)
+    evaluator = Evaluator(base, config)
+    logging.info("Drawing and scoring the base model.")
+    evaluations = {BASE: evaluator(base.params)}
+    for name, path, step in checkpoints:
+        logging.info("Drawing and scoring %s.", name)
+        policy = runs.load_trained(path, config, step, base)
+        sampler = evaluator.sampler
+        if not runs.same_networks(policy.model, base.model):
+            if policy.model.image_shape != base.model.image_shape:
+                raise ValueError(
+                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
+                    f"{base.model.image_shape}: compare models of one size."
+                )
+            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
+        evaluations[name] = evaluator(policy.params, sampler)
+    pictures = {
+        name: real.draw_prompts(texts, config.evaluation.seed)
+        for name, texts in evaluator.prompts.items()
+    }
+    rows = comparison.compare(
+        {name: evaluation.scores for name, evaluation in evaluations.items()},
+        evaluator.prompts,
+        config.evaluation.head_to_head,
+        evaluator.score_pictures(
+            {name: drawn for name, drawn in pictures.items() if drawn is not None}
+        ),
+    )
+    text = tables.markdown(rows, evaluator.prompts)
+    if jax.process_index() == 0:
+        folder = epath.Path(output)
+        (folder / "results.md").write_text(text)
+        tables.write_csv(folder / "results.csv", rows)
+        with (folder / "comparison.png").open("wb") as file:
+            _comparison_picture(evaluator, evaluations).save(file, "PNG")
+    return text
+
+
+def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
+    """A row for each model; a column has one prompt and one noise."""
+    chosen = {name: evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
+    captions, images = [], []
+    for name, which in chosen.items():
+        captions += [evaluator.prompts[name][index] for index in evaluator.shown[name][which]]
+    for evaluation in evaluations.values():
+        images += [evaluation.images[name][which] for name, which in chosen.items()]
+    return image_grid(
+        np.concatenate(images),
+        len(captions),
+        row_captions=list(evaluations),
+        column_captions=captions,
+        scale=max(1, 96 // images[0].shape[2]),
+    )

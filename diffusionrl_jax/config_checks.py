@@ -1,0 +1,88 @@
+"""Refuses what does not fit in a config before compute is spent."""
+
+import ml_collections
+from jax.sharding import Mesh
+
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.distributed.mesh import check_batch
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
+
+# Prompts that are looked at before a run, at least: some seconds' work.
+MOST_CHECKED = 2**20
+
+
+def score_microbatch(config: ml_collections.ConfigDict) -> int:
+    """`config.microbatch.score`, which the first runs' config.json does not have."""
+    return config.microbatch.get("score", 0)
+
+
+def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the devices.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    _check(config)
+    for name, task in config.tasks.items():
+        check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+    _check_rounding(config, mesh.size)
+    _check_scored_groups(config, mesh.size)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if not config.tasks:
+        raise ValueError("config.tasks is empty: name at least one task.")
+    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
+        raise ValueError(
+            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
+            f"and config.sampler.steps={config.sampler.steps}."
+        )
+    if config.sampler.eta <= 0:
+        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
+    if not (config.timesteps_per_iteration or config.pretraining.weight):
+        raise ValueError(
+            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
+        )
+    for task in config.tasks.values():
+        check_scorer(task.scorer)
+
+
+def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Sampling and training round alike only if the UNet sees equally many samples in both."""
+    share = config.batch_size // devices
+    shares = {"sample": len(config.tasks) * share, "train": share}
+    sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
+    if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
+        raise ValueError(
+            f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
+            f"training see equally many samples at a time: a device samples {sizes['sample']} and "
+            f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
+        )
+
+
+def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
+    """A reward may compare the images of a group, so a microbatch holds whole ones."""
+    size = score_microbatch(config)
+    for name, task in config.tasks.items():
+        if 0 < size < config.batch_size // devices and size % task.group_size:
+            raise ValueError(
+                f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
+                f"{task.group_size}, or 0 for all of a device's images at once."
+            )
+
+
+def check_task_prompts(
+    name: str, config: ml_collections.ConfigDict, source: prompts.PromptSource, reward: Reward
+) -> None:
+    """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
+
+    Raises:
+      ValueError: the reward refuses one; the message names the task.
+    """
+    task = config.tasks[name]
+    drawn = config.iterations * (config.batch_size // task.group_size)
+    try:
+        check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
+    except ValueError as error:
+        raise ValueError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None

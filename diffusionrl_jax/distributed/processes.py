@@ -1,0 +1,46 @@
+"""What the processes of a program have to agree on."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+    """Every process' values, [processes, ...]; a barrier where there are several."""
+    if jax.process_count() == 1:
+        return values[None]
+    return np.asarray(multihost_utils.process_allgather(values))
+
+
+def true_everywhere(flag: bool) -> bool:
+    """Whether the flag is true in every process; a barrier where there are several."""
+    return bool(gather(np.array(flag)).all())
+
+
+def in_turn(function: Callable[[], T]) -> T:
+    """The result of a function that the first process calls before the others do."""
+    if jax.process_index() == 0:
+        result = function()
+    true_everywhere(True)
+    return result if jax.process_index() == 0 else function()
+
+
+def fail(message: str) -> None:
+    """Ends this process with a line for the user and exit status 1.
+
+    One of several leaves without the usual clean-up, which would wait for the others while they
+    wait for this one: they notice, and end as well.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    logging.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)

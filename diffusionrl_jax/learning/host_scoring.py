@@ -1,0 +1,148 @@
+"""Asks the scorers on the host for what the graph then takes as inputs.
+
+Every process has its own images scored, and the scores become arrays over all devices.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.distributed.processes import gather
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import (
+    HostReward,
+    Questions,
+    ScorerError,
+    host_rewards,
+    in_background,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingScores:
+    """Scores that have been asked for.
+
+    Attributes:
+      mesh: over which they will be sharded.
+      batch: number of images of each reward.
+      scorers: of every reward, input field -> its scorer.
+      answers: of every reward, input field -> this process' rows and their scores.
+    """
+
+    mesh: Mesh
+    batch: int
+    scorers: Sequence[Mapping[str, HostReward]]
+    answers: Sequence[Mapping[str, concurrent.futures.Future]]
+
+    def result(self) -> tuple[dict[str, jax.Array], ...]:
+        """Waits for all of them: of every reward, the input fields float32 [batch], sharded.
+
+        Raises:
+          ScorerError: a scorer failed, or gave no finite score at all, or those of a sum gave
+            none to any one image; in every process alike.
+        """
+        failure, columns, names, any_scored = None, [], [], []
+        for scorers, answers in zip(self.scorers, self.answers, strict=True):
+            scored = np.full(self.batch, True)
+            for field, answer in answers.items():
+                column = np.full(self.batch, np.nan, np.float32)
+                if (error := answer.exception()) is not None:
+                    failure = failure or _as_scorer_error(scorers[field].scorer, error)
+                else:
+                    rows, scores = answer.result()
+                    column[rows] = scores
+                scored &= np.isfinite(column)
+                columns.append(column)
+                names.append(scorers[field].scorer)
+                any_scored.append(np.isfinite(column).any())
+            if len(answers) > 1:
+                names.append(" and ".join(scorer.scorer for scorer in scorers.values()))
+                any_scored.append(scored.any())
+        if not columns:
+            return tuple({} for _ in self.answers)
+        told = gather(np.array([failure is None, *any_scored]))
+        if failure is not None:
+            raise failure
+        if not told[:, 0].all():
+            raise ScorerError("A scorer has failed in another process, whose log names it.")
+        for name, any_finite in zip(names, told[:, 1:].any(axis=0), strict=True):
+            if not any_finite:
+                raise ScorerError(
+                    f"The scorer {name} gave no finite score for any of {self.batch} images."
+                )
+        sharding = batch_sharding(self.mesh)
+        place = lambda column: jax.make_array_from_callback(
+            column.shape, sharding, lambda index: column[index]
+        )
+        columns = iter(columns)
+        return tuple({field: place(next(columns)) for field in answers} for answers in self.answers)
+
+
+def _as_scorer_error(scorer: str, error: BaseException) -> ScorerError:
+    if isinstance(error, ScorerError):
+        return error
+    wrapped = ScorerError(f"Asking the scorer {scorer} raised {type(error).__name__}: {error}.")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _as_bytes(images: jax.Array, index: jax.Array, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """A reward's images, uint8, and which of them had only finite numbers: bool [batch]."""
+    images = images[index]
+    finite = jnp.isfinite(images).all((1, 2, 3))
+    images = jnp.nan_to_num(jnp.clip(images, 0, 1), nan=0.0)
+    as_bytes = jnp.round(images * 255).astype(jnp.uint8)
+    return jax.lax.with_sharding_constraint((as_bytes, finite), batch_sharding(mesh))
+
+
+def _local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
+    """Places in the batch of the rows that this process has, ascending, and those of each array."""
+    by_start = lambda array: {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    shards = [by_start(array) for array in arrays]
+    starts = sorted(shards[0])
+    local = [np.concatenate([np.asarray(parts[s]) for s in starts]) for parts in shards]
+    places = [start + np.arange(len(shards[0][start])) for start in starts]
+    return np.concatenate(places), *local
+
+
+def start_scoring(
+    rewards: Sequence[Reward],
+    images: jax.Array,
+    questions: Sequence[Questions],
+    mesh: Mesh,
+) -> PendingScores:
+    """Brings images to the host and asks their scorers, in the background.
+
+    Args:
+      rewards: any; those without a part on the host get no fields.
+      images: float32 [rewards, batch, H, W, 3] in [0, 1], sharded over the batch. One with a number
+        that is not finite gets the score NaN.
+      questions: of each reward, about all images of its batch; of no account, and may lack, where
+        no reward has a part on the host.
+      mesh: the images'.
+    """
+    scorers = [host_rewards(reward) for reward in rewards]
+
+    def ask(scorer: HostReward, local: concurrent.futures.Future, asked: Questions) -> Any:
+        rows, pictures, finite = local.result()
+        # A picture that is not one would get the score of a black one.
+        return rows, np.where(finite, scorer.score(pictures, asked.take(rows)), np.nan)
+
+    answers = []
+    for index, fields in enumerate(scorers):
+        answers.append({})
+        if fields:
+            # Programs start here, in the same order in all processes; the rest may take its time.
+            local = in_background(_local_rows, *_as_bytes(images, index, mesh))
+            for field, scorer in fields.items():
+                answers[-1][field] = in_background(ask, scorer, local, questions[index])
+    return PendingScores(mesh, images.shape[1], scorers, answers)

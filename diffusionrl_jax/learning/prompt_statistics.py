@@ -1,0 +1,146 @@
+"""Each prompt's last rewards, kept in the train state: what its images are usually worth."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from diffusionrl_jax.distributed.mesh import parameter_sharding
+
+
+@flax.struct.dataclass
+class PromptStatistics:
+    """The last rewards of each of P prompts.
+
+    Attributes:
+      rewards: float32 [P, buffer], a ring for each prompt, filled from the left.
+      counts: int32 [P], how many finite rewards each prompt has had.
+    """
+
+    rewards: jax.Array
+    counts: jax.Array
+
+
+@flax.struct.dataclass
+class Moments:
+    """Of the prompt of each sample of a batch.
+
+    Attributes:
+      mean, std: float32 [batch]; the std is exactly 0 where all rewards are the same.
+      enough: bool [batch], whether the prompt has rewards enough to go by.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    enough: jax.Array
+
+
+# Of each task, or None of one that is normalised otherwise; empty if no task keeps any.
+PastRewards = tuple[PromptStatistics | None, ...]
+
+
+def init_statistics(prompts: int, buffer: int) -> PromptStatistics:
+    """Of prompts without a reward yet."""
+    return PromptStatistics(
+        rewards=jnp.zeros((prompts, buffer)), counts=jnp.zeros(prompts, jnp.int32)
+    )
+
+
+def add_rewards(
+    statistics: PromptStatistics, places: jax.Array, rewards: jax.Array
+) -> PromptStatistics:
+    """Adds a batch; of each prompt the last rewards push the first ones out.
+
+    Args:
+      statistics: so far.
+      places: int32 [batch], which prompt each sample is of; several may be of one.
+      rewards: float32 [batch]; those that are not finite are left out.
+    """
+    prompts, buffer = statistics.rewards.shape
+    # Sorted by prompt, in the batch's order within one; what is left out gets no prompt.
+    row = jnp.where(jnp.isfinite(rewards), places, prompts)
+    order = jnp.argsort(row, stable=True)
+    row = row[order]
+    here = jnp.arange(len(row))
+    before = here - jnp.searchsorted(row, row, side="left")
+    after = jnp.searchsorted(row, row, side="right") - 1 - here
+    position = (statistics.counts.at[row].get(mode="clip") + before) % buffer
+    # Two rewards must not be written to one place: the order of writing is not defined.
+    written = jnp.where(after < buffer, row, prompts)
+    return PromptStatistics(
+        rewards=statistics.rewards.at[written, position].set(rewards[order], mode="drop"),
+        counts=statistics.counts.at[row].add(1, mode="drop"),
+    )
+
+
+def moments(statistics: PromptStatistics, places: jax.Array, min_count: int) -> Moments:
+    """Mean and standard deviation of the rewards that are kept of each sample's prompt.
+
+    Args:
+      statistics: with the batch's own rewards added.
+      places: int32 [batch], which prompt each sample is of.
+      min_count: from how many rewards on there are enough.
+    """
+    rewards = statistics.rewards[places]
+    count = jnp.minimum(statistics.counts[places], rewards.shape[1])
+    kept = jnp.arange(rewards.shape[1]) < count[:, None]
+    divisor = jnp.maximum(count, 1)
+    mean = jnp.where(kept, rewards, 0).sum(axis=1) / divisor
+    deviation = jnp.where(kept, rewards - mean[:, None], 0)
+    std = jnp.sqrt(jnp.square(deviation).sum(axis=1) / divisor)
+    highest = jnp.max(rewards, axis=1, where=kept, initial=-jnp.inf)
+    lowest = jnp.min(rewards, axis=1, where=kept, initial=jnp.inf)
+    return Moments(
+        mean=mean, std=jnp.where(highest > lowest, std, 0), enough=count >= max(min_count, 1)
+    )
+
+
+def init_past_rewards(tasks: ml_collections.ConfigDict) -> PastRewards:
+    """Before the first iteration.
+
+    Args:
+      tasks: name -> from `configs.common.make_task`.
+    """
+    wanted = [task.normalisation == "prompt" for task in tasks.values()]
+    if not any(wanted):
+        return ()
+    return tuple(
+        init_statistics(task.most_prompts, task.prompt_buffer) if kept else None
+        for task, kept in zip(tasks.values(), wanted, strict=True)
+    )
+
+
+def advance(
+    past_rewards: PastRewards,
+    places: Sequence[jax.Array | None],
+    rewards: jax.Array,
+    min_counts: Sequence[int],
+    mesh: Mesh,
+) -> tuple[PastRewards, tuple[Moments | None, ...]]:
+    """Adds an iteration's rewards, and says what its samples are measured by.
+
+    Args:
+      past_rewards: so far.
+      places: of each task, int32 [batch] as in `add_rewards`, or None.
+      rewards: float32 [tasks, batch].
+      min_counts: of each task, as in `moments`.
+      mesh: over which the state is sharded.
+
+    Returns:
+      The new past rewards, and of each task the moments or None; both empty if none are kept.
+    """
+    if not past_rewards:
+        return (), ()
+    added = tuple(
+        None if past is None else add_rewards(past, place, row)
+        for past, place, row in zip(past_rewards, places, rewards, strict=True)
+    )
+    added = jax.lax.with_sharding_constraint(added, parameter_sharding(mesh, added))
+    measures = tuple(
+        None if past is None else moments(past, place, count)
+        for past, place, count in zip(added, places, min_counts, strict=True)
+    )
+    return added, measures

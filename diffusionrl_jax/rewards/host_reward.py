@@ -1,0 +1,233 @@
+"""A reward that is not JAX: a Python function, or an HTTP server."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusionrl_jax.rewards import http_scorer
+from diffusionrl_jax.rewards.http_scorer import ScorerError
+from diffusionrl_jax.rewards.named import resolve
+from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
+
+SCORES = "scores"
+IMAGES_PER_REQUEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """What the scorers on the host are told about a batch of images.
+
+    Attributes:
+      prompts: one an image.
+      metadata: one an image; strings and numbers by name.
+    """
+
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]]
+
+    def take(self, rows: Sequence[int]) -> "Questions":
+        """Some of them."""
+        return Questions([self.prompts[r] for r in rows], [self.metadata[r] for r in rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class HostReward:
+    """Scores that are computed outside of the graph, on the host or anywhere.
+
+    In the graph they are an input like any other, "scores". `learning/host_scoring.py` asks for
+    them when the images are there.
+
+    Attributes:
+      scorer: "package.module:function", a function of (images uint8 [n, H, W, 3], prompts list of
+        str, metadata list of dict) that gives n numbers and is never called twice at a time; or
+        "http://..." or "https://...", a server.
+      images_per_call: at most, of a function or a request; 0 is all that this process has.
+      concurrent_requests: at most.
+      timeout: seconds, of a function's call or a request.
+      retries: of a request; a function is called once.
+      image_format: in a request, "png" or "raw".
+
+    Raises:
+      ValueError: a number or a format that can't be.
+    """
+
+    scorer: str
+    images_per_call: int = 0
+    concurrent_requests: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    image_format: str = "png"
+
+    def __post_init__(self):
+        lowest = {"images_per_call": 0, "concurrent_requests": 1, "timeout": 1e-3, "retries": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"host_reward {self.scorer}: {name}={getattr(self, name)} must be at least "
+                    f"{least}."
+                )
+        if self.image_format not in http_scorer.FORMATS:
+            raise ValueError(
+                f"host_reward {self.scorer}: image_format={self.image_format!r} must be one of "
+                f"{http_scorer.FORMATS}."
+            )
+
+    @classmethod
+    def load(cls, path: str, **options) -> tuple["HostReward", dict]:
+        """Finds the function, or waits for the server; `path` is the scorer, `options` fields.
+
+        Requests have 16 images unless `images_per_call` is given.
+
+        Raises:
+          ValueError: the function can't be imported, or the server does not answer.
+        """
+        if _is_url(path):
+            reward = cls(path, **{"images_per_call": IMAGES_PER_REQUEST, **options})
+            http_scorer.check_answers(path, reward.timeout, reward.retries)
+        else:
+            reward = cls(path, **options)
+            _function(path)
+        return reward, {}
+
+    def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Nothing of the prompts goes to the device."""
+        del prompts
+        return {}
+
+    def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
+        """Float32 [n]: the scores that were asked for."""
+        del params, images
+        return inputs[SCORES]
+
+    def score(self, images: np.ndarray, questions: Questions) -> np.ndarray:
+        """Asks the scorer; returns when all images are scored.
+
+        Args:
+          images: uint8 [n, H, W, 3], n at least 1.
+          questions: of the n images.
+
+        Returns:
+          float32 [n]; NaN where the scorer gave none (None) or NaN.
+
+        Raises:
+          ScorerError: it fails, is too late, or gives something else than n numbers.
+        """
+        size = self.images_per_call or len(images)
+        parts = [range(n, min(n + size, len(images))) for n in range(0, len(images), size)]
+        ask = self._request if _is_url(self.scorer) else self._call
+        limit = threading.BoundedSemaphore(self.concurrent_requests)
+
+        def one(rows):
+            with limit:
+                scores = ask(images[rows.start : rows.stop], questions.take(rows))
+            return check_scores(self.scorer, scores, len(rows))
+
+        answers = [in_background(one, rows) for rows in parts]
+        return np.concatenate([answer.result() for answer in answers])
+
+    def _request(self, images: np.ndarray, questions: Questions) -> Any:
+        return http_scorer.request_scores(
+            self.scorer,
+            images,
+            questions.prompts,
+            questions.metadata,
+            self.image_format,
+            self.timeout,
+            self.retries,
+        )
+
+    def _call(self, images: np.ndarray, questions: Questions) -> Any:
+        function, lock = _function(self.scorer)
+        with lock:
+            answer = in_background(
+                function, images, list(questions.prompts), list(questions.metadata)
+            )
+            try:
+                return answer.result(self.timeout)
+            except concurrent.futures.TimeoutError as error:
+                if answer.done():  # The function's own error.
+                    raise self._failed(error) from error
+                raise ScorerError(
+                    f"The scorer {self.scorer} has not returned within {self.timeout:g} seconds."
+                ) from None
+            except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
+                raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ScorerError:
+        return ScorerError(f"The scorer {self.scorer} raised {type(error).__name__}: {error}.")
+
+
+def _is_url(scorer: str) -> bool:
+    return urllib.parse.urlsplit(scorer).scheme in ("http", "https") and "//" in scorer
+
+
+@functools.cache
+def _function(name: str) -> tuple[Callable, threading.Lock]:
+    function = resolve(name)
+    if not callable(function):
+        raise ValueError(f"host_reward {name} is a {type(function).__name__}, not a function.")
+    return function, threading.Lock()
+
+
+def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
+    """A scorer's answer as float32 [count], None as NaN.
+
+    Raises:
+      ScorerError: it is something else than that many numbers.
+    """
+    refusal = None
+    try:
+        values = np.asarray(scores)
+        if values.dtype == object:
+            values = np.array([np.nan if value is None else value for value in values])
+        # JAX's function knows bfloat16, too.
+        is_numeric = jnp.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
+    except Exception as error:  # Of any kind: a tensor refuses to become an array as it likes.
+        is_numeric, refusal = False, error
+    if not is_numeric:
+        because = f" ({refusal})" if refusal else ""
+        raise ScorerError(
+            f"The scorer {scorer} gave no list of numbers for {count} images, but "
+            f"{str(scores)[:80]}{because}."
+        ) from refusal
+    if values.shape != (count,):
+        raise ScorerError(
+            f"The scorer {scorer} gave scores of shape {values.shape} for {count} images: it must "
+            "give one number an image."
+        )
+    return values.astype(np.float32)
+
+
+def host_rewards(reward: Any) -> dict[str, HostReward]:
+    """The input field of a reward that each scorer on the host fills -> that scorer."""
+    if isinstance(reward, HostReward):
+        return {SCORES: reward}
+    if isinstance(reward, WeightedSum):
+        return {
+            f"{name}{SEPARATOR}{field}": host
+            for name, part in reward.rewards.items()
+            for field, host in host_rewards(part).items()
+        }
+    return {}
+
+
+def in_background(function: Callable, *arguments) -> concurrent.futures.Future:
+    """Calls a function in a thread of its own, which does not keep the program from ending."""
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,97 @@
+"""From a config's scorers to rewards."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import ml_collections
+
+from diffusionrl_jax.models.stable_diffusion import Parameters
+from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards.named import resolve
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+
+WEIGHTED_SUM = "weighted_sum"
+HOST_REWARD = "host_reward"
+PROMPTS_PER_CHECK = 4096
+
+
+def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+    if ":" in scorer.reward:
+        kind = resolve(scorer.reward)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise ValueError(f"reward={scorer.reward!r} is not a dataclass, as rewards are.")
+        return kind
+    if scorer.reward not in REWARDS:
+        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
+    return REWARDS[scorer.reward]
+
+
+def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
+    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
+
+    Args:
+      scorer: its name, folder and options.
+      group_size: images of each prompt; handed to rewards that look at groups.
+
+    Raises:
+      ValueError: if the name or an option is unknown.
+    """
+    if scorer.reward == WEIGHTED_SUM:
+        parts = {
+            name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
+        }
+        rewards = {name: reward for name, (reward, _) in parts.items()}
+        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
+        return reward, {name: params for name, (_, params) in parts.items()}
+    kind = _reward_class(scorer)
+    options = dict(scorer.options)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(options) - fields:
+        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
+    if "group_size" in fields:
+        options["group_size"] = group_size
+    return kind.load(scorer.path, **options)
+
+
+def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
+    """Has a reward, and all parts of a sum, look for prompts that it can't score.
+
+    Args:
+      reward: any; asked only if it has a `check`.
+      prompts: gone through once at most, without being held.
+
+    Raises:
+      ValueError: a prompt that the reward refuses.
+    """
+    checks = _checks(reward)
+    prompts = iter(prompts)
+    while checks and (chunk := list(itertools.islice(prompts, PROMPTS_PER_CHECK))):
+        for check in checks:
+            check(chunk)
+
+
+def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
+    if isinstance(reward, WeightedSum):
+        return [check for part in reward.rewards.values() for check in _checks(part)]
+    return [reward.check] if hasattr(reward, "check") else []
+
+
+def check_scorer(scorer: ml_collections.ConfigDict) -> None:
+    """Refuses a name that is not known, before anything is loaded.
+
+    Raises:
+      ValueError: there is no such reward.
+    """
+    if scorer.reward == WEIGHTED_SUM:
+        for part in scorer.options.scorers.values():
+            check_scorer(part)
+    else:
+        _reward_class(scorer)
+
+
+def is_on_host(scorer: ml_collections.ConfigDict) -> bool:
+    """Whether it, or a part of it, is a `host_reward`."""
+    if scorer.reward == WEIGHTED_SUM:
+        return any(map(is_on_host, scorer.options.scorers.values()))
+    return scorer.reward == HOST_REWARD

@@ -1,0 +1,57 @@
+"""Rewards of whole groups, scored in microbatches, against each group scored by itself."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
+from diffusionrl_jax.rewards import REWARDS
+from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+
+GROUP, BATCH = 4, 32
+PROMPTS = [text for text in ("a fox", "a cake", "a cat", "a dog") * 2 for _ in range(GROUP)]
+
+
+@pytest.fixture
+def scored(make_original):
+    """(reward, parameters): parity by what each picture does for its group, and CLIP's score."""
+    options = {"statistical_parity": {"credit": "leave_one_out"}, "clip_score": {}}
+    loaded = {
+        name: REWARDS[name].load(str(make_original(name)[1]), group_size=GROUP, **fields)
+        for name, fields in options.items()
+    }
+    rewards = {name: reward for name, (reward, _) in loaded.items()}
+    both = WeightedSum(rewards, {"statistical_parity": 1.0, "clip_score": 10.0})
+    return both, {name: params for name, (_, params) in loaded.items()}
+
+
+def test_microbatches_keep_groups_together(build, scored):
+    reward, params = scored
+    rng = np.random.default_rng(0)
+    images = rng.random((BATCH, 32, 32, 3)) * rng.random((BATCH, 1, 1, 3))
+    images = images.astype(np.float32)
+    inputs = reward.prepare(PROMPTS)
+    # With random weights all pictures would be of one class.
+    parity, head = reward.rewards["statistical_parity"], params["statistical_parity"]
+    middle = np.mean(jax.jit(parity.logits)(head, images), axis=0)
+    head["classifier"]["bias"] = head["classifier"]["bias"] - middle
+    group = lambda tree, n: jax.tree.map(lambda rows: rows[n * GROUP : (n + 1) * GROUP], tree)
+    jitted = jax.jit(reward.parts)
+    groups = [jitted(params, *group((images, inputs), n)) for n in range(BATCH // GROUP)]
+    parts = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+    # Both tell the pictures of a group apart, and one group from another.
+    for values in parts.values():
+        by_group = values.reshape(-1, GROUP)
+        assert np.ptp(by_group, axis=1).max() > 1e-3 and np.ptp(by_group, axis=0).max() > 1e-3
+    expected = parts["statistical_parity"] + 10 * parts["clip_score"]
+    setup = build(tasks=1, devices=2, batch_size=BATCH)
+    mesh = setup.algorithm.mesh
+    placed = jax.device_put((images, inputs), batch_sharding(mesh))
+    for microbatch in (0, 2 * GROUP):
+        numbers = dataclasses.replace(setup.algorithm.hyperparameters, score_microbatch=microbatch)
+        algorithm = dataclasses.replace(setup.algorithm, rewards=(reward,), hyperparameters=numbers)
+        score = jax.jit(lambda *arguments, algorithm=algorithm: algorithm.score_task(0, *arguments))
+        scores = score(jax.device_put(params, replicated(mesh)), *placed)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
