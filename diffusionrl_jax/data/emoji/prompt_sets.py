@@ -14,11 +14,11 @@ def pairs(seed: int) -> prompts.PromptSource:
 
 
 def beside_nothing(seed: int) -> prompts.PromptSource:
-    """One object, any, in the words of a pair: "an apple next to nothing"."""
+    """An object that no pair holds, in the words of a pair: "a lemon next to nothing"."""
     return prompts.ShuffledPrompts(
         [
             prompt
-            for noun in vocabulary.OBJECTS
+            for noun in vocabulary.HELD_OUT_OBJECTS
             for relation in prompts.RELATIONS
             for prompt in pictures.beside_nothing(noun, relation)
         ],
@@ -27,7 +27,7 @@ def beside_nothing(seed: int) -> prompts.PromptSource:
 
 
 def compositions(seed: int) -> prompts.PromptSource:
-    """Pairs, and any object as in a pair but beside nothing: for training."""
+    """Pairs, and the objects that pairs leave out, beside nothing: every object, for training."""
     return prompts.MixturePrompts([pairs(seed), beside_nothing(seed)], (2, 1))
 
 
