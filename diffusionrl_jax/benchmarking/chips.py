@@ -11,8 +11,8 @@ class Chip:
       operations: floating-point operations a second in bfloat16.
       memory: bytes of HBM; of v5e those that libtpu leaves to a program.
       bandwidth: bytes a second between HBM and the chip.
-      interconnect: bytes a second between the chip and its neighbours, all links and both
-        directions together; None where it is not known.
+      interconnect: bytes a second out of the chip, and as many into it, over all of its links:
+        half of the bidirectional bandwidth of the documentation. None where it is not known.
     """
 
     operations: float
@@ -21,12 +21,13 @@ class Chip:
     interconnect: float | None = None
 
 
-# The generation, as in a topology's name. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
+# The generation, as in a topology's name: https://cloud.google.com/tpu/docs/v5e, v5p and v6e; v4's
+# six links of 50 GB/s each are of its paper, arXiv 2304.01433.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 448e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
 }
 # Of a device that is there, by JAX's `device_kind`.
 KINDS = {

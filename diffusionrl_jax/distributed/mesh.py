@@ -57,7 +57,7 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
 
-def gather_parameters(params, mesh: Mesh, dtype=None):
+def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
     """Brings the split parameters of a network together on every device, before it is used.
 
     Left to itself the compiler gathers them again in every turn of a loop, or multiplies with the
@@ -68,21 +68,63 @@ def gather_parameters(params, mesh: Mesh, dtype=None):
       mesh: over which they are split. Unsplit ones are left as they are.
       dtype: what the network computes in: kernels are cast to it, as they are when they are
         multiplied, which halves the bytes in bfloat16 and changes no result. None casts nothing.
+      uncast: the paths of kernels that something is added to before they are multiplied.
     """
 
     def gather(path, leaf):
         if _parameter_sharding(leaf, mesh).is_fully_replicated:
             return leaf
-        if dtype is not None and path[-1].key == "kernel":
+        names = tuple(entry.key for entry in path)
+        if dtype is not None and names[-1] == "kernel" and names not in uncast:
             leaf = leaf.astype(dtype)
         return jax.lax.with_sharding_constraint(leaf, replicated(mesh))
 
     return jax.tree.map_with_path(gather, params)
 
 
-def split_parameters(params, mesh: Mesh):
-    """Splits a tree of parameters or gradients by the rule of `parameter_sharding`."""
-    return jax.lax.with_sharding_constraint(params, parameter_sharding(mesh, params))
+def mean_over_devices(function, params, mesh: Mesh):
+    """Lets every device compute a gradient of its share of a batch, and takes the mean once.
+
+    Left to itself the compiler sums every microbatch's gradient over the devices, in the dtype that
+    it is computed in, and computes it in as many pieces as it is then split into.
+
+    Args:
+      function: of (whole, share), arrays that every device has, and a device's part of those that
+        are split over all; gives the gradients by `params`, of their shapes and dtypes, and a dict
+        of scalars. It sees one device alone.
+      params: what it is differentiated by, or its shapes.
+      mesh: the devices.
+
+    Returns:
+      A function of (whole, batch), that splits the first axis of the batch's arrays, and gives the
+      gradients' mean, split by the rule of `parameter_sharding`, and that of the scalars, or of
+      those whose name ends in "_max" the largest.
+    """
+
+    def mean(gradient):
+        spec = _parameter_sharding(gradient, mesh).spec
+        if FSDP in spec:
+            axis = spec.index(FSDP)
+            gradient = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
+        others = tuple(axis for axis in BATCH_AXES if axis not in spec and mesh.shape[axis] > 1)
+        return jax.lax.psum(gradient, others) / mesh.size
+
+    def local(whole, share):
+        gradients, scalars = function(whole, share)
+        scalars = {
+            name: (jax.lax.pmax if name.endswith("_max") else jax.lax.pmean)(value, BATCH_AXES)
+            for name, value in scalars.items()
+        }
+        return jax.tree.map(mean, gradients), scalars
+
+    split = jax.tree.map(lambda sharding: sharding.spec, parameter_sharding(mesh, params))
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(BATCH_AXES)),
+        out_specs=(split, PartitionSpec()),
+        check_vma=False,
+    )
 
 
 def frozen_sharding(mesh: Mesh, tree, split: bool):

@@ -1,6 +1,7 @@
 """Splits a sharded batch into microbatches without moving anything between devices."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
@@ -46,7 +47,7 @@ def split(tree, count: int, mesh: Mesh, axis: int = 0):
         array = array.reshape(*shape[:axis], mesh.size, count, -1, *rest)
         array = array.swapaxes(axis, axis + 1)
         array = array.reshape(*shape[:axis], count, shape[axis] // count, *rest)
-        array = jax.numpy.moveaxis(array, axis, 0)
+        array = jnp.moveaxis(array, axis, 0)
         spec = PartitionSpec(*(None,) * (axis + 1), BATCH_AXES)
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
@@ -57,7 +58,7 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
     """The inverse of `split`: [count, ..., batch / count, ...] becomes [..., batch, ...]."""
 
     def one(array):
-        array = jax.numpy.moveaxis(array, 0, axis)
+        array = jnp.moveaxis(array, 0, axis)
         shape = array.shape
         batch, rest = count * shape[axis + 1], shape[axis + 2 :]
         array = array.reshape(*shape[:axis], count, mesh.size, -1, *rest)
@@ -66,6 +67,35 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, tree)
+
+
+def mean_over_microbatches(function, share, count: int):
+    """`function` of a device's share of a batch, computed a microbatch at a time: the mean.
+
+    Args:
+      function: from a tree of [samples, ...] arrays to a tree of gradients and a dict of scalars,
+        each a mean over the samples but for those whose name ends in "_max".
+      share: arrays whose first axis is the samples of one device.
+      count: number of microbatches.
+
+    Returns:
+      What `function` gives, of all of the share.
+    """
+    if count == 1:
+        return function(share)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), share)
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
+
+    def add(total, part):
+        gradients, scalars = function(part)
+        return jax.tree.map(jnp.add, total, gradients), scalars
+
+    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, scalars = jax.lax.scan(add, none, parts)
+    return jax.tree.map(lambda gradient: gradient / count, total), {
+        name: values.max() if name.endswith("_max") else values.mean()
+        for name, values in scalars.items()
+    }
 
 
 def map_microbatches(function, tree, count: int, mesh: Mesh):

@@ -27,7 +27,7 @@ from diffusionrl_jax.diffusion.rollout import (
 )
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
-from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, split_parameters
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, mean_over_devices
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters, Samples
@@ -88,9 +88,18 @@ class PolicyGradient:
                 f"{self.schedule.steps} sampling steps, that many have noise."
             )
 
-    def unet_params(self, params: Parameters, frozen: Frozen) -> Parameters:
-        """The UNet's parameters from those that are trained."""
-        return params if self.lora is None else self.lora.merge(frozen.unet, params)
+    def unet_params(self, params: Parameters, base: Parameters | None) -> Parameters:
+        """The UNet's parameters from those that are trained, and what LoRA's factors change."""
+        return params if self.lora is None else self.lora.merge(base, params)
+
+    def _gather_unet(self, params: Parameters, base: Parameters | None):
+        """The arguments of `unet_params`, whole on every device."""
+        dtype = self.model.unet.dtype
+        if self.lora is None:
+            return gather_parameters(params, self.mesh, dtype), None
+        changed = self.lora.kernels(base).keys()
+        base = gather_parameters(base, self.mesh, dtype, uncast=changed)
+        return gather_parameters(params, self.mesh), base
 
     def trained_steps(self, step: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
         """Which sample each one shares noise with, and the steps it is trained on."""
@@ -123,7 +132,7 @@ class PolicyGradient:
         """
         numbers = self.hyperparameters
         unet_params = gather_parameters(
-            self.unet_params(params, frozen), self.mesh, self.model.unet.dtype
+            self.unet_params(params, frozen.unet), self.mesh, self.model.unet.dtype
         )
         text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
@@ -274,15 +283,19 @@ class PolicyGradient:
         place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
 
-    def loss(self, params: Parameters, frozen: Frozen, update: Updates, text: Text):
+    def loss(self, params: Parameters, base: Parameters | None, update: Updates, text: Text):
         """The loss of one (micro)batch of one update, without the axis U, by the trained `params`.
+
+        Args:
+          params, base: as in `unet_params`.
+          update, text: of the same samples.
 
         Returns:
           The mean loss, and a dict of float32 scalars, each a mean over the batch but for
           "ratio_error_max".
         """
         numbers = self.hyperparameters
-        unet_params = self.unet_params(params, frozen)
+        unet_params = self.unet_params(params, base)
         output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
         guided = policy.guide(output, numbers.guidance_scale)
         mean, std = policy.step_distribution(
@@ -320,44 +333,27 @@ class PolicyGradient:
         Returns:
           The new state, and the metrics of `loss` with "gradient_norm".
         """
-        params = state.params
-        if self.lora is None:
-            params = gather_parameters(params, self.mesh, self.model.unet.dtype)
-
-        def gradient(update, text):
-            """The gradient and the metrics; the gradient like the parameters in dtype and parts."""
-            gradients, metrics = jax.grad(self.loss, has_aux=True)(params, frozen, update, text)
-            gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
-            return split_parameters(gradients, self.mesh), metrics
-
         text = jax.tree.map(lambda rows: rows[update.task], text)
-        batch = update.latents.shape[0]
-        count = self._microbatches(batch, self.hyperparameters.update_microbatch)
-        if count == 1:
-            gradients, metrics = gradient(update, text)
-        else:
-            shared = {name: getattr(update, name) for name in ("weight", "is_pretraining", "task")}
-            per_sample = {
-                field.name: getattr(update, field.name)
-                for field in dataclasses.fields(update)
-                if field.name not in shared
-            }
+        fields = {field.name: getattr(update, field.name) for field in dataclasses.fields(update)}
+        shared = {name: value for name, value in fields.items() if not value.ndim}
+        per_sample = {name: value for name, value in fields.items() if value.ndim}
+        count = self._microbatches(len(update.latents), self.hyperparameters.update_microbatch)
 
-            def accumulate(total, part):
+        def gradient(whole, share):
+            params, base, shared = whole
+
+            def of_microbatch(part):
                 part, text = part
                 part = Updates(**part, **shared)
-                gradients, metrics = gradient(part, text)
-                return jax.tree.map(lambda a, b: a + b / count, total, gradients), metrics
+                gradients, metrics = jax.grad(self.loss, has_aux=True)(params, base, part, text)
+                in_full = lambda gradient, parameter: gradient.astype(parameter.dtype)
+                return jax.tree.map(in_full, gradients, state.params), metrics
 
-            gradients, metrics = jax.lax.scan(
-                accumulate,
-                jax.tree.map(jnp.zeros_like, state.params),
-                microbatch.split((per_sample, text), count, self.mesh),
-            )
-            metrics = {
-                name: values.max() if name.endswith("_max") else values.mean()
-                for name, values in metrics.items()
-            }
+            return microbatch.mean_over_microbatches(of_microbatch, share, count)
+
+        gradients, metrics = mean_over_devices(gradient, state.params, self.mesh)(
+            (*self._gather_unet(state.params, frozen.unet), shared), (per_sample, text)
+        )
         changes, optimizer_state = self.optimizer.update(
             gradients, state.optimizer_state, state.params
         )

@@ -111,7 +111,8 @@ def _splash(query, key, value, scale, mesh):
 
     # The kernel does not scale, and its backward pass is of the scaled query.
     arguments = (array.swapaxes(1, 2) for array in (query * scale, key, value))
-    attended = jax.shard_map(
-        local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-    )(*arguments)
-    return attended.swapaxes(1, 2)
+    if not jax.sharding.get_abstract_mesh().manual_axes:  # else the arrays are a device's own
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )
+    return local(*arguments).swapaxes(1, 2)

@@ -78,17 +78,21 @@ def test_statistics_of_prompts_are_part_of_the_state(make_config):
     assert advantages.past_rewards[0].rewards.shape == statistics.rewards.shape
 
 
-@pytest.mark.parametrize("phase", ["sample", "update"])
-def test_split_kernels_are_gathered_once(phase, config, monkeypatch, compilation_cache):
+@pytest.mark.parametrize(
+    ("phase", "rank"),
+    [("sample", 0), ("update", 0), ("update", 4)],
+    ids=["sample", "update", "lora"],
+)
+def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compilation_cache):
     """For all of sampling's steps, and for all of an update's microbatches, here two."""
     monkeypatch.setattr(meshes, "REPLICATED_BYTES", 2**14)
-    config.mesh.fsdp, config.batch_size = 8, 16
+    config.mesh.fsdp, config.batch_size, config.lora.rank = 8, 16, rank
     experiment = abstract.build(config, make_mesh(8))
     made = {made.name: made for made in phases.make_phases(experiment)}[phase]
     cost = compiled.read(made.function.lower(*made.arguments).compile())
     unet = [
         leaf
-        for leaf in jax.tree.leaves(experiment.state.params)
+        for leaf in jax.tree.leaves(experiment.frozen.unet if rank else experiment.state.params)
         if not leaf.sharding.is_fully_replicated
     ]
     assert len(unet) > 10
@@ -97,6 +101,12 @@ def test_split_kernels_are_gathered_once(phase, config, monkeypatch, compilation
     most = whole + sum(leaf.size * 4 for leaf in jax.tree.leaves(experiment.frozen.text_encoder))
     gathered = cost.collectives["all-gather"].bytes
     assert whole <= gathered <= most < 2 * whole
+    # Of the gradients every device keeps its part of one sum, and the whole sum of small ones.
+    trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(experiment.state.params))
+    kinds = {"all-gather", "all-reduce", "reduce-scatter"}
+    assert cost.collectives.keys() <= kinds
+    summed = sum(sent.bytes for kind, sent in cost.collectives.items() if kind != "all-gather")
+    assert (0.9 * trained if phase == "update" else 0) <= summed <= 1.1 * trained
 
 
 def test_dry_run_of_a_tpu_that_is_not_there(config):

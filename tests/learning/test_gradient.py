@@ -106,7 +106,7 @@ def case(request, build, alphas):
     balanced = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
     return {
         "balanced_loss": jax.jit(
-            lambda params, update, text: balanced.loss(params, setup.frozen, update, text)
+            lambda params, update, text: balanced.loss(params, setup.frozen.unet, update, text)
         ),
         "algorithm": setup.algorithm,
         "frozen": setup.frozen,
@@ -185,9 +185,8 @@ def test_lora_factors_get_the_kernels_gradient_by_the_chain_rule(case):
     draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
     factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(case["params"], seed=0)))
     algorithm = dataclasses.replace(case["algorithm"], lora=lora)
-    frozen = case["frozen"].replace(unet=case["params"])
-    update = case["pretraining_update"], case["text"][0]
-    gradients, _ = jax.jit(jax.grad(algorithm.loss, has_aux=True))(factors, frozen, *update)
+    arguments = factors, case["params"], case["pretraining_update"], case["text"][0]
+    gradients, _ = jax.jit(jax.grad(algorithm.loss, has_aux=True))(*arguments)
     _, kernels = case["pretraining"](lora.merge(case["params"], factors))
     query = ("mid_block", "attentions_0", "transformer_blocks_0", "attn1", "to_q")
     for path in (query, ("conv_in",)):

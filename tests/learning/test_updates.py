@@ -193,7 +193,7 @@ def test_embeddings_of_the_texts_give_the_same_loss(build, changes):
         updates, text, _ = algorithm.prepare(frozen, samples, rewards, batch, 0)
         update = jax.tree.map(lambda leaf: leaf[-1], updates)
         text = jax.tree.map(lambda rows: rows[update.task], text)
-        return algorithm.loss(params, frozen, update, text)[1]["loss"], text
+        return algorithm.loss(params, frozen.unet, update, text)[1]["loss"], text
 
     shapes = jax.eval_shape(algorithm.sample, setup.params, setup.frozen, batch.input_ids, 0)
     samples = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
