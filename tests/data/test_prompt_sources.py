@@ -98,7 +98,7 @@ def test_files_in_buckets(bucket, tmp_path):
 def test_prepared_datasets(world_folder):
     folder, texts = world_folder
     unique = list(dict.fromkeys(texts))
-    version = folder / "emoji_world" / "1.1.0"
+    version = folder / "emoji_world" / str(world.EmojiWorld.VERSION)
     for name in (f"tfds:emoji_world?data_dir={folder}", f"tfds:{version}"):
         assert listed(open_prompts(name, 0)) == unique
     assert len(open_prompts(f"tfds:{version}?tfds_split=test", 0).prompts) <= 3
@@ -256,7 +256,7 @@ def test_broken_parquet_rows_and_columns(tmp_path):
 
 def test_broken_datasets(world_folder, tmp_path):
     folder, _ = world_folder
-    version = folder / "emoji_world" / "1.1.0"
+    version = folder / "emoji_world" / str(world.EmojiWorld.VERSION)
     with pytest.raises(FileNotFoundError, match=r"no split 'x': .* \['test', 'train'\]"):
         open_prompts(f"tfds:{version}?tfds_split=x", 0)
     with pytest.raises(ValueError, match="no feature 'x': set field to one of"):
