@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh
-from diffusionrl_jax.distributed.microbatch import map_microbatches, merge, microbatch_count, split
+from diffusionrl_jax.distributed.microbatch import (
+    map_microbatches,
+    mean_over_microbatches,
+    merge,
+    microbatch_count,
+    split,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +72,16 @@ def test_map_is_the_function_of_the_whole_batch(count):
         result["sum"], np.asarray(tree["a"]).sum(1) + tree["b"], rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(result["a"], np.sin(tree["a"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_mean_over_microbatches_is_that_of_all_samples(count):
+    share = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+
+    def gradient(rows):
+        return {"mean": rows.mean(0)}, {"first": rows[:, 0].mean(), "most_max": rows.max()}
+
+    gradients, scalars = jax.jit(lambda rows: mean_over_microbatches(gradient, rows, count))(share)
+    np.testing.assert_allclose(gradients["mean"], share.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(scalars["first"], share[:, 0].mean(), rtol=1e-5)
+    assert scalars["most_max"] == share.max()

@@ -79,6 +79,27 @@ def test_splash_agrees_however_it_is_split(monkeypatch, batch, heads, fsdp):
     assert_agrees(arrays, mesh, 2e-6)
 
 
+def test_splash_within_one_device_of_many(monkeypatch):
+    """As the update calls it: what it gets is a device's own."""
+    monkeypatch.setattr(attention, "SPLASH_TOKENS", 128)
+    mesh = make_mesh(fsdp=2)
+    arrays = inputs(8, 128, 1, 8, jnp.float32)
+    results = []
+    for kind in ("splash", "dot_product"):
+        own = partial(output_and_gradients, attention=kind, mesh=mesh)
+        spec = batch_sharding(mesh).spec
+        over_devices = jax.shard_map(
+            lambda *arrays, own=own: own(arrays[:3], arrays[3]),
+            mesh=mesh,
+            in_specs=(spec,) * 4,
+            out_specs=spec,
+            check_vma=False,
+        )
+        results.append(over_devices(*arrays))
+    for ours, expected in zip(*results, strict=True):
+        assert np.abs(ours - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
 def test_partition_of_batch_and_heads():
     mesh = make_mesh(fsdp=2)  # 4 x 2
     assert partition(16, 5, mesh) == PartitionSpec(("data", "fsdp"), ())
