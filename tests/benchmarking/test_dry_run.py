@@ -101,12 +101,14 @@ def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compi
     most = whole + sum(leaf.size * 4 for leaf in jax.tree.leaves(experiment.frozen.text_encoder))
     gathered = cost.collectives["all-gather"].bytes
     assert whole <= gathered <= most < 2 * whole
+    if phase == "sample":
+        assert cost.collectives.keys() == {"all-gather"}
+        return
     # Of the gradients every device keeps its part of one sum, and the whole sum of small ones.
+    assert cost.collectives.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
     trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(experiment.state.params))
-    kinds = {"all-gather", "all-reduce", "reduce-scatter"}
-    assert cost.collectives.keys() <= kinds
     summed = sum(sent.bytes for kind, sent in cost.collectives.items() if kind != "all-gather")
-    assert (0.9 * trained if phase == "update" else 0) <= summed <= 1.1 * trained
+    assert 0.9 * trained <= summed <= 1.1 * trained
 
 
 def test_dry_run_of_a_tpu_that_is_not_there(config):

@@ -109,7 +109,6 @@ def case(request, build, alphas):
             lambda params, update, text: balanced.loss(params, setup.frozen.unet, update, text)
         ),
         "algorithm": setup.algorithm,
-        "frozen": setup.frozen,
         "params": setup.params,
         "state": setup.state(),
         "text": text[None, None],
