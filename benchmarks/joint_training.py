@@ -40,6 +40,8 @@ WATCHED = (
     ("portraits", "independent_parity"),
     ("unseen_portraits", "independent_parity"),
 )
+# Differences between models are small: more images than a run's own evaluation draws.
+IMAGES = {"new_pairs": 384, "unseen_pairs": 384, "portraits": 320, "unseen_portraits": 320}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -72,6 +74,8 @@ def train(output: str, name: str, seed: int, iterations: int | None) -> str:
             f"--config.iterations={iterations}",
             f"--config.optimizer.warmup_iterations={warmup}",
             f"--config.optimizer.decay_iterations={iterations - warmup}",
+            # All are evaluated together at the end.
+            f"--config.evaluation.every={iterations}",
         ]
     arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
     run(output, "main", *arguments, *overrides)
@@ -128,7 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     listed = ",".join(f"{name}={workdir}@last" for name, workdir in checkpoints.items())
     evaluation = os.path.join(flags.output, "evaluation")
     options = [f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}"]
-    run(flags.output, "evaluate", *options)
+    sizes = [f"--config.evaluation.sets.{name}.images={images}" for name, images in IMAGES.items()]
+    run(flags.output, "evaluate", *options, *sizes)
     means = read_means(os.path.join(evaluation, "results.csv"))
     print(table(means))
     for task, measures in MEASURES.items():
