@@ -1,7 +1,7 @@
 """Measures what a run takes: `python -m diffusionrl_jax.benchmark COMMAND --help`.
 
 compile   whether a config fits a TPU that is not there, and how fast it could be
-table     what the published models' mathematics asks of common slices, in minutes
+table     what the published models ask of common slices: their mathematics, or compiled
 train     warm steps on the devices that are there
 rewards   each reward model against its PyTorch original
 """

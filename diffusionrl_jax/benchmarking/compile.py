@@ -6,7 +6,6 @@ The train step's own programs are compiled with libtpu (`pip install libtpu`), f
 which only the shapes exist. Nothing runs.
 """
 
-import dataclasses
 import json
 
 import diffusers
@@ -52,4 +51,4 @@ def main(_):
     print(result.markdown())
     if JSON.value:
         with open(JSON.value, "w") as file:
-            json.dump(dataclasses.asdict(result) | result.summary(), file, indent=2, default=str)
+            json.dump(result.to_json(), file, indent=2, default=str)

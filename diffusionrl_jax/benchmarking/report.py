@@ -60,6 +60,18 @@ class DryRun:
             else images_per_second(self.phases, self.chip, self.images / self.chips),
         }
 
+    def to_json(self) -> dict:
+        """All of it, for programs."""
+        phases = []
+        for phase in self.phases:
+            resource, seconds = phase.bound(self.chip)
+            phases.append(
+                dataclasses.asdict(phase)
+                | {"memory": phase.memory, "share": phase.share}
+                | {"bound_by": resource, "seconds": seconds}
+            )
+        return dataclasses.asdict(self) | {"phases": phases} | self.summary()
+
     def markdown(self) -> str:
         """All of it, for people."""
         return "\n\n".join(

@@ -2,8 +2,9 @@
 
     python -m diffusionrl_jax.benchmark table --config=configs/joint.py
 
-Nothing is compiled: operations are counted on the train step's jaxpr, and memory on the shapes and
-shardings of what it holds. The temporaries of a program come on top: see `benchmark compile`.
+Operations are counted on the train step's jaxpr, and memory on the shapes and shardings of what it
+holds, in minutes. With --compiled=FOLDER the programs themselves are compiled for each slice, as by
+`benchmark compile`, in hours; each result is kept there, so that the same command goes on later.
 """
 
 import json
@@ -14,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs
-from diffusionrl_jax.benchmarking import chips
+from diffusionrl_jax.benchmarking import chips, slices
 from diffusionrl_jax.benchmarking.needs import markdown, needs
 from diffusionrl_jax.models.published import HUB_IDS
 
@@ -24,7 +25,9 @@ TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"], "As libtpu names them."
 )
 FSDP = flags.DEFINE_integer("fsdp", 16, "Over how many chips each large parameter is split.", 1)
-JSON = flags.DEFINE_string("json", None, "A file for the results.")
+COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
+PHASES = flags.DEFINE_list("phases", ["sample", "decode", "update", "pretrain"], "Compiled ones.")
+JSON = flags.DEFINE_string("json", None, "A file for what the mathematics needs.")
 
 
 def main(_):
@@ -39,21 +42,26 @@ def main(_):
             logging.info("Counting %s.", model)
             found.append(needs(CONFIG.value, model))
         print(markdown(found, TOPOLOGIES.value, FSDP.value))
-    if JSON.value:
-        results = [
-            {
-                "model": one.model,
-                "images": one.images,
-                "operations_per_image": one.operations,
-                "slices": {
-                    topology: {
-                        "held": one.held(topology, FSDP.value),
-                        "images_per_second_per_chip": one.bound(chips.of_topology(topology)),
-                    }
-                    for topology in TOPOLOGIES.value
-                },
-            }
-            for one in found
-        ]
-        with open(JSON.value, "w") as file:
-            json.dump(results, file, indent=2)
+        if JSON.value:
+            results = [
+                {
+                    "model": one.model,
+                    "images": one.images,
+                    "operations_per_image": one.operations,
+                    "slices": {
+                        topology: {
+                            "held": one.held(topology, FSDP.value),
+                            "images_per_second_per_chip": one.bound(chips.of_topology(topology)),
+                        }
+                        for topology in TOPOLOGIES.value
+                    },
+                }
+                for one in found
+            ]
+            with open(JSON.value, "w") as file:
+                json.dump(results, file, indent=2)
+        if COMPILED.value:
+            compiled = slices.dry_runs(
+                CONFIG.value, MODELS.value, TOPOLOGIES.value, PHASES.value, COMPILED.value
+            )
+            print(f"\n{slices.markdown(compiled)}")

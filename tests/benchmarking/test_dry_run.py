@@ -1,6 +1,5 @@
 """The dry run: what is compiled, and what is said of it."""
 
-import dataclasses
 import json
 
 import jax
@@ -119,7 +118,7 @@ def test_dry_run_of_a_tpu_that_is_not_there(config):
     assert 0.5 < sample.share < 1.05
     assert result.summary()["fits"]
     assert "**Fits**, as far as these phases go" in result.markdown()
-    json.dumps(dataclasses.asdict(result) | result.summary(), default=str)
+    json.dumps(result.to_json(), default=str)
 
 
 def test_phases_are_chosen_by_name():
@@ -190,7 +189,7 @@ def test_the_roofline():
 
 def test_what_does_not_fit_is_reported():
     result = result_of(COST, compiled.OutOfMemory(20 * 2**30, 16 * 2**30))
-    json.dumps(dataclasses.asdict(result) | result.summary(), default=str)
+    json.dumps(result.to_json(), default=str)
     text = result.markdown()
     assert "**Does not fit**: 23.00 GiB of 15.75 GiB in phase 1, 7.25 GiB too much." in text
     assert "images/s/chip" not in text
