@@ -1,6 +1,6 @@
 """Images a second of the fused step, beside its phases with the images brought to the host.
 
-    JAX_PLATFORMS=cpu python benchmarks/fusion.py
+    JAX_PLATFORMS=cpu python -m benchmarks.fusion
 
 The same functions on the same batches, in turns: once as one compiled program, once as separate
 programs for sampling, scoring and each update, between which the images go to the host and back, as
@@ -55,7 +55,7 @@ def main(_):
     start.set_virtual_devices()
     config = emoji.get_config()
     config.batch_size = IMAGES.value
-    experiment = experiments.build(config, str(cache_folder()))
+    experiment = experiments.build(config).with_pictures(str(cache_folder()))
     algorithm = experiment.algorithm
     states = {name: experiment.init_state() for name in ("fused", "separate")}
     steps = {

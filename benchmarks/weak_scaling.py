@@ -1,6 +1,6 @@
 """What share of an iteration chips would spend in collectives, by how many there are.
 
-    JAX_PLATFORMS=cpu python benchmarks/weak_scaling.py
+    JAX_PLATFORMS=cpu python -m benchmarks.weak_scaling
 
 Nothing runs. The emoji world's fused step, with as many images on each device every time, is
 compiled for virtual CPU devices. What the compiled program computes, reads and sends is divided by

@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 1e-2
-    config.optimizer.gradient_clip = 1.0
+    config.optimizer.gradient_clip = 1.0  # largest norm; 0 does not clip
     config.ema_decay = 0.0  # per iteration; 0 keeps no average
 
     # Low-rank adaptation: only factors of these modules' kernels are trained and saved.

@@ -25,7 +25,9 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     # No chip of 16 GB holds the state whole; docs/performance.md.
     config.mesh.fsdp = 16
     config.remat = "blocks"
-    config.microbatch.sample = config.microbatch.decode = config.microbatch.train = 4
+    config.microbatch.sample = config.microbatch.train = 8
+    config.microbatch.decode = 4
+    config.checkpoint.every = 5  # Of many minutes each on a small slice.
     # 12M pictures of LAION with an aesthetic score above 6, and their captions.
     config.pretraining.pictures = "array_record:laion_aesthetics_6plus"
 

@@ -159,6 +159,14 @@ class Checkpoints:
             )
         return None
 
+    def check_step(self, step: int) -> None:
+        """Raises a FileNotFoundError if there is no such step."""
+        if step not in self.steps():
+            raise FileNotFoundError(
+                f"There is no checkpoint of step {step} in {self.directory}: choose one of"
+                f" {list(self.steps())}."
+            )
+
     def restore_step(self, step: int, abstract_state: PyTree) -> PyTree:
         """The state of one step, as `restore` gives it.
 
@@ -166,11 +174,7 @@ class Checkpoints:
           FileNotFoundError: there is no such step.
           Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
         """
-        if step not in self.steps():
-            raise FileNotFoundError(
-                f"There is no checkpoint of step {step} in {self.directory}: choose one of"
-                f" {list(self.steps())}."
-            )
+        self.check_step(step)
         item = _without_empty(abstract_state)
         arguments = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)

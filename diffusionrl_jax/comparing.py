@@ -42,6 +42,8 @@ def compare_models(
         raise ValueError(f"The names {names} must all differ, and not be {comparison.REAL!r}.")
     if not config.evaluation.sets:
         raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
+    for _, path, step in checkpoints:
+        runs.check_trained(path, step)
     base = load_policy(config)
     evaluator = Evaluator(base, config)
     logging.info("Drawing and scoring the base model.")

@@ -26,6 +26,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     _check(config)
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+    _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
     _check_scored_groups(config, mesh.size)
 
@@ -44,8 +45,38 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
+    if config.sampler.eta > 1:
+        raise ValueError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
+    if config.optimizer.gradient_clip < 0:
+        raise ValueError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
+    for name in ("evaluation", "checkpoint"):
+        if config[name].every < 1:
+            raise ValueError(
+                f"config.{name}.every={config[name].every} must be at least 1; the last "
+                "iteration's comes in any case."
+            )
+    if config.pretraining.weight and not config.pretraining.pictures:
+        raise ValueError(
+            "config.pretraining.pictures is empty: name some as docs/data.md says, or set "
+            "config.pretraining.weight=0 to train without."
+        )
     for task in config.tasks.values():
         check_scorer(task.scorer)
+
+
+def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None:
+    """A microbatch divides what a device takes at once."""
+    share = config.batch_size // devices
+    of_all_tasks = len(config.tasks) * share
+    shares = {"sample": of_all_tasks, "decode": of_all_tasks, "score": share, "train": share}
+    for name, samples in shares.items():
+        size = score_microbatch(config) if name == "score" else config.microbatch[name]
+        if 0 < size < samples and samples % size:
+            raise ValueError(
+                f"config.microbatch.{name}={size} must divide the {samples} samples that each "
+                f"device has at a time, of a batch_size of {config.batch_size} on {devices} "
+                "devices; or be 0 for all of them at once."
+            )
 
 
 def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:

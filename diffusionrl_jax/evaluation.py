@@ -83,6 +83,7 @@ class Evaluator:
     def __init__(self, policy: Policy, config: ml_collections.ConfigDict):
         self.config = config.evaluation
         self.policy = policy
+        _check_names(self.config)
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
@@ -102,11 +103,6 @@ class Evaluator:
             self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
             self._scorers[name] = {}
             for scorer in chosen.scorers:
-                if scorer not in self.config.scorers:
-                    raise ValueError(
-                        f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
-                        f"in config.evaluation.scorers: {sorted(self.config.scorers)}."
-                    )
                 key = scorer, chosen.group_size
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
@@ -231,6 +227,33 @@ class Evaluator:
         return scores
 
 
+def _check_names(config: ml_collections.ConfigDict) -> None:
+    """Refuses names of scorers that are not there.
+
+    Args:
+      config: config.evaluation.
+
+    Raises:
+      ValueError: the name, and where it is.
+    """
+    for name, chosen in config.sets.items():
+        for scorer in chosen.scorers:
+            if scorer not in config.scorers:
+                raise ValueError(
+                    f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
+                    f"in config.evaluation.scorers: {sorted(config.scorers)}."
+                )
+    scored = {f"{name}/{scorer}" for name, one in config.sets.items() for scorer in one.scorers}
+    if unknown := set(config.best) - scored:
+        raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
+    used = {name.rpartition("/")[2] for name in scored}
+    if config.sets and (unknown := set(config.head_to_head) - used):
+        raise ValueError(
+            f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
+            f"see {sorted(used)}."
+        )
+
+
 def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> float:
     """The number that the best checkpoint has the largest of: a weighted sum of means.
 
@@ -240,14 +263,9 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
 
     Returns:
       The sum; NaN if `best` is empty.
-
-    Raises:
-      ValueError: if a name is not among the means.
     """
     if not best:
         return math.nan
-    if unknown := set(best) - set(means):
-        raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(means)}.")
     return sum(weight * means[name] for name, weight in best.items())
 
 

@@ -146,7 +146,7 @@ class Experiment:
       frozen: parameters that do not change.
       task_names: in the order of training.
       sources: of prompts, one per task.
-      pictures: for the pretraining loss, or None.
+      pictures: for the pretraining loss; None without it, and before `with_pictures`.
       prompt_places: of each task, the number of each of its prompts, or None if its rewards are not
         normalised by prompt.
     """
@@ -159,6 +159,19 @@ class Experiment:
     sources: tuple[prompts.PromptSource, ...]
     pictures: LatentDataset | None
     prompt_places: tuple[Mapping[str, int] | None, ...]
+
+    def with_pictures(self, cache_dir: str) -> "Experiment":
+        """Opens the pretraining pictures; they are encoded first, which may take long.
+
+        Args:
+          cache_dir: where pictures and their latents are kept.
+
+        Raises:
+          ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
+        """
+        policy = self.policy
+        pictures = load_pictures(self.config, policy.model, policy.params, policy.mesh, cache_dir)
+        return dataclasses.replace(self, pictures=pictures)
 
     def batch(self, step: int) -> Batch:
         """What iteration `step` takes from the host: a pure function of the config and the step."""
@@ -306,12 +319,11 @@ def make_algorithm(
     )
 
 
-def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
-    """Loads and checks everything, before any compute is spent.
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Loads and checks everything but the pretraining pictures, before any compute is spent.
 
     Args:
       config: see `configs/common.py`.
-      cache_dir: where pretraining pictures and their latents are kept.
 
     Raises:
       ValueError, FileNotFoundError: what does not fit, and the mend.
@@ -345,6 +357,6 @@ def build(config: ml_collections.ConfigDict, cache_dir: str) -> Experiment:
         frozen=frozen,
         task_names=names,
         sources=sources,
-        pictures=load_pictures(config, policy.model, policy.params, policy.mesh, cache_dir),
+        pictures=None,
         prompt_places=places,
     )

@@ -7,6 +7,7 @@ Started again with the same workdir it goes on where it was.
 
 import contextlib
 import math
+import time
 
 import jax
 from absl import flags, logging
@@ -52,8 +53,9 @@ def train(config, workdir: str) -> None:
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
-        experiment = experiments.build(config, str(epath.Path(workdir) / "cache"))
+        experiment = experiments.build(config)
         evaluator = Evaluator(experiment.policy, config)
+        experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         state = experiment.init_state()
         first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
         write_run_information(workdir, config)
@@ -102,6 +104,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                 writer.images(0, grids)
             following = None
             for done in range(first + 1, config.iterations + 1):
+                begun = time.monotonic()
                 batch = following or experiment.batch(done - 1)
                 ahead = isinstance(state, TrainStateAhead) and done < config.iterations
                 following = experiment.batch(done) if ahead else None
@@ -111,8 +114,9 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                     metrics, experiment.task_names, experiment.algorithm.hyperparameters
                 )
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
+                values["images_per_second"] = images_per_step / (time.monotonic() - begun)
                 rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
-                progress.update(rewards, images_per_step)
+                progress.update(rewards, values["images_per_second"])
                 stopping, last = guard.should_stop(), done == config.iterations
                 scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
                 try:

@@ -150,11 +150,6 @@ def load_pictures(
     name = config.pretraining.pictures
     if not config.pretraining.weight:
         return None
-    if not name:
-        raise ValueError(
-            "config.pretraining.pictures is empty: name some as docs/data.md says, or set"
-            " config.pretraining.weight=0 to train without."
-        )
     encoder = model_fingerprint(model, params["vae"], mesh)
     if name.startswith(LATENTS):
         dataset = latents.LatentDataset(name.removeprefix(LATENTS))

@@ -1,5 +1,6 @@
 """Opens what has been trained: the workdir of a run, or a diffusers folder."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -177,10 +178,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         if step == "last":
             restored = restore_state(checkpoints, state)
             if restored is None:
-                raise ValueError(
-                    f"{workdir} has no checkpoint yet: wait for the first, every "
-                    f"{config.checkpoint.every} iterations, or name the model {config.model}."
-                )
+                raise ValueError(_no_checkpoint(workdir, config))
             return getattr(restored[1], chosen)
         number = checkpoints.best_step() if step == "best" else _step_number(step)
         return getattr(_restore_step(checkpoints, number, state), chosen)
@@ -188,10 +186,17 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         checkpoints.close()
 
 
+def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
+    return (
+        f"{workdir} has no checkpoint yet: wait for the first, every {config.checkpoint.every} "
+        f"iterations, or name the model {config.model}."
+    )
+
+
 def split_step(text: str) -> tuple[str, str]:
-    """Path and step from "PATH@step"; the step is empty from "PATH"."""
-    path, _, step = text.partition("@")
-    return path, step
+    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s."""
+    path, at, step = text.rpartition("@")
+    return (path, step) if at and "/" not in step else (text, "")
 
 
 def _step_number(step: str) -> int:
@@ -219,6 +224,43 @@ def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
     )
 
 
+def _locate_folder(path: str, step: str) -> epath.Path:
+    """The diffusers folder of a path or a hub id, which has no step."""
+    neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
+    folder = assets.resolve(path)
+    try:
+        folder = hub.locate(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{neither} folder: {error}") from None
+    if not (folder / "unet").exists():
+        raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
+    if step:
+        raise ValueError(f"{path} is a diffusers folder, which has no step {step!r}.")
+    return folder
+
+
+def check_trained(path: str, step: str) -> None:
+    """Refuses what `load_trained` would not find; whether it is whole is seen when it is loaded.
+
+    Args:
+      path, step: as of `load_trained`.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model or step.
+    """
+    if not is_run(path):
+        _locate_folder(path, step)
+        return
+    config = read_config(path)
+    with contextlib.closing(open_checkpoints(path, config)) as checkpoints:
+        if step == "best":
+            checkpoints.best_step()
+        elif step not in ("", "last"):
+            checkpoints.check_step(_step_number(step))
+        elif not checkpoints.steps():
+            raise ValueError(_no_checkpoint(path, config))
+
+
 def load_trained(
     path: str, config: ml_collections.ConfigDict, step: str = "", base: Policy | None = None
 ) -> Policy:
@@ -234,17 +276,7 @@ def load_trained(
       ValueError, FileNotFoundError: there is no such model or step.
     """
     if not is_run(path):
-        neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
-        folder = assets.resolve(path)
-        try:
-            folder = hub.locate(folder)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{neither} folder: {error}") from None
-        if not (folder / "unet").exists():
-            raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
-        if step:
-            raise ValueError(f"{path} is a diffusers folder, which has no step {step!r}.")
-        return load_policy(config, str(folder))
+        return load_policy(config, str(_locate_folder(path, step)))
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
     unet = load_unet_params(path, start, step or "last")

@@ -63,6 +63,8 @@ def main(_):
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
         output = epath.Path(OUTPUT.value)
+        if output.is_dir():
+            raise IsADirectoryError(f"--output={output} is a folder: name a file in it.")
         if not output.parent.exists():
             raise FileNotFoundError(f"There is no folder {output.parent} for --output: make it.")
         config = make_config()

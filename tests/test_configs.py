@@ -93,17 +93,17 @@ def test_settings_are_those_of_the_paper(name):
         assert evaluated.split("/")[1] in config.evaluation.sets[evaluated.split("/")[0]].scorers
 
 
-def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded(tmp_path):
+def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():
     config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     config.tasks.image_reward.scorer.reward = "beauty"
     with pytest.raises(ValueError, match="reward='beauty' is not one of .*'image_reward'"):
-        experiment.build(config, str(tmp_path))
+        experiment.build(config)
 
 
-def test_prompts_that_are_not_there_are_named(tmp_path):
+def test_prompts_that_are_not_there_are_named():
     config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     with pytest.raises((FileNotFoundError, ValueError), match="metadata.parquet"):
-        experiment.build(config, str(tmp_path))
+        experiment.build(config)
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -25,7 +25,7 @@ def experiment(make_config, compilation_cache, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "SPLITS", {"train": 12})
-        yield experiments.build(config, str(cache))
+        yield experiments.build(config).with_pictures(str(cache))
         assert len(list(cache.glob("latents-*/index.json"))) == 1
 
 
@@ -85,12 +85,12 @@ def test_state_starts_with_the_models_parameters(experiment):
     assert state.evaluation_params is state.ema_params
 
 
-def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_path):
+def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
     task = common.make_task(
         common.make_scorer("jpeg_size"), "emoji:portraits", 2, normalisation="prompt"
     )
     config = make_config(**{"tasks.people": task})
-    experiment = experiments.build(config, str(tmp_path))
+    experiment = experiments.build(config)
     people, small = map(experiment.task_names.index, ("people", "small"))
     batches = [experiment.batch(step) for step in range(4)]
     assert all(batch.prompt_places[small] is None for batch in batches)
@@ -112,6 +112,15 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_pa
         ({"timesteps_per_iteration": 4}, "timesteps_per_iteration"),
         ({"timesteps_per_iteration": 0}, "Nothing is trained"),
         ({"sampler.eta": 0.0}, "eta must be above 0"),
+        ({"sampler.eta": 1.5}, "eta=1.5 must be at most 1"),
+        ({"optimizer.gradient_clip": -1.0}, "gradient_clip must be above 0, or 0"),
+        ({"evaluation.every": 0}, "evaluation.every=0 must be at least 1"),
+        ({"checkpoint.every": 0}, "checkpoint.every=0 must be at least 1"),
+        (
+            {"batch_size": 48, "microbatch.sample": 4},
+            "microbatch.sample=4 must divide the 6 samples that each device has",
+        ),
+        ({"batch_size": 48, "microbatch.train": 4}, "microbatch.train=4 must divide the 6"),
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
         ({"tasks.small.prompts": "emoji:dragons"}, "There are no prompts 'emoji:dragons'"),
         ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
@@ -156,16 +165,16 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config, tmp_pa
         ),
     ],
 )
-def test_bad_config_is_one_clear_error(changes, message, make_config, tmp_path):
+def test_bad_config_is_one_clear_error(changes, message, make_config):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        experiments.build(make_config(**changes), str(tmp_path))
+        experiments.build(make_config(**changes))
 
 
-def test_without_tasks_there_is_nothing_to_do(make_config, tmp_path):
+def test_without_tasks_there_is_nothing_to_do(make_config):
     config = make_config()
     del config.tasks.small
     with pytest.raises(ValueError, match="config.tasks is empty"):
-        experiments.build(config, str(tmp_path))
+        experiments.build(config)
 
 
 def test_options_of_rewards_are_checked(make_config):

@@ -64,6 +64,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert [step for step, row in enumerate(rows) if "pairs/size" in row] == [0, 2, 3]
     assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
     assert all(np.isfinite(row["small/reward_mean"]) for row in rows[1:])
+    assert all(row["images_per_second"] > 0 for row in rows[1:])
     assert runs.read_config(str(finished)).iterations == 3
     assert json.loads((finished / "versions.json").read_text())["devices"] == 8
     assert list((finished / "tensorboard").iterdir())
@@ -108,6 +109,7 @@ def test_a_complete_run_is_left_alone(finished, make_config, caplog):
     caplog.set_level("INFO", logger="absl")
     main.train(make_config(), str(finished))
     assert "is complete with 3 iterations" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, saved_state(finished, 3), before[0])
     assert steps_of(finished) == before[1]
     assert (finished / "before_after.png").exists(), "a kill may have come before it"
 
@@ -175,12 +177,34 @@ def test_best_and_numbered_steps(finished, policy):
 def test_steps_that_are_not_there(finished, policy, step, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         runs.load_unet_params(str(finished), policy, step)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        runs.check_trained(str(finished), step)
+
+
+@pytest.mark.parametrize("step", ["", "last", "best", "2"])
+def test_steps_that_are_there(finished, step):
+    runs.check_trained(str(finished), step)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("/runs/a@best", ("/runs/a", "best")),
+        ("/runs/a", ("/runs/a", "")),
+        ("/drive-me@mail/run@3", ("/drive-me@mail/run", "3")),
+        ("/drive-me@mail/run", ("/drive-me@mail/run", "")),
+    ],
+)
+def test_paths_may_hold_the_sign_before_a_step(text, parts):
+    assert runs.split_step(text) == parts
 
 
 def test_a_run_without_checkpoints(finished, policy, tmp_path):
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         runs.load_unet_params(str(tmp_path), policy)
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        runs.check_trained(str(tmp_path), "")
 
 
 def test_a_folder_has_no_steps(make_config, tiny_model):

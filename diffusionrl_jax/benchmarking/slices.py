@@ -1,5 +1,6 @@
 """Dry runs of several models on several slices. They take hours, and so each is kept in a file."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,11 @@ from diffusionrl_jax.benchmarking import chips
 from diffusionrl_jax.benchmarking.dry_run import dry_run
 from diffusionrl_jax.benchmarking.report import GIB, table
 from diffusionrl_jax.models.published import HUB_IDS
+
+# Phases that are compiled together, since they share a program.
+TOGETHER = {"update": ["update", "pretrain"]}
+# Fields that no program depends on.
+WITHOUT_EFFECT = ("iterations", "seed", "checkpoint", "evaluation")
 
 
 def dry_runs(
@@ -26,37 +32,46 @@ def dry_runs(
       config: see `configs/common.py`.
       models: published ones' names, each for config.model.
       topologies: as libtpu names them.
-      phases: names of those to compile.
-      folder: of `DryRun.to_json`, a file for each model and topology.
+      phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.
+      folder: of `DryRun.to_json`, a file for each model, topology and phase.
 
     Returns:
-      What the files hold, with "name", the model's, "config" and "asked", the phases.
+      For each model and topology what the files hold, their phases together; with "name", the
+      model's.
 
     Raises:
-      ValueError: a file is of another config or of other phases; or what does not fit.
+      ValueError: a file is of another config; or what does not fit.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for model in models:
+    wanted = []
+    for model, topology, phase in itertools.product(models, topologies, phases):
         one = ml_collections.ConfigDict(config.to_dict())
         one.model = HUB_IDS[model]
-        asked = {"name": model, "config": json.loads(one.to_json()), "asked": list(phases)}
-        for topology in topologies:
-            path = folder / f"{model}_{topology.replace(':', '_')}.json"
-            if not path.exists():
-                logging.info("Compiling %s for %s.", model, topology)
-                found = asked | dry_run(one, topology, only=list(phases)).to_json()
-                unfinished = path.with_suffix(".unfinished")
-                unfinished.write_text(json.dumps(found, indent=2, default=str))
-                unfinished.rename(path)
-            results.append(json.loads(path.read_text()))
-            if any(results[-1][key] != value for key, value in asked.items()):
-                raise ValueError(
-                    f"{path} is of another config or of other phases: name another folder, or "
-                    "delete the file."
-                )
-    return results
+        path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
+        if path.exists() and json.loads(path.read_text())["config"] != _matters(one):
+            raise ValueError(
+                f"{path} is of another config: name another folder, or delete the file."
+            )
+        wanted.append((model, topology, phase, one, path))
+    results: dict[tuple[str, str], dict] = {}
+    for model, topology, phase, one, path in wanted:
+        if not path.exists():
+            logging.info("%s on %s: %s.", model, topology, phase)
+            found = dry_run(one, topology, only=TOGETHER.get(phase, [phase])).to_json()
+            found |= {"name": model, "config": _matters(one)}
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(found, indent=2, default=str))
+            unfinished.rename(path)
+        found = json.loads(path.read_text())
+        earlier = results.get((model, topology), {"phases": []})
+        results[model, topology] = found | {"phases": earlier["phases"] + found["phases"]}
+    return list(results.values())
+
+
+def _matters(config: ml_collections.ConfigDict) -> dict:
+    fields = json.loads(config.to_json())
+    return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
 
 
 def markdown(results: Sequence[Mapping]) -> str:

@@ -26,7 +26,7 @@ TOPOLOGIES = flags.DEFINE_list(
 )
 FSDP = flags.DEFINE_integer("fsdp", 16, "Over how many chips each large parameter is split.", 1)
 COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
-PHASES = flags.DEFINE_list("phases", ["sample", "decode", "update", "pretrain"], "Compiled ones.")
+PHASES = flags.DEFINE_list("phases", ["sample", "decode", "update"], "Of those to compile.")
 JSON = flags.DEFINE_string("json", None, "A file for what the mathematics needs.")
 
 

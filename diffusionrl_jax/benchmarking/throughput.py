@@ -105,7 +105,7 @@ def measure(
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
     execution = choose_execution(config.execution, experiments.scores_on_host(config))
-    experiment = experiments.build(config, cache_dir)
+    experiment = experiments.build(config).with_pictures(cache_dir)
     timer = PhaseTimer()
     compiling = []
     listen = lambda event, seconds, **_: event == COMPILATION and compiling.append(seconds)

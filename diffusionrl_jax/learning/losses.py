@@ -8,19 +8,15 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class SurrogateLoss:
-    """The clipped surrogate per sample, and what tells whether the update is sane.
+    """The clipped surrogate per sample.
 
     Attributes:
       loss: float32 [batch].
-      ratio: float32 [batch], p_theta / p_theta_old.
       clipped: float32 [batch], 1 where the ratio is outside the clip range.
-      approximate_kl: float32 [batch], half the squared log-ratio, nats per latent element.
     """
 
     loss: jax.Array
-    ratio: jax.Array
     clipped: jax.Array
-    approximate_kl: jax.Array
 
 
 def clipped_surrogate(
@@ -35,16 +31,14 @@ def clipped_surrogate(
       clip_range: eps.
 
     Returns:
-      The loss of each sample with its diagnostics.
+      The loss of each sample, and whether it is clipped.
     """
     chex.assert_equal_shape([log_ratio, advantages])
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
     return SurrogateLoss(
         loss=-jnp.minimum(ratio * advantages, clipped * advantages),
-        ratio=ratio,
         clipped=(jnp.abs(ratio - 1) > clip_range).astype(jnp.float32),
-        approximate_kl=0.5 * jnp.square(log_ratio),
     )
 
 

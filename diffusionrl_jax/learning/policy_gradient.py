@@ -304,19 +304,20 @@ class PolicyGradient:
         log_prob = policy.log_prob(update.target, mean, std)
         # No ratio for pretraining pictures: an overflow there would poison the gradient.
         log_ratio = jnp.where(update.is_pretraining, 0, log_prob - update.old_log_prob)
+        compared = log_ratio
         if numbers.balance_timesteps:
-            log_ratio /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
-        surrogate = losses.clipped_surrogate(log_ratio, update.advantages, numbers.clip_range)
+            compared /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
+        surrogate = losses.clipped_surrogate(compared, update.advantages, numbers.clip_range)
         pretraining = losses.pretraining(output, update.target, numbers.text_dropout)
         loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
-        ratio_error = jnp.abs(surrogate.ratio - 1)
+        ratio_error = jnp.abs(jnp.expm1(log_ratio))
         return update.weight * loss, {
             "loss": loss,
-            "ratio": surrogate.ratio.mean(),
+            "ratio": jnp.exp(log_ratio).mean(),
             "ratio_error_mean": ratio_error.mean(),
             "ratio_error_max": ratio_error.max(),
             "clip_fraction": surrogate.clipped.mean(),
-            "approximate_kl": surrogate.approximate_kl.mean(),
+            "approximate_kl": 0.5 * jnp.square(log_ratio).mean(),
         }
 
     def update(

@@ -96,8 +96,9 @@ def make_optimizer(
         rate = optax.warmup_cosine_decay_schedule(0, rate, warmup, warmup + decay, rate / 10)
     elif warmup:
         rate = optax.linear_schedule(0, rate, warmup)
+    clip = config.gradient_clip
     return optax.chain(
-        optax.clip_by_global_norm(config.gradient_clip),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.adamw(
             rate,
             b1=config.beta1,

@@ -61,6 +61,7 @@ def check_finite(
     for name, value in values.items():
         if name.endswith("gradient_norm") and not np.isfinite(value):
             raise FloatingPointError(
-                f"{name} is {value}: lower config.optimizer.learning_rate, and start again with "
-                "the same workdir to resume from the last checkpoint."
+                f"{name} is {value}. The last checkpoint is from before: export it (python -m "
+                "diffusionrl_jax.export), and train that folder as config.model in another workdir "
+                "with a lower config.optimizer.learning_rate."
             )

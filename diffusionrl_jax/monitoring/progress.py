@@ -28,15 +28,12 @@ class Progress:
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=jax.process_index() != 0,
         )
-        self._last = time.monotonic()
 
-    def update(self, rewards: Mapping[str, float], image_count: int) -> None:
-        """Counts one step, with the mean reward of each task and the images it sampled."""
-        now = time.monotonic()
-        rate = image_count / max(now - self._last, 1e-9)
-        self._last = now
+    def update(self, rewards: Mapping[str, float], images_per_second: float) -> None:
+        """Counts one step, with the mean reward of each task."""
         parts = [f"{task} {float(reward):.3f}" for task, reward in rewards.items()]
-        self._bar.set_postfix_str(", ".join([*parts, f"{rate:.1f} images/s"]), refresh=False)
+        parts.append(f"{images_per_second:.1f} images/s")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update()
 
     def close(self) -> None:

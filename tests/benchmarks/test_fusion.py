@@ -13,11 +13,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_both_sides_end_with_the_same_parameters(make_config, tmp_path, monkeypatch):
+def test_both_sides_end_with_the_same_parameters(make_config, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import fusion
 
-    experiment = experiments.build(make_config(**{"optimizer.epsilon": 1e-3}), str(tmp_path))
+    experiment = experiments.build(make_config(**{"optimizer.epsilon": 1e-3}))
     first, ends = jax.device_get(experiment.policy.params["unet"]), []
     for make in (fused_program, fusion.separate_step):
         state = experiment.init_state()

@@ -164,10 +164,17 @@ def test_balanced_timesteps_divide_the_log_ratio(case, alphas):
     variance = (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
     slope = (1 - alpha_previous - variance) ** 0.5 - (alpha_previous * (1 - alpha) / alpha) ** 0.5
     old = case["log_prob"] - np.float32(0.05)
-    update = case["policy_update"].replace(old_log_prob=old[None])
+    # Of a disadvantage, a ratio above 1 is not clipped.
+    update = case["policy_update"].replace(
+        old_log_prob=old[None], advantages=np.full(1, -1.0, np.float32)
+    )
     _, metrics = case["balanced_loss"](case["params"], update, case["text"][0])
     expected = np.exp(0.05 * variance**0.5 / abs(slope))
-    np.testing.assert_allclose(metrics["ratio"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    # What is logged is of the policy itself.
+    np.testing.assert_allclose(metrics["ratio"], np.exp(0.05), rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_error_max"], np.expm1(0.05), rtol=1e-3)
+    np.testing.assert_allclose(metrics["approximate_kl"], 0.05**2 / 2, rtol=1e-3)
 
 
 def test_pretraining_gradient(case):

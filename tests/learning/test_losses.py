@@ -14,9 +14,7 @@ def test_clipped_surrogate_closed_form():
     advantages = np.array([2.0, 2.0, -2.0, 2.0, -2.0, 2.0, -2.0], np.float32)
     result = losses.clipped_surrogate(log_ratio, advantages, 0.2)
     np.testing.assert_allclose(result.loss, [-2, -2.2, 1.8, -2.4, 2.6, -1.4, 1.6], rtol=1e-6)
-    np.testing.assert_allclose(result.ratio, [1, 1.1, 0.9, 1.3, 1.3, 0.7, 0.7], rtol=1e-6)
     np.testing.assert_array_equal(result.clipped, [0, 0, 0, 1, 1, 1, 1])
-    np.testing.assert_allclose(result.approximate_kl, log_ratio**2 / 2, rtol=1e-5)
 
 
 def test_surrogate_gradient_has_the_sign_of_the_advantage_until_it_is_clipped():

@@ -7,10 +7,10 @@ from diffusionrl_jax.monitoring import progress
 
 def test_progress_shows_rewards_rate_and_time_left(capsys):
     with progress.Progress(total_steps=10, start_step=4) as bar:
-        bar.update({"image_reward": 0.25, "parity": -0.5}, image_count=64)
+        bar.update({"image_reward": 0.25, "parity": -0.5}, images_per_second=64.25)
     shown = capsys.readouterr().err
     assert "image_reward 0.250, parity -0.500" in shown
-    assert "images/s" in shown
+    assert "64.2 images/s" in shown
     assert "5/10" in shown
 
 
