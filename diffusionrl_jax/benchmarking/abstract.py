@@ -48,6 +48,7 @@ class AbstractExperiment:
       algorithm: the iteration's functions.
       task_names: in the order of training.
       state, frozen, batch: their arguments.
+      kept: what a run holds besides: the UNet that it started from, and evaluation's scorers.
       assumed: what the config names that is not here, and whose sizes were taken instead.
     """
 
@@ -56,6 +57,7 @@ class AbstractExperiment:
     state: TrainState
     frozen: Frozen
     batch: Batch
+    kept: Shapes
     assumed: tuple[str, ...]
 
 
@@ -248,6 +250,17 @@ def make_batch(
     )
 
 
+def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
+    """The parameters of the scorers that `Evaluator` loads."""
+    evaluation = config.evaluation
+    used = {
+        (name, chosen.group_size) for chosen in evaluation.sets.values() for name in chosen.scorers
+    }
+    return [
+        make_reward(evaluation.scorers[name], group_size)[1] for name, group_size in sorted(used)
+    ]
+
+
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     """As `experiment.build`, for the devices of a mesh that need not be there.
 
@@ -274,11 +287,18 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
         unet=None if algorithm.lora is None else params["unet"],
     )
     shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
+    scorers = _evaluation_scorers(config)
+    kept = (
+        place(scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))),
+        # LoRA's base is among the frozen parameters.
+        () if frozen.unet else place(params["unet"], parameter_sharding(mesh, params["unet"])),
+    )
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
         state=place(state, parameter_sharding(mesh, state)),
         frozen=place(frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))),
         batch=make_batch(config, model, rewards, mesh),
+        kept=kept,
         assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),
     )

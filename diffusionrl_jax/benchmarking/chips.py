@@ -9,7 +9,7 @@ class Chip:
 
     Attributes:
       operations: floating-point operations a second in bfloat16.
-      memory: bytes of HBM; of v5e those that libtpu leaves to a program.
+      memory: bytes of HBM that libtpu leaves to a program, as it says when one does not fit.
       bandwidth: bytes a second between HBM and the chip.
       interconnect: bytes a second out of the chip, and as many into it, over all of its links:
         half of the bidirectional bandwidth of the documentation. None where it is not known.
@@ -24,10 +24,10 @@ class Chip:
 # The generation, as in a topology's name: https://cloud.google.com/tpu/docs/v5e, v5p and v6e; v4's
 # six links of 50 GB/s each are of its paper, arXiv 2304.01433.
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+    "v4": Chip(275e12, 30.75 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
+    "v5p": Chip(459e12, 95.73 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(918e12, 31.24 * 2**30, 1638e9, 400e9),
 }
 # Of a device that is there, by JAX's `device_kind`.
 KINDS = {

@@ -91,8 +91,10 @@ def topology_devices(topology: str) -> list:
     Raises:
       ValueError: libtpu is not installed, or describes no such topology.
     """
+    # The two cores of a v4 chip are one device, as JAX has it on a slice.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

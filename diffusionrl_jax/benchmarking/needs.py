@@ -28,7 +28,7 @@ class Needs:
       model: a published one's name.
       images: drawn in an iteration.
       operations: column -> those of an image.
-      parameters: shapes of the state and of the frozen parameters.
+      parameters: shapes of the state, of the frozen parameters, and of what a run holds besides.
       rest: bytes of all that is split over the batch, on all chips together.
     """
 
@@ -62,7 +62,7 @@ def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
     made = phases.make_phases(experiment)
     of_call = phases.operations(made)
     images = config.batch_size * len(config.tasks)
-    parameters = (experiment.state, experiment.frozen)
+    parameters = (experiment.state, experiment.frozen, experiment.kept)
     return Needs(
         model=model,
         images=images,

@@ -56,7 +56,7 @@ def whole_step(experiment: AbstractExperiment) -> Phase:
     """An iteration as one program."""
     arguments = (experiment.state, experiment.frozen, experiment.batch)
     fused = fused_program(experiment.algorithm, experiment.state)
-    return Phase(WHOLE, fused, arguments, 1, bytes_per_chip(arguments))
+    return Phase(WHOLE, fused, arguments, 1, bytes_per_chip((arguments, experiment.kept)))
 
 
 def make_phases(experiment: AbstractExperiment) -> list[Phase]:
@@ -70,11 +70,11 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     state, frozen, mesh = experiment.state, experiment.frozen, algorithm.mesh
     tasks, count = batch.input_ids.shape[:2]
     rows, by_task, one = batch_sharding(mesh), batch_sharding(mesh, axis=1), replicated(mesh)
-    always = bytes_per_chip((state, frozen, batch))
+    always = bytes_per_chip((state, frozen, batch, experiment.kept))
     phases = []
 
     def add(name, function, *arguments, held: Shapes = (), **options) -> Shapes:
-        """Adds a phase; `held` is what is alive besides state, frozen and batch."""
+        """Adds a phase; `held` is what is alive besides what always is."""
         function = jax.jit(function, **options)
         resident = always + bytes_per_chip(held)
         phases.append(Phase(name, function, arguments, 1, resident))
@@ -136,7 +136,8 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
 def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
     """A config's mathematics: on one device, without rematerialisation and attention kernels."""
     config = ml_collections.ConfigDict(config.to_dict())
-    config.update(remat="none", attention="dot_product", mesh={"fsdp": 1})
+    one = {"sample": 1, "decode": 1, "score": 0, "train": 1}  # Divides any batch.
+    config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 
 
