@@ -125,14 +125,15 @@ class Checkpoints:
 
         Args:
           abstract_state: the state's pytree with a `jax.ShapeDtypeStruct` with sharding for each
-            array (see `abstract`); the arrays are placed by it. What is `ocp.PLACEHOLDER` instead
+            array; the arrays are placed by it. What is `ocp.PLACEHOLDER` instead
             is passed over and stays it.
 
         Returns:
           The step and the state, bit for bit as saved; None if there is no checkpoint at all.
 
         Raises:
-          RuntimeError: there are checkpoints, and none can be restored.
+          RuntimeError: there are checkpoints, and none can be restored; or the newest does not fit
+            into the devices' memory.
         """
         failures = {}
         for step in reversed(self.steps()):
@@ -141,6 +142,11 @@ class Checkpoints:
                 state = self.restore_step(step, abstract_state)
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
                 failure = _first_line(error)
+                if "RESOURCE_EXHAUSTED" in failure:
+                    raise RuntimeError(
+                        f"Checkpoint {step} in {self.directory} does not fit into the devices' "
+                        f"memory: take more of them, or a larger config.mesh.fsdp. ({failure})"
+                    ) from error
             if true_everywhere(failure is None):
                 self._broken_steps = list(failures)
                 return step, state
@@ -260,11 +266,6 @@ class _KeepLastAndBest(checkpoint_managers.PreservationPolicy):
     def _rank(self, step: int) -> tuple[float, int]:
         value = self.metrics[step]
         return (-math.inf if math.isnan(value) else value, step)
-
-
-def abstract(state: PyTree) -> PyTree:
-    """The shapes, dtypes and shardings of a state, for `Checkpoints.restore`."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
 
 
 def _without_empty(tree: PyTree) -> PyTree:

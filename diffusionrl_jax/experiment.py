@@ -18,6 +18,7 @@ from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.diffusion.schedule import Schedule, make_schedule
 from diffusionrl_jax.distributed.mesh import (
+    abstract_arrays,
     batch_sharding,
     frozen_sharding,
     make_mesh,
@@ -211,12 +212,18 @@ class Experiment:
             for name, asked in zip(self.task_names, texts, strict=True)
         )
 
+    def abstract_state(self) -> TrainState:
+        """The state's shapes and shardings: a tree of `jax.ShapeDtypeStruct`."""
+        init = functools.partial(initial_state, self.config)
+        shapes = jax.eval_shape(init, self.policy.params["unet"])
+        return abstract_arrays(shapes, parameter_sharding(self.policy.mesh, shapes))
+
     def init_state(self) -> TrainState:
         """The state before the first iteration, sharded."""
         unet = self.policy.params["unet"]
         init = functools.partial(initial_state, self.config)
-        sharding = parameter_sharding(self.policy.mesh, jax.eval_shape(init, unet))
-        state = jax.jit(init, out_shardings=sharding)(unet)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        state = jax.jit(init, out_shardings=shardings)(unet)
         if self.algorithm.lora is not None:
             numbers = count(state.params), count(unet)
             logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)

@@ -18,7 +18,6 @@ from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import (
     PreemptionGuard,
-    abstract,
     make_writable,
     write_run_information,
 )
@@ -56,8 +55,8 @@ def train(config, workdir: str) -> None:
         experiment = experiments.build(config)
         evaluator = Evaluator(experiment.policy, config)
         experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
-        state = experiment.init_state()
-        first, state = runs.restore_state(checkpoints, abstract(state)) or (0, state)
+        restored = runs.restore_state(checkpoints, experiment.abstract_state())
+        first, state = restored or (0, experiment.init_state())
         write_run_information(workdir, config)
         if first < config.iterations:
             if first:
@@ -132,6 +131,8 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
                     checkpoints.save(done, state, {"best": scores["best"]})
                 if stopping:
                     break
+            # Told to stop, or again, it still completes what it is saving.
+            checkpoints.wait()
         except ScorerError as error:
             done = int(state.step)
             checkpoints.save(done, state, {"best": math.nan})
@@ -144,7 +145,7 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 def main(_):
     with programs.clear_errors():
         start.start_devices()
-        start.use_compilation_cache()
+        start.use_compilation_cache(WORKDIR.value)
         train(CONFIG.value, WORKDIR.value)
 
 

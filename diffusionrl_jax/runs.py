@@ -14,7 +14,7 @@ from etils import epath
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints
-from diffusionrl_jax.distributed.mesh import parameter_sharding
+from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
 from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
@@ -164,11 +164,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
     """
     config = read_config(workdir)
     shapes = jax.eval_shape(functools.partial(initial_state, config), policy.params["unet"])
-    wanted = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes.params,
-        parameter_sharding(policy.mesh, shapes.params),
-    )
+    wanted = abstract_arrays(shapes.params, parameter_sharding(policy.mesh, shapes.params))
     # Of the train state's structure all is passed over but the parameters that are asked for.
     state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
     chosen = "params" if state.ema_params is None else "ema_params"

@@ -85,3 +85,8 @@ def wait_for_step(process, workdir, step):
             return
         time.sleep(0.05)
     assert process.poll() == 0, "the program has ended in an error, or takes too long"
+
+
+def shapes_of(state):
+    """Its shapes, dtypes and shardings, for `Checkpoints.restore`."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)

@@ -14,11 +14,11 @@ from etils.epath import backend
 from diffusionrl_jax import runs
 from diffusionrl_jax.checkpoints import (
     Checkpoints,
-    abstract,
     make_writable,
     write_run_information,
 )
 from diffusionrl_jax.monitoring.metrics import MetricWriter, read_rows
+from tests.processes import shapes_of
 
 WORKDIR = "gs://bucket/runs/first"
 
@@ -90,7 +90,7 @@ def test_checkpoints(cloud):
     store = Checkpoints(folder, keep_last=2)
     assert store.steps() == (1, 3, 4)
     assert json.loads((epath.Path(folder) / "metrics.json").read_text())["4"] == -4
-    step, restored = store.restore(abstract(state))
+    step, restored = store.restore(shapes_of(state))
     assert step == 4
     np.testing.assert_array_equal(restored["kernel"], state["kernel"] + 4)
     store.close()

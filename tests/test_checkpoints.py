@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusionrl_jax import checkpoints
+from tests.processes import shapes_of
 
 
 @flax.struct.dataclass
@@ -84,7 +85,7 @@ def truncate(folder: pathlib.Path):
 def test_restores_bit_for_bit_with_shardings(tmp_path):
     save_steps(tmp_path, [5])
     store = checkpoints.Checkpoints(str(tmp_path))
-    step, state = store.restore(checkpoints.abstract(make_state(0)))
+    step, state = store.restore(shapes_of(make_state(0)))
     assert step == 5
     assert_identical(state, make_state(5))
     assert state.params["kernel"].sharding == make_state(0).params["kernel"].sharding
@@ -92,7 +93,7 @@ def test_restores_bit_for_bit_with_shardings(tmp_path):
 
 def test_restores_onto_another_mesh(tmp_path):
     save_steps(tmp_path, [5])
-    abstract = checkpoints.abstract(make_state(0, devices=4))
+    abstract = shapes_of(make_state(0, devices=4))
     _, state = checkpoints.Checkpoints(str(tmp_path)).restore(abstract)
     assert_identical(state, make_state(5))
     assert len(state.params["kernel"].sharding.device_set) == 4
@@ -100,7 +101,7 @@ def test_restores_onto_another_mesh(tmp_path):
 
 def test_no_checkpoint_is_none_and_makes_no_folder(tmp_path):
     store = checkpoints.Checkpoints(str(tmp_path / "mistyped"))
-    assert store.restore(checkpoints.abstract(make_state(0))) is None
+    assert store.restore(shapes_of(make_state(0))) is None
     assert store.steps() == ()
     assert not (tmp_path / "mistyped").exists()
 
@@ -159,7 +160,7 @@ def test_falls_back_to_the_step_before_a_broken_one(tmp_path, capsys, damage):
         (folder / "state" / "manifest.ocdbt").unlink()
     before = sorted(tmp_path.rglob("*"))
     store = checkpoints.Checkpoints(str(tmp_path))
-    step, state = store.restore(checkpoints.abstract(make_state(0)))
+    step, state = store.restore(shapes_of(make_state(0)))
     assert step == 1
     assert_identical(state, make_state(1))
     warning = capsys.readouterr().err
@@ -173,7 +174,7 @@ def test_falls_back_to_the_step_before_a_broken_one(tmp_path, capsys, damage):
     assert (tmp_path / "2.broken").is_dir()
     again = checkpoints.Checkpoints(str(tmp_path))
     assert again.steps() == (1, 2)
-    step, state = again.restore(checkpoints.abstract(make_state(0)))
+    step, state = again.restore(shapes_of(make_state(0)))
     assert step == 2
     assert_identical(state, make_state(22))
 
@@ -186,23 +187,35 @@ def test_all_broken_is_one_clear_error(tmp_path):
     with pytest.raises(
         RuntimeError, match=r"None of the checkpoints .*step 2: .*step 1: "
     ) as caught:
-        store.restore(checkpoints.abstract(make_state(0)))
+        store.restore(shapes_of(make_state(0)))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_another_configuration_is_an_error(tmp_path):
     save_steps(tmp_path, [1])
-    abstract = checkpoints.abstract(make_state(0))
+    abstract = shapes_of(make_state(0))
     other = abstract.params | {"scale": jax.ShapeDtypeStruct((4,), jnp.bfloat16)}
     with pytest.raises(RuntimeError, match="another configuration"):
         checkpoints.Checkpoints(str(tmp_path)).restore(abstract.replace(params=other))
 
 
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1, 2])
+    store = checkpoints.Checkpoints(str(tmp_path))
+
+    def restore_step(step, state):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(store, "restore_step", restore_step)
+    with pytest.raises(RuntimeError, match="Checkpoint 2 in .* does not fit into the devices"):
+        store.restore(shapes_of(make_state(0)))
+
+
 def test_missing_step_names_those_that_exist(tmp_path):
     save_steps(tmp_path, [1, 4])
     store = checkpoints.Checkpoints(str(tmp_path))
-    abstract = checkpoints.abstract(make_state(0))
+    abstract = shapes_of(make_state(0))
     assert_identical(store.restore_step(1, abstract), make_state(1))
     with pytest.raises(FileNotFoundError, match=r"step 3 .* one of \[1, 4\]"):
         store.restore_step(3, abstract)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from diffusionrl_jax import exporting, main, rewards, runs
+from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
@@ -101,6 +102,24 @@ def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, cap
     assert "WARNING: checkpoint" in capfd.readouterr().err
     assert_same_state(workdir, finished, 3)
     assert steps_of(workdir) == [0, 1, 2, 3]
+
+
+def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, monkeypatch):
+    """As the hosts of a slice are told to stop one after another."""
+    wait, received = Checkpoints.wait, []
+
+    def interrupted(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        wait(checkpoints)
+        received.append(checkpoints.steps()[-1])
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("It would have been killed."))
+    try:
+        main.train(make_config(iterations=1), str(tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [1]
 
 
 def test_a_complete_run_is_left_alone(finished, make_config, caplog):

@@ -16,7 +16,12 @@ from transformers import BertTokenizer
 
 from diffusionrl_jax import assets, config_checks
 from diffusionrl_jax import experiment as experiments
-from diffusionrl_jax.distributed.mesh import batch_sharding, frozen_sharding, parameter_sharding
+from diffusionrl_jax.distributed.mesh import (
+    abstract_arrays,
+    batch_sharding,
+    frozen_sharding,
+    parameter_sharding,
+)
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
@@ -59,15 +64,6 @@ class AbstractExperiment:
     batch: Batch
     kept: Shapes
     assumed: tuple[str, ...]
-
-
-def place(tree: Shapes, shardings: Any) -> Shapes:
-    """Shapes with shardings; one sharding may stand for all."""
-    if not isinstance(shardings, jax.sharding.Sharding):
-        return jax.tree.map(place, tree, shardings)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings), tree
-    )
 
 
 def _exists(path: str) -> bool:
@@ -238,15 +234,15 @@ def make_batch(
     pretraining = None
     if config.pretraining.weight:
         latents = jax.ShapeDtypeStruct((count, *model.latent_shape), jnp.float32)
-        pretraining = place(
+        pretraining = abstract_arrays(
             {"latent_mean": latents, "latent_std": latents, "input_ids": ids(count)},
             batch_sharding(mesh),
         )
     return Batch(
-        input_ids=place(ids(len(config.tasks), count), batch_sharding(mesh, axis=1)),
-        reward_inputs=place(inputs, batch_sharding(mesh)),
+        input_ids=abstract_arrays(ids(len(config.tasks), count), batch_sharding(mesh, axis=1)),
+        reward_inputs=abstract_arrays(inputs, batch_sharding(mesh)),
         pretraining=pretraining,
-        prompt_places=place(places, batch_sharding(mesh)),
+        prompt_places=abstract_arrays(places, batch_sharding(mesh)),
     )
 
 
@@ -288,16 +284,19 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     )
     shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
     scorers = _evaluation_scorers(config)
-    kept = (
-        place(scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))),
-        # LoRA's base is among the frozen parameters.
-        () if frozen.unet else place(params["unet"], parameter_sharding(mesh, params["unet"])),
+    scorers = abstract_arrays(
+        scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))
     )
+    # LoRA's is among the frozen parameters.
+    unet = () if frozen.unet else params["unet"]
+    kept = scorers, abstract_arrays(unet, parameter_sharding(mesh, unet))
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
-        state=place(state, parameter_sharding(mesh, state)),
-        frozen=place(frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))),
+        state=abstract_arrays(state, parameter_sharding(mesh, state)),
+        frozen=abstract_arrays(
+            frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))
+        ),
         batch=make_batch(config, model, rewards, mesh),
         kept=kept,
         assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),

@@ -1,6 +1,7 @@
 """What an accelerator can do at most, from its maker's documentation."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95.73 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 31.24 * 2**30, 1638e9, 400e9),
 }
+TYPES = {"v5e": "v5litepod"}
 # Of a device that is there, by JAX's `device_kind`.
 KINDS = {
     "TPU v4": "v4",
@@ -54,6 +56,17 @@ def of_topology(topology: str) -> Chip:
             "such as v5e:4x4."
         )
     return CHIPS[generation]
+
+
+def name(topology: str) -> str:
+    """A topology with the accelerator type that a slice of it is queued for as.
+
+    The types of v4 and v5p count cores, two a chip: https://cloud.google.com/tpu/docs/v5p.
+    """
+    generation, _, shape = topology.partition(":")
+    chips = math.prod(map(int, shape.split("x")))
+    count = 2 * chips if generation in ("v4", "v5p") else chips
+    return f"{topology} ({TYPES.get(generation, generation)}-{count})"
 
 
 def of_device(device) -> Chip | None:

@@ -28,7 +28,7 @@ from diffusionrl_jax.benchmarking.program_text import (
     kernel_operations,
     largest_values,
 )
-from diffusionrl_jax.distributed.mesh import make_mesh, replicated
+from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replicated
 
 # What the compiler says of a program that does not fit.
 OUT_OF_MEMORY = re.compile(
@@ -177,5 +177,5 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
     Raises:
       OutOfMemory: it does not fit.
     """
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
-    return read(*compile_program(jax.jit(function).lower(*jax.tree.map(place, arguments))))
+    arguments = abstract_arrays(arguments, replicated(mesh))
+    return read(*compile_program(jax.jit(function).lower(*arguments)))

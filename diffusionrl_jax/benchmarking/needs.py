@@ -5,9 +5,8 @@ import dataclasses
 import ml_collections
 
 from diffusionrl_jax.benchmarking import chips, compiled, phases
-from diffusionrl_jax.benchmarking.abstract import place
 from diffusionrl_jax.benchmarking.report import GIB, table
-from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
+from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
 from diffusionrl_jax.models.published import HUB_IDS
 
 # Columns -> the phases that they add up.
@@ -30,6 +29,7 @@ class Needs:
       operations: column -> those of an image.
       parameters: shapes of the state, of the frozen parameters, and of what a run holds besides.
       rest: bytes of all that is split over the batch, on all chips together.
+      fsdp: over how many chips each large parameter is split.
     """
 
     model: str
@@ -37,12 +37,13 @@ class Needs:
     operations: dict[str, float]
     parameters: tuple
     rest: int
+    fsdp: int
 
-    def held(self, topology: str, fsdp: int) -> float:
+    def held(self, topology: str) -> float:
         """Bytes on each chip of a topology, without any program's temporaries."""
         devices = compiled.topology_devices(topology)
-        mesh = make_mesh(fsdp, devices)
-        parameters = place(self.parameters, parameter_sharding(mesh, self.parameters))
+        mesh = make_mesh(self.fsdp, devices)
+        parameters = abstract_arrays(self.parameters, parameter_sharding(mesh, self.parameters))
         return phases.bytes_per_chip(parameters) + self.rest / len(devices)
 
     def bound(self, chip: chips.Chip) -> float:
@@ -57,7 +58,7 @@ def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
       ValueError: what does not fit, and the mend.
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    config.model = HUB_IDS[model]
+    config.model, fsdp = HUB_IDS[model], config.mesh.fsdp
     experiment = phases.plain_experiment(config)
     made = phases.make_phases(experiment)
     of_call = phases.operations(made)
@@ -76,10 +77,11 @@ def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
         },
         parameters=parameters,
         rest=max(phase.resident for phase in made) - phases.bytes_per_chip(parameters),
+        fsdp=fsdp,
     )
 
 
-def markdown(found: list[Needs], topologies: list[str], fsdp: int) -> str:
+def markdown(found: list[Needs], topologies: list[str]) -> str:
     """Two tables: what an image needs, and what that means on each slice."""
     per_image = [
         [one.model, *(f"{value / 1e12:.4g}" for value in one.operations.values())]
@@ -91,7 +93,7 @@ def markdown(found: list[Needs], topologies: list[str], fsdp: int) -> str:
         for topology in topologies:
             chip = chips.of_topology(topology)
             slices.append(
-                [one.model, topology, f"{one.held(topology, fsdp) / GIB:.2f}"]
+                [one.model, chips.name(topology), f"{one.held(topology) / GIB:.2f}"]
                 + [f"{chip.memory / GIB:.4g}", f"{one.bound(chip):.3f}"]
             )
     return "\n\n".join(

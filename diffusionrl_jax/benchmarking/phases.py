@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from diffusionrl_jax.benchmarking import abstract, mathematics
-from diffusionrl_jax.benchmarking.abstract import AbstractExperiment, Shapes, place
+from diffusionrl_jax.benchmarking.abstract import AbstractExperiment, Shapes
 from diffusionrl_jax.distributed.mesh import (
+    abstract_arrays,
     batch_sharding,
     make_mesh,
     parameter_sharding,
@@ -86,14 +87,14 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
         *(state.params, frozen, batch.input_ids, state.step),
         out_shardings=rows,
     )
-    drawn = place(drawn, rows)
+    drawn = abstract_arrays(drawn, rows)
     latents = jax.ShapeDtypeStruct(
         (tasks * count, *algorithm.model.latent_shape), jnp.float32, sharding=rows
     )
     decoded = add(
         "decode", algorithm.decode, frozen, latents, held=(drawn, latents), out_shardings=rows
     )
-    images = place(decoded, rows)
+    images = abstract_arrays(decoded, rows)
     of_task = jax.ShapeDtypeStruct((count, *decoded.shape[1:]), decoded.dtype, sharding=rows)
     for index, name in enumerate(experiment.task_names):
         add(
@@ -115,7 +116,7 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
         held=samples,
     )
     updates, text = (
-        jax.tree.map(lambda leaf: place(leaf, by_task if leaf.ndim > 1 else one), tree)
+        jax.tree.map(lambda leaf: abstract_arrays(leaf, by_task if leaf.ndim > 1 else one), tree)
         for tree in prepared[:2]
     )
     pretraining = 0 if batch.pretraining is None else 1

@@ -48,8 +48,8 @@ class DryRun:
     def summary(self) -> dict:
         """The answer: does it fit, and how fast could it be."""
         fullest = self.fullest()
-        fits = fullest.memory <= self.chip.memory
-        fits = fits and not any(isinstance(phase.cost, OutOfMemory) for phase in self.phases)
+        refused = any(isinstance(phase.cost, OutOfMemory) for phase in self.phases)
+        fits = fullest.memory <= self.chip.memory and not refused
         return {
             "fits": fits,
             "memory": fullest.memory,
@@ -98,12 +98,14 @@ class DryRun:
         found = self.summary()
         spare = found["spare"] / GIB
         verdict = "**Fits**" if found["fits"] else "**Does not fit**"
-        says = f"{abs(spare):.2f} GiB {'to spare' if spare >= 0 else 'too much'}"
+        says = f", {abs(spare):.2f} GiB {'to spare' if spare >= 0 else 'too much'}"
+        if spare >= 0 and not found["fits"]:  # The compiler has refused it.
+            says = ""
         if self.partial:
             verdict += ", as far as these phases go"
         text = (
             f"{verdict}: {found['memory'] / GIB:.2f} GiB of {self.chip.memory / GIB:.4g} GiB in "
-            f"{found['fullest']}, {says}."
+            f"{found['fullest']}{says}."
         )
         if (speed := found["images_per_second_per_chip"]) is not None:
             text += f" At most {speed:.3f} images/s/chip (roofline, a model)."

@@ -87,7 +87,7 @@ def markdown(results: Sequence[Mapping]) -> str:
         seconds = [phase["seconds"] for phase in one["phases"]]
         speed = f"{one['images'] / one['chips'] / sum(seconds):.3f}" if all(seconds) else ""
         rows.append(
-            [one["name"], one["topology"], *(cells.get(name, "") for name in names)]
+            [one["name"], chips.name(one["topology"]), *(cells.get(name, "") for name in names)]
             + [f"{chips.of_topology(one['topology']).memory / GIB:.4g}", speed]
         )
     return table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)

@@ -22,9 +22,8 @@ from diffusionrl_jax.models.published import HUB_IDS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 MODELS = flags.DEFINE_list("models", list(HUB_IDS), "Published models, each for config.model.")
 TOPOLOGIES = flags.DEFINE_list(
-    "topologies", ["v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"], "As libtpu names them."
+    "topologies", ["v5e:4x4", "v5e:16x16", "v5p:2x4x4", "v6e:8x8"], "As libtpu names them."
 )
-FSDP = flags.DEFINE_integer("fsdp", 16, "Over how many chips each large parameter is split.", 1)
 COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
 PHASES = flags.DEFINE_list("phases", ["sample", "decode", "update"], "Of those to compile.")
 JSON = flags.DEFINE_string("json", None, "A file for what the mathematics needs.")
@@ -41,7 +40,7 @@ def main(_):
         for model in MODELS.value:
             logging.info("Counting %s.", model)
             found.append(needs(CONFIG.value, model))
-        print(markdown(found, TOPOLOGIES.value, FSDP.value))
+        print(markdown(found, TOPOLOGIES.value))
         if JSON.value:
             results = [
                 {
@@ -50,7 +49,7 @@ def main(_):
                     "operations_per_image": one.operations,
                     "slices": {
                         topology: {
-                            "held": one.held(topology, FSDP.value),
+                            "held": one.held(topology),
                             "images_per_second_per_chip": one.bound(chips.of_topology(topology)),
                         }
                         for topology in TOPOLOGIES.value

@@ -34,7 +34,8 @@ class Throughput:
       images: drawn in an iteration by all devices.
       seconds: phase -> median seconds of a warm iteration; "iteration" is all of it, with the
         input pipeline.
-      operations: phase -> floating-point operations that its mathematics needs, on all devices.
+      operations: phase -> floating-point operations that its mathematics needs, on all devices;
+        empty where they cannot be counted.
       peak: operations a second that a device can do at most; None if not known.
       memory: bytes in use at most, on the fullest device; of the process where devices don't tell.
       memory_of: "device" or "process".
@@ -59,11 +60,12 @@ class Throughput:
         """Phase -> images and TFLOP a second and device, and the share of the peak."""
         rates = {}
         for name, seconds in self.seconds.items():
-            speed = self.operations[name] / seconds / self.devices
+            counted = self.operations.get(name)
+            speed = counted and counted / seconds / self.devices
             rates[name] = {
                 "images_per_second_per_chip": self.images / seconds / self.devices,
-                "teraflops_per_chip": speed / 1e12,
-                "share_of_peak": self.peak and speed / self.peak,
+                "teraflops_per_chip": speed and speed / 1e12,
+                "share_of_peak": speed and self.peak and speed / self.peak,
             }
         return rates
 
@@ -71,11 +73,11 @@ class Throughput:
         """All of it, for people."""
         rows = []
         for name, rate in self.rates().items():
-            share = rate["share_of_peak"]
+            speed, share = rate["teraflops_per_chip"], rate["share_of_peak"]
             rows.append(
                 [name, f"{self.seconds[name]:.3f}"]
                 + [f"{rate['images_per_second_per_chip']:.3f}"]
-                + [f"{rate['teraflops_per_chip']:.4g}", "" if share is None else f"{share:.1%}"]
+                + ["" if speed is None else f"{speed:.4g}", "" if share is None else f"{share:.1%}"]
             )
         head = ["phase", "seconds", "images/s/chip", "TFLOP/s/chip", "of peak"]
         return "\n\n".join(
@@ -105,6 +107,7 @@ def measure(
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
     execution = choose_execution(config.execution, experiments.scores_on_host(config))
+    needed = _operations(config)
     experiment = experiments.build(config).with_pictures(cache_dir)
     timer = PhaseTimer()
     compiling = []
@@ -154,7 +157,7 @@ def measure(
         execution=execution,
         images=config.batch_size * len(config.tasks),
         seconds=seconds,
-        operations=_operations(config, list(seconds)),
+        operations=needed and {name: _part(needed, name) for name in seconds},
         peak=chip and chip.operations,
         memory=memory,
         memory_of=memory_of,
@@ -168,17 +171,24 @@ def _use_cache(folder: str | None) -> None:
     compilation_cache.reset_cache()
 
 
-def _operations(config: ml_collections.ConfigDict, names: list[str]) -> dict[str, float]:
-    plain = phases.make_phases(phases.plain_experiment(config))
+def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Phase -> operations of an iteration; empty if the config has something that isn't counted."""
+    try:
+        plain = phases.make_phases(phases.plain_experiment(config))
+    except ValueError as error:  # A reward on the host, or a model of unknown sizes.
+        logging.warning("Operations are not counted: %s", error)
+        return {}
     of_call = phases.operations(plain)
-    totals = {phase.name: phase.repetitions * of_call[phase.name] for phase in plain}
-    whole = sum(totals.values())
-    return {
-        name: sum(total for phase, total in totals.items() if phase.split()[0] in PARTS[name])
-        if name in PARTS
-        else whole
-        for name in names
-    }
+    return {phase.name: phase.repetitions * of_call[phase.name] for phase in plain}
+
+
+def _part(operations: dict[str, float], name: str) -> float:
+    """Of what the timer calls a part, or of all."""
+    return sum(
+        total
+        for phase, total in operations.items()
+        if name not in PARTS or phase.split()[0] in PARTS[name]
+    )
 
 
 def _memory() -> tuple[int, str]:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 
 import diffusers
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -21,19 +22,26 @@ from diffusionrl_jax.distributed import start
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 STEPS = flags.DEFINE_integer("steps", 5, "Warm iterations, of which the median counts.", 1)
 JSON = flags.DEFINE_string("json", None, "A file for the results.")
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", None, "Where encoded pretraining pictures are kept; below the user's if not given."
+)
 PROFILE = flags.DEFINE_string("profile", None, "A folder for a trace of one more iteration.")
 
 
 def main(_):
     """The command."""
-    start.start_devices()
-    start.use_compilation_cache()
     diffusers.utils.logging.set_verbosity_error()
     with programs.clear_errors():
         if CONFIG.value is None:
             raise ValueError("--config is missing.")
-        cache_dir = str(cache_folder() / "benchmark")
+        start.start_devices()
+        start.use_compilation_cache()
+        if jax.process_count() > 1 and not CACHE_DIR.value:
+            raise ValueError("With several processes give a --cache_dir that all of them see.")
+        cache_dir = CACHE_DIR.value or str(cache_folder() / "benchmark")
         result = measure(CONFIG.value, cache_dir, STEPS.value, PROFILE.value)
+    if jax.process_index() != 0:
+        return
     print(result.markdown())
     if JSON.value:
         with open(JSON.value, "w") as file:

@@ -172,6 +172,14 @@ def place(tree, sharding):
     return jax.tree.map(one, tree, sharding)
 
 
+def abstract_arrays(shapes, shardings):
+    """A tree of `jax.ShapeDtypeStruct` with shardings, a tree of them or one for all leaves."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    one = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(one, shapes, shardings)
+
+
 def check_batch(name: str, batch: int, mesh: Mesh, group: int = 1) -> None:
     """Refuses a batch that does not divide over the devices or into whole groups.
 

@@ -5,6 +5,7 @@ import os
 import jax
 from absl import flags
 
+from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.prompt_index import cache_folder
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
@@ -90,11 +91,16 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
         ) from error
 
 
-def use_compilation_cache() -> None:
+def use_compilation_cache(workdir: str = "") -> None:
     """Keeps compiled programs for the next start, in "compiled" of the cache folder.
 
-    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR (`gs://` for all hosts of a
-    slice), is left alone; $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR, is left alone;
+    $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+
+    Args:
+      workdir: of a run. If it is in a bucket, its own cache is used, since the host's disk may not
+        outlive a preemption.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        cache = f"{workdir}/cache" if in_bucket(workdir) else cache_folder()
+        jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")

@@ -17,12 +17,12 @@ def asked():
         jax.ShapeDtypeStruct((), jnp.float32),
     )
     operations = {"sample": 15e12, "decode": 1e12, "score": 1e12, "update": 2e12, "pretrain": 7e11}
-    return needs.Needs("sd2", 8, operations, parameters, 64 * MEBIBYTES)
+    return needs.Needs("sd2", 8, operations, parameters, 64 * MEBIBYTES, fsdp=2)
 
 
 def test_large_parameters_and_the_batch_are_split(asked):
     pytest.importorskip("libtpu")
-    assert asked.held("v5e:2x2", fsdp=2) == 16 * MEBIBYTES + 4 + 16 * MEBIBYTES
+    assert asked.held("v5e:2x2") == 16 * MEBIBYTES + 4 + 16 * MEBIBYTES
 
 
 def test_chips_at_their_peak(asked):
@@ -31,6 +31,6 @@ def test_chips_at_their_peak(asked):
 
 def test_tables(asked):
     pytest.importorskip("libtpu")
-    text = needs.markdown([asked], ["v5e:2x2"], fsdp=1)
+    text = needs.markdown([asked], ["v5e:2x2"])
     assert "| sd2 | 15 | 1 | 1 | 2 | 0.7 | 19.7 |" in text
-    assert "| sd2 | v5e:2x2 | 0.05 | 15.75 | 10.000 |" in text
+    assert "| sd2 | v5e:2x2 (v5litepod-4) | 0.03 | 15.75 | 10.000 |" in text

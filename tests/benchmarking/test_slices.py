@@ -57,12 +57,12 @@ def test_what_was_compiled_is_kept(make_config, compilations, tmp_path):
     assert len(compilations) == len(set(compilations)) == 8
     text = slices.markdown(results)
     assert (
-        "| sd2 | v5e:2x2 | 0.50; 2.00 GiB; operations, 2 s | does not fit: 21.00 GiB "
+        "| sd2 | v5e:2x2 (v5litepod-4) | 0.50; 2.00 GiB; operations, 2 s | does not fit: 21.00 GiB "
         "| does not fit: 21.00 GiB | 15.75 |  |"
     ) in text
     # 20 images on a chip, three phases of 394 TFLOP, 459 TFLOP/s.
     cell = "0.50; 2.00 GiB; operations, 0.858 s"
-    assert f"| sdxl | v5p:2x2x1 | {cell} | {cell} | {cell} | 95 | 7.766 |" in text
+    assert f"| sdxl | v5p:2x2x1 (v5p-8) | {cell} | {cell} | {cell} | 95.73 | 7.766 |" in text
 
 
 def test_what_was_compiled_of_another_config_is_refused(make_config, compilations, tmp_path):

@@ -19,3 +19,33 @@ def test_measures(make_config, execution, tmp_path):
     assert result.compilation_cached < result.compilation
     assert list(tmp_path.glob("trace/**/*.xplane.pb"))
     assert "images/s/chip" in result.markdown()
+
+
+@pytest.mark.parametrize(("counted", "cells"), [({"iteration": 4e12}, "1 | 10.0%"), ({}, " | ")])
+def test_what_is_not_counted_is_left_out(counted, cells):
+    result = throughput.Throughput(
+        model="a model",
+        device="a chip",
+        devices=2,
+        execution="fused",
+        images=8,
+        seconds={"iteration": 2.0},
+        operations=counted,
+        peak=1e13,
+        memory=0,
+        memory_of="device",
+        compilation=2.0,
+        compilation_cached=1.0,
+    )
+    assert f"| iteration | 2.000 | 2.000 | {cells} |" in result.markdown()
+
+
+def test_a_reward_on_the_host_is_not_counted(make_config):
+    config = make_config()
+    config.tasks.small.scorer.update(reward="host_reward", path="package.module:function")
+    assert throughput._operations(config) == {}
+
+
+def test_a_microbatch_that_does_not_divide_one_devices_share_is(make_config):
+    config = make_config(**{"batch_size": 40, "microbatch.train": 3, "dtype": "bfloat16"})
+    assert set(throughput._operations(config)) >= {"sample", "update"}

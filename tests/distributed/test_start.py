@@ -86,7 +86,10 @@ def test_programs_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, tmp_
         assert jax.config.jax_compilation_cache_dir == "gs://mine"
         monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path))
         jax.config.update("jax_compilation_cache_dir", None)
-        start.use_compilation_cache()
+        start.use_compilation_cache(str(tmp_path / "run"))
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+        jax.config.update("jax_compilation_cache_dir", None)
+        start.use_compilation_cache("gs://bucket/run")
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/cache/compiled"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
