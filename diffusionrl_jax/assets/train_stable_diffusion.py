@@ -1,9 +1,10 @@
-"""Trains the emoji world's Stable Diffusion from scratch, as it is shipped.
+"""Trains the emoji world's Stable Diffusion from scratch.
 
     python -m diffusionrl_jax.assets.train_stable_diffusion --output=FOLDER
 
 First the VAE on freshly drawn pictures, then the text encoder and the UNet together on its latents.
-An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder.
+An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder, as the shipped
+one did several times: see docs/emoji_world.md.
 """
 
 import collections
