@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, emoji
 from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.learning import summary
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 DETECTION = common.make_scorer("detection", "asset:emoji/detection")
 
@@ -218,3 +220,24 @@ def test_what_is_not_finite_stops_the_run():
     summary.check_finite(values, metrics(1), names, batch_size=16)
     with pytest.raises(FloatingPointError, match="small/gradient_norm is nan"):
         summary.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)
+
+
+@pytest.mark.slow
+def test_the_main_jobs_ratio_is_one_at_unchanged_parameters(compilation_cache):
+    """Of the shipped model in every step of the chain that it is trained on."""
+    config = emoji.get_config()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 160,
+            "timesteps_per_iteration": 3,
+            "pretraining.weight": 0.0,
+            "optimizer.learning_rate": 0.0,
+        }
+    )
+    experiment = experiments.build(config)
+    state = experiment.init_state()
+    step = make_train_step(experiment.algorithm, state, "split", PhaseTimer())
+    _, metrics = step(state, experiment.frozen, experiment.batch(0))
+    assert metrics["ratio_error_mean"].shape == (9,)
+    assert 0 < metrics["ratio_error_mean"].max() < 1e-6
+    assert metrics["ratio_error_max"].max() < 1e-5

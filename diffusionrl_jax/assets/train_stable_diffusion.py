@@ -3,8 +3,8 @@
     python -m diffusionrl_jax.assets.train_stable_diffusion --output=FOLDER
 
 First the VAE on freshly drawn pictures, then the text encoder and the UNet together on its latents.
-An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder, as the shipped
-one did several times: see docs/emoji_world.md.
+An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder, as was done
+several times for the shipped one: see docs/emoji_world.md.
 """
 
 import collections
