@@ -11,13 +11,14 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffusionrl_jax.checkpoints import Checkpoints, abstract
+from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
 from diffusionrl_jax.learning.advantages import batch_normalised, prompt_normalised
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.prompt_statistics import add_rewards, init_statistics, moments
 from diffusionrl_jax.learning.state import TrainState, init_state
 from diffusionrl_jax.monitoring.progress import PhaseTimer
+from tests.processes import shapes_of
 
 PROMPTS, BATCH = 5, 24
 NO_CLIP = 1e9
@@ -145,11 +146,11 @@ def test_past_rewards_are_kept_with_the_parameters(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state)
     checkpoints.wait()
-    restored = checkpoints.restore_step(1, abstract(init_state(params, optimizer, 0.5, past)))
+    restored = checkpoints.restore_step(1, shapes_of(init_state(params, optimizer, 0.5, past)))
     # As `runs.load_params` does, which wants the parameters alone.
     shapes = jax.eval_shape(lambda: init_state(params, optimizer, 0.5, past))
     nothing = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
-    some = checkpoints.restore_step(1, nothing.replace(ema_params=abstract(state.ema_params)))
+    some = checkpoints.restore_step(1, nothing.replace(ema_params=shapes_of(state.ema_params)))
     checkpoints.close()
     np.testing.assert_array_equal(some.ema_params["kernel"], params["kernel"])
     assert some.past_rewards[1].counts is ocp.PLACEHOLDER
@@ -167,7 +168,7 @@ def test_other_runs_have_no_past_rewards():
 @pytest.mark.parametrize(("execution", "devices"), [("split", 8), ("fused", 1)])
 def test_a_resumed_run_ends_bit_for_bit_alike(build, tmp_path, execution, devices):
     setup, state = by_prompt(build(devices=devices))
-    shapes = abstract(state)
+    shapes = shapes_of(state)
     train_step = make_train_step(setup.algorithm, state, execution, PhaseTimer())
     checkpoints = Checkpoints(str(tmp_path))
     for iteration in (1, 2):

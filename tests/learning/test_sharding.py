@@ -13,9 +13,10 @@ import pytest
 from flax import traverse_util
 
 from diffusionrl_jax.benchmarking.program_text import Program, sent
-from diffusionrl_jax.checkpoints import Checkpoints, abstract
+from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.learning.execution import fused_program
+from tests.processes import shapes_of
 
 TOLERANCE = 1e-5
 ITERATIONS = 3
@@ -150,7 +151,7 @@ def test_a_checkpoint_goes_on_with_another_mesh(compile_step, reference, tmp_pat
         setup, _ = made = compile_step(fsdp, devices)
         store = Checkpoints(str(tmp_path))
         if done:
-            step, state = store.restore(abstract(setup.state()))
+            step, state = store.restore(shapes_of(setup.state()))
             assert step == done
             assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
             wanted = jax.tree.map(lambda leaf: leaf.sharding, setup.state())
