@@ -34,6 +34,8 @@ from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replica
 OUT_OF_MEMORY = re.compile(
     r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
 )
+# XLA's effort level O1, by its number there.
+QUICK = {"optimization_level": 19}
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -108,15 +110,21 @@ def chip(topology: str) -> Mesh:
     return make_mesh(devices=topology_devices(topology)[:1])
 
 
-def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+def compile_program(
+    lowered: jax.stages.Lowered, quick: bool = False
+) -> tuple[jax.stages.Compiled, float]:
     """Compiles, and says what it took in seconds.
+
+    Args:
+      lowered: the program.
+      quick: with less effort of the compiler (level O1 of XLA's).
 
     Raises:
       OutOfMemory: it does not fit.
     """
     start = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if match := OUT_OF_MEMORY.search(str(error)):
             needed, unit, available, available_unit = match.groups()

@@ -17,6 +17,7 @@ def dry_run(
     only: list[str] | None = None,
     needed: bool = True,
     save: str | None = None,
+    quick: bool = False,
 ) -> report.DryRun:
     """Compiles an iteration's programs for a topology.
 
@@ -27,6 +28,7 @@ def dry_run(
       only: names of phases; "score" stands for all tasks' scores.
       needed: whether to count what the mathematics needs.
       save: a folder for the compiled programs' texts.
+      quick: with less effort of the compiler; see `compiled.compile_program`.
 
     Raises:
       ValueError: what does not fit, and the mend.
@@ -51,7 +53,7 @@ def dry_run(
     for phase in phases:
         if phase.function not in programs_read:
             logging.info("Compiling %s.", phase.name)
-            programs_read[phase.function] = _cost(phase, save)
+            programs_read[phase.function] = _cost(phase, save, quick)
         costs.append(
             PhaseCost(
                 phase.name,
@@ -72,6 +74,7 @@ def dry_run(
         images=len(config.tasks) * config.batch_size,
         whole=whole,
         partial=bool(only),
+        quick=quick,
         assumed=experiment.assumed,
         phases=tuple(costs),
     )
@@ -89,10 +92,12 @@ def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Ph
     return [phase for phase in phases if names[phase.name] & set(only)]
 
 
-def _cost(phase: phases_of.Phase, save: str | None) -> compiled.Cost | compiled.OutOfMemory:
+def _cost(
+    phase: phases_of.Phase, save: str | None, quick: bool
+) -> compiled.Cost | compiled.OutOfMemory:
     file = save and f"{save}/{phase.name.replace(' ', '_')}.txt"
     try:
-        program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments))
+        program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments), quick)
         cost = compiled.read(program, seconds, file)
     except compiled.OutOfMemory as error:
         logging.info("%s does not fit. %s", phase.name, error)

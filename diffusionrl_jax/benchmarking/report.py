@@ -24,6 +24,7 @@ class DryRun:
       images: drawn in an iteration by all chips.
       whole: whether as one program.
       partial: whether some of its phases were left out.
+      quick: whether compiled with less effort.
       assumed: what was not here, and whose published sizes were taken.
       phases: what each costs.
     """
@@ -38,6 +39,7 @@ class DryRun:
     images: int
     whole: bool
     partial: bool
+    quick: bool
     assumed: tuple[str, ...]
     phases: tuple[PhaseCost, ...]
 
@@ -91,7 +93,8 @@ class DryRun:
         return (
             f"{self.model} on {self.topology}: {self.chips} chips, fsdp {self.fsdp}, microbatches "
             f"{microbatch}, remat {self.remat}, {self.images} images an iteration; "
-            f"{'the whole step as one program' if self.whole else 'one program a phase'}."
+            f"{'the whole step as one program' if self.whole else 'one program a phase'}"
+            f"{', compiled with less effort' if self.quick else ''}."
         )
 
     def _verdict(self) -> str:

@@ -25,6 +25,8 @@ def dry_runs(
     topologies: Sequence[str],
     phases: Sequence[str],
     folder: str,
+    *,
+    quick: bool = False,
 ) -> list[dict]:
     """Compiles what the folder does not hold yet.
 
@@ -34,13 +36,14 @@ def dry_runs(
       topologies: as libtpu names them.
       phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.
       folder: of `DryRun.to_json`, a file for each model, topology and phase.
+      quick: with less effort of the compiler; see `compiled.compile_program`.
 
     Returns:
       For each model and topology what the files hold, their phases together; with "name", the
       model's.
 
     Raises:
-      ValueError: a file is of another config; or what does not fit.
+      ValueError: a file is of another config or effort; or what does not fit.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,16 +52,17 @@ def dry_runs(
         one = ml_collections.ConfigDict(config.to_dict())
         one.model = HUB_IDS[model]
         path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
-        if path.exists() and json.loads(path.read_text())["config"] != _matters(one):
+        made_for = {"config": _matters(one), "quick": quick}
+        if path.exists() and not made_for.items() <= json.loads(path.read_text()).items():
             raise ValueError(
-                f"{path} is of another config: name another folder, or delete the file."
+                f"{path} is of another config or effort: name another folder, or delete the file."
             )
         wanted.append((model, topology, phase, one, path))
     results: dict[tuple[str, str], dict] = {}
     for model, topology, phase, one, path in wanted:
         if not path.exists():
             logging.info("%s on %s: %s.", model, topology, phase)
-            found = dry_run(one, topology, only=TOGETHER.get(phase, [phase])).to_json()
+            found = dry_run(one, topology, only=TOGETHER.get(phase, [phase]), quick=quick).to_json()
             found |= {"name": model, "config": _matters(one)}
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(found, indent=2, default=str))

@@ -4,7 +4,8 @@
 
 Operations are counted on the train step's jaxpr, and memory on the shapes and shardings of what it
 holds, in minutes. With --compiled=FOLDER the programs themselves are compiled for each slice, as by
-`benchmark compile`, in hours; each result is kept there, so that the same command goes on later.
+`benchmark compile`, in hours (--quick takes a fraction of them); each result is kept there, so that
+the same command goes on later.
 """
 
 import json
@@ -26,6 +27,7 @@ TOPOLOGIES = flags.DEFINE_list(
 )
 COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
 PHASES = flags.DEFINE_list("phases", ["sample", "decode", "update"], "Of those to compile.")
+QUICK = flags.DEFINE_bool("quick", False, "Compiles with less effort, several times faster.")
 JSON = flags.DEFINE_string("json", None, "A file for what the mathematics needs.")
 
 
@@ -61,6 +63,11 @@ def main(_):
                 json.dump(results, file, indent=2)
         if COMPILED.value:
             compiled = slices.dry_runs(
-                CONFIG.value, MODELS.value, TOPOLOGIES.value, PHASES.value, COMPILED.value
+                CONFIG.value,
+                MODELS.value,
+                TOPOLOGIES.value,
+                PHASES.value,
+                COMPILED.value,
+                quick=QUICK.value,
             )
             print(f"\n{slices.markdown(compiled)}")

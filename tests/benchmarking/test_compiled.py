@@ -141,7 +141,7 @@ def test_operations_and_collectives_of_a_compiled_program():
 class DoesNotFit:
     """As a lowered program whose compilation says what libtpu says."""
 
-    def compile(self):
+    def compile(self, options):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
             "memory required for HLO temporaries (20.89G) exceeds available HBM (15.75G). HLO "

@@ -110,14 +110,16 @@ def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compi
     assert 0.9 * trained <= summed <= 1.1 * trained
 
 
-def test_dry_run_of_a_tpu_that_is_not_there(config):
+@pytest.mark.parametrize("quick", [False, True])
+def test_dry_run_of_a_tpu_that_is_not_there(config, quick):
     pytest.importorskip("libtpu")
-    result = dry_run.dry_run(config, "v5e:2x2", only=["sample"])
+    result = dry_run.dry_run(config, "v5e:2x2", only=["sample"], quick=quick)
     (sample,) = result.phases
     # The chain's steps and the microbatches are counted, and little besides what is needed.
     assert 0.5 < sample.share < 1.05
     assert result.summary()["fits"]
     assert "**Fits**, as far as these phases go" in result.markdown()
+    assert ("less effort" in result.markdown()) == quick
     json.dumps(result.to_json(), default=str)
 
 
@@ -161,6 +163,7 @@ def result_of(*costs):
         images=80,
         whole=False,
         partial=False,
+        quick=False,
         assumed=(),
         phases=tuple(
             PhaseCost(f"phase {index}", 2, cost, 3 * 2**30, needed=98.5e12)

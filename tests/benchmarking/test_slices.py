@@ -25,7 +25,7 @@ def compilations(monkeypatch):
     """What was asked of the compiler, which finds that the update does not fit in four chips."""
     asked = []
 
-    def dry_run(config, topology, *, only):
+    def dry_run(config, topology, *, only, quick):
         asked.append((config.model, topology, *only))
         fits = topology != "v5e:2x2" or "update" not in only
         return report.DryRun(
@@ -39,6 +39,7 @@ def compilations(monkeypatch):
             images=80,
             whole=False,
             partial=True,
+            quick=quick,
             assumed=(),
             phases=tuple(
                 PhaseCost(name, 2, COST if fits else TOO_LARGE, 2**30, needed=98.5e12)
@@ -68,7 +69,10 @@ def test_what_was_compiled_is_kept(make_config, compilations, tmp_path):
 def test_what_was_compiled_of_another_config_is_refused(make_config, compilations, tmp_path):
     slices.dry_runs(make_config(), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
     slices.dry_runs(make_config(iterations=9), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
-    with pytest.raises(ValueError, match="sd2_v5e_2x2_sample.json is of another config"):
+    message = "sd2_v5e_2x2_sample.json is of another config or effort"
+    with pytest.raises(ValueError, match=message):
         config = make_config(batch_size=160)
         slices.dry_runs(config, ["sd2"], ["v5p:2x2x1", "v5e:2x2"], ["sample"], tmp_path)
+    with pytest.raises(ValueError, match=message):
+        slices.dry_runs(make_config(), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path, quick=True)
     assert len(compilations) == 1
