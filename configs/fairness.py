@@ -6,4 +6,4 @@ from configs import worlds
 
 
 def get_config(world: str = worlds.STABLE_DIFFUSION_2) -> ml_collections.ConfigDict:
-    return worlds.get_config(world, stable_diffusion_2="fairness", emoji="fairness")
+    return worlds.get_config(world, stable_diffusion="fairness", emoji="fairness")

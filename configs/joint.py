@@ -8,6 +8,6 @@ from configs import worlds
 def get_config(world: str = worlds.STABLE_DIFFUSION_2) -> ml_collections.ConfigDict:
     return worlds.get_config(
         world,
-        stable_diffusion_2="image_reward,compositionality,fairness",
+        stable_diffusion="image_reward,compositionality,fairness",
         emoji="preference,compositionality,fairness",
     )

@@ -93,6 +93,16 @@ def test_settings_are_those_of_the_paper(name):
         assert evaluated.split("/")[1] in config.evaluation.sets[evaluated.split("/")[0]].scorers
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_stable_diffusion_xl_is_trained_in_the_same_way(name):
+    ours = from_command_line(f"{name}.py:stable_diffusion_xl").to_dict()
+    theirs = from_command_line(f"{name}.py").to_dict()
+    theirs["model"] = "stabilityai/stable-diffusion-xl-base-1.0"
+    # How the work is divided among chips and kept in their memory is each model's own.
+    own = {"mesh", "microbatch", "remat"}
+    assert {field for field in ours if ours[field] != theirs[field]} <= own
+
+
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():
     config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     config.tasks.image_reward.scorer.reward = "beauty"
@@ -108,7 +118,8 @@ def test_prompts_that_are_not_there_are_named():
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_unknown_worlds_and_tasks(name):
-    with pytest.raises(ValueError, match="no world 'mars': choose from stable_diffusion_2, emoji"):
+    worlds = "stable_diffusion_2, stable_diffusion_xl, emoji"
+    with pytest.raises(ValueError, match=f"no world 'mars': choose from {worlds}"):
         importlib.import_module(f"configs.{name}").get_config("mars")
     with pytest.raises(ValueError, match="no task 'speed': choose from preference"):
         importlib.import_module("configs.emoji").get_config("speed")
