@@ -1,8 +1,11 @@
 """What the compiler does not count is read from its text."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.config import EffortLevel
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusionrl_jax.benchmarking import compiled, program_text
@@ -136,6 +139,14 @@ def test_operations_and_collectives_of_a_compiled_program():
     assert cost.collectives["all-reduce"].count == 7
     gathers = cost.collectives["all-gather"]
     assert gathers.bytes == gathers.count * 256 * 256 * 4
+
+
+def test_less_effort_is_asked_of_the_compiler():
+    asked = []
+    lowered = types.SimpleNamespace(compile=asked.append)
+    compiled.compile_program(lowered)
+    compiled.compile_program(lowered, quick=True)
+    assert asked == [None, {"optimization_level": EffortLevel.O1.value}]
 
 
 class DoesNotFit:
