@@ -36,14 +36,15 @@ def dry_runs(
       topologies: as libtpu names them.
       phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.
       folder: of `DryRun.to_json`, a file for each model, topology and phase.
-      quick: with less effort of the compiler; see `compiled.compile_program`.
+      quick: with less effort of the compiler, see `compiled.compile_program`; what the folder holds
+        of all its effort is taken as it is.
 
     Returns:
-      For each model and topology what the files hold, their phases together; with "name", the
-      model's.
+      For each model and topology what the files hold, their phases together, each with "quick";
+      with "name", the model's.
 
     Raises:
-      ValueError: a file is of another config or effort; or what does not fit.
+      ValueError: a file is of another config or less effort; or what does not fit.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +53,13 @@ def dry_runs(
         one = ml_collections.ConfigDict(config.to_dict())
         one.model = HUB_IDS[model]
         path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
-        made_for = {"config": _matters(one), "quick": quick}
-        if path.exists() and not made_for.items() <= json.loads(path.read_text()).items():
-            raise ValueError(
-                f"{path} is of another config or effort: name another folder, or delete the file."
-            )
+        if path.exists():
+            found = json.loads(path.read_text())
+            if found["config"] != _matters(one) or (found["quick"] and not quick):
+                raise ValueError(
+                    f"{path} is of another config or less effort: name another folder, or delete "
+                    "the file."
+                )
         wanted.append((model, topology, phase, one, path))
     results: dict[tuple[str, str], dict] = {}
     for model, topology, phase, one, path in wanted:
@@ -69,7 +72,8 @@ def dry_runs(
             unfinished.rename(path)
         found = json.loads(path.read_text())
         earlier = results.get((model, topology), {"phases": []})
-        results[model, topology] = found | {"phases": earlier["phases"] + found["phases"]}
+        phases_of_file = [part | {"quick": found["quick"]} for part in found["phases"]]
+        results[model, topology] = found | {"phases": earlier["phases"] + phases_of_file}
     return list(results.values())
 
 
@@ -82,7 +86,8 @@ def markdown(results: Sequence[Mapping]) -> str:
     """A row for each model and slice, a column for each phase.
 
     A phase's cell holds the share of its compiled operations that the mathematics needs, the memory
-    that it takes together with all that is held meanwhile, what binds it, and its least seconds.
+    that it takes together with all that is held meanwhile, what binds it, its least seconds, and
+    "quick" if it was compiled with less effort.
     """
     names = list(dict.fromkeys(phase["name"] for one in results for phase in one["phases"]))
     rows = []
@@ -98,7 +103,8 @@ def markdown(results: Sequence[Mapping]) -> str:
 
 
 def _cell(phase: Mapping) -> str:
-    gibibytes = f"{phase['memory'] / GIB:.2f} GiB"
+    gibibytes, effort = f"{phase['memory'] / GIB:.2f} GiB", "; quick" if phase["quick"] else ""
     if not phase["bound_by"]:
-        return f"does not fit: {gibibytes}"
-    return f"{phase['share']:.2f}; {gibibytes}; {phase['bound_by']}, {phase['seconds']:.3g} s"
+        return f"does not fit: {gibibytes}{effort}"
+    binds = f"{phase['bound_by']}, {phase['seconds']:.3g} s"
+    return f"{phase['share']:.2f}; {gibibytes}; {binds}{effort}"

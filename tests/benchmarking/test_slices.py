@@ -69,10 +69,20 @@ def test_what_was_compiled_is_kept(make_config, compilations, tmp_path):
 def test_what_was_compiled_of_another_config_is_refused(make_config, compilations, tmp_path):
     slices.dry_runs(make_config(), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
     slices.dry_runs(make_config(iterations=9), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
-    message = "sd2_v5e_2x2_sample.json is of another config or effort"
+    message = "sd2_v5e_2x2_sample.json is of another config or less effort"
     with pytest.raises(ValueError, match=message):
         config = make_config(batch_size=160)
         slices.dry_runs(config, ["sd2"], ["v5p:2x2x1", "v5e:2x2"], ["sample"], tmp_path)
-    with pytest.raises(ValueError, match=message):
-        slices.dry_runs(make_config(), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path, quick=True)
     assert len(compilations) == 1
+
+
+def test_less_effort_is_not_taken_for_all(make_config, compilations, tmp_path):
+    config = make_config()
+    slices.dry_runs(config, ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
+    both = ["sample", "decode"]
+    results = slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path, quick=True)
+    assert len(compilations) == 2  # The one of all effort is kept.
+    cell = "0.50; 2.00 GiB; operations, 2 s"
+    assert f"(v5litepod-4) | {cell} | {cell}; quick | 15.75 |" in slices.markdown(results)
+    with pytest.raises(ValueError, match="sd2_v5e_2x2_decode.json is of another config or less"):
+        slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path)
