@@ -86,25 +86,35 @@ def markdown(results: Sequence[Mapping]) -> str:
     """A row for each model and slice, a column for each phase.
 
     A phase's cell holds the share of its compiled operations that the mathematics needs, the memory
-    that it takes together with all that is held meanwhile, what binds it, its least seconds, and
-    "quick" if it was compiled with less effort.
+    that it takes together with all that is held meanwhile, what binds it, and its least seconds.
+    The last column is of these phases alone. Where some were compiled with less effort, those that
+    were not are marked.
     """
     names = list(dict.fromkeys(phase["name"] for one in results for phase in one["phases"]))
+    quick = any(phase["quick"] for one in results for phase in one["phases"])
     rows = []
     for one in results:
-        cells = {phase["name"]: _cell(phase) for phase in one["phases"]}
-        seconds = [phase["seconds"] for phase in one["phases"]]
-        speed = f"{one['images'] / one['chips'] / sum(seconds):.3f}" if all(seconds) else ""
+        memory = chips.of_topology(one["topology"]).memory
+        cells = {phase["name"]: _cell(phase, memory, quick) for phase in one["phases"]}
+        fits = all(_fits(phase, memory) for phase in one["phases"])
+        seconds = sum(phase["seconds"] for phase in one["phases"])
+        speed = f"{one['images'] / one['chips'] / seconds:.3f}" if fits else ""
         rows.append(
             [one["name"], chips.name(one["topology"]), *(cells.get(name, "") for name in names)]
-            + [f"{chips.of_topology(one['topology']).memory / GIB:.4g}", speed]
+            + [f"{memory / GIB:.4g}", speed]
         )
-    return table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)
+    found = table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)
+    return found + ("\n\nCompiled with less effort, but for what is marked *." if quick else "")
 
 
-def _cell(phase: Mapping) -> str:
-    gibibytes, effort = f"{phase['memory'] / GIB:.2f} GiB", "; quick" if phase["quick"] else ""
-    if not phase["bound_by"]:
+def _fits(phase: Mapping, memory: int) -> bool:
+    return bool(phase["bound_by"]) and phase["memory"] <= memory
+
+
+def _cell(phase: Mapping, memory: int, quick: bool) -> str:
+    gibibytes = f"{phase['memory'] / GIB:.2f} GiB"
+    effort = " *" if quick and not phase["quick"] else ""
+    if not _fits(phase, memory):
         return f"does not fit: {gibibytes}{effort}"
     binds = f"{phase['bound_by']}, {phase['seconds']:.3g} s"
     return f"{phase['share']:.2f}; {gibibytes}; {binds}{effort}"

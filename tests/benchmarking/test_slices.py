@@ -82,7 +82,14 @@ def test_less_effort_is_not_taken_for_all(make_config, compilations, tmp_path):
     both = ["sample", "decode"]
     results = slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path, quick=True)
     assert len(compilations) == 2  # The one of all effort is kept.
-    cell = "0.50; 2.00 GiB; operations, 2 s"
-    assert f"(v5litepod-4) | {cell} | {cell}; quick | 15.75 |" in slices.markdown(results)
+    cell, text = "0.50; 2.00 GiB; operations, 2 s", slices.markdown(results)
+    assert f"(v5litepod-4) | {cell} * | {cell} | 15.75 |" in text
+    assert text.endswith("Compiled with less effort, but for what is marked *.")
     with pytest.raises(ValueError, match="sd2_v5e_2x2_decode.json is of another config or less"):
         slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path)
+
+
+def test_what_needs_more_than_there_is_does_not_fit(make_config, compilations, tmp_path):
+    results = slices.dry_runs(make_config(), ["sd2"], ["v5e:2x2"], ["sample"], tmp_path)
+    results[0]["phases"][0]["memory"] = 16 * 2**30  # By the model; the compiler took it.
+    assert "| does not fit: 16.00 GiB | 15.75 |  |" in slices.markdown(results)
