@@ -1,12 +1,13 @@
 """The paper's Table 5 in miniature, with controls, in the emoji world. It runs for hours.
 
     python benchmarks/joint_training.py --output=FOLDER [--seeds=2] [--iterations=N]
+        [--variants=joint,fairness]
 
 Trains the joint model, a model for each task alone, and three controls (no pretraining loss, the
 pretraining loss alone, the paper's shared parity reward instead of leave-one-out credit), each from
 the same base with each seed; evaluates all of them on held-out prompts; prints how much of each
 single-task gain the joint model keeps. The last checkpoints are compared, lest the choice of a best
-one favour a task. Started again, it goes on where it was.
+one favour a task. Started again, it goes on where it was, with more seeds or variants if asked.
 """
 
 import argparse
@@ -50,7 +51,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="where runs and tables go")
     parser.add_argument("--seeds", type=int, default=2, help="how often each model is trained")
     parser.add_argument("--iterations", type=int, help="of each run; the config's if not given")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--variants",
+        type=lambda names: names.split(","),
+        default=list(VARIANTS),
+        help=f"those to train, separated by commas; all of {', '.join(VARIANTS)} if not given",
+    )
+    flags = parser.parse_args(arguments)
+    if unknown := set(flags.variants) - set(VARIANTS):
+        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    return flags
 
 
 def run(output: str, module: str, *arguments: str) -> None:
@@ -104,9 +114,9 @@ def gain(means: dict, name: str, measure: tuple[str, str]) -> float:
     return statistics.mean(values(means, name, measure)) - means["base"][measure]
 
 
-def table(means: dict) -> str:
+def table(means: dict, variants: list[str]) -> str:
     """A Markdown table: a row for each measure, a column for each model, ranges over seeds."""
-    names = ("base", *VARIANTS)
+    names = ("base", *variants)
     lines = [
         "| mean (range over seeds) | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
@@ -127,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoints = {
         f"{name}-{seed}": train(flags.output, name, seed, flags.iterations)
         for seed in range(flags.seeds)
-        for name in VARIANTS
+        for name in flags.variants
     }
     listed = ",".join(f"{name}={workdir}@last" for name, workdir in checkpoints.items())
     evaluation = os.path.join(flags.output, "evaluation")
@@ -135,8 +145,12 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = [f"--config.evaluation.sets.{name}.images={images}" for name, images in IMAGES.items()]
     run(flags.output, "evaluate", *options, *sizes)
     means = read_means(os.path.join(evaluation, "results.csv"))
-    print(table(means))
+    print(table(means, flags.variants))
+    if "joint" not in flags.variants:
+        return
     for task, measures in MEASURES.items():
+        if task not in flags.variants:
+            continue
         for measure in measures:
             alone, joint = (gain(means, name, measure) for name in (task, "joint"))
             kept = f"{joint / alone:.0%}" if alone > 0 else "nothing to keep"

@@ -19,7 +19,9 @@ def command(monkeypatch):
     return joint_training
 
 
-def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def calls(command, monkeypatch, tmp_path):
+    """The programs that are asked for; evaluations write each model's place as its means."""
     calls = []
 
     def run(output, module, *arguments):
@@ -27,7 +29,7 @@ def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp
         if module == "main":
             return
         folder = tmp_path / "evaluation"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         named = next(a for a in arguments if a.startswith("--checkpoints="))
         names = [part.split("=")[0] for part in named.partition("=")[2].split(",")]
         measures = {measure for group in command.MEASURES.values() for measure in group}
@@ -39,6 +41,10 @@ def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp
                     writer.writerow(["mean", *measure, name, row])
 
     monkeypatch.setattr(command, "run", run)
+    return calls
+
+
+def test_every_variant_is_trained_and_all_are_compared(command, calls, tmp_path, capsys):
     command.main([f"--output={tmp_path}", f"--seeds={SEEDS}", "--iterations=18"])
     trained = [arguments for module, arguments in calls if module == "main"]
     assert len(trained) == len(command.VARIANTS) * SEEDS
@@ -48,6 +54,22 @@ def test_every_variant_is_trained_and_all_are_compared(command, monkeypatch, tmp
     # Rows 1 and 8 of the file are the two joint models: their mean is 4.5, the base's is 0.
     assert "| new_pairs/preference | 0.000 | 4.500 (1.000 to 8.000) |" in printed
     assert "new_pairs/detection: compositionality alone gains +6.500, joint +4.500: 69%" in printed
+
+
+def test_some_of_the_variants(command, calls, tmp_path, capsys):
+    command.main([f"--output={tmp_path}", "--seeds=1", "--variants=joint,fairness"])
+    assert [module for module, _ in calls] == ["main", "main", "evaluate"]
+    printed = capsys.readouterr().out
+    assert "base | joint | fairness |\n" in printed
+    assert "portraits/parity: fairness alone gains +2.000, joint +1.000: 50%" in printed
+    assert "preference alone" not in printed
+
+
+def test_an_unknown_variant(command, calls, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([f"--output={tmp_path}", "--variants=joint,fairnes"])
+    assert "no variant fairnes; there are joint, preference" in capsys.readouterr().err
+    assert not calls
 
 
 def test_what_the_variants_change_is_in_the_config(command):
