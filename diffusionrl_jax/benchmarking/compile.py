@@ -2,7 +2,7 @@
 
     python -m diffusionrl_jax.benchmark compile --config=configs/joint.py --topology=v5e:4x4
 
-The train step's own programs are compiled with libtpu (`pip install libtpu`), for parameters of
+The train step's own programs are compiled with libtpu (`pip install 'jax[tpu]'`), for parameters of
 which only the shapes exist. Nothing runs.
 """
 

@@ -1,6 +1,7 @@
 """Compiles a function for a TPU that is not there, and says what one chip would need for it."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import time
@@ -87,6 +88,12 @@ class OutOfMemory(Exception):
         )
 
 
+def compiler() -> str:
+    """Which libtpu compiles. The one that a JAX runs with on TPUs comes with `jax[tpu]`."""
+    packages = importlib.metadata.packages_distributions().get("libtpu")
+    return f"libtpu {importlib.metadata.version(packages[0]) if packages else '(no package)'}"
+
+
 def topology_devices(topology: str) -> list:
     """The chips that libtpu describes for a topology, such as v5e:4x4.
 
@@ -95,13 +102,15 @@ def topology_devices(topology: str) -> list:
     """
     # The two cores of a v4 chip are one device, as JAX has it on a slice.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.
+        options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"libtpu describes no topology {topology!r} ({reason}): name one such as v5e:2x2, "
-            "v5e:4x4, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, with `pip install libtpu`."
+            "v5e:4x4, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, with `pip install 'jax[tpu]'`."
         ) from error
 
 

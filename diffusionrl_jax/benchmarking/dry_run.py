@@ -66,6 +66,7 @@ def dry_run(
     return report.DryRun(
         model=config.model,
         topology=topology,
+        compiler=compiled.compiler(),
         chip=chip,
         chips=mesh.size,
         fsdp=config.mesh.fsdp,

@@ -21,6 +21,7 @@ class DryRun:
 
     Attributes:
       model, topology, chip, chips, fsdp, microbatch, remat: what it was compiled for.
+      compiler: what compiled it.
       images: drawn in an iteration by all chips.
       whole: whether as one program.
       partial: whether some of its phases were left out.
@@ -31,6 +32,7 @@ class DryRun:
 
     model: str
     topology: str
+    compiler: str
     chip: Chip
     chips: int
     fsdp: int
@@ -93,8 +95,8 @@ class DryRun:
         return (
             f"{self.model} on {self.topology}: {self.chips} chips, fsdp {self.fsdp}, microbatches "
             f"{microbatch}, remat {self.remat}, {self.images} images an iteration; "
-            f"{'the whole step as one program' if self.whole else 'one program a phase'}"
-            f"{', compiled with less effort' if self.quick else ''}."
+            f"{'the whole step as one program' if self.whole else 'one program a phase'}, compiled "
+            f"{'with less effort ' if self.quick else ''}by {self.compiler}."
         )
 
     def _verdict(self) -> str:

@@ -40,8 +40,8 @@ def dry_runs(
         of all its effort is taken as it is.
 
     Returns:
-      For each model and topology what the files hold, their phases together, each with "quick";
-      with "name", the model's.
+      For each model and topology what the files hold, their phases together, each with "quick" and
+      "compiler"; with "name", the model's.
 
     Raises:
       ValueError: a file is of another config or less effort; or what does not fit.
@@ -72,7 +72,8 @@ def dry_runs(
             unfinished.rename(path)
         found = json.loads(path.read_text())
         earlier = results.get((model, topology), {"phases": []})
-        phases_of_file = [part | {"quick": found["quick"]} for part in found["phases"]]
+        made = {name: found[name] for name in ("quick", "compiler")}
+        phases_of_file = [part | made for part in found["phases"]]
         results[model, topology] = found | {"phases": earlier["phases"] + phases_of_file}
     return list(results.values())
 
@@ -87,11 +88,12 @@ def markdown(results: Sequence[Mapping]) -> str:
 
     A phase's cell holds the share of its compiled operations that the mathematics needs, the memory
     that it takes together with all that is held meanwhile, what binds it, and its least seconds.
-    The last column is of these phases alone. Where some were compiled with less effort, those that
-    were not are marked.
+    The last column is of these phases alone. Below are the compilers; where some phases were
+    compiled with less effort, those that were not are marked.
     """
-    names = list(dict.fromkeys(phase["name"] for one in results for phase in one["phases"]))
-    quick = any(phase["quick"] for one in results for phase in one["phases"])
+    phases = [phase for one in results for phase in one["phases"]]
+    names = list(dict.fromkeys(phase["name"] for phase in phases))
+    quick = any(phase["quick"] for phase in phases)
     rows = []
     for one in results:
         memory = chips.of_topology(one["topology"]).memory
@@ -104,7 +106,9 @@ def markdown(results: Sequence[Mapping]) -> str:
             + [f"{memory / GIB:.4g}", speed]
         )
     found = table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)
-    return found + ("\n\nCompiled with less effort, but for what is marked *." if quick else "")
+    compilers = " and ".join(sorted({phase["compiler"] for phase in phases}))
+    effort = ", with less effort but for what is marked *" if quick else ""
+    return f"{found}\n\nCompiled by {compilers}{effort}."
 
 
 def _fits(phase: Mapping, memory: int) -> bool:

@@ -48,6 +48,15 @@ def test_splash_compiles_for_a_tpu_that_is_not_there():
     assert cost.temporaries < 8 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("topology", "count"),
+    [("v5e:1x1", 1), ("v5e:2x2", 4), ("v6e:1x1", 1), ("v4:1x1x1", 1), ("v5p:2x2x2", 8)],
+)
+def test_one_chip_and_many_are_described(topology, count):
+    pytest.importorskip("libtpu")
+    assert len(compiled.topology_devices(topology)) == count
+
+
 # As a TPU's compiler writes them: a loop of 5 turns around a loop of 3.
 LOOPS = """HloModule jit_f, is_scheduled=true
 

@@ -1,5 +1,6 @@
 """The dry run: what is compiled, and what is said of it."""
 
+import importlib.metadata
 import json
 
 import jax
@@ -110,16 +111,18 @@ def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compi
     assert 0.9 * trained <= summed <= 1.1 * trained
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_dry_run_of_a_tpu_that_is_not_there(config, quick):
+@pytest.mark.parametrize(("topology", "quick"), [("v5e:2x2", False), ("v6e:2x2", True)])
+def test_dry_run_of_a_tpu_that_is_not_there(config, topology, quick):
     pytest.importorskip("libtpu")
-    result = dry_run.dry_run(config, "v5e:2x2", only=["sample"], quick=quick)
+    result = dry_run.dry_run(config, topology, only=["sample"], quick=quick)
     (sample,) = result.phases
     # The chain's steps and the microbatches are counted, and little besides what is needed.
     assert 0.5 < sample.share < 1.05
     assert result.summary()["fits"]
     assert "**Fits**, as far as these phases go" in result.markdown()
-    assert ("less effort" in result.markdown()) == quick
+    effort = "with less effort " if quick else ""
+    version = importlib.metadata.version("libtpu")
+    assert f"compiled {effort}by libtpu {version}." in result.markdown()
     json.dumps(result.to_json(), default=str)
 
 
@@ -155,6 +158,7 @@ def result_of(*costs):
     return report.DryRun(
         model="a model",
         topology="v5e:2x2",
+        compiler="libtpu 1.2",
         chip=chips.CHIPS["v5e"],
         chips=4,
         fsdp=1,

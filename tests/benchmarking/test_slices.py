@@ -31,6 +31,7 @@ def compilations(monkeypatch):
         return report.DryRun(
             model=config.model,
             topology=topology,
+            compiler="libtpu 1.2",
             chip=chips.of_topology(topology),
             chips=4,
             fsdp=1,
@@ -84,7 +85,7 @@ def test_less_effort_is_not_taken_for_all(make_config, compilations, tmp_path):
     assert len(compilations) == 2  # The one of all effort is kept.
     cell, text = "0.50; 2.00 GiB; operations, 2 s", slices.markdown(results)
     assert f"(v5litepod-4) | {cell} * | {cell} | 15.75 |" in text
-    assert text.endswith("Compiled with less effort, but for what is marked *.")
+    assert text.endswith("by libtpu 1.2, with less effort but for what is marked *.")
     with pytest.raises(ValueError, match="sd2_v5e_2x2_decode.json is of another config or less"):
         slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path)
 
