@@ -45,7 +45,7 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
         "compositionality": common.make_task(
             detection, "emoji:compositions", weight=1.5, **by_prompt
         ),
-        "fairness": common.make_task(credit, "emoji:portraits", group_size=20, weight=0.6),
+        "fairness": common.make_task(credit, "emoji:portraits", group_size=20, weight=1.0),
     }
     common.add_tasks(config, known, tasks)
 
