@@ -62,9 +62,8 @@ def measure(devices: int, images: int) -> Scaling:
     config.batch_size = images * devices
     mesh = make_mesh(1, jax.devices()[:devices])
     phase = phases.whole_step(abstract.build(config, mesh))
-    program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments))
-    cost = compiled.read(program, seconds)
-    return Scaling(devices, PhaseCost(phase.name, 1, cost, phase.resident))
+    cost = compiled.compile_program(phase.function.lower(*phase.arguments))
+    return Scaling(devices, PhaseCost(phase.name, 1, cost, phase.resident, cost.arguments))
 
 
 def main(_):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,7 @@ from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replica
 OUT_OF_MEMORY = re.compile(
     r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
 )
+ALLOCATED = re.compile(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)")
 # XLA's effort level O1, by its number there.
 QUICK = {"optimization_level": 19}
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -72,18 +74,18 @@ class OutOfMemory(Exception):
     """The program does not fit.
 
     Attributes:
-      temporaries: bytes that it needs beside its arguments and outputs.
+      needed: bytes of its arguments and temporaries, which libtpu names in one.
       available: bytes that the chip has.
     """
 
-    def __init__(self, temporaries: int, available: int):
-        super().__init__(temporaries, available)
-        self.temporaries = temporaries
+    def __init__(self, needed: int, available: int):
+        super().__init__(needed, available)
+        self.needed = needed
         self.available = available
 
     def __str__(self) -> str:
         return (
-            f"It needs {self.temporaries / 2**30:.2f} GiB for temporaries; the chip has "
+            f"It needs {self.needed / 2**30:.2f} GiB for arguments and temporaries; the chip has "
             f"{self.available / 2**30:.2f} GiB."
         )
 
@@ -120,39 +122,62 @@ def chip(topology: str) -> Mesh:
 
 
 def compile_program(
-    lowered: jax.stages.Lowered, quick: bool = False
-) -> tuple[jax.stages.Compiled, float]:
-    """Compiles, and says what it took in seconds.
+    lowered: jax.stages.Lowered, quick: bool = False, save: str | None = None
+) -> Cost:
+    """Compiles, and reads what one call needs.
+
+    The compiler's reports go to a temporary folder: a gigabyte of a full-size program.
 
     Args:
       lowered: the program.
       quick: with less effort of the compiler (level O1 of XLA's).
+      save: a file for the compiled program's text.
 
     Raises:
       OutOfMemory: it does not fit.
     """
     start = time.perf_counter()
-    try:
-        compiled = lowered.compile(QUICK if quick else None)
-    except jax.errors.JaxRuntimeError as error:
-        if match := OUT_OF_MEMORY.search(str(error)):
-            needed, unit, available, available_unit = match.groups()
-            raise OutOfMemory(
-                int(float(needed) * UNITS[unit]), int(float(available) * UNITS[available_unit])
-            ) from error
-        raise
-    return compiled, time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(options | (QUICK if quick else {}))
+        except jax.errors.JaxRuntimeError as error:
+            if match := OUT_OF_MEMORY.search(str(error)):
+                needed, unit, available, available_unit = match.groups()
+                raise OutOfMemory(
+                    int(float(needed) * UNITS[unit]), int(float(available) * UNITS[available_unit])
+                ) from error
+            raise
+        seconds = time.perf_counter() - start
+        return read(compiled, seconds, save, _allocated(folder))
 
 
-def read(compiled: jax.stages.Compiled, seconds: float = 0.0, save: str | None = None) -> Cost:
+def _allocated(folder: str) -> int | None:
+    """Bytes of a program's arguments, temporaries and outputs by the compiler's reports."""
+    reports = (path.read_text() for path in epath.Path(folder).glob("*memory-usage-report.txt"))
+    found = [int(match[1]) for report in reports if (match := ALLOCATED.match(report))]
+    return max(found, default=None)
+
+
+def read(
+    compiled: jax.stages.Compiled,
+    seconds: float = 0.0,
+    save: str | None = None,
+    allocated: int | None = None,
+) -> Cost:
     """What a compiled program needs.
 
     Args:
       compiled: the program.
       seconds: what compiling took.
       save: a file for the program's text.
+      allocated: bytes of arguments, temporaries and outputs together, if the compiler's reports
+        are there. libtpu 0.0.42's memory analysis has up to a third more temporaries than these.
     """
     memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = allocated - arguments - outputs if allocated else memory.temp_size_in_bytes
     text = compiled.as_text()
     if save:
         epath.Path(save).write_text(text)
@@ -170,9 +195,9 @@ def read(compiled: jax.stages.Compiled, seconds: float = 0.0, save: str | None =
         if loop.turns is None
     ]
     return Cost(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        arguments=arguments,
+        temporaries=temporaries,
+        outputs=outputs,
         operations=operations + sum(visits[name] * sum(own) for name, own in kernels.items()),
         accessed=accessed,
         collectives=collectives(program),
@@ -195,4 +220,4 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
       OutOfMemory: it does not fit.
     """
     arguments = abstract_arrays(arguments, replicated(mesh))
-    return read(*compile_program(jax.jit(function).lower(*arguments)))
+    return compile_program(jax.jit(function).lower(*arguments))

@@ -60,6 +60,7 @@ def dry_run(
                 phase.repetitions,
                 programs_read[phase.function],
                 phase.resident,
+                phases_of.bytes_per_chip(phase.arguments),
                 plain[phase.name] / mesh.size if plain else None,
             )
         )
@@ -98,8 +99,7 @@ def _cost(
 ) -> compiled.Cost | compiled.OutOfMemory:
     file = save and f"{save}/{phase.name.replace(' ', '_')}.txt"
     try:
-        program, seconds = compiled.compile_program(phase.function.lower(*phase.arguments), quick)
-        cost = compiled.read(program, seconds, file)
+        cost = compiled.compile_program(phase.function.lower(*phase.arguments), quick, file)
     except compiled.OutOfMemory as error:
         logging.info("%s does not fit. %s", phase.name, error)
         return error

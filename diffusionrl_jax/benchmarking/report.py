@@ -147,7 +147,7 @@ class DryRun:
         for phase in self.phases:
             fails = isinstance(phase.cost, OutOfMemory)
             numbers = (
-                (None, phase.cost.temporaries, None)
+                (None, phase.cost.needed - phase.arguments, None)
                 if fails
                 else (phase.cost.arguments, phase.cost.temporaries, phase.cost.outputs)
             )

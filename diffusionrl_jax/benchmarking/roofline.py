@@ -22,6 +22,7 @@ class PhaseCost:
       repetitions: calls of its program.
       cost: of one call, or why there is none.
       resident: bytes held meanwhile, without temporaries and outputs; a model.
+      arguments: bytes of those that the program is called with, by their shapes.
       needed: operations of one call that the mathematics needs, on each chip; None if not asked.
     """
 
@@ -29,13 +30,14 @@ class PhaseCost:
     repetitions: int
     cost: Cost | OutOfMemory
     resident: int
+    arguments: int
     needed: float | None = None
 
     @property
     def memory(self) -> int:
         """Bytes at the phase's fullest: a model, but for the temporaries."""
         if isinstance(self.cost, OutOfMemory):
-            return self.resident + self.cost.temporaries
+            return self.resident - self.arguments + self.cost.needed
         return self.resident + self.cost.temporaries + self.cost.outputs
 
     def seconds(self, chip: Chip) -> dict[str, float]:

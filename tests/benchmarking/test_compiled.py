@@ -150,12 +150,32 @@ def test_operations_and_collectives_of_a_compiled_program():
     assert gathers.bytes == gathers.count * 256 * 256 * 4
 
 
-def test_less_effort_is_asked_of_the_compiler():
+def test_temporaries_are_what_the_compiler_allocates(monkeypatch):
+    pytest.importorskip("libtpu")
+    shape = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
+
+    def rows_and_columns(matrix):
+        product = matrix @ matrix.T  # Sorted both ways, it has to be kept.
+        return jnp.sort(product, 0)[-1], jnp.sort(product, 1)[:, -1]
+
+    allocated = []
+    read = compiled.read
+    monkeypatch.setattr(
+        compiled, "read", lambda *arguments: allocated.append(arguments[-1]) or read(*arguments)
+    )
+    cost = compiled.compile_cost(rows_and_columns, compiled.chip("v5e:1x1"), shape)
+    assert cost.arguments == 2**26
+    assert 2**26 <= cost.temporaries == allocated[0] - cost.arguments - cost.outputs < 4 * 2**26
+
+
+def test_less_effort_is_asked_of_the_compiler(monkeypatch):
     asked = []
+    monkeypatch.setattr(compiled, "read", lambda *arguments: None)
     lowered = types.SimpleNamespace(compile=asked.append)
     compiled.compile_program(lowered)
     compiled.compile_program(lowered, quick=True)
-    assert asked == [None, {"optimization_level": EffortLevel.O1.value}]
+    found = [options.get("optimization_level") for options in asked]
+    assert found == [None, EffortLevel.O1.value]
 
 
 class DoesNotFit:
@@ -172,7 +192,7 @@ class DoesNotFit:
 def test_what_does_not_fit_says_by_how_much():
     with pytest.raises(compiled.OutOfMemory, match="20.89 GiB .* has 15.75 GiB") as caught:
         compiled.compile_program(DoesNotFit())
-    assert caught.value.temporaries == int(20.89 * 2**30)
+    assert caught.value.needed == int(20.89 * 2**30)
 
 
 BOTH = ("data", "fsdp")

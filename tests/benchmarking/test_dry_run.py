@@ -170,7 +170,7 @@ def result_of(*costs):
         quick=False,
         assumed=(),
         phases=tuple(
-            PhaseCost(f"phase {index}", 2, cost, 3 * 2**30, needed=98.5e12)
+            PhaseCost(f"phase {index}", 2, cost, 3 * 2**30, 2**30, needed=98.5e12)
             for index, cost in enumerate(costs)
         ),
     )
@@ -198,5 +198,5 @@ def test_what_does_not_fit_is_reported():
     result = result_of(COST, compiled.OutOfMemory(20 * 2**30, 16 * 2**30))
     json.dumps(result.to_json(), default=str)
     text = result.markdown()
-    assert "**Does not fit**: 23.00 GiB of 15.75 GiB in phase 1, 7.25 GiB too much." in text
+    assert "**Does not fit**: 22.00 GiB of 15.75 GiB in phase 1, 6.25 GiB too much." in text
     assert "images/s/chip" not in text

@@ -43,7 +43,7 @@ def compilations(monkeypatch):
             quick=quick,
             assumed=(),
             phases=tuple(
-                PhaseCost(name, 2, COST if fits else TOO_LARGE, 2**30, needed=98.5e12)
+                PhaseCost(name, 2, COST if fits else TOO_LARGE, 2**30, 0, needed=98.5e12)
                 for name in only
             ),
         )
