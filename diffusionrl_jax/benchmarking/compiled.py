@@ -36,6 +36,7 @@ from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replica
 OUT_OF_MEMORY = re.compile(
     r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
 )
+# And of one that does, at the head of its memory report.
 ALLOCATED = re.compile(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)")
 # XLA's effort level O1, by its number there.
 QUICK = {"optimization_level": 19}
@@ -91,7 +92,7 @@ class OutOfMemory(Exception):
 
 
 def compiler() -> str:
-    """Which libtpu compiles. The one that a JAX runs with on TPUs comes with `jax[tpu]`."""
+    """Which libtpu compiles; the one that JAX runs with on TPUs comes with `jax[tpu]`."""
     packages = importlib.metadata.packages_distributions().get("libtpu")
     return f"libtpu {importlib.metadata.version(packages[0]) if packages else '(no package)'}"
 
