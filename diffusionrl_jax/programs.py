@@ -3,6 +3,7 @@
 import contextlib
 import logging as standard_logging
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,12 @@ from absl import app, logging
 from diffusionrl_jax.distributed import processes
 
 BAD_INPUT = (ValueError, OSError, FloatingPointError)
+# How an error of JAX's runtime begins, of a collective whose other process is gone, say: some calls
+# raise it as a ValueError.
+RUNTIME_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE"
+    "|UNKNOWN): "
+)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -46,7 +53,8 @@ def clear_errors() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         is_joined = jax.distributed.is_initialized()
         # What several processes wait for in vain is a lost one.
-        is_lost = is_joined and isinstance(error, TimeoutError)
+        waited = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))
+        is_lost = is_joined and waited
         if isinstance(error, BAD_INPUT) and not is_lost:
             logging.debug("The error arose here:", exc_info=True)
             processes.fail(f"error: {_line(error)}")

@@ -34,6 +34,21 @@ TOLERANCE = 1e-5
 LONGEST_EXIT = 60
 
 
+# Process 1 ends while process 0 waits for it, where JAX raises a ValueError.
+WAITING = """
+import os, sys, jax
+from diffusionrl_jax import programs
+from diffusionrl_jax.distributed import processes
+
+address, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, 2, index)
+with programs.clear_errors():
+    processes.true_everywhere(True)
+    if index == 1:
+        os._exit(9)
+    while True:
+        processes.true_everywhere(True)
+"""
 FAILING = "DIFFUSIONRL_JAX_TEST_FAILING"  # Names a file; while it is there, the scorer can fail.
 
 
@@ -159,13 +174,21 @@ def test_a_lost_process_ends_the_other_and_the_pair_resumes(
     began = time.monotonic()
     status, output = finish(pair[1 - lost])
     assert time.monotonic() - began < LONGEST_EXIT
-    assert status != 0
+    assert status != 0, output
     # The second is JAX's own, of a thread that ends the process.
-    assert "lost another process" in output or "another task died" in output
+    assert "lost another process" in output or "another task died" in output, output
     pair[lost].kill()
     outputs = [finish(process) for process in start_two(tmp_path)]
     assert [status for status, _ in outputs] == [0, 0], outputs
     assert_same_end(tmp_path, alone)
+
+
+def test_waiting_for_a_lost_process_ends_in_one_line(start):
+    address = free_address()
+    first, _ = [start("-c", WAITING, address, str(index)) for index in range(2)]
+    status, output = finish(first)
+    assert status == 1
+    assert output.splitlines()[-1].startswith("error: this process cannot go on")
 
 
 @pytest.mark.slow
