@@ -14,12 +14,9 @@ from absl import app, logging
 from diffusionrl_jax.distributed import processes
 
 BAD_INPUT = (ValueError, OSError, FloatingPointError)
-# How an error of JAX's runtime begins, of a collective whose other process is gone, say: some calls
-# raise it as a ValueError.
-RUNTIME_STATUS = re.compile(
-    "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE"
-    "|UNKNOWN): "
-)
+# How an error of JAX's runtime begins where another process is gone: some calls raise it as a
+# ValueError. TensorStore does so, too, of a broken file: DATA_LOSS or FAILED_PRECONDITION.
+RUNTIME_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -53,8 +50,8 @@ def clear_errors() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         is_joined = jax.distributed.is_initialized()
         # What several processes wait for in vain is a lost one.
-        waited = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))
-        is_lost = is_joined and waited
+        in_vain = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))
+        is_lost = is_joined and in_vain
         if isinstance(error, BAD_INPUT) and not is_lost:
             logging.debug("The error arose here:", exc_info=True)
             processes.fail(f"error: {_line(error)}")
