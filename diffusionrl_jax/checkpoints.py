@@ -1,20 +1,20 @@
 """Checkpoints that survive: saved in the background, restored onto any mesh, whole or not at all.
 
-A thin layer over Orbax. It adds what a long run needs: the newest whole checkpoint is found when
-newer ones are damaged, nothing damaged is deleted, and the best checkpoints by a metric are kept.
+A thin layer over Orbax. It adds what a long run needs: what is restored is what was saved, the
+newest whole checkpoint is found when newer ones are damaged, nothing damaged is deleted, nothing
+that is not finite is saved, and the best checkpoints by a metric are kept.
+
+A step's folder holds Orbax's "state", and beside it "record": the metrics that it was saved with,
+and a digest of each of the state's arrays.
 """
 
-import collections
-import importlib.metadata
-import json
 import math
 import os
-import pathlib
 import platform
-import signal
-import subprocess
+import re
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +24,26 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from diffusionrl_jax.data.files import in_bucket, write_whole
+from diffusionrl_jax.checkpoint_records import (
+    RECORD,
+    DamagedError,
+    read_record,
+    read_score,
+    seal,
+)
+from diffusionrl_jax.data.files import LiteralPath, in_bucket
+from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import true_everywhere
 
 PyTree = Any
+STATE = "state"
+# How TensorStore says what the file system said.
+TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
+UNFINISHED = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.partial)")
+
+
+class SaveError(OSError):
+    """A checkpoint could not be saved: the message names it, and how the run goes on."""
 
 
 class Checkpoints:
@@ -36,11 +52,13 @@ class Checkpoints:
     Args:
       directory: where they are, on a disk or in a bucket; made by the first save.
       keep_last: how many of the newest are kept.
-      keep_best: how many of the best by `best_metric` are kept besides.
+      keep_best: how many of the best by `best_metric` are kept besides. One whose metric cannot be
+        read is never deleted for others.
       best_metric: the name of the metric, larger is better; needed if `keep_best` is not 0.
 
     Raises:
-      ValueError: `keep_last` is below 1, or `keep_best` is asked for without `best_metric`.
+      ValueError: `keep_last` is below 1, `keep_best` is asked for without `best_metric`, or the
+        folder's path has a backslash, which TensorStore takes for a slash.
     """
 
     def __init__(
@@ -56,23 +74,31 @@ class Checkpoints:
             raise ValueError(
                 f"keep_best={keep_best} needs best_metric: name the metric to keep by."
             )
-        path = epath.Path(directory)
+        if "\\" in str(directory):
+            raise ValueError(
+                f"Checkpoints cannot be kept in {directory}: its path has a backslash. Choose a "
+                "folder without."
+            )
+        path = LiteralPath(directory)
         self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric if keep_best else None
-        self._keep = _KeepLastAndBest(keep_last, keep_best)
-        self._metrics_file = self.directory / "metrics.json"
+        self._keep = _KeepLastAndBest(keep_last, keep_best, self._score)
+        self._scores: dict[int, float | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
+        self._saving: tuple[int, int] | None = None  # A step, and its bytes.
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._opened is None:
-            self._keep.metrics = self._read_metrics()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, enable_async_checkpointing=True
             )
             # Named and typed here, or Orbax guesses both from the folders, damaged ones too.
-            handlers = {"state": ocp.PyTreeCheckpointHandler()}
+            handlers = {
+                STATE: ocp.PyTreeCheckpointHandler(),
+                RECORD: ocp.JsonCheckpointHandler(),
+            }
             self._opened = ocp.CheckpointManager(
                 self.directory, options=options, item_handlers=handlers
             )
@@ -81,6 +107,43 @@ class Checkpoints:
     def steps(self) -> tuple[int, ...]:
         """The steps whose save was completed, ascending; damage done later is not looked for."""
         return tuple(sorted(self._manager.all_steps())) if self.directory.exists() else ()
+
+    def whole_steps(self) -> tuple[int, ...]:
+        """`steps` but for those that the last `restore` found broken."""
+        return tuple(step for step in self.steps() if step not in self._broken_steps)
+
+    def clean_up(self) -> None:
+        """Removes what was being written when a run was killed; only for the one that trains here.
+
+        All processes must call it.
+        """
+        if jax.process_index() == 0 and self.directory.exists():
+            for path in self.directory.iterdir():
+                if UNFINISHED.fullmatch(path.name):
+                    path.rmtree() if path.is_dir() else path.unlink()
+        true_everywhere(True)  # A barrier: nobody writes before.
+
+    def check_room(self, state: PyTree) -> None:
+        """Refuses a disk on which there is no room for one more checkpoint.
+
+        Args:
+          state: as of `save`, or its shapes.
+
+        Raises:
+          SaveError: there is not; in every process alike.
+        """
+        size, free = _size(state), math.inf
+        if not in_bucket(self.directory):
+            folder = self.directory
+            while not folder.exists():
+                folder = folder.parent
+            free = shutil.disk_usage(folder).free
+        if not true_everywhere(free >= size):
+            raise SaveError(
+                f"There is no room for a checkpoint in {self.directory}: one needs "
+                f"{_readable(size)}, and {_readable(free)} are free. Make room, and the same "
+                "command goes on."
+            )
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
         """Starts saving the state in the background; the state may be donated at once.
@@ -91,14 +154,17 @@ class Checkpoints:
         Args:
           step: how many steps the state has been trained for.
           state: any pytree of arrays and numbers, sharded or not; None and empty arrays may occur.
-          metrics: numbers by name; only `best_metric` is used. NaN counts as the worst.
+          metrics: numbers by name, kept with the checkpoint; NaN counts as the worst.
 
         Returns:
           False if this very step is saved already, and nothing was done.
 
         Raises:
           ValueError: a later step exists, or `best_metric` is not among the metrics.
+          FloatingPointError: a number of the state is not finite. Nothing is saved.
+          SaveError: the folder cannot be written to, or the save before this one failed.
         """
+        self.wait()
         manager = self._manager
         self._move_broken_aside()
         latest = manager.latest_step()
@@ -109,16 +175,44 @@ class Checkpoints:
                 f"Cannot save step {step} in {self.directory}: it holds the later step {latest}, of"
                 " another run. Choose an empty folder, or resume from it."
             )
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        if self.best_metric and self.best_metric not in metrics:
+            raise ValueError(
+                f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
+                f" {sorted(metrics)}: mend best_metric."
+            )
+        state = _without_empty(state)
+        found = digests(state)
+        if broken := not_finite(found):
+            raise FloatingPointError(
+                f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
+                "arrays are not): it is not saved."
+            )
         if self.best_metric:
-            if self.best_metric not in (metrics or {}):
-                raise ValueError(
-                    f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
-                    f" {sorted(metrics or {})}: mend best_metric."
-                )
-            self._keep.metrics[step] = float(metrics[self.best_metric])
-            self._write_metrics()
-        arguments = ocp.args.PyTreeSave(_without_empty(state))
-        return manager.save(step, args=ocp.args.Composite(state=arguments))
+            self._scores[step] = metrics[self.best_metric]
+        arguments = ocp.args.Composite(
+            **{
+                STATE: ocp.args.PyTreeSave(state),
+                RECORD: ocp.args.JsonSave(seal({"metrics": metrics, "digests": found})),
+            }
+        )
+        self._saving = step, _size(state)
+        try:
+            return manager.save(step, args=arguments)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def is_best(self, score: float) -> bool:
+        """Whether a checkpoint of this score would be kept as one of the best.
+
+        Args:
+          score: of `best_metric`.
+        """
+        known = [value for step in self.steps() if (value := self._score(step)) is not None]
+        better = [value for value in known if value >= score]
+        return (
+            self.best_metric is not None and math.isfinite(score) and len(better) < self._keep.best
+        )
 
     def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
         """The newest whole checkpoint; a broken one is passed over with a printed warning.
@@ -141,7 +235,7 @@ class Checkpoints:
             try:
                 state = self.restore_step(step, abstract_state)
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
-                failure = _first_line(error)
+                failure = str(error) if isinstance(error, DamagedError) else _first_line(error)
                 if "RESOURCE_EXHAUSTED" in failure:
                     raise RuntimeError(
                         f"Checkpoint {step} in {self.directory} does not fit into the devices' "
@@ -178,14 +272,17 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no such step.
+          DamagedError: what was read is not what was saved.
           Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
         """
         self.check_step(step)
+        record = read_record(self.directory, step)
         item = _without_empty(abstract_state)
         arguments = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
         )
         restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
+        self._check_digests(step, restored, record)
         return jax.tree.map(
             _fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None
         )
@@ -196,25 +293,60 @@ class Checkpoints:
         Raises:
           ValueError: no checkpoint has been evaluated.
         """
-        metrics = self._read_metrics()
-        ranked = [step for step in self.steps() if math.isfinite(metrics.get(step, math.nan))]
+        scores = {step: self._score(step) for step in self.steps()}
+        ranked = [step for step, score in scores.items() if math.isfinite(score or math.nan)]
         if not ranked:
             raise ValueError(
                 f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
                 f" steps {list(self.steps())}."
             )
-        return max(ranked, key=lambda step: (metrics[step], step))
+        return max(ranked, key=lambda step: (scores[step], step))
+
+    def check(self) -> None:
+        """Raises what went wrong in a save that has ended meanwhile; does not wait for one."""
+        if self._saving and not self._opened.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the running save is complete; raises what went wrong in it."""
-        if self._opened is not None:
-            self._opened.wait_until_finished()
+        """Returns when the running save is complete.
+
+        Raises:
+          SaveError: it failed.
+        """
+        if self._saving:
+            try:
+                self._opened.wait_until_finished()
+            except Exception as error:
+                raise self._failed(error) from error
+            self._saving = None
 
     def close(self) -> None:
         """Waits for the running save and lets the folder go."""
         if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+            opened, self._opened = self._opened, None
+            opened.close()
+
+    def _failed(self, error: Exception) -> Exception:
+        """What to raise for what went wrong in a save; what was written of it is removed."""
+        (step, size), self._saving = self._saving, None
+        is_of_the_file_system = isinstance(error, OSError) or (
+            isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))
+        )
+        if not is_of_the_file_system:
+            return error
+        try:
+            if jax.process_index() == 0:
+                for path in self.directory.iterdir():
+                    if UNFINISHED.fullmatch(path.name):
+                        path.rmtree()
+            steps = self.whole_steps()
+        except OSError:
+            steps = ()
+        goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
+        return SaveError(
+            f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
+            f"{_readable(size)} ({_reason(error)}): mend that, and the same command {goes_on}."
+        )
 
     def _move_broken_aside(self) -> None:
         if not self._broken_steps:
@@ -230,42 +362,67 @@ class Checkpoints:
         self._broken_steps = []
         self._manager.reload()
 
-    def _read_metrics(self) -> dict[int, float]:
-        try:
-            content = json.loads(self._metrics_file.read_text())
-            return {int(step): float(value) for step, value in content.items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError, AttributeError) as error:
-            print(f"WARNING: {self._metrics_file} is unreadable ({error})", file=sys.stderr)
-            return {}
+    def _check_digests(self, step: int, restored: PyTree, record: dict[str, Any] | None) -> None:
+        """Compares what was restored with what was saved.
 
-    def _write_metrics(self) -> None:
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            content = {str(step): value for step, value in sorted(self._keep.metrics.items())}
-            write_whole(self._metrics_file, json.dumps(content).encode())
+        Raises:
+          DamagedError: they differ, or there is a number that is not finite.
+        """
+        found = digests(
+            jax.tree.map(lambda leaf: None if leaf is ocp.PLACEHOLDER else leaf, restored)
+        )
+        if broken := not_finite(found):
+            raise DamagedError(f"{broken[0]} is not finite")
+        if record is None:
+            return
+        changed = [path for path, digest in found.items() if record["digests"].get(path) != digest]
+        if changed:
+            raise DamagedError(
+                f"{changed[0]} is not what was saved, by its digest; {len(changed)} of "
+                f"{len(found)} arrays are not"
+            )
+
+    def _score(self, step: int) -> float | None:
+        """As of `checkpoint_records.read_score`; each is read once."""
+        if step not in self._scores:
+            try:
+                score = read_score(self.directory, step, self.best_metric)
+            except DamagedError as error:
+                score = None
+                print(f"WARNING: {error}: checkpoint {step} is not deleted", file=sys.stderr)
+            self._scores[step] = score
+        return self._scores[step]
 
 
 class _KeepLastAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay. The metrics are not left to Orbax, which keeps them in the steps'
-    folders: one damaged folder then makes all of them unreadable.
+    """Which checkpoints stay. The metrics are not left to Orbax: of one damaged folder it makes all
+    of them unreadable.
     """
 
-    def __init__(self, last: int, best: int):
-        self.last, self.best = last, best
-        self.metrics: dict[int, float] = {}
+    def __init__(self, last: int, best: int, score: Callable[[int], float | None]):
+        self.last, self.best, self._score = last, best, score
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        ranked = sorted((step for step in steps if step in self.metrics), key=self._rank)
-        kept = {*sorted(steps)[-self.last :], *(ranked[-self.best :] if self.best else ())}
-        return [step in kept for step in steps]
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        kept = set(steps[-self.last :])
+        if self.best:
+            scores = {step: self._score(step) for step in steps}
+            kept |= {step for step, score in scores.items() if score is None}
+            known = [step for step in steps if scores[step] is not None]
+            rank = lambda step: (-math.inf if math.isnan(scores[step]) else scores[step], step)
+            kept |= set(sorted(known, key=rank)[-self.best :])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
-    def _rank(self, step: int) -> tuple[float, int]:
-        value = self.metrics[step]
-        return (-math.inf if math.isnan(value) else value, step)
+
+def _size(state: PyTree) -> int:
+    """Bytes of all arrays, which compression makes fewer."""
+    size = lambda leaf: math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize
+    return sum(map(size, jax.tree.leaves(state)))
+
+
+def _readable(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _without_empty(tree: PyTree) -> PyTree:
@@ -275,56 +432,29 @@ def _without_empty(tree: PyTree) -> PyTree:
 
 def _fill_empty(expected, restored):
     """The restored leaf; zeros without elements for what was not saved."""
-    if restored is not None or expected is None:
-        # Orbax compares the shapes of sharded arrays only.
-        if isinstance(restored, np.ndarray) and restored.shape != expected.shape:
-            raise ValueError(f"an array of {restored.shape} is saved instead of {expected.shape}")
+    if restored is ocp.PLACEHOLDER or expected is None:
+        return restored
+    if restored is not None:
+        # Orbax compares the shapes of sharded arrays only, and no dtypes.
+        found = np.shape(restored), jax.dtypes.result_type(restored)
+        if found != (expected.shape, expected.dtype):
+            raise DamagedError(
+                f"an array is {found[1]} {found[0]} instead of {expected.dtype} {expected.shape}"
+            )
         return restored
     return jax.device_put(
         jnp.zeros(expected.shape, expected.dtype), getattr(expected, "sharding", None)
     )
 
 
+def _reason(error: Exception) -> str:
+    """What the file system said, without what a library says around it."""
+    said = re.search(r"([^:]*) \[os_error_code=", str(error))
+    return getattr(error, "strerror", None) or (said and said[1].strip()) or _first_line(error)
+
+
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-
-
-class PreemptionGuard:
-    """Turns SIGTERM and SIGINT into a question that the training loop asks after each step.
-
-        with PreemptionGuard() as guard:
-            for step in ...:
-                ...
-                if guard.should_stop():
-                    checkpoints.save(...)
-                    break
-
-    A second SIGINT interrupts at once.
-    """
-
-    def __init__(self):
-        self._received = collections.Counter()
-        self._previous = {}
-
-    def __enter__(self) -> "PreemptionGuard":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, _):
-        self._received[number] += 1
-        if self._received[signal.SIGINT] > 1:
-            raise KeyboardInterrupt
-        message = f"\n{signal.Signals(number).name}: saving and stopping after this step\n"
-        os.write(2, message.encode())  # print is not safe in a signal handler.
-
-    def should_stop(self) -> bool:
-        """Whether any process has been told to stop. With several, all must ask together."""
-        return not true_everywhere(not self._received)
 
 
 def make_writable(path: str, flag: str) -> epath.Path:
@@ -352,46 +482,3 @@ def make_writable(path: str, flag: str) -> epath.Path:
             f"{flag}={path} cannot be written to ({reason}): choose a folder that you can write to."
         ) from None
     return folder
-
-
-def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:
-    """Writes config.json and versions.json, what is needed to repeat the run.
-
-    Args:
-      workdir: an existing folder.
-      config: an `ml_collections.ConfigDict` or a dict; values that JSON lacks become strings.
-    """
-    if jax.process_index():
-        return
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    versions = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "git_revision": git_revision(),
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
-    }
-    folder = epath.Path(workdir)
-    content = json.dumps(plain, indent=2, default=str) + "\n"
-    write_whole(folder / "config.json", content.encode())
-    write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
-
-
-def git_revision() -> str | None:
-    """The revision of this package's checkout, "+changes" if it is modified; None without one."""
-    root = pathlib.Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # Installed into some other project's folder.
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -4,9 +4,11 @@ import contextlib
 import logging as standard_logging
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, logging
@@ -22,13 +24,30 @@ RUNTIME_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVA
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a program's main function, after its flags."""
     logging.get_absl_handler().addFilter(_is_for_the_user)
+    sys.unraisablehook = quiet_unraisablehook
     app.run(main, flags_parser=_parse_flags)
 
 
 def _is_for_the_user(record: standard_logging.LogRecord) -> bool:
     """Whether to show a message: Orbax and others tell dozens with every checkpoint."""
-    ours = pathlib.Path(record.pathname).is_relative_to(pathlib.Path(__file__).parent)
-    return ours or record.levelno > standard_logging.INFO
+    path = pathlib.Path(record.pathname)
+    ours = path.is_relative_to(pathlib.Path(__file__).parent)
+    # What Orbax fails in, it raises as well, and then it is told in one line.
+    is_orbax = "orbax" in path.parts or record.name == "asyncio"
+    return ours or (record.levelno > standard_logging.INFO and not is_orbax)
+
+
+def quiet_unraisablehook(unraisable: Any) -> None:
+    """As `sys.__unraisablehook__`, but for what is left of readings that Orbax has given up.
+
+    Of a damaged checkpoint every array fails. The first to fail is raised and ends the reading;
+    each of the others would print a traceback.
+    """
+    code = getattr(unraisable.object, "cr_code", None)
+    frames = traceback.extract_tb(unraisable.exc_traceback)
+    files = [frame.filename for frame in frames] + ([code.co_filename] if code else [])
+    if not any({"orbax", "asyncio"} & set(pathlib.Path(file).parts) for file in files):
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -47,7 +66,9 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        processes.fail("interrupted", status=128 + signal.SIGINT)
+    except Exception as error:
         is_joined = jax.distributed.is_initialized()
         # What several processes wait for in vain is a lost one.
         in_vain = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))

@@ -89,4 +89,5 @@ def wait_for_step(process, workdir, step):
 
 def shapes_of(state):
     """Its shapes, dtypes and shardings, for `Checkpoints.restore`."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return jax.tree.map(shape, state)

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusionrl_jax import checkpoints
+from diffusionrl_jax import checkpoints, preemption, provenance
 from tests.processes import shapes_of
 
 
@@ -39,7 +39,7 @@ def mesh(count=8):
 def make_state(seed, devices=8):
     rng = np.random.default_rng(seed)
     kernel = rng.standard_normal((16, 8)).astype(np.float32)
-    kernel[0, :4] = [np.nan, np.inf, -0.0, 1e-42]  # Bit for bit, these too.
+    kernel[0, :2] = [-0.0, 1e-42]  # Bit for bit, these too.
     params = {
         "kernel": jax.device_put(kernel, NamedSharding(mesh(devices), P(None, "fsdp"))),
         "scale": jnp.asarray(rng.standard_normal(3), jnp.bfloat16),
@@ -221,6 +221,187 @@ def test_missing_step_names_those_that_exist(tmp_path):
         store.restore_step(3, abstract)
 
 
+def test_a_flipped_bit_is_seen(tmp_path, capsys):
+    """OCDBT has no checksum of an array's data: it decodes to other numbers without a word."""
+    store = checkpoints.Checkpoints(str(tmp_path))
+    arrays = [np.random.default_rng(step).standard_normal(2**16, np.float32) for step in (1, 2)]
+    for step, array in enumerate(arrays, start=1):
+        store.save(step, {"x": jnp.asarray(array)})
+    store.close()
+    data = max((tmp_path / "2").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    step, state = checkpoints.Checkpoints(str(tmp_path)).restore(shapes_of({"x": jnp.ones(2**16)}))
+    assert step == 1
+    np.testing.assert_array_equal(state["x"], arrays[0])
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "x is not what was saved, by its digest" in warning
+
+
+def test_checkpoints_of_earlier_versions_open(tmp_path):
+    """They have no record; their scores lie beside the steps."""
+    options = dict(keep_last=1, keep_best=1, best_metric="best")
+    store = checkpoints.Checkpoints(str(tmp_path), keep_last=3)
+    for step in (1, 2, 3):
+        store.save(step, make_state(step))
+    store.close()
+    for step in (1, 2, 3):
+        shutil.rmtree(tmp_path / str(step) / "record")
+    (tmp_path / "metrics.json").write_text('{"1": 0.5, "2": NaN, "3": 0.1}')
+    store = checkpoints.Checkpoints(str(tmp_path), **options)
+    assert store.best_step() == 1
+    assert_identical(store.restore(shapes_of(make_state(0)))[1], make_state(3))
+    store.save(4, make_state(4), {"best": 0.2})
+    store.close()
+    assert store.steps() == (1, 4)
+
+
+@pytest.mark.parametrize("scores", ["record", "old"])
+def test_nothing_is_deleted_while_its_score_is_unreadable(tmp_path, capsys, scores):
+    options = dict(keep_last=2, keep_best=1, best_metric="best")
+    store = checkpoints.Checkpoints(str(tmp_path), keep_last=9, keep_best=1, best_metric="best")
+    for step, score in enumerate((0.1, 0.9, 0.2, 0.3), start=1):
+        store.save(step, {"x": jnp.ones(3)}, {"best": score})
+    store.close()
+    if scores == "record":  # The best one's, by a bit in the score.
+        path = tmp_path / "2" / "record" / "metadata"
+        path.write_text(path.read_text().replace("0.9", "0.0"))
+    else:
+        for step in (1, 2, 3, 4):
+            shutil.rmtree(tmp_path / str(step) / "record")
+        (tmp_path / "metrics.json").write_text('{"1": 0.1')
+    store = checkpoints.Checkpoints(str(tmp_path), **options)
+    for step in (5, 6):
+        store.save(step, {"x": jnp.ones(3)}, {"best": 0.0})
+    store.close()
+    assert store.steps() == ((2, 4, 5, 6) if scores == "record" else (1, 2, 3, 4, 5, 6))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == (1 if scores == "record" else 4)
+    assert "checkpoint 2 is not deleted" in "".join(warnings)
+
+
+def test_which_score_would_be_kept(tmp_path):
+    store = checkpoints.Checkpoints(str(tmp_path), keep_last=1, keep_best=2, best_metric="best")
+    assert store.is_best(0.0) and not store.is_best(np.nan)
+    for step, score in enumerate((0.5, 0.7), start=1):
+        store.save(step, {"x": jnp.ones(3)}, {"best": score})
+    store.wait()
+    assert store.is_best(0.6) and not store.is_best(0.5)
+    store.close()
+    assert not checkpoints.Checkpoints(str(tmp_path)).is_best(9.0)  # None is kept.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path, value):
+    store = checkpoints.Checkpoints(str(tmp_path))
+    state = make_state(1)
+    moments = jax.tree.map(lambda leaf: leaf, state.optimiser)
+    moments[0].mu["scale"] = moments[0].mu["scale"].at[1].set(value)
+    with pytest.raises(FloatingPointError, match="optimiser/0/mu/scale is not finite after step 1"):
+        store.save(1, state.replace(optimiser=moments))
+    assert store.steps() == ()
+
+
+def test_what_was_never_finite_is_passed_over(tmp_path, monkeypatch, capsys):
+    """As earlier versions saved it."""
+    store = checkpoints.Checkpoints(str(tmp_path))
+    store.save(1, {"x": jnp.ones(3)})
+    monkeypatch.setattr(checkpoints, "not_finite", lambda found: [])
+    store.save(2, {"x": jnp.array([1, np.nan, 3])})
+    store.close()
+    monkeypatch.undo()
+    assert store.restore(shapes_of({"x": jnp.ones(3)}))[0] == 1
+    assert store.whole_steps() == (1,)
+    assert "x is not finite" in capsys.readouterr().err
+
+
+NAMES = [
+    "a[1]",
+    "[",
+    "a*b?",
+    "sp ace",
+    "new\nline",
+    "q'\"",
+    "$(x)",
+    "%41#",
+    "a@b",
+    "c:d",
+    "☃",
+    "=,;",
+    "-x",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_folder(tmp_path, name):
+    folder = tmp_path / name / "run"
+    for step in (1, 2, 3):
+        store = checkpoints.Checkpoints(str(folder), keep_last=2)
+        store.save(step, {"x": jnp.arange(5) + step})
+        store.close()
+    step, state = checkpoints.Checkpoints(str(folder)).restore(shapes_of({"x": jnp.arange(5)}))
+    assert step == 3
+    np.testing.assert_array_equal(state["x"], np.arange(5) + 3)
+    assert store.steps() == (2, 3)
+
+
+def test_a_name_that_the_library_would_read_otherwise_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="its path has a backslash"):
+        checkpoints.Checkpoints(str(tmp_path / "a\\b"))
+
+
+def test_a_disk_without_room_is_refused_before_compute(tmp_path):
+    store = checkpoints.Checkpoints(str(tmp_path / "new" / "checkpoints"))
+    store.check_room({"x": jax.ShapeDtypeStruct((1000,), jnp.float32)})
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(checkpoints.SaveError, match="one needs .* GB, and .* are free"):
+        store.check_room({"x": jax.ShapeDtypeStruct((free, 2), jnp.float32)})
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    import jax, jax.numpy as jnp
+    from diffusionrl_jax import checkpoints
+
+    store = checkpoints.Checkpoints(sys.argv[1])
+    state = {"x": jax.random.normal(jax.random.key(0), (2**20,))}
+    store.save(1, state)
+    store.wait()
+    # A file of more bytes fails as on a disk that is full, or where a quota ends.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+    store.save(2, state)
+    try:
+        while True:
+            store.check()  # Is told without waiting for it.
+    except checkpoints.SaveError as error:
+        print(error)
+    store.close()
+"""
+
+
+def test_a_save_that_fails_is_told_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    message = done.stdout.strip()
+    assert message == (
+        f"Checkpoint 2 cannot be saved in {tmp_path}, where it needs up to 4.2 MB (File too "
+        "large): mend that, and the same command goes on after iteration 1."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    save_steps(tmp_path, [1])
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    checkpoints.Checkpoints(str(tmp_path)).clean_up()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "notes"]
+    checkpoints.Checkpoints(str(tmp_path / "missing")).clean_up()
+
+
 KILLED_WHILE_SAVING = """
     import os, signal, sys
     import jax.numpy as jnp
@@ -252,7 +433,7 @@ def test_a_kill_while_saving_leaves_the_step_before(tmp_path):
 
 def test_preemption_guard_asks_instead_of_killing():
     before = signal.getsignal(signal.SIGTERM)
-    with checkpoints.PreemptionGuard() as guard:
+    with preemption.PreemptionGuard() as guard:
         assert not guard.should_stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert guard.should_stop()
@@ -260,6 +441,18 @@ def test_preemption_guard_asks_instead_of_killing():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_closed_terminal_stops_a_run_unless_it_was_to_be_ignored():
+    for handler, told in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with preemption.PreemptionGuard() as guard:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert guard.should_stop() == told
+            assert signal.getsignal(signal.SIGHUP) == handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_workdir_is_tried_before_compute(tmp_path):
@@ -274,7 +467,7 @@ def test_workdir_is_tried_before_compute(tmp_path):
 
 def test_run_information(tmp_path):
     config = ml_collections.ConfigDict({"seed": 3, "shape": (1, 2), "nested": {"path": "x"}})
-    checkpoints.write_run_information(str(tmp_path), config)
+    provenance.write_run_information(str(tmp_path), config)
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "seed": 3,
         "shape": [1, 2],
@@ -283,13 +476,13 @@ def test_run_information(tmp_path):
     versions = json.loads((tmp_path / "versions.json").read_text())
     assert versions["packages"]["jax"] == jax.__version__
     assert versions["devices"] == jax.device_count()
-    assert versions["git_revision"] == checkpoints.git_revision()
+    assert versions["git_revision"] == provenance.git_revision()
 
 
 def test_git_revision_is_gits_own():
     root = pathlib.Path(checkpoints.__file__).parent.parent
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:
-        assert checkpoints.git_revision() is None
+        assert provenance.git_revision() is None
     else:
-        assert checkpoints.git_revision().removesuffix("+changes") == head.stdout.strip()
+        assert provenance.git_revision().removesuffix("+changes") == head.stdout.strip()

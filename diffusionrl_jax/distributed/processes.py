@@ -33,14 +33,14 @@ def in_turn(function: Callable[[], T]) -> T:
     return result if jax.process_index() == 0 else function()
 
 
-def fail(message: str) -> None:
-    """Ends this process with a line for the user and exit status 1.
+def fail(message: str, status: int = 1) -> None:
+    """Ends this process with a line for the user and an exit status.
 
     One of several leaves without the usual clean-up, which would wait for the others while they
     wait for this one: they notice, and end as well.
     """
-    if not jax.distributed.is_initialized():
-        sys.exit(message)
     logging.flush()
     print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    os._exit(status)

@@ -1,0 +1,59 @@
+"""Signals that tell a run to stop, as a question that it asks itself."""
+
+import collections
+import os
+import signal
+
+from diffusionrl_jax.distributed.processes import true_everywhere
+
+
+class PreemptionGuard:
+    """Turns SIGTERM, SIGINT and SIGHUP into a question that the training loop asks after each step.
+
+        with PreemptionGuard() as guard:
+            for step in ...:
+                ...
+                if guard.should_stop():
+                    checkpoints.save(...)
+                    break
+
+    A second SIGINT interrupts at once. SIGHUP, of a terminal that is closed, is left alone where
+    the program was started to ignore it, by nohup say.
+    """
+
+    def __init__(self):
+        self._received = collections.Counter()
+        self._previous = {}
+
+    def __enter__(self) -> "PreemptionGuard":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _):
+        self._received[number] += 1
+        if self._received[signal.SIGINT] > 1:
+            raise KeyboardInterrupt
+        message = f"\n{signal.Signals(number).name}: saving and stopping after this step\n"
+        try:
+            os.write(2, message.encode())  # print is not safe in a signal handler.
+        except OSError:
+            _write_to_nowhere()
+
+    def should_stop(self) -> bool:
+        """Whether any process has been told to stop. With several, all must ask together."""
+        return not true_everywhere(not self._received)
+
+
+def _write_to_nowhere() -> None:
+    """Of a terminal that is gone: what is written to it would end the run before it has saved."""
+    terminal = os.fstat(2).st_rdev
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.fstat(stream).st_rdev == terminal:
+            os.dup2(nowhere, stream)
