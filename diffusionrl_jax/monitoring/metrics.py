@@ -3,17 +3,21 @@
 import json
 import math
 import pathlib
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
 
 import jax
 import numpy as np
-import tensorboardX
+from absl import logging
 from etils import epath
 from PIL import Image
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffusionrl_jax.data.files import in_bucket, write_whole
+from diffusionrl_jax.monitoring.appending import AppendedFile, as_record
 
 ROWS = "metrics.jsonl"
 UPLOAD_SECONDS = 60.0
@@ -29,12 +33,16 @@ class MetricWriter:
       workdir: the run's folder, made if missing. Nothing can be appended to in a bucket: for one
         the files are kept here, and copied there every minute and at the end.
       start_step: the first step that will be written, 0 for a new run.
+
+    What cannot be written, on a full disk say, ends no run: it is warned of once, and waits in
+    memory for the next time.
     """
 
     def __init__(self, workdir: str, start_step: int = 0):
-        self._writer = None
-        if jax.process_index():
+        self._is_writer = jax.process_index() == 0
+        if not self._is_writer:
             return
+        self._warned = False
         self._workdir = epath.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         _keep_rows_before(self._workdir / ROWS, start_step)
@@ -45,13 +53,15 @@ class MetricWriter:
             folder = pathlib.Path(self._copy.name)
             if (self._workdir / ROWS).exists():
                 (folder / ROWS).write_bytes((self._workdir / ROWS).read_bytes())
-        self._rows = (folder / ROWS).open("a", encoding="utf-8")
-        # Events of two runs that start in the same second would share a file without the suffix.
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=start_step,
-            filename_suffix=f".{start_step}",
-            flush_secs=10,
+        self._rows = AppendedFile(folder / ROWS)
+        # Written here and not by tensorboardX's thread, which a full disk ends: its queue then
+        # fills, and the run hangs. Runs that start in the same second differ in the last part.
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}"
+        self._events = AppendedFile(folder / "tensorboard" / name)
+        self._append_events(
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(step=start_step, session_log=SessionLog(status=SessionLog.START)),
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -59,51 +69,83 @@ class MetricWriter:
 
         NaN and infinity are null in metrics.jsonl, since JSON has neither.
         """
-        if self._writer is None:
+        if not self._is_writer:
             return
-        row = {"step": int(step), "time": round(time.time(), 3)}
-        for name, value in values.items():
-            number = np.asarray(value).item()
-            self._writer.add_scalar(name, number, step)
-            row[name] = number if math.isfinite(number) else None
-        self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()  # A killed run keeps all of its rows.
+        numbers = {name: np.asarray(value).item() for name, value in values.items()}
+        now = time.time()
+        row = {"step": int(step), "time": round(now, 3)}
+        row |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._append(self._rows, (json.dumps(row) + "\n").encode())
+        self._append_events(
+            *(
+                Event(step=step, wall_time=now, summary=summary.scalar(name, value))
+                for name, value in numbers.items()
+            )
+        )
         if time.monotonic() > self._copied + UPLOAD_SECONDS:
             self._upload()
 
     def images(self, step: int, values: Mapping[str, Image.Image | np.ndarray]) -> None:
         """Writes pictures by name, Pillow's or uint8 [height, width, 3]."""
-        if self._writer is not None:
-            for name, image in values.items():
-                self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        if not self._is_writer:
+            return
+        for name, image in values.items():
+            picture = summary.image(name, np.asarray(image), dataformats="HWC")
+            self._append_events(Event(step=step, wall_time=time.time(), summary=picture))
 
     def close(self) -> None:
         """Writes out what is still held back."""
-        if self._writer is not None:
-            self._writer.close()
-            self._rows.close()
+        if self._is_writer:
+            for file in (self._rows, self._events):
+                self._append(file, b"")
+                file.close()
             self._upload()
+
+    def _append_events(self, *events: Event) -> None:
+        self._append(self._events, b"".join(as_record(e.SerializeToString()) for e in events))
+
+    def _append(self, file: AppendedFile, content: bytes) -> None:
+        try:
+            file.append(content)
+        except OSError as error:
+            self._warn(error)
 
     def _upload(self) -> None:
         if self._copy is None:
             return
         self._copied = time.monotonic()
         root = pathlib.Path(self._copy.name)
-        for path in root.rglob("*"):
-            if path.is_file():
-                target = self._workdir / str(path.relative_to(root))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+        try:
+            for path in root.rglob("*"):
+                if path.is_file():
+                    target = self._workdir / str(path.relative_to(root))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_bytes())
+        except Exception as error:  # Buckets' libraries each raise their own kinds.
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logging.warning("Metrics cannot be written to %s now: %s", self._workdir, error)
+        self._warned = True
 
 
 def read_rows(workdir: str) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a last row cut short by a kill is left out."""
+    """The rows of a run's metrics.jsonl; what is no row, as the last one cut short by a kill, is
+    left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
     rows = []
-    for line in (epath.Path(workdir) / ROWS).read_text().splitlines():
+    # Bytes that are no UTF-8 are in rows that are no JSON either.
+    for line in (epath.Path(workdir) / ROWS).read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

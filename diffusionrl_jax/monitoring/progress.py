@@ -33,13 +33,15 @@ class Progress:
         """Counts one step, with the mean reward of each task."""
         parts = [f"{task} {float(reward):.3f}" for task, reward in rewards.items()]
         parts.append(f"{images_per_second:.1f} images/s")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
-        self._bar.update()
+        with contextlib.suppress(OSError):  # Of a pipe that nobody reads any longer.
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            self._bar.update()
 
     def close(self) -> None:
         """Leaves the bar as it is last."""
-        self._bar.refresh()
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.refresh()
+            self._bar.close()
 
     def __enter__(self) -> "Progress":
         return self

@@ -4,6 +4,7 @@ import struct
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
@@ -75,3 +76,56 @@ def test_images_are_stored_as_they_are(tmp_path):
     found = {value.tag: value.image for event in events(tmp_path) for value in event.summary.value}
     assert set(found) == {"array", "pillow"}
     assert all((picture.height, picture.width) == (5, 7) for picture in found.values())
+
+
+def test_a_full_disk_ends_nothing(tmp_path, caplog, monkeypatch):
+    """Far more events than tensorboardX's queue would hold: it blocked for ever."""
+    writer = metrics.MetricWriter(str(tmp_path))
+    writer.scalars(0, {"loss": 0.0})
+    full = open("/dev/full", "ab", buffering=0)
+    files = writer._rows._file, writer._events._file
+    writer._rows._file = writer._events._file = full
+    for step in range(1, 40):
+        writer.scalars(step, {"loss": float(step)})
+    assert caplog.text.count("No space left on device") == 1
+    writer._rows._file, writer._events._file = files  # Somebody has made room.
+    writer.scalars(40, {"loss": 40.0})
+    writer.close()
+    assert [row["loss"] for row in metrics.read_rows(str(tmp_path))] == list(range(41))
+    found = [v.simple_value for event in events(tmp_path) for v in event.summary.value]
+    assert found == list(range(41))
+
+
+def test_rows_that_are_none(tmp_path):
+    good = b'{"step": 1, "loss": 2.0}\n'
+    for bad in (b"[1]\n", b'{"loss": 1}\n', b"\xff\xfe\n", b'{"step": "x"}\n', b"\n", b"null"):
+        (tmp_path / "metrics.jsonl").write_bytes(good + bad)
+        assert metrics.read_rows(str(tmp_path)) == [{"step": 1, "loss": 2.0}]
+        metrics.MetricWriter(str(tmp_path), start_step=2).close()
+
+
+def test_files_end_with_whole_records(tmp_path):
+    file = metrics.AppendedFile(tmp_path / "file")
+    file.append(b"first\n")
+
+    class Short:
+        """Takes three bytes, and has no more room."""
+
+        def __init__(self, whole):
+            self.whole = whole
+
+        def __getattr__(self, name):
+            return getattr(self.whole, name)
+
+        def write(self, content):
+            if self.whole.tell() > 8:
+                raise OSError(28, "No space left on device")
+            return self.whole.write(content[:3])
+
+    whole, file._file = file._file, Short(file._file)
+    with pytest.raises(OSError, match="No space"):
+        file.append(b"second\n")
+    assert (tmp_path / "file").read_bytes() == b"first\n"
+    file._file = whole
+    file.append(b"third\n")
+    assert (tmp_path / "file").read_bytes() == b"first\nsecond\nthird\n"

@@ -1,0 +1,53 @@
+"""Files that grow by whole records, also where a disk fills and is emptied again."""
+
+import contextlib
+import os
+import pathlib
+import struct
+
+from tensorboardX.record_writer import masked_crc32c
+
+MOST_WAITING = 2**26  # Bytes; of more, the oldest are given up.
+
+
+class AppendedFile:
+    """A file to append to. It ends with a whole record after every call, or after a kill but one.
+
+    Args:
+      path: of the file, made if missing.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+
+    def append(self, record: bytes) -> None:
+        """Appends a record behind those that could not be written before.
+
+        Raises:
+          OSError: it cannot be written now. It waits for the next call.
+        """
+        self._waiting.append(record)
+        while sum(map(len, self._waiting)) > MOST_WAITING:
+            self._waiting.pop(0)
+        content = memoryview(b"".join(self._waiting))
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Lets the file go; what still waits is lost."""
+        self._file.close()
+
+
+def as_record(content: bytes) -> bytes:
+    """TensorFlow's format of records: the length, the content, and a checksum of each."""
+    length = struct.pack("<Q", len(content))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+    return length + checksums[0] + content + checksums[1]
