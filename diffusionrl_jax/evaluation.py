@@ -1,6 +1,7 @@
 """Draws and scores the same prompts with the same noise for any checkpoint."""
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,6 +13,7 @@ from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.config_checks import score_microbatch
+from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
@@ -279,6 +281,7 @@ def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Pat
     )
     if jax.process_index() == 0:
         grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
-        with path.open("wb") as file:
-            grid.save(file, "PNG")
+        content = io.BytesIO()
+        grid.save(content, "PNG")
+        write_whole(path, content.getvalue())
         logging.info("Wrote %s", path)

@@ -122,14 +122,18 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
     """Refuses to resume a run as another experiment.
 
     Args:
-      workdir: of the run; nothing is checked without a config.json in it.
+      workdir: of the run, with checkpoints in it.
       config: of now; `FREE_FIELDS` may differ.
 
     Raises:
-      ValueError: a field that matters differs; the message names each.
+      ValueError: a field that matters differs, and the message names each; or there is no
+        config.json to tell.
     """
     if not is_run(workdir):
-        return
+        raise ValueError(
+            f"{workdir} has checkpoints, but no config.json that says of which experiment: put it "
+            "back, or choose another --workdir."
+        )
     now = json.loads(json.dumps(config.to_dict(), default=str))
     # Where nothing is scored on the host, nothing can be overlapped.
     free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")

@@ -56,12 +56,8 @@ def check_finite(
         if metrics["invalid_rewards"][task] == batch_size:
             raise FloatingPointError(
                 f"All {batch_size} rewards of task {name!r} are NaN or infinite: check its reward "
-                "model. The last checkpoint is from before this iteration."
+                "model."
             )
     for name, value in values.items():
         if name.endswith("gradient_norm") and not np.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value}. The last checkpoint is from before: export it (python -m "
-                "diffusionrl_jax.export), and train that folder as config.model in another workdir "
-                "with a lower config.optimizer.learning_rate."
-            )
+            raise FloatingPointError(f"{name} is {value}.")
