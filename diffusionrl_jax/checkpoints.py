@@ -33,7 +33,7 @@ from diffusionrl_jax.checkpoint_records import (
 )
 from diffusionrl_jax.data.files import LiteralPath, in_bucket
 from diffusionrl_jax.distributed.digests import digests, not_finite
-from diffusionrl_jax.distributed.processes import true_everywhere
+from diffusionrl_jax.distributed.processes import gather, true_everywhere
 
 PyTree = Any
 STATE = "state"
@@ -203,16 +203,16 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def is_best(self, score: float) -> bool:
-        """Whether a checkpoint of this score would be kept as one of the best.
+        """Whether a checkpoint of this score would be kept as one of the best; all processes ask.
 
         Args:
           score: of `best_metric`.
         """
-        known = [value for step in self.steps() if (value := self._score(step)) is not None]
-        better = [value for value in known if value >= score]
-        return (
-            self.best_metric is not None and math.isfinite(score) and len(better) < self._keep.best
-        )
+        if self.best_metric is None or not math.isfinite(score):
+            return False
+        scores = [self._score(step) for step in self.steps()]
+        better = [other for other in scores if other is not None and other >= score]
+        return bool(gather(np.array(len(better) < self._keep.best))[0])  # As process 0 reads them.
 
     def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
         """The newest whole checkpoint; a broken one is passed over with a printed warning.
