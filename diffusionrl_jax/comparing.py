@@ -11,10 +11,11 @@ from PIL import Image
 
 from diffusionrl_jax import runs
 from diffusionrl_jax.data.emoji import real
+from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.monitoring import comparison, tables
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.sampling import Sampler
 
 COMPARED_IMAGES = 3  # of each set's shown ones
@@ -75,10 +76,9 @@ def compare_models(
     text = tables.markdown(rows, evaluator.prompts)
     if jax.process_index() == 0:
         folder = epath.Path(output)
-        (folder / "results.md").write_text(text)
+        write_whole(folder / "results.md", text.encode())
         tables.write_csv(folder / "results.csv", rows)
-        with (folder / "comparison.png").open("wb") as file:
-            _comparison_picture(evaluator, evaluations).save(file, "PNG")
+        write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
     return text
 
 

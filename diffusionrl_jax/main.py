@@ -21,6 +21,7 @@ from diffusionrl_jax.checkpoints import (
     make_writable,
     write_run_information,
 )
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.distributed import processes, start
 from diffusionrl_jax.evaluation import Evaluator, draw_before_after
 from diffusionrl_jax.learning import summary
@@ -47,6 +48,7 @@ def train(config, workdir: str) -> None:
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
+    workdir = str(as_path(workdir, "--workdir"))
     make_writable(workdir, "--workdir")
     execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
@@ -145,8 +147,9 @@ def iterate(experiment, evaluator, checkpoints, state, first: int, execution: st
 def main(_):
     with programs.clear_errors():
         start.start_devices()
-        start.use_compilation_cache(WORKDIR.value)
-        train(CONFIG.value, WORKDIR.value)
+        workdir = str(as_path(WORKDIR.value, "--workdir"))
+        start.use_compilation_cache(workdir)
+        train(CONFIG.value, workdir)
 
 
 if __name__ == "__main__":

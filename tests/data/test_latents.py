@@ -197,7 +197,7 @@ def test_damaged_files_are_an_error_and_mended_by_the_command(folder):
     with pytest.raises(ValueError, match="the file is missing"):
         latents.LatentDataset(folder)
     (folder / "index.json").write_text(json.dumps({"weight_map": {}}))
-    with pytest.raises(ValueError, match="index.json is not of python -m"):
+    with pytest.raises(ValueError, match="index.json is not what python -m"):
         latents.LatentDataset(folder)
 
 
