@@ -66,13 +66,12 @@ class EmojiWorld(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def load(split: str, data_dir: str | None = None):
+def load(split: str, data_dir: str):
     """A random-access source of the split's examples, built on first use.
 
     Args:
       split: "train" or "test".
-      data_dir: where the built files live; tensorflow-datasets' own folder if None. What is there
-        and is not what was written is made anew.
+      data_dir: where the built files live. What is there and is not what was written is made anew.
 
     Returns:
       A sequence of {"image": uint8 [32, 32, 3], "prompt": bytes, "kind": int}.
@@ -80,19 +79,19 @@ def load(split: str, data_dir: str | None = None):
     Raises:
       OSError: the files can't be written.
     """
-    builder = EmojiWorld(data_dir=data_dir, file_format="array_record")
-    folder = epath.Path(builder.data_dir)
+    root = epath.Path(data_dir)
+    folder = root / EmojiWorld.name / str(EmojiWorld.VERSION)
+    # Before tensorflow-datasets looks at it, which fails where it is damaged.
     if not _is_whole(folder):
         if folder.exists():
             logging.warning("%s is not what was written there, and is made anew.", folder)
-        _build(folder)
-        builder = EmojiWorld(data_dir=data_dir, file_format="array_record")
+        _build(root, folder)
+    builder = EmojiWorld(data_dir=data_dir, file_format="array_record")
     return builder.as_data_source(split=split)
 
 
-def _build(folder: epath.Path) -> None:
+def _build(root: epath.Path, folder: epath.Path) -> None:
     """Makes the data set's folder, which is whole or not there."""
-    root = folder.parent.parent
     root.mkdir(parents=True, exist_ok=True)
     partial = partial_path(root / folder.name)
     try:
