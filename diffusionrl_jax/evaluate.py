@@ -11,12 +11,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import programs, runs
+from diffusionrl_jax import programs
 from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.comparing import compare_models
-from diffusionrl_jax.data.files import as_path, is_there
+from diffusionrl_jax.comparing import compare_models, parse_checkpoint, split_checkpoints
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.models import hub
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 CHECKPOINTS = flags.DEFINE_multi_string(
@@ -30,41 +29,6 @@ IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of th
 flags.mark_flags_as_required(["config", "output"])
 
 
-def split_checkpoints(text: str) -> list[str]:
-    """Takes "name=PATH,name=PATH@step" apart at its commas, but for those of paths.
-
-    A part without a name belongs to the path before; so does whatever makes a path that is there.
-    """
-    found, parts = [], text.split(",")
-    while parts:
-        count = len(parts)
-        while count > 1 and not _is_there(",".join(parts[:count])):
-            count -= 1
-        while count < len(parts) and "=" not in parts[count]:
-            count += 1
-        found.append(",".join(parts[:count]))
-        parts = parts[count:]
-    return found
-
-
-def _is_there(text: str) -> bool:
-    location = text.partition("=")[2]
-    return is_there(location) or is_there(runs.split_step(location)[0])
-
-
-def parse_checkpoint(text: str) -> tuple[str, str, str]:
-    """Name, path and step from "name=PATH@step".
-
-    Raises:
-      ValueError: if it is not of that form.
-    """
-    name, equals, location = text.partition("=")
-    path, step = runs.split_step(location)
-    if not (name and equals and path):
-        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
-    return name.strip(), hub.expand(path, f"--checkpoints={name}"), step
-
-
 def main(_):
     with programs.clear_errors():
         start.start_devices()
@@ -75,8 +39,7 @@ def main(_):
         output = str(as_path(OUTPUT.value, "--output"))
         make_writable(output, "--output")
         texts = [text for several in CHECKPOINTS.value for text in split_checkpoints(several)]
-        checkpoints = [parse_checkpoint(text) for text in texts if text]
-        tables = compare_models(config, checkpoints, output)
+        tables = compare_models(config, [parse_checkpoint(text) for text in texts], output)
         if jax.process_index() == 0:
             print(tables)
 

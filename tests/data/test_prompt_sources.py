@@ -369,7 +369,9 @@ def test_a_file_whose_name_is_a_range_of_records(world_folder, tmp_path):
     "name", ["https://a/b.txt", "file:///b.txt", "array_record:https://a", "tfds:https://a"]
 )
 def test_addresses_are_no_paths(name):
-    with pytest.raises(ValueError, match="is not known; give a path|without file://|must be on a file"):
+    with pytest.raises(
+        ValueError, match="is not known; give a path|without file://|must be on a file"
+    ):
         open_prompts(name, 0)
 
 

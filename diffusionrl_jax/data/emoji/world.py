@@ -1,5 +1,6 @@
 """The emoji world as a tensorflow-datasets builder; TensorFlow itself is never imported."""
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ from diffusionrl_jax.data.files import clear_full_disk, partial_path
 
 SPLITS = {"train": 8192, "test": 1024}
 DIGESTS = "digests.json"
+WRITING = "write() failed: "
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -97,7 +99,13 @@ def _build(root: epath.Path, folder: epath.Path) -> None:
     try:
         with clear_full_disk(folder):
             builder = EmojiWorld(data_dir=partial, file_format="array_record")
-            builder.download_and_prepare()
+            try:
+                builder.download_and_prepare()
+            except RuntimeError as error:  # Of the writer of array_record files.
+                if WRITING not in str(error):
+                    raise
+                reason = str(error).partition(WRITING)[2].partition(";")[0]
+                raise OSError(errno.ENOSPC, reason) from None
             made = epath.Path(builder.data_dir)
             (made / DIGESTS).write_text(json.dumps(_digests(made), indent=1))
         folder.parent.mkdir(exist_ok=True)

@@ -85,8 +85,12 @@ def test_a_damaged_dataset_is_made_anew(small, tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["emoji_world"]
 
 
-def test_a_full_disk(small, tmp_path):
-    with full_disk(), pytest.raises(OSError, match="Cannot write .*emoji_world.*the same command"):
+@pytest.mark.parametrize("free", [100, 5000, 15_000])
+def test_a_full_disk(free, small, tmp_path):
+    with (
+        full_disk(free),
+        pytest.raises(OSError, match="Cannot write .*emoji_world.*the same command"),
+    ):
         world.load("train", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert len(world.load("train", str(tmp_path))) == 12
