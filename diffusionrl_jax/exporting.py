@@ -47,6 +47,7 @@ def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
     So the output is not taken for a pipeline before it is one. In a bucket nothing can be moved;
     there `save_stable_diffusion` writes that file last.
     """
+    output = epath.Path(output)
     if in_bucket(output):
         yield output
         return
