@@ -1,6 +1,5 @@
 """The programs with paths that are hard to read, and with outputs that cannot be written."""
 
-import json
 import os
 import shlex
 
@@ -103,13 +102,3 @@ def test_paths_are_refused_in_one_line_before_anything_is_computed(
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert message in line
-
-
-def test_results_are_written_whole(start, config_file, make_config, tmp_path):
-    path = tmp_path / "result.json"
-    path.symlink_to("target.json")
-    arguments = ["train", f"--config={config_file(make_config())}", "--steps=1", f"--json={path}"]
-    run(start("benchmark", *arguments, f"--cache_dir={tmp_path}/cache"))
-    assert json.loads((tmp_path / "target.json").read_text())["rates"]
-    assert path.is_symlink()
-    assert not list(tmp_path.glob("*.partial"))
