@@ -32,7 +32,7 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
     folder = as_path(path, "--output")
     output = make_writable(str(folder), "--output")
     remove_partials(output)  # Of an export that was killed.
-    if any(output.iterdir()) and not overwrite:
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ValueError(
             f"--output={path} is not empty: choose another folder, or write over its files "
             "with --overwrite."
