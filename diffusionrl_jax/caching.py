@@ -1,8 +1,12 @@
 """Encodes a config's pretraining pictures in advance of any run."""
 
+import shlex
+
 import ml_collections
 from absl import logging
 
+from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
 
@@ -25,6 +29,8 @@ def cache_latents(
         raise ValueError(
             f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
         )
+    output = str(as_path(output, "--output"))
+    make_writable(output, "--output")
     policy = load_policy(config)
     source = open_source(name, policy.model, output)
     logging.info("Encoding the %d pictures of %s.", len(source), name)
@@ -38,4 +44,5 @@ def cache_latents(
         progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
         text_encoder=policy.params["text_encoder"] if text_embeddings else None,
     )
-    logging.info("Wrote %s: train with --config.pretraining.pictures=latents:%s", output, output)
+    pictures = shlex.quote(f"{LATENTS}{output}")
+    logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)

@@ -31,7 +31,8 @@ from diffusionrl_jax.checkpoint_records import (
     read_score,
     seal,
 )
-from diffusionrl_jax.data.files import LiteralPath, in_bucket
+from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.data.literal_path import LiteralPath
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
 

@@ -11,14 +11,51 @@ from PIL import Image
 
 from diffusionrl_jax import runs
 from diffusionrl_jax.data.emoji import real
+from diffusionrl_jax.data.files import is_there, write_whole
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.models import hub
 from diffusionrl_jax.monitoring import comparison, tables
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.sampling import Sampler
 
 COMPARED_IMAGES = 3  # of each set's shown ones
 BASE = "base"
+
+
+def split_checkpoints(text: str) -> list[str]:
+    """Takes "name=PATH,name=PATH@step" apart at its commas, but for those of paths.
+
+    A part without a name belongs to the path before; so does whatever makes a path that is there.
+    """
+    found, parts = [], text.split(",") if text else []
+    while parts:
+        count = len(parts)
+        while count > 1 and not _is_there(",".join(parts[:count])):
+            count -= 1
+        while count < len(parts) and "=" not in parts[count]:
+            count += 1
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _is_there(text: str) -> bool:
+    location = text.partition("=")[2]
+    return is_there(location) or is_there(runs.split_step(location)[0])
+
+
+def parse_checkpoint(text: str) -> tuple[str, str, str]:
+    """Name, path and step from "name=PATH@step".
+
+    Raises:
+      ValueError: if it is not of that form.
+    """
+    name, equals, location = text.partition("=")
+    path, step = runs.split_step(location)
+    if not (name and equals and path):
+        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
+    return name.strip(), hub.expand(path, f"--checkpoints={name}"), step
 
 
 def compare_models(
@@ -75,10 +112,9 @@ def compare_models(
     text = tables.markdown(rows, evaluator.prompts)
     if jax.process_index() == 0:
         folder = epath.Path(output)
-        (folder / "results.md").write_text(text)
+        write_whole(folder / "results.md", text.encode())
         tables.write_csv(folder / "results.csv", rows)
-        with (folder / "comparison.png").open("wb") as file:
-            _comparison_picture(evaluator, evaluations).save(file, "PNG")
+        write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
     return text
 
 

@@ -15,6 +15,7 @@ from absl import flags, logging
 from etils import epath
 
 from diffusionrl_jax import programs
+from diffusionrl_jax.data.files import as_path, clear_full_disk, partial_path, prepare_file
 from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
@@ -35,8 +36,7 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch pickle, or of its entry `state_dict`.
 
     Raises:
-      FileNotFoundError, ValueError: PyTorch is not installed, there is no such file, or it holds
-        more than named tensors.
+      ValueError: PyTorch is not installed, or the file holds more than named tensors.
     """
     try:
         import torch
@@ -44,8 +44,6 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"PyTorch is needed to read {source}: pip install torch (its CPU build is enough)."
         ) from error
-    if not source.exists():
-        raise FileNotFoundError(f"--source={source} does not exist.")
     try:
         with source.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -69,13 +67,14 @@ def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
       FileNotFoundError: names those that are missing.
     """
     files = TOKENIZERS.get(reward, ())
-    missing = [name for name in files if not (folder and (epath.Path(folder) / name).exists())]
+    path = as_path(folder, "--tokenizer") if folder else None
+    missing = [name for name in files if not (path and (path / name).exists())]
     if missing:
         raise FileNotFoundError(
             f"{reward} needs its tokenizer's {' and '.join(missing)}, which "
             f"--tokenizer={folder or '(not given)'} lacks: name a folder with them."
         )
-    return {name: (epath.Path(folder) / name).read_bytes() for name in files}
+    return {name: (path / name).read_bytes() for name in files}
 
 
 def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -107,33 +106,50 @@ def convert(
     """
     if reward not in CONFIGS:
         raise ValueError(f"--reward={reward} must be one of {', '.join(CONFIGS)}.")
-    output = epath.Path(output)
+    source, output = as_path(source, "--source"), as_path(output, "--output")
     if output.exists():
         raise FileExistsError(f"--output={output} exists: name a folder that does not.")
     files = read_tokenizer(reward, tokenizer)
+    config = as_path(config, "--config") if config else None
     fields = dict(tensor_files.read_json(config) if config else CONFIGS[reward])
-    state = read_pickle(epath.Path(source))
+    if not source.exists():
+        raise FileNotFoundError(f"--source={source} does not exist.")
+    # Tried before minutes of reading.
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prepare_file(str(output), "--output")
+    partial = partial_path(output)
+    try:
+        _write(reward, source, partial, files, fields, clip)
+        partial.rename(output)
+        logging.info("Wrote %s: every tensor fits %s.", output, reward)
+    finally:
+        partial.rmtree(missing_ok=True)
+
+
+def _write(
+    reward: str,
+    source: epath.Path,
+    folder: epath.Path,
+    files: Mapping[str, bytes],
+    fields: Mapping,
+    clip: str,
+) -> None:
+    state = read_pickle(source)
     if reward == "aesthetic":
         clip_fields, tower = read_clip(clip)
         fields, state = clip_fields | fields, tower | state
     kept = {value.dtype.name for value in state.values() if value.dtype.kind == "f"}
     dtype = "float16" if kept == {"float16"} else "float32"
-    partial = output.parent / f"{output.name}.partial"
-    try:
-        weights.write_safetensors(partial / checkpoint.WEIGHTS_FILE, state, dtype)
-        (partial / checkpoint.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    with clear_full_disk(folder.parent):
+        weights.write_safetensors(folder / checkpoint.WEIGHTS_FILE, state, dtype)
+        (folder / checkpoint.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
         for name, content in files.items():
-            (partial / name).write_bytes(content)
-        del state
-        try:
-            REWARDS[reward].load(str(partial))
-        except ValueError as error:
-            raise ValueError(f"{source} does not fit {reward}: {error}") from error
-        partial.rename(output)
-        logging.info("Wrote %s: every tensor fits %s.", output, reward)
-    finally:
-        if partial.exists():
-            partial.rmtree()
+            (folder / name).write_bytes(content)
+    del state
+    try:
+        REWARDS[reward].load(str(folder))
+    except ValueError as error:
+        raise ValueError(f"{source} does not fit {reward}: {error}") from error
 
 
 def main(_):

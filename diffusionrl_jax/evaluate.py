@@ -11,31 +11,22 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import programs, runs
+from diffusionrl_jax import programs
 from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.comparing import compare_models
+from diffusionrl_jax.comparing import compare_models, parse_checkpoint, split_checkpoints
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.distributed import start
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-CHECKPOINTS = flags.DEFINE_list(
-    "checkpoints", [], "name=PATH, of a run's workdir (PATH@step, @best or @last) or a folder."
+CHECKPOINTS = flags.DEFINE_multi_string(
+    "checkpoints",
+    [],
+    "name=PATH, of a run's workdir (PATH@step, @best or @last) or a folder; several after commas, "
+    "or by the flag again.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
 IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of the config's.", 1)
 flags.mark_flags_as_required(["config", "output"])
-
-
-def parse_checkpoint(text: str) -> tuple[str, str, str]:
-    """Name, path and step from "name=PATH@step".
-
-    Raises:
-      ValueError: if it is not of that form.
-    """
-    name, equals, location = text.partition("=")
-    path, step = runs.split_step(location)
-    if not (name and equals and path):
-        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
-    return name.strip(), path, step
 
 
 def main(_):
@@ -45,9 +36,10 @@ def main(_):
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():
                 chosen.images = IMAGES.value
-        make_writable(OUTPUT.value, "--output")
-        checkpoints = [parse_checkpoint(text) for text in CHECKPOINTS.value]
-        tables = compare_models(config, checkpoints, OUTPUT.value)
+        output = str(as_path(OUTPUT.value, "--output"))
+        make_writable(output, "--output")
+        texts = [text for several in CHECKPOINTS.value for text in split_checkpoints(several)]
+        tables = compare_models(config, [parse_checkpoint(text) for text in texts], output)
         if jax.process_index() == 0:
             print(tables)
 

@@ -1,7 +1,6 @@
 """Draws and scores the same prompts with the same noise for any checkpoint."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,7 +12,6 @@ from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.config_checks import score_microbatch
-from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
@@ -27,7 +25,7 @@ from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiment import Policy, make_prompts, split_frozen
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
-from diffusionrl_jax.monitoring.images import before_after, image_grid
+from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer
@@ -281,7 +279,5 @@ def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Pat
     )
     if jax.process_index() == 0:
         grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
-        content = io.BytesIO()
-        grid.save(content, "PNG")
-        write_whole(path, content.getvalue())
+        write_png(path, grid)
         logging.info("Wrote %s", path)

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from diffusionrl_jax import assets, config_checks
+from diffusionrl_jax import config_checks
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.latents import LatentDataset
@@ -81,7 +81,7 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
         raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
     mesh = make_mesh(config.mesh.fsdp)
     model, params = load_stable_diffusion(
-        assets.resolve(path or config.model),
+        path or config.model,
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=config.remat,

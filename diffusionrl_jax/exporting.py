@@ -1,14 +1,26 @@
 """Writes what a run has trained for PyTorch's diffusers: as a whole folder, or as a LoRA file."""
 
+import contextlib
+from collections.abc import Iterator
+
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax import assets, runs
+from diffusionrl_jax import runs
 from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import (
+    as_path,
+    clear_full_disk,
+    in_bucket,
+    partial_path,
+    remove_partials,
+)
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models import hub, lora, weights
 from diffusionrl_jax.models.stable_diffusion import save_stable_diffusion
+
+INDEX = "model_index.json"
 
 
 def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
@@ -17,13 +29,53 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
     Raises:
       ValueError: it cannot be written to, or holds something and is not to be overwritten.
     """
-    folder = epath.Path(path)
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    folder = as_path(path, "--output")
+    output = make_writable(str(folder), "--output")
+    remove_partials(output)  # Of an export that was killed.
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ValueError(
             f"--output={path} is not empty: choose another folder, or write over its files "
             "with --overwrite."
         )
-    return make_writable(path, "--output")
+    return output
+
+
+@contextlib.contextmanager
+def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
+    """A folder to write to, whose files are then moved to the output, model_index.json at last.
+
+    So the output is not taken for a pipeline before it is one. In a bucket nothing can be moved;
+    there `save_stable_diffusion` writes that file last.
+    """
+    output = epath.Path(output)
+    if in_bucket(output):
+        yield output
+        return
+    partial = partial_path(output / INDEX)
+    try:
+        with clear_full_disk(output):
+            partial.mkdir()
+            yield partial
+        (output / INDEX).unlink(missing_ok=True)
+        _move(partial, output)
+    finally:
+        partial.rmtree(missing_ok=True)
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    """Moves files into a folder, those of folders first, over what is there."""
+    entries = sorted(source.iterdir(), key=lambda entry: not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            (target / entry.name).mkdir(exist_ok=True)
+            _move(entry, target / entry.name)
+        else:
+            entry.replace(target / entry.name)
+
+
+def _split(checkpoint: str) -> tuple[str, str]:
+    path, step = runs.split_step(checkpoint)
+    return hub.expand(path, "--checkpoint"), step
 
 
 def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
@@ -39,11 +91,12 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     Raises:
       ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
     """
-    path, step = runs.split_step(checkpoint)
+    path, step = _split(checkpoint)
     config = runs.opening_config(path)
     policy = runs.load_trained(path, config, step)
-    base = hub.locate(assets.resolve(config.model), whole=True)
-    save_stable_diffusion(output, policy.model, policy.params, dtype, base)
+    base = hub.locate(config.model, whole=True)
+    with _whole_folder(output) as folder:
+        save_stable_diffusion(folder, policy.model, policy.params, dtype, base)
 
 
 def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
@@ -52,7 +105,7 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     Raises:
       ValueError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
     """
-    path, step = runs.split_step(checkpoint)
+    path, step = _split(checkpoint)
     if not runs.is_run(path):
         raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
     config = runs.opening_config(path)
@@ -60,5 +113,6 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     if adaptation is None:
         raise ValueError(f"{path} has trained all of the UNet (config.lora.rank=0), not LoRA.")
     factors = runs.load_params(path, load_policy(config), step or "last")
-    weights.write_safetensors(output / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
+    with _whole_folder(output) as folder:
+        weights.write_safetensors(folder / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
     logging.info("The factors belong to %s.", config.model)

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.distributed import start
 from diffusionrl_jax.training import train
 
@@ -20,8 +21,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_):
     with programs.clear_errors():
         start.start_devices()
-        start.use_compilation_cache(WORKDIR.value)
-        train(CONFIG.value, WORKDIR.value)
+        workdir = str(as_path(WORKDIR.value, "--workdir"))
+        start.use_compilation_cache(workdir)
+        train(CONFIG.value, workdir)
 
 
 if __name__ == "__main__":

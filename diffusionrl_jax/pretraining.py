@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionrl_jax.data import latents
+from diffusionrl_jax.data import latent_files, latents
 from diffusionrl_jax.data.emoji import world
-from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
 from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.distributed.mesh import batch_sharding, local_slices, place, replicated
@@ -42,8 +42,8 @@ def open_source(
     """
     height, width, _ = model.image_shape
     if name == EMOJI:
-        if in_bucket(data_dir):  # They are made and read on disks only.
-            data_dir = str(cache_folder())
+        if in_bucket(data_dir) or not is_utf8(data_dir):  # They are made and read on disks only,
+            data_dir = str(cache_folder())  # by names in UTF-8.
         items = in_turn(lambda: world.load("train", data_dir))
         return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
     return open_pictures(name, height, width)
@@ -152,19 +152,20 @@ def load_pictures(
         return None
     encoder = model_fingerprint(model, params["vae"], mesh)
     if name.startswith(LATENTS):
-        dataset = latents.LatentDataset(name.removeprefix(LATENTS))
+        folder = as_path(name.removeprefix(LATENTS), f"config.pretraining.pictures={LATENTS}")
+        dataset = latents.LatentDataset(folder)
         if dataset.model != encoder:
             raise ValueError(
                 f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, or"
-                f" at another size, than config.model={config.model!r}: run {latents.COMMAND} for"
-                " this config."
+                f" at another size, than config.model={config.model!r}: run"
+                f" {latent_files.COMMAND} for this config."
             )
         found = dataset.text_model
         if found and found != text_fingerprint(model, params["text_encoder"], mesh):
             raise ValueError(
                 f"The text embeddings of config.pretraining.pictures={name!r} are of another text"
                 f" encoder than config.model={config.model!r} has, or of another config.dtype: run"
-                f" {latents.COMMAND} for this config, or without --text_embeddings."
+                f" {latent_files.COMMAND} for this config, or without --text_embeddings."
             )
         return dataset
     source = open_source(name, model, cache_dir)
@@ -172,7 +173,7 @@ def load_pictures(
     key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
     encode_pictures(source, model, params["vae"], mesh, folder, encoder)
-    return latents.LatentDataset(folder)
+    return latents.LatentDataset(folder, "start the same command again, which makes it anew")
 
 
 def pretraining_batch(

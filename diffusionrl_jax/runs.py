@@ -12,8 +12,8 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
-from diffusionrl_jax import assets
 from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax.data.files import is_there
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
 from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
@@ -194,9 +194,12 @@ def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
 
 
 def split_step(text: str) -> tuple[str, str]:
-    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s."""
+    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s.
+
+    A folder of that whole name, if it is there, wins.
+    """
     path, at, step = text.rpartition("@")
-    return (path, step) if at and "/" not in step else (text, "")
+    return (path, step) if at and "/" not in step and not is_there(text) else (text, "")
 
 
 def _step_number(step: str) -> int:
@@ -227,9 +230,8 @@ def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
 def _locate_folder(path: str, step: str) -> epath.Path:
     """The diffusers folder of a path or a hub id, which has no step."""
     neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
-    folder = assets.resolve(path)
     try:
-        folder = hub.locate(folder)
+        folder = hub.locate(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{neither} folder: {error}") from None
     if not (folder / "unet").exists():

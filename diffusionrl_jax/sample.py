@@ -5,12 +5,13 @@ python -m diffusionrl_jax.sample --model=/tmp/emoji --prompts="an apple and a ca
 
 import jax
 from absl import flags, logging
-from etils import epath
 
 from diffusionrl_jax import programs, runs
+from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.monitoring.images import image_grid
+from diffusionrl_jax.models import hub
+from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.sampling import Sampler
 
 MODEL = flags.DEFINE_string(
@@ -32,9 +33,9 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
-def make_config():
+def make_config(model: str):
     """The model's own config, with the flags' changes."""
-    config = runs.opening_config(MODEL.value)
+    config = runs.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
     for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
         if flag.value is not None:
@@ -62,13 +63,10 @@ def main(_):
     with programs.clear_errors():
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
-        output = epath.Path(OUTPUT.value)
-        if output.is_dir():
-            raise IsADirectoryError(f"--output={output} is a folder: name a file in it.")
-        if not output.parent.exists():
-            raise FileNotFoundError(f"There is no folder {output.parent} for --output: make it.")
-        config = make_config()
-        policy = runs.load_trained(MODEL.value, config, STEP.value)
+        output = prepare_file(OUTPUT.value, "--output")
+        model = hub.expand(MODEL.value, "--model")
+        config = make_config(model)
+        policy = runs.load_trained(model, config, STEP.value)
         # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]
@@ -76,8 +74,7 @@ def main(_):
         if jax.process_index() == 0:
             scale = max(1, 96 // images.shape[2])
             grid = image_grid(images, count, row_captions=prompts, scale=scale)
-            with output.open("wb") as file:
-                grid.save(file, "PNG")
+            write_png(output, grid)
             logging.info("Wrote %s", output)
 
 

@@ -15,6 +15,7 @@ from diffusionrl_jax import convert
 from diffusionrl_jax.assets import resolve
 from diffusionrl_jax.models import weights
 from diffusionrl_jax.rewards import REWARDS
+from tests.data.test_files import full_disk
 
 IMAGES = np.random.default_rng(0).random((2, 40, 48, 3), dtype=np.float32)
 PROMPTS = ["an apple and a cake", "a cat"]
@@ -46,7 +47,7 @@ def test_hps_v2_by_the_command(hps_v2):
     flags = [f"--{name}={value}" for name, value in arguments.items()]
     subprocess.run([sys.executable, "-m", "diffusionrl_jax.convert", *flags], check=True)
     output = resolve(arguments["output"])
-    assert not (output.parent / "converted.partial").exists()
+    assert not list(output.parent.glob("*.partial"))
     with safetensors.safe_open(output / "model.safetensors", "np") as file:
         assert file.get_tensor("logit_scale").dtype == np.float16
     np.testing.assert_array_equal(scores("hps_v2", output), scores("hps_v2", folder))
@@ -102,6 +103,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(hps_v2, spoil, 
         convert.convert(**arguments)
     output = resolve(arguments["output"])
     assert not list(output.parent.glob("converted*"))
+    assert not list(output.parent.glob("*.partial"))
 
 
 def test_pickles_that_hold_more_than_tensors_are_refused(hps_v2):
@@ -112,6 +114,17 @@ def test_pickles_that_hold_more_than_tensors_are_refused(hps_v2):
     torch.save([1, 2], arguments["source"])
     with pytest.raises(ValueError, match="holds no named tensors"):
         convert.convert(**arguments)
+
+
+def test_outputs_that_cannot_be_written(hps_v2, tmp_path):
+    _, arguments = hps_v2
+    with pytest.raises(OSError, match="--output=/proc/out cannot be written"):
+        convert.convert(**arguments | {"output": "/proc/out"})
+    message = "Cannot write .*: what is there stays; make room, and the same command goes on"
+    there = sorted(tmp_path.iterdir())
+    with full_disk(5000), pytest.raises(OSError, match=message):
+        convert.convert(**arguments)
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_what_is_missing_is_named(hps_v2, monkeypatch):

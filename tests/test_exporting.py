@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import jax
@@ -19,6 +20,7 @@ from diffusionrl_jax.models.lora import FILE_NAME
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 from diffusionrl_jax.models.weights import read_safetensors
 from diffusionrl_jax.sampling import Sampler
+from tests.data.test_files import full_disk
 
 PROMPTS = ["an apple next to a cake", "a portrait of a judge"]
 SEED, STEPS = 5, 4
@@ -262,3 +264,34 @@ def test_output_is_looked_at_first(tmp_path):
     with pytest.raises(ValueError, match="--output=.* cannot be written to .*folder that you can"):
         exporting.prepare_output(str(tmp_path / "file" / "folder"))
     assert exporting.prepare_output(str(tmp_path / "new" / "folder")).is_dir()
+
+
+def test_a_full_disk_leaves_no_half_of_an_export(tiny_model, tmp_path):
+    output = exporting.prepare_output(str(tmp_path / "[1] out"))
+    message = "Cannot write .*out .*: what is there stays; make room, and the same command goes on"
+    largest = max(file.stat().st_size for file in pathlib.Path(tiny_model).rglob("*.safetensors"))
+    with full_disk(largest - 1), pytest.raises(OSError, match=message):
+        exporting.export_pipeline(tiny_model, output, "float32")
+    assert os.listdir(output) == []
+    partial = output / f"{'0a' * 16}.partial"  # Of one that was killed.
+    (partial / "unet").mkdir(parents=True)
+    output = exporting.prepare_output(str(output))
+    exporting.export_pipeline(tiny_model, output, "float32")
+    assert sorted(os.listdir(output)) == sorted(
+        {*os.listdir(tiny_model), "model_index.json"} - {"feature_extractor"}
+    )
+    kept = (output / "unet" / "config.json").read_bytes()
+    with full_disk(largest - 1), pytest.raises(OSError, match=message):
+        exporting.export_pipeline(tiny_model, output, "float32")
+    assert (output / "unet" / "config.json").read_bytes() == kept
+    assert (output / "model_index.json").exists()
+
+
+def test_paths_are_expanded_or_refused(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert exporting.prepare_output("~/out") == tmp_path / "out"
+    for path, message in (("", "--output is empty"), ("file:///x", "--output=.*without file://")):
+        with pytest.raises(ValueError, match=message):
+            exporting.prepare_output(path)
+    with pytest.raises(ValueError, match="--checkpoint=https://a@best: https:// is not known"):
+        exporting.export_pipeline("https://a@best@2", tmp_path, "float32")

@@ -67,6 +67,27 @@ def test_training_encodes_what_is_not_cached(cached, dataset_name, tmp_path):
     assert len(dataset) == 20
 
 
+def test_a_damaged_cache_of_a_run_is_made_anew(cached, dataset_name, tmp_path, caplog):
+    config, folder, policy = cached
+    changes = {"pretraining.pictures": dataset_name}
+    load(config, policy, tmp_path, **changes)
+    (made,) = tmp_path.iterdir()
+    for path in made.iterdir():
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :])
+    caplog.clear()
+    dataset = load(config, policy, tmp_path, **changes)
+    assert "1 files in" in caplog.text
+    for path in made.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    (path,) = made.glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-20000] + bytes(20000))
+    with pytest.raises(ValueError, match="start the same command again, which makes it anew"):
+        dataset.read(range(20))
+
+
 def test_every_device_holds_its_rows(cached):
     _, folder, policy = cached
     dataset = LatentDataset(folder)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 from absl import app, flags, logging
-from etils import epath
 
 from diffusionrl_jax.assets import (
     reward_evaluation,
@@ -17,6 +16,7 @@ from diffusionrl_jax.assets import (
     reward_objectives,
     reward_pictures,
 )
+from diffusionrl_jax.data.files import as_path
 
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder; each model gets its own in it.", required=True
@@ -85,12 +85,12 @@ def main(_):
     pools = training_pools()
     tests = reward_evaluation.test_pools(TEST.value, VAE.value)
     for number, name in enumerate(REWARD.value):
-        folder = epath.Path(OUTPUT.value) / name
+        folder = as_path(OUTPUT.value, "--output") / name
         folder.mkdir(parents=True, exist_ok=True)
         objective, save = reward_models.BUILDERS[name](folder)
         params = jax.jit(objective.init)(jax.random.key(SEED.value + number))
         if INIT.value:
-            source = epath.Path(INIT.value) / name
+            source = as_path(INIT.value, "--init") / name
             params["model"] = reward_models.load_params(source, objective)
         count = sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
         logging.info("%s: %d parameters", name, count)

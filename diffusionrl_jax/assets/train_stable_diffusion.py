@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
-from etils import epath
 
 from diffusionrl_jax.assets import emoji_model
 from diffusionrl_jax.data.emoji import pictures
+from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from diffusionrl_jax.models.stable_diffusion import (
@@ -203,7 +203,7 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
 
 def main(_):
     mesh = make_mesh()
-    output = epath.Path(OUTPUT.value)
+    output = as_path(OUTPUT.value, "--output")
     # Equally frequent pairs of tokens are merged in any order: go on with the same tokenizer.
     initial, initial_params = load_stable_diffusion(INIT.value) if INIT.value else (None, None)
     tokenizer = initial.tokenizer if initial else emoji_model.train_tokenizer()

@@ -16,6 +16,7 @@ from transformers import BertTokenizer
 
 from diffusionrl_jax import assets, config_checks
 from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
     batch_sharding,
@@ -67,7 +68,7 @@ class AbstractExperiment:
 
 
 def _exists(path: str) -> bool:
-    return bool(path) and assets.resolve(path).exists()
+    return bool(path) and resolve(path, "config.model").exists()
 
 
 @functools.lru_cache
@@ -91,7 +92,7 @@ def make_model(
     hub_id = published.HUB_IDS.get(config.model, config.model)
     known = {repository: name for name, repository in published.HUB_IDS.items()}
     if _exists(config.model):
-        configs, tokenizers = read_configs(assets.resolve(config.model))
+        configs, tokenizers = read_configs(resolve(config.model, "config.model"))
         assumed = None
     elif hub_id in known:
         configs = published.CONFIGS[known[hub_id]]

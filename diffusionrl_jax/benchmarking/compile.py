@@ -11,11 +11,12 @@ import json
 import diffusers
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking import dry_run
+from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
 from diffusionrl_jax.models.published import HUB_IDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -37,8 +38,10 @@ def main(_):
         if CONFIG.value is None or TOPOLOGY.value is None:
             raise ValueError("--config and --topology must both be given.")
         config = CONFIG.value
-        if PROGRAMS.value:
-            epath.Path(PROGRAMS.value).mkdir(parents=True, exist_ok=True)
+        output = JSON.value is not None and prepare_file(JSON.value, "--json")
+        folder = PROGRAMS.value and str(as_path(PROGRAMS.value, "--programs"))
+        if folder:
+            make_writable(folder, "--programs")
         if MODEL.value:
             config.model = HUB_IDS[MODEL.value]
         result = dry_run.dry_run(
@@ -47,10 +50,9 @@ def main(_):
             whole=WHOLE.value,
             only=PHASES.value,
             needed=NEEDED.value,
-            save=PROGRAMS.value,
+            save=folder,
             quick=QUICK.value,
         )
-    print(result.markdown())
-    if JSON.value:
-        with open(JSON.value, "w") as file:
-            json.dump(result.to_json(), file, indent=2, default=str)
+        print(result.markdown())
+        if output:
+            write_whole(output, json.dumps(result.to_json(), indent=2, default=str).encode())

@@ -30,6 +30,7 @@ from diffusionrl_jax.benchmarking.program_text import (
     kernel_operations,
     largest_values,
 )
+from diffusionrl_jax.data.files import matching
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replicated
 
 # What the compiler says of a program that does not fit.
@@ -155,7 +156,7 @@ def compile_program(
 
 def _allocated(folder: str) -> int | None:
     """Bytes of a program's arguments, temporaries and outputs by the compiler's reports."""
-    reports = (path.read_text() for path in epath.Path(folder).glob("*memory-usage-report.txt"))
+    reports = (path.read_text() for path in matching(folder, "*memory-usage-report.txt"))
     found = [int(match[1]) for report in reports if (match := ALLOCATED.match(report))]
     return max(found, default=None)
 

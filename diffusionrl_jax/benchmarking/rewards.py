@@ -9,13 +9,13 @@ of memory, the others 6 at most.
 import dataclasses
 import gc
 import json
-from pathlib import Path
 
 import jax
 from absl import flags
 
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking.compiled import chip
+from diffusionrl_jax.data.files import prepare_file, write_whole
 
 REWARDS = flags.DEFINE_list("rewards", [], "Which; all by default.")
 BATCH = flags.DEFINE_integer("batch", 8, "Pictures scored at a time.", 2)
@@ -24,7 +24,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each; 0 measures no speed."
 TINY = flags.DEFINE_bool("tiny", False, "Models of two layers, to try the command out.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Compile for a chip of it; '' does not.")
 SHARE = flags.DEFINE_bool("share", False, "Count Stable Diffusion 2's iteration, too.")
-JSON = flags.DEFINE_string("json", "", "Write everything measured into this file.")
+JSON = flags.DEFINE_string("json", None, "Write everything measured into this file.")
 
 
 def main(_):
@@ -39,6 +39,7 @@ def main(_):
         unknown = sorted(set(names) - set(originals.ORIGINALS))
         if unknown:
             raise ValueError(f"--rewards has {unknown}; known are {list(originals.ORIGINALS)}.")
+        output = JSON.value is not None and prepare_file(JSON.value, "--json")
         settings = {
             "batch": BATCH.value,
             "pixels": PIXELS.value,
@@ -68,5 +69,5 @@ def main(_):
             report["iteration"] = scoring.paper_iteration()
             rows = scoring.share_rows(results, report["iteration"])
             print("\n".join(["", scoring.SHARE_HEAD, *rows]))
-        if JSON.value:
-            Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
+        if output:
+            write_whole(output, (json.dumps(report, indent=2) + "\n").encode())

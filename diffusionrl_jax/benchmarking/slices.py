@@ -11,6 +11,7 @@ from etils import epath
 from diffusionrl_jax.benchmarking import chips
 from diffusionrl_jax.benchmarking.dry_run import dry_run
 from diffusionrl_jax.benchmarking.report import GIB, table
+from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.models.published import HUB_IDS
 
 # Phases that are compiled together, since they share a program.
@@ -67,9 +68,7 @@ def dry_runs(
             logging.info("%s on %s: %s.", model, topology, phase)
             found = dry_run(one, topology, only=TOGETHER.get(phase, [phase]), quick=quick).to_json()
             found |= {"name": model, "config": _matters(one)}
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(found, indent=2, default=str))
-            unfinished.rename(path)
+            write_whole(path, json.dumps(found, indent=2, default=str).encode())
         found = json.loads(path.read_text())
         earlier = results.get((model, topology), {"phases": []})
         made = {name: found[name] for name in ("quick", "compiler")}

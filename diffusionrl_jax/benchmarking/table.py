@@ -18,6 +18,8 @@ from ml_collections import config_flags
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking import chips, slices
 from diffusionrl_jax.benchmarking.needs import markdown, needs
+from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
 from diffusionrl_jax.models.published import HUB_IDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -38,12 +40,16 @@ def main(_):
     with programs.clear_errors():
         if CONFIG.value is None:
             raise ValueError("--config is missing.")
+        output = JSON.value is not None and prepare_file(JSON.value, "--json")
+        folder = COMPILED.value and str(as_path(COMPILED.value, "--compiled"))
+        if folder:
+            make_writable(folder, "--compiled")
         found = []
         for model in MODELS.value:
             logging.info("Counting %s.", model)
             found.append(needs(CONFIG.value, model))
         print(markdown(found, TOPOLOGIES.value))
-        if JSON.value:
+        if output:
             results = [
                 {
                     "model": one.model,
@@ -59,15 +65,14 @@ def main(_):
                 }
                 for one in found
             ]
-            with open(JSON.value, "w") as file:
-                json.dump(results, file, indent=2)
-        if COMPILED.value:
+            write_whole(output, json.dumps(results, indent=2).encode())
+        if folder:
             compiled = slices.dry_runs(
                 CONFIG.value,
                 MODELS.value,
                 TOPOLOGIES.value,
                 PHASES.value,
-                COMPILED.value,
+                folder,
                 quick=QUICK.value,
             )
             print(f"\n{slices.markdown(compiled)}")

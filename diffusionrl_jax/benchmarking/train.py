@@ -16,6 +16,8 @@ from ml_collections import config_flags
 
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking.throughput import measure
+from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
 from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.distributed import start
 
@@ -34,15 +36,21 @@ def main(_):
     with programs.clear_errors():
         if CONFIG.value is None:
             raise ValueError("--config is missing.")
+        output = JSON.value is not None and prepare_file(JSON.value, "--json")
+        profile = PROFILE.value and str(as_path(PROFILE.value, "--profile"))
+        if profile:
+            make_writable(profile, "--profile")
         start.start_devices()
         start.use_compilation_cache()
         if jax.process_count() > 1 and not CACHE_DIR.value:
             raise ValueError("With several processes give a --cache_dir that all of them see.")
         cache_dir = CACHE_DIR.value or str(cache_folder() / "benchmark")
-        result = measure(CONFIG.value, cache_dir, STEPS.value, PROFILE.value)
-    if jax.process_index() != 0:
-        return
-    print(result.markdown())
-    if JSON.value:
-        with open(JSON.value, "w") as file:
-            json.dump(dataclasses.asdict(result) | {"rates": result.rates()}, file, indent=2)
+        cache_dir = str(as_path(cache_dir, "--cache_dir"))
+        make_writable(cache_dir, "--cache_dir")
+        result = measure(CONFIG.value, cache_dir, STEPS.value, profile)
+        if jax.process_index() != 0:
+            return
+        print(result.markdown())
+        if output:
+            found = dataclasses.asdict(result) | {"rates": result.rates()}
+            write_whole(output, json.dumps(found, indent=2).encode())

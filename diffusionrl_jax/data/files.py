@@ -1,43 +1,246 @@
-"""Files that are whole or not there, on disks and in buckets."""
+"""The files and folders that a user names, and files that are whole or not there.
 
+On disks and in buckets. Everything that a flag, a config's field or a variable names passes through
+`as_path` or `resolve`, so that the same things are understood, and refused, everywhere.
+"""
+
+import contextlib
+import errno
 import fnmatch
+import os
+import re
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
-from etils.epath import gpath, register
+
+from diffusionrl_jax import assets
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)/*(.*)", re.DOTALL)
+# Those that epath knows, and the packages that open them.
+BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
+PARTIAL = ".partial"
+LEFT = re.compile(r"(.+\.)?[0-9a-f]+\.partial")  # What `partial_path` makes, or once made.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHOWN_CHARACTERS = 80
 
 
-@register.register_path_cls
-class LiteralPath(gpath.PosixGPath):
-    """A path whose own characters are never taken for a pattern.
-
-    `glob` of epath's own paths takes the folder's name for a part of the pattern, so that a folder
-    with a bracket in its name seems to be empty; libraries that are given one do as well.
-    """
-
-    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
-        """What lies in this folder by a pattern, each part of it as of `fnmatch`."""
-        first, _, rest = pattern.partition("/")
-        for path in self.iterdir():
-            if fnmatch.fnmatchcase(path.name, first):
-                if not rest:
-                    yield path
-                elif path.is_dir():
-                    yield from path.glob(rest)
-
-
-def in_bucket(path: str | epath.Path) -> bool:
+def in_bucket(path: str | os.PathLike) -> bool:
     """Whether a path is not on a disk, but `gs://` or the like."""
-    return "://" in str(path)
+    return "://" in os.fspath(path)
 
 
-def write_whole(path: str | epath.Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a kill, finds either the old or the new one."""
+def is_utf8(path: str | os.PathLike) -> bool:
+    """Whether a path's bytes are UTF-8, without which some libraries can't open it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_path(text: str | os.PathLike, name: str) -> epath.Path:
+    """The path that a user has typed, with `~` and `~user` expanded.
+
+    Args:
+      text: any path of a file system, of whatever characters, or `gs://...`.
+      name: what named it, as in "--output" or "config.model", for messages.
+
+    Returns:
+      An absolute path, or one in a bucket. It need not exist.
+
+    Raises:
+      ValueError: nothing can be there: it is empty, too long, of a scheme that is not known, or of
+        a bucket's whose package is not installed, or has a NUL character or an unknown user.
+    """
+    text = os.fspath(text)
+    if not text:
+        raise ValueError(f"{name} is empty: name a file or a folder.")
+    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    if "\0" in text:
+        raise ValueError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
+    if scheme := SCHEME.match(text):
+        return _bucket_path(text, *scheme.groups(), f"{name}={shown}")
+    if text.startswith("~"):
+        expanded = os.path.expanduser(text)
+        if expanded.startswith("~"):
+            user = text.partition("/")[0].removeprefix("~")
+            problem = f"there is no user {user!r}" if user else "this user has no home folder"
+            raise ValueError(
+                f"{name}={shown}: {problem}; write ./{shown} for a folder of that name."
+            )
+        text = expanded
+    if not text.startswith("/"):
+        text = f"{os.getcwd()}/{text}"
+    path = epath.Path(re.sub("/+", "/", text))
+    longest_name, longest_path = (os.pathconf("/", f"PC_{kind}_MAX") for kind in ("NAME", "PATH"))
+    lengths = [len(os.fsencode(part)) for part in path.parts]
+    # The end of a path's bytes is a NUL.
+    if max(lengths) > longest_name or len(os.fsencode(path)) >= longest_path:
+        raise ValueError(
+            f"{name}={shown} is too long: a name may have {longest_name} bytes, and a path "
+            f"{longest_path - 1}."
+        )
+    return path
+
+
+def _bucket_path(text: str, scheme: str, rest: str, shown: str) -> epath.Path:
+    if scheme == "file://":
+        raise ValueError(f"{shown}: write the path alone, without file://.")
+    if scheme not in BUCKETS:
+        raise ValueError(
+            f"{shown}: {scheme} is not known; give a path here, or one of {', '.join(BUCKETS)}."
+        )
+    if not rest:
+        raise ValueError(f"{shown} names no bucket: write {scheme}BUCKET/PATH.")
+    path = epath.Path(text)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise ValueError(
+            f"{shown} cannot be opened ({error}): for {scheme} run `pip install {BUCKETS[scheme]}`."
+        ) from None
+    except Exception:  # Of many kinds; what goes on with the path says what is wrong.
+        pass
+    return path
+
+
+def resolve(text: str | os.PathLike, name: str) -> epath.Path:
+    """As `as_path`; and of `asset:...` the path of what is shipped.
+
+    Raises:
+      FileNotFoundError: if an `asset:` path names nothing that is shipped.
+      ValueError: as `as_path`.
+    """
+    text = os.fspath(text)
+    return assets.resolve(text) if text.startswith(assets.PREFIX) else as_path(text, name)
+
+
+def is_there(text: str) -> bool:
+    """Whether a text, whatever else it may mean, is the path of something on this machine."""
+    try:
+        return bool(text) and not SCHEME.match(text) and as_path(text, "").exists()
+    except ValueError:
+        return False
+
+
+def matching(folder: str | os.PathLike, pattern: str) -> list[epath.Path]:
+    """What lies in a folder under names that match, sorted; nothing if there is no such folder.
+
+    Unlike epath's glob, it does not take the folder's own name for a pattern.
+
+    Args:
+      folder: local or in a bucket.
+      pattern: of a name, in which * stands for any characters, and everything else for itself. As
+        in a shell, it finds names that begin with a dot only if it begins with one.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        return []
+    escaped = re.sub(r"([?\[])", r"[\1]", pattern)
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry != folder  # Buckets may list a folder in itself.
+        and fnmatch.fnmatchcase(entry.name, escaped)
+        and (pattern.startswith(".") or not entry.name.startswith("."))
+    )
+
+
+def partial_path(path: epath.Path) -> epath.Path:
+    """Beside a path, that of what is written before it is moved there: new, and no longer."""
+    return path.parent / f"{uuid.uuid4().hex}{PARTIAL}"
+
+
+def remove_partials(folder: epath.Path) -> None:
+    """Removes what programs that were killed have left half-written in a folder."""
+    for path in matching(folder, f"*{PARTIAL}"):
+        if LEFT.fullmatch(path.name):
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file so that a reader, or a kill, finds either the old or the new one.
+
+    A symbolic link stays one, and what it points to is written; to a device or a pipe, the content
+    is written as it is.
+
+    Raises:
+      OSError: the file can't be written; what was there before stays.
+    """
     path = epath.Path(path)
-    if in_bucket(path):  # There, a file appears when it is complete.
-        path.write_bytes(content)
-        return
-    partial = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
+    with clear_full_disk(path):
+        if in_bucket(path) or _is_special(path):  # In a bucket, a file appears when it is complete.
+            path.write_bytes(content)
+            return
+        path = epath.Path(os.path.realpath(path))
+        partial = partial_path(path)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _is_special(path: epath.Path) -> bool:
+    return path.exists() and not os.path.isfile(path)
+
+
+@contextlib.contextmanager
+def clear_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Gives the error of a disk, or a quota, that is full the path and the mend.
+
+    Args:
+      path: of what is being written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"Cannot write {os.fspath(path)} ({error.strerror}): what is there stays; make room, "
+            "and the same command goes on."
+        ) from None
+
+
+def prepare_file(text: str, name: str) -> epath.Path:
+    """The path of a file to be written, tried before hours of compute end in an error.
+
+    Args:
+      text: as of `as_path`.
+      name: what named it.
+
+    Raises:
+      OSError, ValueError: the file can't be written; what it holds, if it is there, stays.
+    """
+    path = as_path(text, name)
+    if _is_folder(path):
+        raise IsADirectoryError(f"{name}={path} is a folder: name a file in it.")
+    if not in_bucket(path):
+        if _is_special(path):
+            return path
+        target = epath.Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {target.parent} for {name}: make it.")
+        probe = partial_path(target)
+    else:
+        probe = partial_path(path)
+    try:
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+    except Exception as error:  # Buckets' libraries each raise their own kinds.
+        with contextlib.suppress(Exception):
+            probe.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise OSError(
+            f"{name}={path} cannot be written ({reason}): choose a folder that you can write to."
+        ) from None
+    return path
+
+
+def _is_folder(path: epath.Path) -> bool:
+    try:
+        return path.is_dir()
+    except Exception:  # Of buckets' libraries; writing there says what is wrong.
+        return False

@@ -7,12 +7,15 @@ states, which the step computes from them.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
 completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
+What is read is what was written: each file holds a digest of every picture's fields, which is
+checked whenever the picture is read; the index has one of each file's header, and of itself.
 """
 
 import concurrent.futures
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,13 +27,10 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from diffusionrl_jax.data.files import write_whole
-from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+from diffusionrl_jax.data import latent_files
+from diffusionrl_jax.data.files import matching, remove_partials, write_whole
 
-INDEX = "index.json"
-COMMAND = "python -m diffusionrl_jax.cache_latents"
 PICTURES_PER_FILE = 1024
-READERS = 16
 
 
 class LatentDataset:
@@ -38,6 +38,7 @@ class LatentDataset:
 
     Args:
       folder: what `write_latents` wrote, local or `gs://`.
+      mend: what mends the folder, for messages; the command that writes it if None.
 
     Attributes:
       model: the `fingerprint` of what encoded the pictures.
@@ -45,42 +46,42 @@ class LatentDataset:
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
-      ValueError: a file is missing or cut short.
+      ValueError: a file is missing, cut short, or not the one that was written. What is read later
+        raises it where a picture is not what was written.
     """
 
-    def __init__(self, folder: str | epath.Path):
+    def __init__(self, folder: str | epath.Path, mend: str | None = None):
         self._folder = epath.Path(folder)
-        if not (self._folder / INDEX).exists():
-            raise FileNotFoundError(
-                f"{folder} holds no complete latents: (re)start {COMMAND} --output={folder}."
+        command = f"{latent_files.COMMAND} --output={shlex.quote(str(folder))}"
+        self._mend = mend or f"run {command} again, which makes it anew"
+        if not (self._folder / latent_files.INDEX).exists():
+            raise FileNotFoundError(f"{folder} holds no complete latents: (re)start {command}.")
+        index = latent_files.read_index(self._folder / latent_files.INDEX)
+        self.model, self.text_model = index["model"], index.get("text_model")
+        self._count = index["pictures"]
+        self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
+        self._header_digests = index.get("headers")
+        if self._header_digests is None:
+            logging.warning(
+                "The latents in %s are of an earlier version, without digests: damage that leaves"
+                " a file's size alone is not seen. %s writes them anew.",
+                *(folder, command),
             )
-        try:
-            index = json.loads((self._folder / INDEX).read_text())
-            self.model, self.text_model = index["model"], index.get("text_model")
-            self._count = index["pictures"]
-            self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{self._folder / INDEX} is not of {COMMAND}: remove it, and start that again."
-            ) from None
-        self._readers = concurrent.futures.ThreadPoolExecutor(READERS)
-        paths = file_paths(self._folder, len(self._sizes))
-        found_sizes = self._readers.map(_size, paths)
+        self._readers = concurrent.futures.ThreadPoolExecutor(latent_files.READERS)
+        paths = latent_files.file_paths(self._folder, len(self._sizes))
+        found_sizes = self._readers.map(latent_files.size, paths)
         for path, size, found in zip(paths, self._sizes, found_sizes, strict=True):
             if found != size:
                 problem = "is missing" if found is None else f"has {found} bytes, not {size}"
-                raise ValueError(
-                    f"The cached latents {path}: the file {problem}: run"
-                    f" {COMMAND} --output={folder} again to mend it."
-                )
-        self._headers: dict[int, dict[str, StoredTensor]] = {}
+                raise self._damaged(path, f"the file {problem}")
+        self._headers: dict[int, latent_files.Header] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of one picture's fields, as of `batch`."""
-        return {field: tensor.shape[1:] for field, tensor in self._header(0).items()}
+        return {field: tensor.shape[1:] for field, tensor in self._header(0).fields.items()}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
@@ -103,10 +104,14 @@ class LatentDataset:
         return self.read([int(order[place]) for place in places])
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The pictures of these indices, from 0 in the source's order; fields as of `batch`."""
+        """The pictures of these indices, from 0 in the source's order; fields as of `batch`.
+
+        Raises:
+          ValueError: a file is not what was written.
+        """
         numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
         result = {
-            field: np.empty((len(numbers), *shape), self._header(0)[field].dtype)
+            field: np.empty((len(numbers), *shape), self._header(0).fields[field].dtype)
             for field, shape in self.shapes().items()
         }
         reads = [
@@ -119,34 +124,39 @@ class LatentDataset:
             read.result()
         return result
 
-    def _header(self, number: int) -> dict[str, StoredTensor]:
+    def _header(self, number: int) -> latent_files.Header:
         if number not in self._headers:
-            path = self._folder / file_name(number, len(self._sizes))
-            self._headers[number], _ = read_header(path)
+            path = self._folder / latent_files.file_name(number, len(self._sizes))
+            digests = self._header_digests
+            try:
+                header = latent_files.open_header(path)
+            except ValueError:
+                raise self._damaged(path, "its header is not whole") from None
+            if digests is not None and header.digest != digests[number]:
+                raise self._damaged(path, "its header is not what was written")
+            self._headers[number] = header
         return self._headers[number]
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
-        tensors = self._header(number)
-        path = self._folder / file_name(number, len(self._sizes))
+        header = self._header(number)
+        path = self._folder / latent_files.file_name(number, len(self._sizes))
+        first = number * self._per_file
+        digests = {place: header.begin_digest(first + int(rows[place])) for place in places}
         with path.open("rb") as file:
-            for field, values in result.items():
-                size = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-                for place in places.tolist():
-                    file.seek(tensors[field].start + size * int(rows[place]))
-                    data = file.read(size)
-                    if len(data) != size:
-                        raise ValueError(f"The cached latents {path} were cut short meanwhile.")
+            for field, values in sorted(result.items()):
+                for place, digest in digests.items():
+                    data = latent_files.read_row(file, header.fields[field], int(rows[place]))
+                    if len(data) != values[place].nbytes:
+                        raise self._damaged(path, "the file was cut short meanwhile")
                     values[place] = np.frombuffer(data, values.dtype).reshape(values.shape[1:])
+                    digest.update(data)
+        for place, digest in digests.items():
+            if not header.fits(int(rows[place]), digest):
+                picture = first + int(rows[place])
+                raise self._damaged(path, f"picture {picture} is not what was written")
 
-
-def file_name(number: int, count: int) -> str:
-    """Of the safetensors file `number` of `count`, from 0."""
-    return f"latents-{number:05d}-of-{count:05d}.safetensors"
-
-
-def file_paths(folder: epath.Path, count: int) -> list[epath.Path]:
-    """Of all `count` safetensors files of a folder, in order."""
-    return [folder / file_name(number, count) for number in range(count)]
+    def _damaged(self, path: epath.Path, problem: str) -> ValueError:
+        return ValueError(f"The cached latents {path}: {problem}: {self._mend}.")
 
 
 def write_latents(
@@ -163,8 +173,9 @@ def write_latents(
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
-    What an earlier, interrupted call left there is kept. Of several processes all must call it,
-    with the same folder; the first alone writes.
+    What an earlier, interrupted call left there is kept, if it still is what was written; files of
+    an earlier version, without digests, are made anew. Of several processes all must call it, with
+    the same folder; the first alone writes.
 
     Args:
       source: has a length, pairs of a picture uint8 [height, width, 3], all of one size, and a
@@ -188,6 +199,7 @@ def write_latents(
     Raises:
       ValueError: the source is empty, an item is not such a picture, or the folder holds latents
         of another model or other pictures.
+      OSError: the folder can't be written; what is there stays.
     """
     folder = epath.Path(folder)
     if not len(source):
@@ -196,38 +208,47 @@ def write_latents(
     parts += [text_model] if text_model else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     count = -(-len(source) // pictures_per_file)
-    paths = file_paths(folder, count)
-    there = {path.name: path for path in folder.glob("latents-*.safetensors")}
+    paths = latent_files.file_paths(folder, count)
+    there = {path.name: path for path in matching(folder, "latents-*.safetensors")}
     if other := there.keys() - {path.name for path in paths}:
-        raise _other_latents(folder, there[min(other)])
+        raise latent_files.other_latents(there[min(other)])
     # Decided before the processes encode together, hence alike by all.
-    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        are_whole = readers.map(lambda p: p.name in there and _is_whole(p, about), paths)
-        missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
+    found = [path if path.name in there else None for path in paths]
+    are_whole = latent_files.are_whole(found, about, pictures_per_file)
+    missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
+    if damaged := [paths[number].name for number in missing if paths[number].name in there]:
+        logging.warning(
+            "%d files in %s, such as %s, are damaged, or of an earlier version without digests;"
+            " they are made anew.",
+            *(len(damaged), folder, damaged[0]),
+        )
     is_writer = jax.process_index() == 0
     if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*.partial"):  # Of a call that was killed.
-            path.unlink()
+        remove_partials(folder)
     done = len(source) - sum(len(_pictures(n, source, pictures_per_file)) for n in missing)
     for number in missing:
         chosen = _pictures(number, source, pictures_per_file)
         arrays = _encode(source, chosen, encode, tokenize, batch_size, rows)
         if is_writer:
+            arrays[latent_files.DIGESTS] = latent_files.digests(arrays, about, chosen[0])
             write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
         done += len(chosen)
         progress(done)
     if is_writer:
-        with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-            sizes = list(readers.map(_size, paths))
+        with concurrent.futures.ThreadPoolExecutor(latent_files.READERS) as readers:
+            sizes = list(readers.map(latent_files.size, paths))
+            headers = [header.digest for header in readers.map(latent_files.open_header, paths)]
         index = {
             "model": model,
             "text_model": text_model,
             "pictures": len(source),
             "pictures_per_file": pictures_per_file,
             "sizes": sizes,
+            "headers": headers,
         }
-        write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
+        index["digest"] = latent_files.index_digest(index)
+        write_whole(folder / latent_files.INDEX, json.dumps(index, indent=1).encode())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents are written")
 
@@ -294,31 +315,3 @@ def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) ->
                 f"The {name} of pictures {pictures[0]} to {pictures[-1]} is not finite."
             )
     return arrays
-
-
-def _size(path: epath.Path) -> int | None:
-    try:
-        return path.stat().length
-    except FileNotFoundError:
-        return None
-
-
-def _is_whole(path: epath.Path, about: dict[str, str]) -> bool:
-    try:
-        tensors, found = read_header(path)
-    except ValueError:
-        tensors = {}
-    ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
-    if path.stat().length != max(ends, default=None):
-        logging.warning("%s is damaged and is made anew.", path)
-        return False
-    if found != about:
-        raise _other_latents(path.parent, path)
-    return True
-
-
-def _other_latents(folder: epath.Path, path: epath.Path) -> ValueError:
-    return ValueError(
-        f"{folder} holds latents of another model or other pictures, or with other embeddings or"
-        f" none ({path.name}): name another folder, or remove this one."
-    )

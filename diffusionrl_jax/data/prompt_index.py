@@ -4,6 +4,9 @@ An index is one file: a header, the prompts' UTF-8 one after another in the orde
 first occur, where each begins, and a 64-bit hash of each. Only the hashes (8 bytes a prompt) and
 the places (8 bytes) are held in memory while it is made. Two prompts are the same if their hashes
 are: among 10 million, two that differ are taken for one with a probability of 3e-6.
+
+The header has a digest of the whole file, which is checked when it is opened; and a prompt is
+compared with its hash whenever it is read.
 """
 
 import hashlib
@@ -11,23 +14,36 @@ import itertools
 import os
 import pathlib
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import logging
 
+from diffusionrl_jax.data.files import PARTIAL, as_path, clear_full_disk, in_bucket, matching
+
 CACHE_VARIABLE = "DIFFUSIONRL_JAX_CACHE"
-HEADER = struct.Struct("<16sQQQ")  # magic, rows, prompts, bytes of text
-MAGIC = b"prompt index 1\n\0"
+HEADER = struct.Struct("<16sQQQ32s")  # magic, rows, prompts, bytes of text, `_digest`
+MAGIC = b"prompt index 2\n\0"
+BYTES_AT_ONCE = 2**20
+# Half-written indices that are older are of programs that were killed.
+ABANDONED_SECONDS = 86_400
 ROWS_AT_ONCE = 8_192
 SPLITS = ("train", "test")
 
 
 def cache_folder() -> pathlib.Path:
-    """Where indices are kept: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    return pathlib.Path(folder) if folder else pathlib.Path.home() / ".cache" / "diffusionrl_jax"
+    """Where indices are kept: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home.
+
+    Raises:
+      ValueError: it is not a local folder.
+    """
+    text, name = os.environ.get(CACHE_VARIABLE), f"${CACHE_VARIABLE}"
+    folder = as_path(text or "~/.cache/diffusionrl_jax", name if text else f"{name} (not set)")
+    if in_bucket(folder):
+        raise ValueError(f"{name}={text} is in a bucket: name a folder on a local disk.")
+    return pathlib.Path(folder)
 
 
 def hash_prompt(prompt: bytes) -> bytes:
@@ -58,15 +74,24 @@ class PromptIndex(Sequence[str]):
     def __init__(self, path: str | os.PathLike):
         with open(path, "rb") as file:
             header = file.read(HEADER.size)
-        broken = f"The prompt index {path} is damaged: remove it, and it is made again."
+        self._broken = (
+            f"The prompt index {path} is damaged, or of an earlier version: remove it, and it is"
+            " made again."
+        )
         if len(header) < HEADER.size or header[: len(MAGIC)] != MAGIC:
-            raise ValueError(broken)
-        _, self.rows, count, size = HEADER.unpack(header)
+            raise ValueError(self._broken)
+        _, self.rows, count, size, digest = HEADER.unpack(header)
         tables = _aligned(HEADER.size + size)
         if os.path.getsize(path) != tables + 8 * (2 * count + 1):
-            raise ValueError(broken)
+            raise ValueError(self._broken)
         # Read, not mapped: pages of a map would count as this process's memory.
         self._file = open(path, "rb", buffering=0)
+        content = hashlib.sha256()
+        self._file.seek(HEADER.size)
+        while part := self._file.read(BYTES_AT_ONCE):
+            content.update(part)
+        if digest != _digest(self.rows, count, size, content):
+            raise ValueError(self._broken)
         self._begins = np.memmap(path, "<u8", "r", tables, count + 1)
         begin = tables + 8 * (count + 1)
         self.hashes = np.memmap(path, "<u8", "r", begin, count) if count else np.empty(0, "<u8")
@@ -75,8 +100,16 @@ class PromptIndex(Sequence[str]):
         return len(self._begins) - 1
 
     def __getitem__(self, index: int) -> str:
+        """A prompt.
+
+        Raises:
+          ValueError: the file has changed since it was opened.
+        """
         begin, end = self._begins[index : index + 2].tolist()
-        return os.pread(self._file.fileno(), end - begin, HEADER.size + begin).decode("utf-8")
+        text = os.pread(self._file.fileno(), max(0, end - begin), HEADER.size + begin)
+        if hash_prompt(text) != self.hashes[index].tobytes():
+            raise ValueError(self._broken)
+        return text.decode("utf-8")
 
 
 def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
@@ -85,14 +118,18 @@ def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
     Args:
       rows: prompts, none of them blank.
       path: of the file; an old one is replaced.
+
+    Raises:
+      OSError: the disk is full; what is there stays.
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = path.with_name(f"{uuid.uuid4().hex}{PARTIAL}")
     lengths, hashes = [], []
     known = []  # Sorted runs of hashes, each more than twice as long as the next.
     total, size, rows = 0, 0, iter(rows)
+    content = hashlib.sha256()
     try:
-        with partial.open("wb") as file:
+        with clear_full_disk(path), partial.open("wb") as file:
             file.write(bytes(HEADER.size))
             while texts := [text.encode() for text in itertools.islice(rows, ROWS_AT_ONCE)]:
                 total += len(texts)
@@ -104,16 +141,23 @@ def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
                 lengths.append(np.array([len(text) for text in new], np.uint64))
                 hashes.append(every[fresh])
                 file.writelines(new)
+                content.update(b"".join(new))
                 size += int(lengths[-1].sum())
                 known.append(np.sort(every[fresh]))
                 while len(known) > 1 and len(known[-2]) <= 2 * len(known[-1]):
                     known[-2:] = [np.sort(np.concatenate(known[-2:]), kind="stable")]
-            file.write(bytes(_aligned(HEADER.size + size) - HEADER.size - size))
             begins = np.concatenate([np.zeros(1, np.uint64), *lengths]).cumsum(dtype="<u8")
-            begins.tofile(file)
-            np.concatenate([np.empty(0, "<u8"), *hashes]).tofile(file)
+            for part in (
+                bytes(_aligned(HEADER.size + size) - HEADER.size - size),
+                begins.data,
+                np.concatenate([np.empty(0, "<u8"), *hashes]).data,
+            ):
+                file.write(part)
+                content.update(part)
             file.seek(0)
-            file.write(HEADER.pack(MAGIC, total, len(begins) - 1, size))
+            count = len(begins) - 1
+            digest = _digest(total, count, size, content)
+            file.write(HEADER.pack(MAGIC, total, count, size, digest))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -139,9 +183,12 @@ def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -
             logging.warning("%s", error)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f"{uuid.uuid4().hex}.partial")
+        probe = path.with_name(f"{uuid.uuid4().hex}{PARTIAL}")
         probe.touch()
         probe.unlink()
+        for left in matching(path.parent, f"*{PARTIAL}"):
+            if time.time() - left.stat().mtime > ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
     except OSError as error:
         raise type(error)(
             f"Cannot write the cache folder {path.parent} ({error.strerror}): set {CACHE_VARIABLE}"
@@ -200,6 +247,12 @@ def _contains(run: np.ndarray, values: np.ndarray) -> np.ndarray:
     if not len(run):
         return np.zeros(len(values), bool)
     return run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
+
+
+def _digest(rows: int, count: int, size: int, content) -> bytes:
+    """Of the header's numbers and of what follows the header, whose SHA-256 is given."""
+    numbers = struct.pack("<QQQ", rows, count, size)
+    return hashlib.sha256(numbers + content.digest()).digest()
 
 
 def _aligned(size: int) -> int:

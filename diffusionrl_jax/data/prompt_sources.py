@@ -3,9 +3,8 @@
 import hashlib
 import itertools
 import json
+import pathlib
 from collections.abc import Iterator
-
-from etils import epath
 
 from diffusionrl_jax.data import prompt_index, records, word_lists
 from diffusionrl_jax.data.prompt_files import TABLES, read_rows
@@ -53,7 +52,7 @@ def open_prompts(name: str, seed: int) -> PromptSource:
 
 
 def _indexed(source: Source) -> prompt_index.Chosen:
-    has_fields = source.kind or epath.Path(source.name).suffix.lower() in TABLES
+    has_fields = source.kind or pathlib.PurePath(source.name).suffix.lower() in TABLES
     fields = ("field",) if has_fields else ()
     source.check_options((*fields, *SPLITTING, *records.OPTIONS.get(source.kind, ())))
     field = source.options.get("field", "prompt")

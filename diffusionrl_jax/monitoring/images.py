@@ -1,9 +1,13 @@
 """Grids of pictures with captions."""
 
+import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from diffusionrl_jax.data.files import write_whole
 
 SEPARATOR = 2
 SEPARATOR_COLOUR = (208, 208, 208)
@@ -26,6 +30,17 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
         raise ValueError(f"Images are {images.dtype}: give uint8, or floats in [0, 1].")
     images = np.nan_to_num(images.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
     return np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def write_png(path: str | os.PathLike, image: Image.Image) -> None:
+    """Writes a picture as a PNG file, which is whole or not there.
+
+    Raises:
+      OSError: as `files.write_whole`.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
 
 
 def image_grid(

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.monitoring.comparison import Measurement
 
 LEGEND = (
@@ -78,10 +80,11 @@ def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) 
 def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
     """Writes one line a measurement; an absent bound is empty."""
     fields = [field.name for field in dataclasses.fields(Measurement)]
-    with epath.Path(path).open("w") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        for row in rows:
-            values = dataclasses.asdict(row)
-            empty = lambda value: isinstance(value, float) and math.isnan(value)
-            writer.writerow({name: "" if empty(v) else v for name, v in values.items()})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fields)
+    writer.writeheader()
+    for row in rows:
+        values = dataclasses.asdict(row)
+        empty = lambda value: isinstance(value, float) and math.isnan(value)
+        writer.writerow({name: "" if empty(v) else v for name, v in values.items()})
+    write_whole(path, file.getvalue().encode())

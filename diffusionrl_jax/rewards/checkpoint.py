@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 from transformers import CLIPTokenizerFast
 
-from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.models import tensor_files, weights
 
 CONFIG_FILE = "config.json"
@@ -28,7 +28,7 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
       FileNotFoundError: if there is no such folder or file.
       ValueError: if a required key is missing.
     """
-    folder = assets.resolve(str(path))
+    folder = resolve(path, "The path of a reward model")
     config = tensor_files.read_json(folder / CONFIG_FILE)
     missing = [key for key in required if key not in config]
     if missing:

@@ -1,13 +1,16 @@
 import concurrent.futures
 import json
+import shlex
 import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from etils import epath
 from safetensors import safe_open
 
-from diffusionrl_jax.data import latents
+from diffusionrl_jax.data import latent_files, latents
+from tests.data.test_files import NAMES, full_disk
 
 
 class Pictures(list):
@@ -197,8 +200,123 @@ def test_damaged_files_are_an_error_and_mended_by_the_command(folder):
     with pytest.raises(ValueError, match="the file is missing"):
         latents.LatentDataset(folder)
     (folder / "index.json").write_text(json.dumps({"weight_map": {}}))
-    with pytest.raises(ValueError, match="index.json is not of python -m"):
+    with pytest.raises(ValueError, match="index.json is not what python -m"):
         latents.LatentDataset(folder)
+
+
+def flipped(content, place):
+    """The same bytes, one bit of which is another."""
+    return content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+
+
+def read_all(folder):
+    dataset = latents.LatentDataset(folder)
+    return dataset.model, dataset.read(range(10))
+
+
+def assert_same(found, expected):
+    assert found[0] == expected[0]
+    for field, values in expected[1].items():
+        np.testing.assert_array_equal(found[1][field], values)
+
+
+def test_a_flipped_bit_is_never_read_and_mended_by_the_command(folder, caplog):
+    """A bit of every fourth byte of a file and of the index; then of each file at once."""
+    contents = {path: path.read_bytes() for path in folder.iterdir()}
+    written = read_all(folder)
+    last, index = folder / "latents-00002-of-00003.safetensors", folder / "index.json"
+    for path in (last, index):
+        for place in range(0, len(contents[path]), 4):
+            path.write_bytes(flipped(contents[path], place))
+            with pytest.raises(ValueError, match=f"{path.name}.*(cache_latents|start that again)"):
+                read_all(folder)
+            path.write_bytes(contents[path])
+    for path in contents:
+        path.write_bytes(flipped(contents[path], len(contents[path]) // 2))
+    caplog.clear()
+    assert len(write(folder).shapes) == 5
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert "3 files in" in caplog.text
+    assert {path: path.read_bytes() for path in folder.iterdir()} == contents
+    assert_same(read_all(folder), written)
+
+
+def test_the_metadata_of_a_damaged_file_is_not_that_of_other_latents(folder):
+    path = folder / "latents-00000-of-00003.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, content.index(b"made_from") + len(b'made_from":"')))
+    write(folder)
+    assert path.read_bytes() == content
+
+
+def test_a_bit_that_flips_after_opening_and_files_that_change_places(folder):
+    dataset = latents.LatentDataset(folder)
+    first, second = (folder / f"latents-0000{n}-of-00003.safetensors" for n in range(2))
+    content = first.read_bytes()
+    with safe_open(first, "np") as file:
+        mean = file.get_tensor("latent_mean")
+    dataset.read([0, 1, 2])
+    first.write_bytes(flipped(content, content.index(mean[1].tobytes()) + 5))
+    dataset.read([0, 2, 3, 5])
+    with pytest.raises(ValueError, match="latents-00000.*picture 1 is not what was written"):
+        dataset.read([0, 1])
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    for picture in (1, 6):
+        with pytest.raises(ValueError, match=f"picture {picture} is not what was written"):
+            latents.LatentDataset(folder).read([picture])
+
+
+def test_latents_of_an_earlier_version(folder, caplog):
+    """As they were written before: without digests, in files and index."""
+    written = read_all(folder)
+    about = {}
+    for path in latent_files.file_paths(epath.Path(folder), 3):
+        with safe_open(path, "np") as file:
+            fields = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        del fields["digest"]
+        path.write_bytes(safetensors.numpy.save(fields, metadata=about))
+    index = json.loads((folder / "index.json").read_text())
+    sizes = [path.stat().length for path in latent_files.file_paths(epath.Path(folder), 3)]
+    kept = {name: index[name] for name in ("model", "text_model", "pictures", "pictures_per_file")}
+    (folder / "index.json").write_text(json.dumps(kept | {"sizes": sizes}))
+    caplog.clear()
+    assert_same(read_all(folder), written)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "without digests" in record.message
+    assert len(write(folder).shapes) == 5
+    caplog.clear()
+    assert_same(read_all(folder), written)
+    assert not caplog.records
+
+
+def test_a_full_disk(folder, tmp_path):
+    """What is there stays, and the same command goes on."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    other = tmp_path / "other"
+    with (
+        full_disk(sizes["latents-00000-of-00003.safetensors"] - 1),
+        pytest.raises(OSError, match="Cannot write .*latents-00000-of-00003.*the same command"),
+    ):
+        write(other)
+    assert list(other.iterdir()) == []
+    with full_disk(sizes["latents-00000-of-00003.safetensors"]):
+        assert len(write(other).shapes) == 5
+    assert_same(read_all(other), read_all(folder))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_folders_with_any_name(name, folder, tmp_path):
+    other = tmp_path / name
+    write(other)
+    (other / "latents-00001-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match="is missing") as error:
+        latents.LatentDataset(other)
+    command = str(error.value).partition("run ")[2].partition(" again")[0]
+    assert shlex.split(command)[-1] == f"--output={other}"
+    assert len(write(other).shapes) == 2
+    assert_same(read_all(other), read_all(folder))
 
 
 def test_other_latents_are_not_mixed(folder):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from diffusionrl_jax.data import prompt_index, prompts
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.data.prompt_sources import open_prompts
+from tests.data.test_files import NAMES, full_disk
 
 TEXTS = ["an apple", "é cat", "犬", "  spaces ", "an apple", "line\nbreak", " ", "spaces"]
 UNIQUE = ["an apple", "é cat", "犬", "spaces", "line\nbreak"]
@@ -315,3 +317,109 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     assert (index.rows, len(index)) == (count, count // 2)
     assert os.path.getsize(tmp_path / "index") > count // 2 * length
     assert peak < 0.3 * count * length
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_files_and_folders_with_any_name(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    for n, part in enumerate((TEXTS[:3], TEXTS[3:])):
+        write_parquet(tmp_path / "p.parquet", part)  # pyarrow itself takes UTF-8 names alone.
+        (tmp_path / "p.parquet").rename(folder / f"p-{n}.parquet")
+    assert listed(open_prompts(f"{folder}/p-*.parquet?field=prompt", 0)) == UNIQUE
+    assert len(listed(open_prompts(f"{folder}/p-0.parquet?held_out=1", 0))) == 2
+    write_jsonl(folder / "j.jsonl")
+    assert listed(open_prompts(f"{folder}/j.jsonl", 0)) == UNIQUE
+    write(folder / name, b"judge\nartist\n")
+    assert listed(open_prompts(f"{folder}/{name}", 0)) == ["judge", "artist"]
+    words = f"template:a {{noun}}?words={folder}/{name}"
+    assert listed(open_prompts(words, 0)) == ["a judge", "a artist"]
+    assert listed(open_prompts(f"{words}&held_out=1", 0)) != listed(open_prompts(words, 0))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_records_in_folders_with_any_name(name, world_folder, tmp_path):
+    made, texts = world_folder
+    unique = list(dict.fromkeys(texts))
+    shutil.copytree(made, tmp_path / name)
+    version = tmp_path / name / "emoji_world" / str(world.EmojiWorld.VERSION)
+    if name == "caf\udce9":
+        for kind in ("tfds", "array_record"):
+            with pytest.raises(ValueError, match="read by names in UTF-8 only"):
+                open_prompts(f"{kind}:{version}?field=prompt", 0)
+        return
+    assert listed(open_prompts(f"tfds:{version}", 0)) == unique
+    assert set(listed(open_prompts(f"array_record:{version}?field=prompt", 0))) > set(unique)
+    by_name = f"tfds:emoji_world?data_dir={tmp_path / name}"
+    if "[" in name:
+        with pytest.raises(ValueError, match="features.json, below"):
+            open_prompts(by_name, 0)
+    else:
+        assert listed(open_prompts(by_name, 0)) == unique
+
+
+def test_a_file_whose_name_is_a_range_of_records(world_folder, tmp_path):
+    (record,) = world_folder[0].glob("emoji_world/*/*train*array_record*")
+    shutil.copy(record, tmp_path / "x.array_record[0:2]")
+    with pytest.raises(ValueError, match="would be read as a range of records: rename it"):
+        open_prompts(f"array_record:{tmp_path}?field=prompt", 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["https://a/b.txt", "file:///b.txt", "array_record:https://a", "tfds:https://a"]
+)
+def test_addresses_are_no_paths(name):
+    with pytest.raises(
+        ValueError, match="is not known; give a path|without file://|must be on a file"
+    ):
+        open_prompts(name, 0)
+
+
+def test_a_flipped_bit_in_an_index_is_noticed_and_made_anew(tmp_path, monkeypatch, caplog):
+    cache = tmp_path / "cache[1] ?"
+    monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(cache))
+    source = write_jsonl(tmp_path / "p.jsonl")
+    written = listed(open_prompts(source, 0))
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    for place in range(len(content)):
+        flipped = bytes([content[place] ^ 1 << place % 8])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
+        with pytest.raises(ValueError, match="damaged, or of an earlier version: remove it"):
+            prompt_index.PromptIndex(path)
+    caplog.clear()
+    assert listed(open_prompts(source, 0)) == written
+    assert len(caplog.records) == 1
+    assert path.read_bytes() == content
+    opened = open_prompts(source, 0)
+    path.write_bytes(content.replace(b"an apple", b"an apply"))
+    with pytest.raises(ValueError, match="is damaged"):
+        listed(opened)
+
+
+def test_half_written_indices_are_removed_when_they_are_old(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    old, young = (tmp_path / "cache" / f"{n}.partial" for n in range(2))
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    open_prompts(write(tmp_path / "p.txt", b"a\n"), 0)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_an_index_on_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path / "cache"))
+    source = write(tmp_path / "p.txt", "\n".join(numbered(1000)).encode())
+    with full_disk(), pytest.raises(OSError, match="Cannot write .*cache.*the same command"):
+        open_prompts(source, 0)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert listed(open_prompts(source, 0)) == numbered(1000)
+
+
+@pytest.mark.parametrize("folder", ["gs://bucket/cache", "https://a", "~nobody_at_all"])
+def test_cache_folders_that_cannot_be(folder, monkeypatch, bucket):
+    monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", folder)
+    with pytest.raises(ValueError, match=r"^\$DIFFUSIONRL_JAX_CACHE="):
+        prompt_index.cache_folder()

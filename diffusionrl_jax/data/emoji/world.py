@@ -1,14 +1,22 @@
 """The emoji world as a tensorflow-datasets builder; TensorFlow itself is never imported."""
 
+import errno
+import hashlib
 import io
+import json
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.data.emoji import pictures
+from diffusionrl_jax.data.files import clear_full_disk, partial_path
 
 SPLITS = {"train": 8192, "test": 1024}
+DIGESTS = "digests.json"
+WRITING = "write() failed: "
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -60,16 +68,63 @@ class EmojiWorld(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def load(split: str, data_dir: str | None = None):
+def load(split: str, data_dir: str):
     """A random-access source of the split's examples, built on first use.
 
     Args:
       split: "train" or "test".
-      data_dir: where the built files live; tensorflow-datasets' own folder if None.
+      data_dir: where the built files live. What is there and is not what was written is made anew.
 
     Returns:
       A sequence of {"image": uint8 [32, 32, 3], "prompt": bytes, "kind": int}.
+
+    Raises:
+      OSError: the files can't be written.
     """
+    root = epath.Path(data_dir)
+    folder = root / EmojiWorld.name / str(EmojiWorld.VERSION)
+    # Before tensorflow-datasets looks at it, which fails where it is damaged.
+    if not _is_whole(folder):
+        if folder.exists():
+            logging.warning("%s is not what was written there, and is made anew.", folder)
+        _build(root, folder)
     builder = EmojiWorld(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
     return builder.as_data_source(split=split)
+
+
+def _build(root: epath.Path, folder: epath.Path) -> None:
+    """Makes the data set's folder, which is whole or not there."""
+    root.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(root / folder.name)
+    try:
+        with clear_full_disk(folder):
+            builder = EmojiWorld(data_dir=partial, file_format="array_record")
+            try:
+                builder.download_and_prepare()
+            except RuntimeError as error:  # Of the writer of array_record files.
+                if WRITING not in str(error):
+                    raise
+                reason = str(error).partition(WRITING)[2].partition(";")[0]
+                raise OSError(errno.ENOSPC, reason) from None
+            made = epath.Path(builder.data_dir)
+            (made / DIGESTS).write_text(json.dumps(_digests(made), indent=1))
+        folder.parent.mkdir(exist_ok=True)
+        if folder.exists():
+            folder.rename(partial / "replaced")
+        made.rename(folder)
+    finally:
+        partial.rmtree(missing_ok=True)
+
+
+def _is_whole(folder: epath.Path) -> bool:
+    """Whether a folder holds what was written there, and nothing else."""
+    try:
+        return json.loads((folder / DIGESTS).read_text()) == _digests(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: epath.Path) -> dict[str, str]:
+    """Name of each file but the digests' own -> SHA-256 in hexadecimal."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != DIGESTS]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusionrl_jax.data.emoji import pictures, world
+from tests.data.test_files import NAMES, full_disk
 
 
 @pytest.fixture
@@ -62,3 +63,41 @@ def test_tensorflow_is_not_imported(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
     )
     assert result.stdout.split("\n")[-3:] == ["(32, 32, 3)", "False", ""]
+
+
+def test_a_damaged_dataset_is_made_anew(small, tmp_path, caplog):
+    expected = world.load("train", str(tmp_path))[3]["prompt"]
+    (version,) = tmp_path.glob("emoji_world/*")
+    contents = {path: path.read_bytes() for path in version.iterdir()}
+    assert not caplog.records
+    for path, content in contents.items():
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+        for damage in (b"", content[:9], flipped, None):
+            path.unlink()
+            if damage is not None:
+                path.write_bytes(damage)
+            caplog.clear()
+            assert world.load("train", str(tmp_path))[3]["prompt"] == expected
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert "is not what was written there, and is made anew" in caplog.text
+            assert set(version.iterdir()) == set(contents)
+    assert [path.name for path in tmp_path.iterdir()] == ["emoji_world"]
+
+
+@pytest.mark.parametrize("free", [100, 5000, 15_000])
+def test_a_full_disk(free, small, tmp_path):
+    with (
+        full_disk(free),
+        pytest.raises(OSError, match="Cannot write .*emoji_world.*the same command"),
+    ):
+        world.load("train", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert len(world.load("train", str(tmp_path))) == 12
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "caf\udce9"], ids=ascii)
+def test_folders_with_any_name(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(world, "SPLITS", {"train": 1})
+    for _ in range(2):
+        assert len(world.load("train", str(tmp_path / name))) == 1

@@ -1,0 +1,225 @@
+"""The files of a folder of cached latents, and how they are known to be what was written.
+
+A file is safetensors: the pictures' fields, [pictures, ...] each, and a digest of every picture, of
+all its fields and its number in the source. The index has the files' sizes, a digest of each one's
+header, and one of itself. A bit that has changed anywhere is so found where it is read.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+
+INDEX = "index.json"
+INDEX_FIELDS = ("model", "pictures", "pictures_per_file", "sizes")
+COMMAND = "python -m diffusionrl_jax.cache_latents"
+READERS = 16
+DIGESTS = "digest"
+DIGEST_BYTES = 16  # of a SHA-256, which are enough for damage; they are held in memory.
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the head of a file says.
+
+    Attributes:
+      fields: where each field of the pictures lies, [pictures, ...].
+      about: the file's metadata.
+      digests: uint8 [pictures, DIGEST_BYTES]; None of a file of an earlier version.
+      digest: of the head's own bytes, in hexadecimal.
+    """
+
+    fields: Mapping[str, StoredTensor]
+    about: Mapping[str, str]
+    digests: np.ndarray | None
+    digest: str
+
+    def begin_digest(self, picture: int):
+        """As `begin_digest`, of a picture of this file."""
+        return begin_digest(self.fields, self.about, picture)
+
+    def fits(self, row: int, digest) -> bool:
+        """Whether a picture's digest is the file's own, as far as the file has any."""
+        found = digest.digest()[:DIGEST_BYTES]
+        return self.digests is None or found == self.digests[row].tobytes()
+
+
+def file_name(number: int, count: int) -> str:
+    """Of the safetensors file `number` of `count`, from 0."""
+    return f"latents-{number:05d}-of-{count:05d}.safetensors"
+
+
+def file_paths(folder: epath.Path, count: int) -> list[epath.Path]:
+    """Of all `count` safetensors files of a folder, in order."""
+    return [folder / file_name(number, count) for number in range(count)]
+
+
+def size(path: epath.Path) -> int | None:
+    """Bytes of a file; None if it is not there."""
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None
+
+
+def open_header(path: epath.Path) -> Header:
+    """Reads the head of a file, and its digests.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a whole file of latents.
+    """
+    tensors, about = read_header(path)
+    with path.open("rb") as file:
+        length = file.read(8)
+        head = length + file.read(int.from_bytes(length, "little"))
+    ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
+    stored = tensors.pop(DIGESTS, None)
+    counts = {tensor.shape[:1] for tensor in tensors.values()}
+    digests = None
+    if stored is not None:
+        counts.add(stored.shape[:1])
+        digests = np.asarray(stored)
+    if (
+        len(counts) != 1
+        or counts == {()}
+        or path.stat().length != max(ends)
+        or (digests is not None and (digests.dtype, *digests.shape[1:]) != (np.uint8, DIGEST_BYTES))
+    ):
+        raise ValueError(f"{path} is not a whole file of latents.")
+    return Header(tensors, about, digests, hashlib.sha256(head).hexdigest())
+
+
+def begin_digest(fields: Mapping[str, Any], about: Mapping[str, str], picture: int):
+    """SHA-256 of which picture it is; its fields' bytes are to be added, in their names' order.
+
+    Args:
+      fields: arrays [pictures, ...], of which dtypes and shapes count.
+      about: the file's metadata.
+      picture: its number in the source.
+    """
+    kinds = {field: [array.dtype.name, array.shape[1:]] for field, array in fields.items()}
+    return hashlib.sha256(json.dumps([dict(about), picture, kinds], sort_keys=True).encode())
+
+
+def digests(arrays: Mapping[str, np.ndarray], about: Mapping[str, str], first: int) -> np.ndarray:
+    """Of the pictures from number `first` on: uint8 [pictures, DIGEST_BYTES]."""
+    found = []
+    for row in range(len(next(iter(arrays.values())))):
+        digest = begin_digest(arrays, about, first + row)
+        for _, values in sorted(arrays.items()):
+            digest.update(values[row].tobytes())
+        found.append(np.frombuffer(digest.digest()[:DIGEST_BYTES], np.uint8))
+    return np.stack(found)
+
+
+def read_row(file: BinaryIO, tensor: StoredTensor, row: int) -> bytes:
+    """A picture's field; fewer bytes than it has if the file ends before."""
+    length = tensor.nbytes // tensor.shape[0]
+    file.seek(tensor.start + length * row)
+    return file.read(length)
+
+
+def read_index(path: epath.Path) -> dict[str, Any]:
+    """The index without its digest, with which it is compared if it has one.
+
+    Raises:
+      ValueError: it is damaged, or something else.
+    """
+    try:
+        index = json.loads(path.read_text())
+        digest = index.pop("digest", None)
+        known = index_digest(index) if "headers" in index else None  # Unlike earlier versions.
+        if digest != known or not index.keys() >= set(INDEX_FIELDS):
+            raise ValueError
+        return index
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} is not what {COMMAND} wrote: remove it, and start that again."
+        ) from None
+
+
+def index_digest(index: Mapping[str, Any]) -> str:
+    """Of the rest of an index."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def are_whole(
+    paths: Sequence[epath.Path | None], about: Mapping[str, str], pictures_per_file: int
+) -> np.ndarray:
+    """Whether each file is what was written.
+
+    All bytes are read; of several processes each reads its share of the files, and all must call.
+
+    Args:
+      paths: of all files, None of one that is not there.
+      about: the metadata that they have.
+      pictures_per_file: of all but the last.
+
+    Returns:
+      bool [files]; False also of files of an earlier version, which have no digests.
+
+    Raises:
+      ValueError: a file is of another model or other pictures.
+    """
+
+    def is_whole(number: int) -> bool:
+        header, first = headers[number], number * pictures_per_file
+        return header is not None and _is_whole(paths[number], header, first)
+
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        matching_header = lambda number: _matching_header(
+            paths[number], about, number * pictures_per_file
+        )
+        headers = list(readers.map(matching_header, range(len(paths))))
+        own = range(jax.process_index(), len(paths), jax.process_count())
+        whole = np.ones(len(paths), bool)
+        whole[own] = list(readers.map(is_whole, own))
+    if jax.process_count() > 1:
+        whole = np.all(multihost_utils.process_allgather(whole), axis=0)
+    return whole
+
+
+def _matching_header(
+    path: epath.Path | None, about: Mapping[str, str], first: int
+) -> Header | None:
+    """The head of a file that is there, has digests and may be whole."""
+    if path is None:
+        return None
+    try:
+        header = open_header(path)
+    except ValueError:
+        return None
+    if dict(header.about) == dict(about):
+        return header if header.digests is not None else None
+    if header.digests is None or _is_whole(path, header, first, rows=1):
+        raise other_latents(path)
+    return None  # The metadata is damaged.
+
+
+def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = None) -> bool:
+    """Whether a file's pictures, of which the first has the number `first`, are as written."""
+    chosen = range(len(header.digests))[:rows]
+    found = [header.begin_digest(first + row) for row in chosen]
+    with path.open("rb") as file:
+        for _, tensor in sorted(header.fields.items()):
+            for row in chosen:
+                found[row].update(read_row(file, tensor, row))
+    return all(header.fits(row, found[row]) for row in chosen)
+
+
+def other_latents(path: epath.Path) -> ValueError:
+    """The error that a file is of other latents than its folder's are to be."""
+    return ValueError(
+        f"{path.parent} holds latents of another model or other pictures, or with other embeddings"
+        f" or none ({path.name}): name another folder, or remove this one."
+    )

@@ -1,0 +1,25 @@
+"""Paths for libraries that look for files by patterns."""
+
+import fnmatch
+from collections.abc import Iterator
+
+from etils.epath import gpath, register
+
+
+@register.register_path_cls
+class LiteralPath(gpath.PosixGPath):
+    """A path whose own characters are never taken for a pattern.
+
+    `glob` of epath's own paths takes the folder's name for a part of the pattern, so that a folder
+    with a bracket in its name seems to be empty; libraries that are given one do as well.
+    """
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """What lies in this folder by a pattern, each part of it as of `fnmatch`."""
+        first, _, rest = pattern.partition("/")
+        for path in self.iterdir():
+            if fnmatch.fnmatchcase(path.name, first):
+                if not rest:
+                    yield path
+                elif path.is_dir():
+                    yield from path.glob(rest)
