@@ -28,7 +28,7 @@ from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
-from diffusionrl_jax.rewards.scorers import load_scorer
+from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 from diffusionrl_jax.sampling import Sampler
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
@@ -112,7 +112,7 @@ class Evaluator:
                     )
                     loaded[key] = reward, jax.jit(score, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
-                inputs = reward.prepare(self.prompts[name])
+                inputs = prepare(reward, self.prompts[name])
                 self._scorers[name][scorer] = reward, score, params, inputs
 
     def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.named import without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 
@@ -27,7 +28,8 @@ def score(reward: Reward, params: Mapping, images: jax.Array, inputs: Mapping) -
     Raises:
       ValueError: the reward gives something else than one number an image.
     """
-    scores = jnp.asarray(reward(params, images, inputs))
+    with without_exit(f"The reward {type(reward).__name__}"):
+        scores = jnp.asarray(reward(params, images, inputs))
     if scores.shape != images.shape[:1]:
         raise ValueError(
             f"The reward {type(reward).__name__} gave scores of shape {scores.shape} for "
