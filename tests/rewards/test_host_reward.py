@@ -319,6 +319,10 @@ def serve_bytes():
                 connection.recv(2**16)
                 for piece in pieces():
                     connection.sendall(piece)
+                # Closed with a request unread, it would take the answer back.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass
 
         def accept():
             with contextlib.suppress(OSError):
