@@ -26,9 +26,9 @@ from diffusionrl_jax.experiment import Policy, make_prompts, split_frozen
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
-from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
-from diffusionrl_jax.rewards.scorers import load_scorer
+from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 from diffusionrl_jax.sampling import Sampler
 
 SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
@@ -107,12 +107,12 @@ class Evaluator:
                 if key not in loaded:
                     reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
                     params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
-                    score = lambda params, images, inputs, reward=reward: reward(
-                        gather_parameters(params, mesh), images, inputs
+                    score = lambda params, images, inputs, reward=reward: scoring.score(
+                        reward, gather_parameters(params, mesh), images, inputs
                     )
                     loaded[key] = reward, jax.jit(score, out_shardings=replicated(mesh)), params
                 reward, score, params = loaded[key]
-                inputs = reward.prepare(self.prompts[name])
+                inputs = prepare(reward, self.prompts[name])
                 self._scorers[name][scorer] = reward, score, params, inputs
 
     def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:

@@ -44,6 +44,7 @@ from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import (
     is_on_host,
     load_scorer,
+    prepare,
 )
 
 EMOJI = "emoji:"
@@ -182,7 +183,7 @@ class Experiment:
             for name, source in zip(self.task_names, self.sources, strict=True)
         ]
         rewards = zip(self.algorithm.rewards, texts, strict=True)
-        inputs = tuple(reward.prepare(prompts_of_task) for reward, prompts_of_task in rewards)
+        inputs = tuple(prepare(reward, prompts_of_task) for reward, prompts_of_task in rewards)
         ids = np.stack([self.policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
         places = ()
         if any(numbers is not None for numbers in self.prompt_places):

@@ -245,6 +245,13 @@ def test_given_pictures_are_scored(evaluator, policy):
     assert len(set(scores["pairs"]["size"])) == 1
 
 
+def test_pictures_that_are_not_finite_have_no_score(evaluator):
+    pictures = np.full((8, 32, 32, 3), 0.5, np.float32)
+    pictures[3, 0, 0, 0] = np.nan
+    scores = evaluator._score("pairs", slice(0, 8), pictures)["size"]
+    np.testing.assert_array_equal(np.isnan(scores), np.arange(8) == 3)
+
+
 def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
     text = comparing.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
     assert (tmp_path / "results.md").read_text() == text

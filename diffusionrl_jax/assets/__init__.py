@@ -1,6 +1,7 @@
 """The embedded emoji world's weights, the paper's word lists, and how a config names them."""
 
 import importlib.resources
+import pathlib
 
 from etils import epath
 
@@ -18,13 +19,16 @@ def resolve(path: str) -> epath.Path:
       The path.
 
     Raises:
-      FileNotFoundError: if an `asset:` path names nothing that is shipped.
+      FileNotFoundError: if an `asset:` path names nothing that is shipped, as one that leaves this
+        package does.
     """
     if not path.startswith(PREFIX):
         return epath.Path(path)
     root = epath.Path(importlib.resources.files(__name__))
     resolved = root / path.removeprefix(PREFIX)
-    if not resolved.exists():
+    # Neither `..` nor an absolute path nor a link leads elsewhere. (epath follows no links.)
+    is_inside = pathlib.Path(root).resolve() in pathlib.Path(resolved).resolve().parents
+    if not (is_inside and resolved.exists()):
         shipped = sorted(
             f"{PREFIX}{folder}/{entry.name}"
             for folder in ("emoji", "words")

@@ -1,6 +1,7 @@
 """Pictures with their texts, by random access: cropped, resized, and nothing kept in memory."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,38 @@ from PIL import Image, ImageOps
 
 from diffusionrl_jax.data import records
 from diffusionrl_jax.data.sources import decode_text, parse
+
+# Of these Pillow's decoders read pixels and no more: it knows others that start programs (EPS), or
+# that hardly anybody else has tried to break.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
+# 8192 x 8192: a file of some kilobytes may say that it has more, and each takes bytes to decode.
+MOST_PIXELS = 2**26
+
+
+def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
+    """Decodes a picture's file that nobody vouches for.
+
+    Args:
+      file: of one of `FORMATS`, with `MOST_PIXELS` at most. Of several frames the first is taken.
+      height, width: of the result; see `fit`.
+
+    Returns:
+      uint8 [height, width, 3].
+
+    Raises:
+      ValueError: it is none of these, is broken, or has more pixels; found before they are decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+            if math.prod(image.size) <= MOST_PIXELS:
+                return fit(image, height, width)
+            size = "{} x {}".format(*image.size)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"it is no file of {', '.join(FORMATS)}") from None
+    # Pillow has a larger limit, and each decoder errors of its own: AVIF's is a RuntimeError.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    raise ValueError(f"it has {size} pixels, more than {MOST_PIXELS:,}")
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -55,9 +88,8 @@ class RecordPictures(Sequence):
         record = self._records[index]
         place = f"{self._records.source}, record {index} (the first is 0)"
         try:
-            with Image.open(io.BytesIO(record[self._image])) as image:
-                picture = fit(image, *self._size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            picture = read_picture(record[self._image], *self._size)
+        except ValueError as error:
             raise ValueError(
                 f"{place}: {self._image!r} is not a picture ({error}): leave the record out, or"
                 " name another feature with image=."

@@ -3,15 +3,19 @@
 Read by random access, a feature at a time, and without TensorFlow.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from etils import epath
+from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8, matching
 from diffusionrl_jax.data.sources import Source
@@ -20,6 +24,7 @@ KINDS = ("tfds", "array_record")
 END_BYTES = 2**20
 # What the reader takes from the end of a file's name.
 RANGE = re.compile(r"\[\d+:\d+\]$")
+_FINDING = threading.Lock()
 OPTIONS = {"tfds": ("tfds_split", "data_dir"), "array_record": ()}
 
 
@@ -94,7 +99,8 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
 
     Raises:
       FileNotFoundError: there is no such dataset, split or folder.
-      ValueError: a feature is not there, the dataset has another file format, or is in a bucket.
+      ValueError: a feature is not there or of a foreign type, the dataset is broken, has another
+        file format, or is in a bucket.
     """
     for folder in (source.name, source.options.get("data_dir", "")):
         _refuse_bucket(source, folder)
@@ -173,29 +179,70 @@ def _ends(path: epath.Path) -> str:
 
 
 def _open_builder(source: Source):
+    """A prepared dataset, from its files alone: none of its own code is run."""
     folder = as_path(source.name, "tfds:")
-    if (folder / "features.json").exists():
-        return tfds.builder_from_directory(folder)
-    options = {}
-    if "data_dir" in source.options:
-        data_dir = as_path(source.options["data_dir"], "data_dir")
+    data_dir = source.options.get("data_dir")
+    if data_dir is not None:
+        data_dir = as_path(data_dir, "data_dir")
         if "[" in os.fspath(data_dir):
             raise ValueError(
                 f"{source.text!r}: tensorflow-datasets finds nothing in a data_dir with a [: name"
                 f" the dataset's folder with its features.json, below {data_dir}, instead."
             )
-        options["data_dir"] = data_dir
     try:
-        builder = tfds.builder(source.name, try_gcs=False, **options)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{source.text!r}: tensorflow-datasets finds no {source.name!r}"
-            f" ({str(error).splitlines()[0]}): name a prepared dataset and its data_dir, or the"
-            " folder with its features.json."
+        with _own_features_only():
+            if (folder / "features.json").exists():
+                return tfds.builder_from_directory(folder)
+            # Not tfds.builder: it runs the dataset's code, of some names fetched from the network.
+            return builder_from_files(source.name, data_dir=data_dir)
+    except _ForeignFeatureError as error:
+        raise ValueError(
+            f"{source.text!r}: a feature's type is {error}, which is not tensorflow-datasets' own;"
+            " it would have to be imported, and no code is run for data: prepare it with features"
+            " of tfds.features."
         ) from None
-    if not builder.is_prepared():
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{source.text!r} is not prepared in {builder.data_dir}: prepare it once with"
-            f' tfds.builder("{source.name}", file_format="array_record").download_and_prepare().'
-        )
-    return builder
+            f"{source.text!r}: tensorflow-datasets finds no {source.name!r} that is prepared"
+            f" ({_first_line(error)}): name its data_dir, or the folder with its features.json;"
+            f' or prepare it once with tfds.builder("{source.name}",'
+            ' file_format="array_record").download_and_prepare().'
+        ) from None
+    except Exception as error:  # The parsers raise whatever the broken file makes them.
+        raise ValueError(
+            f"{source.text!r}: tensorflow-datasets cannot open it ({_first_line(error)}): mend the"
+            " name, or copy its features.json and dataset_info.json anew."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _ForeignFeatureError(Exception):
+    """A type of feature whose code does not lie in tensorflow-datasets."""
+
+
+@contextlib.contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Has tensorflow-datasets refuse the types of features that it would import by their name.
+
+    Raises:
+      _ForeignFeatureError: there is one, at whatever depth.
+    """
+    connector = tfds.features.FeatureConnector
+    own = f"{tfds.features.__name__}."
+
+    def find(name: str) -> type[tfds.features.FeatureConnector]:
+        module, _, _ = name.rpartition(".")
+        if not (module.startswith(own) and module in sys.modules):
+            raise _ForeignFeatureError(repr(name))
+        return original.__get__(None, connector)(name)
+
+    with _FINDING:
+        original = vars(connector)["cls_from_name"]
+        connector.cls_from_name = staticmethod(find)
+        try:
+            yield
+        finally:
+            connector.cls_from_name = original

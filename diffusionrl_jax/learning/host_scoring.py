@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.distributed.processes import gather
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.background import in_background
 from diffusionrl_jax.rewards.host_reward import (
     HostReward,
     Questions,
     ScorerError,
     host_rewards,
-    in_background,
 )
 
 
@@ -55,16 +55,16 @@ class PendingScores:
             for field, answer in answers.items():
                 column = np.full(self.batch, np.nan, np.float32)
                 if (error := answer.exception()) is not None:
-                    failure = failure or _as_scorer_error(scorers[field].scorer, error)
+                    failure = failure or _as_scorer_error(scorers[field].shown, error)
                 else:
                     rows, scores = answer.result()
                     column[rows] = scores
                 scored &= np.isfinite(column)
                 columns.append(column)
-                names.append(scorers[field].scorer)
+                names.append(scorers[field].shown)
                 any_scored.append(np.isfinite(column).any())
             if len(answers) > 1:
-                names.append(" and ".join(scorer.scorer for scorer in scorers.values()))
+                names.append(" and ".join(scorer.shown for scorer in scorers.values()))
                 any_scored.append(scored.any())
         if not columns:
             return tuple({} for _ in self.answers)

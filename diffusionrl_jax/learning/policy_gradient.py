@@ -43,6 +43,7 @@ from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text, text_from_arrays
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.scoring import score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -193,7 +194,7 @@ class PolicyGradient:
           reward_inputs: one tree per task.
 
         Returns:
-          float32 [T, B].
+          float32 [T, B]; NaN where a picture is not finite, see `rewards.scoring.score`.
         """
         scores = [
             self.score_task(task, params, images[task], reward_inputs[task])
@@ -207,7 +208,7 @@ class PolicyGradient:
         """One task's reward [B] on images [B, height, width, 3]; arguments as in `score`."""
         params = gather_parameters(params, self.mesh)
         return microbatch.map_microbatches(
-            lambda part: self.rewards[task](params, *part),
+            lambda part: score(self.rewards[task], params, *part),
             (images, inputs),
             self._microbatches(len(images), self.hyperparameters.score_microbatch),
             self.mesh,

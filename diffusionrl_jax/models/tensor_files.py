@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ def _missing(files: Sequence[epath.Path]) -> str:
     """What to do about weights' files that do not exist."""
     pickled = {file: _pickled(file) for file in files}
     commands = [
-        " ".join([CONVERSION, *(f"'{name}'" for name in [*sources, file])])
+        " ".join([CONVERSION, *(shlex.quote(str(name)) for name in [*sources, file])])
         for file, sources in pickled.items()
         if sources
     ]

@@ -27,7 +27,7 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-from diffusionrl_jax.data.stored_tensors import StoredTensor
+from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
 from diffusionrl_jax.models.tensor_files import read_header, some
 
 Parameters = Mapping[str, Any]
@@ -35,7 +35,6 @@ Path = tuple[str, ...]
 Rename = Callable[[str], str]
 Tensor = np.ndarray | StoredTensor
 
-FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # Buffers that older checkpoints store beside the weights; Flax computes them.
 BUFFERS = (r"(^|\.)position_ids$",)
 
@@ -54,12 +53,13 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
-      ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
+      ValueError: the file is truncated or corrupt, holds a dtype that is not supported, or a number
+        that is not finite, or not in float32.
     """
     state = {name: np.asarray(tensor) for name, tensor in read_header(path).items()}
     if upcast:
         state = {
-            name: tensor.astype(np.float32, copy=False) if _is_floating(tensor) else tensor
+            name: _cast(tensor, np.float32, name, path) if _is_floating(tensor) else tensor
             for name, tensor in state.items()
         }
     return state
@@ -251,20 +251,32 @@ def to_flax(
       (views where only the layout differs).
 
     Raises:
-      ValueError: as `match`, before anything is read.
+      ValueError: as `match`, before anything is read; or a number is not finite, or not in the
+        parameter's dtype.
     """
     matched = match(state, template, rename=rename, ignore=ignore, source=source)
+    _, names = _named(template, rename)
     leaves = traverse_util.flatten_dict(template)
     places = None if shardings is None else traverse_util.flatten_dict(shardings)
     params = {}
     for path, tensor in matched.items():
-        leaf = leaves[path]
-        value = _to_flax_layout(np.asarray(tensor), path[-1], len(leaf.shape))
-        value = value.astype(leaf.dtype, copy=False)
+        leaf, value = leaves[path], np.asarray(tensor)
+        if not isinstance(tensor, StoredTensor):  # These were looked at when they were read.
+            check_finite(value, names[path], source)
+        value = _cast(value, leaf.dtype, names[path], source)
+        value = _to_flax_layout(value, path[-1], len(leaf.shape))
         if places is not None:
             value = _place(value, places[path])
         params[path] = value
     return traverse_util.unflatten_dict(params)
+
+
+def _cast(tensor: np.ndarray, dtype: Any, name: str, source: Any) -> np.ndarray:
+    """A finite tensor in another dtype; refused if it is not finite there."""
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype, copy=False)
+    is_narrower = cast.dtype.itemsize < tensor.dtype.itemsize
+    return check_finite(cast, name, source) if is_narrower else cast
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

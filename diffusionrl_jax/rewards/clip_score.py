@@ -5,7 +5,7 @@ Hessel et al., arXiv 2104.08718, without their factor and clamp: the cosine itse
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,13 @@ class ClipScore:
       model: CLIP's two towers.
       tokenizer: CLIP's.
       group_size: pictures of each prompt, contiguous; the prompt is then embedded once for them.
+      compares_pictures: each is scored by itself, although the reward has a `group_size`.
     """
 
     model: clip.Clip
     tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     group_size: int = 1
+    compares_pictures: ClassVar[bool] = False
 
     @classmethod
     def load(

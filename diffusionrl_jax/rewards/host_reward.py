@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import threading
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.rewards import http_scorer
+from diffusionrl_jax.rewards.background import in_background
 from diffusionrl_jax.rewards.http_scorer import ScorerError
 from diffusionrl_jax.rewards.named import resolve
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
@@ -51,12 +51,12 @@ class HostReward:
         "http://..." or "https://...", a server.
       images_per_call: at most, of a function or a request; 0 is all that this process has.
       concurrent_requests: at most.
-      timeout: seconds, of a function's call or a request.
+      timeout: seconds, of a function's call, or of a request to the last byte of its answer.
       retries: of a request; a function is called once.
       image_format: in a request, "png" or "raw".
 
     Raises:
-      ValueError: a number or a format that can't be.
+      ValueError: a number or a format that can't be, or an address with a password.
     """
 
     scorer: str
@@ -67,18 +67,24 @@ class HostReward:
     image_format: str = "png"
 
     def __post_init__(self):
+        http_scorer.check_address(self.scorer)
         lowest = {"images_per_call": 0, "concurrent_requests": 1, "timeout": 1e-3, "retries": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(
-                    f"host_reward {self.scorer}: {name}={getattr(self, name)} must be at least "
+                    f"host_reward {self.shown}: {name}={getattr(self, name)} must be at least "
                     f"{least}."
                 )
         if self.image_format not in http_scorer.FORMATS:
             raise ValueError(
-                f"host_reward {self.scorer}: image_format={self.image_format!r} must be one of "
+                f"host_reward {self.shown}: image_format={self.image_format!r} must be one of "
                 f"{http_scorer.FORMATS}."
             )
+
+    @property
+    def shown(self) -> str:
+        """What messages call the scorer: see `http_scorer.shown`."""
+        return http_scorer.shown(self.scorer)
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["HostReward", dict]:
@@ -89,7 +95,7 @@ class HostReward:
         Raises:
           ValueError: the function can't be imported, or the server does not answer.
         """
-        if _is_url(path):
+        if http_scorer.is_address(path):
             reward = cls(path, **{"images_per_call": IMAGES_PER_REQUEST, **options})
             http_scorer.check_answers(path, reward.timeout, reward.retries)
         else:
@@ -122,13 +128,13 @@ class HostReward:
         """
         size = self.images_per_call or len(images)
         parts = [range(n, min(n + size, len(images))) for n in range(0, len(images), size)]
-        ask = self._request if _is_url(self.scorer) else self._call
+        ask = self._request if http_scorer.is_address(self.scorer) else self._call
         limit = threading.BoundedSemaphore(self.concurrent_requests)
 
         def one(rows):
             with limit:
                 scores = ask(images[rows.start : rows.stop], questions.take(rows))
-            return check_scores(self.scorer, scores, len(rows))
+            return check_scores(self.shown, scores, len(rows))
 
         answers = [in_background(one, rows) for rows in parts]
         return np.concatenate([answer.result() for answer in answers])
@@ -147,8 +153,12 @@ class HostReward:
     def _call(self, images: np.ndarray, questions: Questions) -> Any:
         function, lock = _function(self.scorer)
         with lock:
+            # Of its own: what it writes there changes nobody else's, however late.
             answer = in_background(
-                function, images, list(questions.prompts), list(questions.metadata)
+                function,
+                images.copy(),
+                list(questions.prompts),
+                list(map(dict, questions.metadata)),
             )
             try:
                 return answer.result(self.timeout)
@@ -156,17 +166,13 @@ class HostReward:
                 if answer.done():  # The function's own error.
                     raise self._failed(error) from error
                 raise ScorerError(
-                    f"The scorer {self.scorer} has not returned within {self.timeout:g} seconds."
+                    f"The scorer {self.shown} has not returned within {self.timeout:g} seconds."
                 ) from None
             except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
                 raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ScorerError:
-        return ScorerError(f"The scorer {self.scorer} raised {type(error).__name__}: {error}.")
-
-
-def _is_url(scorer: str) -> bool:
-    return urllib.parse.urlsplit(scorer).scheme in ("http", "https") and "//" in scorer
+        return ScorerError(f"The scorer {self.shown} raised {type(error).__name__}: {error}.")
 
 
 @functools.cache
@@ -217,17 +223,3 @@ def host_rewards(reward: Any) -> dict[str, HostReward]:
             for field, host in host_rewards(part).items()
         }
     return {}
-
-
-def in_background(function: Callable, *arguments) -> concurrent.futures.Future:
-    """Calls a function in a thread of its own, which does not keep the program from ending."""
-    future = concurrent.futures.Future()
-
-    def run():
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

@@ -5,10 +5,12 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import ml_collections
+import numpy as np
 
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.rewards import REWARDS, Reward
-from diffusionrl_jax.rewards.named import resolve
+from diffusionrl_jax.rewards.http_scorer import check_address
+from diffusionrl_jax.rewards.named import named_errors, resolve, without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"
@@ -35,7 +37,8 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
       group_size: images of each prompt; handed to rewards that look at groups.
 
     Raises:
-      ValueError: if the name or an option is unknown.
+      ValueError: if the name or an option is unknown; or one of your own cannot be loaded, whatever
+        it raises.
     """
     if scorer.reward == WEIGHTED_SUM:
         parts = {
@@ -51,7 +54,21 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
         raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
     if "group_size" in fields:
         options["group_size"] = group_size
-    return kind.load(scorer.path, **options)
+    if ":" not in scorer.reward:
+        return kind.load(scorer.path, **options)
+    with named_errors(f"{scorer.reward} cannot be loaded", "mend its load"):
+        reward, params = kind.load(scorer.path, **options)
+    return reward, params
+
+
+def prepare(reward: Reward, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """As `Reward.prepare`, of a reward that may be anybody's.
+
+    Raises:
+      ValueError: it calls sys.exit, which would end the run as if all were well.
+    """
+    with without_exit(f"{type(reward).__name__}.prepare"):
+        return reward.prepare(prompts)
 
 
 def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
@@ -68,7 +85,8 @@ def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
     prompts = iter(prompts)
     while checks and (chunk := list(itertools.islice(prompts, PROMPTS_PER_CHECK))):
         for check in checks:
-            check(chunk)
+            with without_exit(check.__qualname__):
+                check(chunk)
 
 
 def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
@@ -91,7 +109,13 @@ def check_scorer(scorer: ml_collections.ConfigDict) -> None:
 
 
 def is_on_host(scorer: ml_collections.ConfigDict) -> bool:
-    """Whether it, or a part of it, is a `host_reward`."""
+    """Whether it, or a part of it, is a `host_reward`.
+
+    Raises:
+      ValueError: its address has a password, which is refused before anything shows the config.
+    """
     if scorer.reward == WEIGHTED_SUM:
         return any(map(is_on_host, scorer.options.scorers.values()))
+    if scorer.reward == HOST_REWARD:
+        check_address(scorer.path)
     return scorer.reward == HOST_REWARD

@@ -1,6 +1,8 @@
 """The shipped emoji world opens in PyTorch, draws the same pictures there, and is good enough."""
 
+import importlib.resources
 import pathlib
+import re
 
 import diffusers
 import jax
@@ -85,9 +87,23 @@ def test_assets_are_small():
     assert sum(sizes) < 15e6
 
 
-def test_unknown_asset_is_named():
-    with pytest.raises(FileNotFoundError, match="asset:emoji/nothing"):
-        assets.resolve("asset:emoji/nothing")
+@pytest.mark.parametrize(
+    "path", ["emoji/nothing", "", ".", "../assets", "../../setup.cfg", "emoji/../..", "/etc/passwd"]
+)
+def test_what_is_not_shipped_is_named(path):
+    with pytest.raises(FileNotFoundError, match=f"'asset:{re.escape(path)}' is not shipped"):
+        assets.resolve(f"asset:{path}")
+
+
+def test_no_link_leads_out_of_the_package(monkeypatch, tmp_path):
+    package, outside = tmp_path / "package", tmp_path / "outside"
+    for folder in (package / "emoji", package / "words", outside):
+        folder.mkdir(parents=True)
+    (package / "link").symlink_to(outside)
+    monkeypatch.setattr(importlib.resources, "files", lambda name: package)
+    assert assets.resolve("asset:emoji").exists()
+    with pytest.raises(FileNotFoundError, match="'asset:link' is not shipped"):
+        assets.resolve("asset:link")
 
 
 def test_vocabulary_has_what_is_held_out():

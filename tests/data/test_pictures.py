@@ -1,10 +1,13 @@
 import io
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diffusionrl_jax.data import pictures
 
@@ -94,6 +97,77 @@ def test_broken_pictures_are_named(folder):
     source = pictures.open_pictures(f"array_record:{folder}?text=alt", 8, 8)
     with pytest.raises(ValueError, match="record 0 .*feature 'alt' is NoneType"):
         source[0]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "avif", "gif", "bmp"])
+def test_the_formats_that_are_read(kind):
+    """Exact but for the colours of JPEG and AVIF, of a picture without edges there."""
+    is_exact = kind not in ("jpeg", "avif")
+    image = stripes(24, 16) if is_exact else Image.new("RGB", (24, 16), (10, 200, 90))
+    picture = pictures.read_picture(encoded(image, kind, lossless=True), 16, 24)
+    np.testing.assert_allclose(picture, np.asarray(image), atol=0 if is_exact else 3)
+
+
+@pytest.mark.parametrize("kind", ["eps", "pdf", "tiff", "ppm", "tga", "ico", "jpeg2000"])
+def test_other_formats_are_not_opened(kind, monkeypatch):
+    """EPS would start Ghostscript, where it is installed."""
+
+    def run(*arguments, **options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "check_call", run)
+    with pytest.raises(ValueError, match="it is no file of PNG, JPEG, WEBP"):
+        pictures.read_picture(encoded(stripes(24, 16), kind), 16, 24)
+
+
+def claims(width, height):
+    """A PNG of some bytes whose header says that it is larger."""
+    whole = encoded(stripes(3, 3))
+    header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
+
+# The second is what Pillow warns of, the third what it refuses itself.
+@pytest.mark.parametrize(("width", "height"), [(8193, 8192), (10_000, 10_000), (14_000, 14_000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pictures_that_are_too_large_are_not_decoded(folder, width, height, monkeypatch):
+    def load(self):
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    write(folder / "b.array_record", [(claims(width, height), "bomb")])
+    source = pictures.open_pictures(f"array_record:{folder}", 8, 8)
+    with pytest.raises(ValueError, match="record 3 .*'image' is not a picture .*pixels.*leave"):
+        source[3]
+
+
+def test_whatever_a_decoder_raises_names_the_record(folder):
+    """What Pillow makes nothing of, neither do we; a broken AVIF is a RuntimeError there."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+    records = []
+    for kind in ("png", "jpeg", "webp", "avif", "gif", "bmp"):
+        whole = np.frombuffer(encoded(noise, kind), np.uint8)
+        for cut in rng.integers(1, len(whole), 3):
+            records.append((whole[:cut].tobytes(), kind))
+        for _ in range(30):
+            damaged = whole.copy()
+            damaged[rng.integers(20, len(whole), 8)] = rng.integers(0, 256, 8)
+            records.append((damaged.tobytes(), kind))
+    write(folder / "b.array_record", records)
+    source = pictures.open_pictures(f"array_record:{folder}", 8, 8)
+    kinds = set()
+    for index, (broken, _) in enumerate(records, start=3):
+        try:
+            Image.open(io.BytesIO(broken)).convert("RGB")
+        except Exception as error:
+            kinds.add(type(error))
+            message = rf"record {index} \(the first is 0\): 'image' is not a picture \(.+\): leave"
+            with pytest.raises(ValueError, match=message):
+                source[index]
+        else:
+            assert source[index][0].shape == (8, 8, 3)
+    assert {OSError, RuntimeError} <= kinds
 
 
 def test_names_that_cannot_be_read(folder):

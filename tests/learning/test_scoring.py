@@ -1,13 +1,18 @@
-"""Rewards of whole groups, scored in microbatches, against each group scored by itself."""
+"""Rewards of whole groups in microbatches, and pictures that are none."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
-from diffusionrl_jax.rewards import REWARDS
+from diffusionrl_jax.learning.advantages import reward_metrics
+from diffusionrl_jax.learning.summary import check_finite
+from diffusionrl_jax.rewards import REWARDS, scoring
+from diffusionrl_jax.rewards.colorimetry import ColourParity
+from diffusionrl_jax.rewards.jpeg_size import JpegSize
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 GROUP, BATCH = 4, 32
@@ -55,3 +60,76 @@ def test_microbatches_keep_groups_together(build, scored):
         score = jax.jit(lambda *arguments, algorithm=algorithm: algorithm.score_task(0, *arguments))
         scores = score(jax.device_put(params, replicated(mesh)), *placed)
         np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+BROKEN = {1: np.nan, 5: np.inf, 6: -np.inf}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blind:
+    """Says the same of whatever it sees."""
+
+    group_size: int = GROUP
+
+    def __call__(self, params, images, inputs):
+        return jnp.full(len(images), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lonely(Blind):
+    compares_pictures = False
+
+
+SINGLE = np.isin(np.arange(16), list(BROKEN))
+BY_GROUP = np.isin(np.arange(16) // GROUP, [index // GROUP for index in BROKEN])
+
+
+@pytest.mark.parametrize(
+    ("reward", "lost"),
+    [
+        (JpegSize(), SINGLE),
+        (Lonely(), SINGLE),
+        (WeightedSum({"a": Lonely(), "b": Lonely()}, {"a": 1.0, "b": 2.0}), SINGLE),
+        (Blind(), BY_GROUP),
+        (ColourParity(group_size=GROUP), BY_GROUP),
+        (WeightedSum({"a": Lonely(), "b": Blind()}, {"a": 1.0, "b": 2.0}), BY_GROUP),
+    ],
+    ids=["jpeg_size", "alone", "sum", "group", "colour_parity", "sum_with_group"],
+)
+def test_pictures_that_are_not_finite_have_no_score(reward, lost):
+    """The others' scores are those of the reward by itself, to the bit."""
+    params = {"a": {}, "b": {}} if isinstance(reward, WeightedSum) else {}
+    images = np.random.default_rng(0).random((16, 16, 16, 3), np.float32)
+    score = jax.jit(lambda images: scoring.score(reward, params, images, {}))
+    expected = jax.jit(lambda images: reward(params, images, {}))(images)
+    np.testing.assert_array_equal(score(images), expected)
+    for index, number in BROKEN.items():
+        images[index, 7, 3, index % 3] = number
+    np.testing.assert_array_equal(score(images), np.where(lost, np.nan, expected))
+
+
+def test_a_reward_that_is_no_number_an_image_is_named():
+    @dataclasses.dataclass(frozen=True)
+    class Column:
+        def __call__(self, params, images, inputs):
+            return images.mean((1, 2))[:, :1]
+
+    with pytest.raises(ValueError, match=r"The reward Column gave scores of shape \(8, 1\) for 8"):
+        scoring.score(Column(), {}, jnp.ones((8, 4, 4, 3)), {})
+
+
+def test_a_decoder_that_gives_nan_stops_the_run(build):
+    setup = build(tasks=1, devices=2)
+    algorithm = dataclasses.replace(setup.algorithm, rewards=(Lonely(),))
+    bias = setup.frozen.vae["decoder"]["conv_out"]["bias"]
+    conv_out = setup.frozen.vae["decoder"]["conv_out"] | {"bias": bias.at[0].set(jnp.nan)}
+    decoder = setup.frozen.vae["decoder"] | {"conv_out": conv_out}
+    frozen = setup.frozen.replace(vae=setup.frozen.vae | {"decoder": decoder}, rewards=({},))
+    images = jax.jit(algorithm.decode)(frozen, jnp.ones((8, *algorithm.model.latent_shape)))
+    advantages = algorithm.advantages(
+        algorithm.score(frozen, images[None], ({},)), setup.batch, setup.state().past_rewards
+    )
+    metrics = reward_metrics(advantages)
+    np.testing.assert_array_equal(metrics["invalid_rewards"], [8])
+    with pytest.raises(FloatingPointError, match="All 8 rewards of task 'size' are NaN"):
+        check_finite({}, metrics, ["size"], 8)

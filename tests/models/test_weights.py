@@ -1,11 +1,13 @@
 """The mapping between PyTorch's and Flax's names and layouts, and its errors."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusionrl_jax.data import stored_tensors
 from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.models.networks import RENAMES
 
@@ -100,6 +102,56 @@ def test_missing_extra_and_misshapen(params):
     wrong = {**state, "layers.0.fc1.weight": array(6, 5)}
     with pytest.raises(ValueError, match=r"'layers.0.fc1.weight' in a.* \(6, 5\).* \(6, 4\)"):
         weights.to_flax(wrong, params, source="a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_what_is_not_finite_is_found(dtype, place, monkeypatch):
+    """As NumPy has it, whatever the bits and the block."""
+    monkeypatch.setattr(stored_tensors, "BLOCK", 5)
+    rng = np.random.default_rng(0)
+    for number in (np.nan, -np.nan, np.inf, -np.inf, np.finfo(np.float16).max, -0.0, 1e-7):
+        tensor = (1e4 * rng.standard_normal((6, 4))).astype(dtype)
+        tensor.reshape(-1)[place] = number
+        expected = bool(np.isfinite(tensor.astype(np.float64)).all())
+        assert stored_tensors.is_finite(tensor) is stored_tensors.is_finite(tensor.T) is expected
+    largest = np.full(3, ml_dtypes.finfo(dtype).max, dtype)
+    assert stored_tensors.is_finite(largest) and stored_tensors.is_finite(-largest)
+    payload = np.full(2, -1, f"i{np.dtype(dtype).itemsize}").view(dtype)  # A NaN, all bits set.
+    assert not stored_tensors.is_finite(payload)
+
+
+def test_integers_and_empty_tensors_are_finite():
+    for dtype in (np.int64, np.uint8, np.bool_):
+        assert stored_tensors.is_finite(np.full(3, -1).astype(dtype))
+    assert stored_tensors.is_finite(np.zeros((0, 4), np.float32))
+    assert not stored_tensors.is_finite(np.float32(np.nan).reshape(()))
+
+
+def test_every_reader_refuses_what_is_not_finite(params, tmp_path):
+    state = weights.to_pytorch(params)
+    broken = {**state, "norm.weight": np.float32([1, 2, np.nan, 4, 5])}
+    path = tmp_path / "model.safetensors"
+    weights.write_safetensors(path, broken)
+    words = "Tensor 'norm.weight' in .*{} has numbers that are NaN or infinite"
+    for upcast in (True, False):
+        with pytest.raises(ValueError, match=words.format("model.safetensors")):
+            weights.read_safetensors(path, upcast)
+    with pytest.raises(ValueError, match=words.format("a.safetensors")):
+        weights.to_flax(broken, params, source="a.safetensors")
+    with pytest.raises(ValueError, match=words.format("model.safetensors")):
+        weights.to_flax(tensor_files.read_header(path), params)
+
+
+def test_numbers_that_a_smaller_dtype_cannot_hold(tmp_path):
+    save_file({"a": torch.tensor([1e300, 1.0], dtype=torch.float64)}, tmp_path / "x.safetensors")
+    words = r"Tensor 'a' in .* has numbers that are NaN or infinite \(float32\)"
+    with pytest.raises(ValueError, match=words):
+        weights.read_safetensors(tmp_path / "x.safetensors")
+    kept = weights.read_safetensors(tmp_path / "x.safetensors", upcast=False)
+    np.testing.assert_array_equal(kept["a"], [1e300, 1.0])
+    with pytest.raises(ValueError, match=words):
+        weights.to_flax(kept, {"a": np.zeros(2, np.float32)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

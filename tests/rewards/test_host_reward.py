@@ -1,13 +1,20 @@
 """Scorers outside of the graph, and everything that they may answer."""
 
+import contextlib
+import copy
+import dataclasses
+import gzip
 import http.server
 import importlib.util
 import io
+import itertools
 import pathlib
+import re
 import socket
 import sys
 import threading
 import time
+import zlib
 
 import jax.numpy as jnp
 import msgpack
@@ -18,7 +25,7 @@ from PIL import Image
 
 from configs import common
 from diffusionrl_jax import experiment
-from diffusionrl_jax.rewards import http_scorer
+from diffusionrl_jax.rewards import http_scorer, scorers, scoring
 from diffusionrl_jax.rewards.host_reward import HostReward, Questions, ScorerError, host_rewards
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
@@ -44,6 +51,10 @@ def raising(images, prompts, metadata):
 
 def leaving(images, prompts, metadata):
     sys.exit("out of memory")
+
+
+def leaving_well(images, prompts, metadata):
+    sys.exit(0)
 
 
 def too_few(images, prompts, metadata):
@@ -81,6 +92,17 @@ def list_of_tensors(images, prompts, metadata):
 
 def jax_in_bfloat16(images, prompts, metadata):
     return jnp.arange(5, dtype=jnp.bfloat16)
+
+
+def scribbling(images, prompts, metadata):
+    """Writes into all that it is given."""
+    seen = images.mean((1, 2, 3)) + 1000 * np.array([values["index"] for values in metadata])
+    images[:] = 0
+    prompts.clear()
+    for values in metadata:
+        values.clear()
+    metadata.clear()
+    return seen
 
 
 def some(images, prompts, metadata):
@@ -156,6 +178,18 @@ def load(path, **options):
 def test_a_function(images_per_call):
     reward = load(f"{__name__}:brightness", images_per_call=images_per_call)
     np.testing.assert_array_equal(reward.score(IMAGES, QUESTIONS), EXPECTED)
+
+
+@pytest.mark.parametrize("images_per_call", [0, 2])
+def test_what_a_function_writes_is_seen_by_nobody_else(images_per_call):
+    images, questions = IMAGES.copy(), copy.deepcopy(QUESTIONS)
+    reward = load(f"{__name__}:scribbling", images_per_call=images_per_call)
+    for _ in range(2):
+        np.testing.assert_array_equal(reward.score(images, questions), EXPECTED)
+    np.testing.assert_array_equal(images, IMAGES)
+    assert questions == QUESTIONS
+    other = load(f"{__name__}:brightness")
+    np.testing.assert_array_equal(other.score(images, questions), EXPECTED)
 
 
 @pytest.mark.parametrize("name", ["tensor", "list_of_tensors", "jax_in_bfloat16"])
@@ -257,6 +291,7 @@ def test_servers_that_fail_for_good(serve_answers, answer, message):
         ("sleepy", "has not returned within 0.3 seconds"),
         ("raising", "raised KeyError: 'no such cat'"),
         ("leaving", "raised SystemExit: out of memory"),
+        ("leaving_well", r"raised SystemExit: 0\."),
         ("too_few", r"gave scores of shape \(1,\) for 5 images"),
         ("words", r"gave no list of numbers for 5 images, but \['good'"),
         ("refusing", r"gave no list of numbers for 5 images, but .* \(not in this life\)\."),
@@ -267,6 +302,209 @@ def test_servers_that_fail_for_good(serve_answers, answer, message):
 def test_functions_that_fail(name, message):
     with pytest.raises(ScorerError, match=f"The scorer .*test_host_reward:{name} {message}"):
         load(f"{__name__}:{name}", timeout=0.3).score(IMAGES, QUESTIONS)
+
+
+@pytest.fixture
+def serve_bytes():
+    """A function that starts a server which answers each connection with pieces as they come."""
+    sockets = []
+
+    def start(pieces):
+        listening = socket.create_server(("localhost", 0))
+        sockets.append(listening)
+        connections = []
+
+        def answer(connection):
+            with contextlib.suppress(OSError), connection:
+                connection.recv(2**16)
+                for piece in pieces():
+                    connection.sendall(piece)
+                # Closed with a request unread, it would take the answer back.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    connections.append(connection)
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"http://localhost:{listening.getsockname()[1]}/score", connections
+
+    yield start
+    for listening in sockets:
+        listening.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/msgpack\r\n"
+
+
+def slowly(whole):
+    """A byte each 0.05 seconds: none is too late by itself."""
+    for index in range(len(whole)):
+        yield whole[index : index + 1]
+        time.sleep(0.05)
+
+
+def silently():
+    time.sleep(20)
+    yield b""
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        lambda: slowly(OK + b"X-Slow: " + b"a" * 1000),
+        lambda: itertools.chain([OK + b"\r\n"], slowly(b"a" * 400)),
+        lambda: [OK + b"Content-Length: 400\r\n\r\na"],
+        lambda: slowly(b"HTTP/1.1 200 " + b"O" * 1000),
+        silently,
+    ],
+    ids=["headers", "body", "cut", "status", "nothing"],
+)
+def test_the_whole_answer_has_a_limit_of_time(serve_bytes, pieces):
+    url, connections = serve_bytes(pieces)
+    begun = time.monotonic()
+    with pytest.raises(ScorerError, match="has failed 2 times, last: (no answer|the connection)"):
+        HostReward(url, timeout=0.5, retries=1).score(IMAGES, QUESTIONS)
+    assert time.monotonic() - begun < 3
+    assert len(connections) == 2
+
+
+@pytest.mark.parametrize("pieces", [lambda: slowly(OK), silently], ids=["slow", "silent"])
+def test_a_start_waits_neither_long_nor_in_silence(serve_bytes, pieces, monkeypatch, caplog):
+    monkeypatch.setattr(http_scorer, "LONGEST_START", 1.0)
+    monkeypatch.setattr(http_scorer, "QUIET_START", 0.1)
+    url, _ = serve_bytes(pieces)
+    begun = time.monotonic()
+    message = f"The scorer {url} does not answer .no answer within the timeout.: start it, or mend"
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match=message):
+        load(url)
+    assert time.monotonic() - begun < 3
+    assert f"Waiting for the scorer {url} to answer, for 1 seconds at most." in caplog.text
+
+
+def test_a_start_takes_no_more_than_the_headers(serve_bytes):
+    url, _ = serve_bytes(lambda: itertools.chain([OK + b"\r\n"], slowly(b"a" * 400)))
+    begun = time.monotonic()
+    load(url)
+    assert time.monotonic() - begun < 3
+
+
+def test_the_answer_has_a_limit_of_bytes(serve_bytes):
+    sent = []
+
+    def endless():
+        yield OK + b"\r\n"
+        while True:
+            sent.append(2**16)
+            yield bytes(2**16)
+
+    url, _ = serve_bytes(endless)
+    with pytest.raises(ScorerError, match="answered with more than 1,048,656 bytes"):
+        HostReward(url, retries=0).score(IMAGES, QUESTIONS)
+    assert sum(sent) < 2**26  # What waits in sockets is little.
+
+
+def nested(depth):
+    return b"\x81\xa6scores" + b"\x91" * depth + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        (b"gzip", gzip.compress(bytes(2**26))),
+        (b"deflate", zlib.compress(msgpack.packb({"scores": [1.0] * 5}))),
+        (b"identity", nested(400_000)),
+        (b"identity", b"\x81\xa6scores\xdd\xff\xff\xff\xff"),
+        (b"identity", b"\x81\xa6scores\xc9\xff\xff\xff\xff\x05"),
+        (b"identity", msgpack.packb({1: 2, "scores": [1.0] * 5})),
+    ],
+    ids=["gzip", "deflate", "nested", "claims_an_array", "claims_a_type", "integer_keys"],
+)
+def test_bombs_are_not_unpacked(serve_bytes, encoding, body):
+    url, _ = serve_bytes(lambda: [OK + b"Content-Encoding: " + encoding + b"\r\n\r\n", body])
+    with pytest.raises(ScorerError, match="did not answer with a msgpack map that has 'scores'"):
+        HostReward(url, retries=0).score(IMAGES, QUESTIONS)
+
+
+def test_scores_within_lists_are_none(serve_bytes):
+    url, _ = serve_bytes(lambda: [OK + b"\r\n", nested(400)])
+    with pytest.raises(ScorerError, match="gave no list of numbers") as error:
+        HostReward(url, retries=0).score(IMAGES, QUESTIONS)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirections_are_not_followed(serve_bytes, serve_answers, status):
+    other, requests = serve_answers(scores(1, 2, 3, 4, 5))
+    secret = other.replace("http://", "http://user:secret@")
+    head = f"HTTP/1.1 {status} Elsewhere\r\nLocation: {secret}\r\nContent-Length: 0\r\n\r\n"
+    url, _ = serve_bytes(lambda: [head.encode()])
+    message = f"answered with HTTP status {status} to '{other}', which is not followed"
+    with pytest.raises(ScorerError, match=message):
+        HostReward(url, retries=0).score(IMAGES, QUESTIONS)
+    assert not requests
+
+
+def test_what_a_server_says_is_shown_in_printable_characters(serve_answers):
+    url, _ = serve_answers((500, b"\x1b[2J\x07out\r\nof \xffmemory"))
+    with pytest.raises(ScorerError, match="HTTP status 500:  .2J out  of \ufffdmemory") as error:
+        HostReward(url, retries=0).score(IMAGES, QUESTIONS)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:secret@gpu-host:8000/score",
+        "https://secret@gpu-host",
+        "HTTP://user:sec@secret@gpu-host/score?a=b",
+        "http://user:secret/secret@gpu-host/score",
+    ],
+)
+def test_addresses_with_a_password_are_refused_without_showing_it(address):
+    scorer = common.make_scorer("host_reward", address)
+    for refuse in (
+        lambda: HostReward(address),
+        lambda: experiment.load_scorer(scorer, 1),
+        lambda: scorers.is_on_host(common.make_weighted_sum(a=(scorer, 1.0))),
+    ):
+        with pytest.raises(ValueError, match="gpu-host.* has a user or a password") as error:
+            refuse()
+        assert "secret" not in str(error.value)
+
+
+def test_what_may_be_secret_is_in_no_message(serve_answers):
+    url, _ = serve_answers((404, b"nobody here"))
+    with pytest.raises(ScorerError, match="nobody here") as error:
+        HostReward(f"{url}?token=secret").score(IMAGES, QUESTIONS)
+    assert f"The scorer {url}?... answered" in str(error.value)
+    with pytest.raises(ValueError, match="timeout=-1") as error:
+        HostReward(f"{url}?token=secret", timeout=-1)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://localhost:99999/", "http://a b/", "http://[::1", "http://é..é/x"]
+)
+def test_odd_addresses_are_named(url):
+    with pytest.raises(ValueError, match="The scorer .* does not answer .*: start it, or mend"):
+        load(url, retries=0, timeout=2.0)
+
+
+def test_connections_are_kept(serve, example):
+    """A server that opens one for each request would soon have none left."""
+    server = example.make_server(brightness, 0)
+    accepted, accept = [], server.get_request
+    server.get_request = lambda: accepted.append(accept()) or accepted[-1]
+    reward = HostReward(serve(server), images_per_call=1, concurrent_requests=1)
+    for _ in range(3):
+        np.testing.assert_array_equal(reward.score(IMAGES, QUESTIONS), EXPECTED)
+    assert len(accepted) == 1
 
 
 def test_a_server_that_is_not_there_is_named_at_the_start():
@@ -295,6 +533,100 @@ def test_bad_configs(path, options, message):
     scorer = common.make_scorer("host_reward", path, **options)
     with pytest.raises(ValueError, match=message):
         experiment.load_scorer(scorer, group_size=1)
+
+
+MODULE = """import {helper}
+
+
+def score(images, prompts, metadata):
+    return [0.0] * len(images)
+
+
+class Own:
+    pass
+"""
+HELPER = """
+
+{statement}
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("import sys; sys.exit(0)", r"\(SystemExit: 0\)"),
+        ("raise SystemExit", r"\(SystemExit: \)"),
+        ("raise RuntimeError('no GPU')", r"\(RuntimeError: no GPU\)"),
+        ("1 / 0", r"\(ZeroDivisionError: division by zero\)"),
+        ("class Odd(BaseException): pass\nraise Odd('?')", r"\(Odd: \?\)"),
+        ("import no_such_module_at_all", r"\(ModuleNotFoundError: No module named 'no_such_mod"),
+        ("import json; json.loads('{')", r"\(JSONDecodeError: "),
+        ("def f(:", r"\(SyntaxError: invalid syntax"),
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("kind", ["host_reward", "own"])
+def test_modules_that_break_on_import_are_named(
+    statement, message, kind, tmp_path, monkeypatch, request
+):
+    """With the line of theirs, not of a library or of ours; the status is that of bad input."""
+    name = re.sub(r"\W", "_", request.node.callspec.id)
+    (tmp_path / f"module_{name}.py").write_text(MODULE.format(helper=f"helper_{name}"))
+    (tmp_path / f"helper_{name}.py").write_text(HELPER.format(statement=statement))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = f"module_{name}:score"
+    scorer = common.make_scorer(kind, path) if kind == "host_reward" else common.make_scorer(path)
+    line = 4 if "class Odd" in statement else 3
+    expected = f"'{path}' cannot be imported {message}.*: mend .*helper_{name}.py, line {line}"
+    with pytest.raises(ValueError, match=expected):
+        experiment.load_scorer(scorer, group_size=1)
+
+
+def test_an_interrupt_while_a_module_is_imported_is_the_users(tmp_path, monkeypatch):
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        load("interrupted:score")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaving:
+    """A reward whose every method leaves."""
+
+    @classmethod
+    def load(cls, path):
+        if path == "nothing":
+            return None
+        if path:
+            sys.exit(0)
+        return cls(), {}
+
+    def check(self, prompts):
+        sys.exit(0)
+
+    def prepare(self, prompts):
+        sys.exit(0)
+
+    def __call__(self, params, images, inputs):
+        sys.exit(0)
+
+
+def test_no_reward_ends_a_run_as_if_all_were_well():
+    own = lambda path: experiment.load_scorer(common.make_scorer(f"{__name__}:Leaving", path), 1)
+    with pytest.raises(
+        ValueError, match=r":Leaving cannot be loaded \(SystemExit: 0\): mend .*\.py"
+    ):
+        own("elsewhere")
+    with pytest.raises(ValueError, match=r":Leaving cannot be loaded \(TypeError: .*unpack"):
+        own("nothing")
+    reward, params = own("")
+    for call in (
+        lambda: scorers.check_prompts(reward, ["a cat"]),
+        lambda: scorers.prepare(reward, ["a cat"]),
+        lambda: scoring.score(reward, params, IMAGES, {}),
+    ):
+        with pytest.raises(ValueError, match=r"Leaving.* called sys.exit\(0\): mend .*, line"):
+            call()
 
 
 def test_parts_of_a_sum_are_found():

@@ -51,7 +51,7 @@ class Example:
 @functools.cache
 def _atlas() -> tuple[Image.Image, dict[str, list[int]]]:
     folder = assets.resolve("asset:emoji")
-    with Image.open(folder / "sprites.png") as image:
+    with Image.open(folder / "sprites.png", formats=["PNG"]) as image:
         atlas = image.convert("RGBA")
     return atlas, json.loads((folder / "sprites.json").read_text())
 
