@@ -165,7 +165,8 @@ class Checkpoints:
           FloatingPointError: a number of the state is not finite. Nothing is saved.
           SaveError: the folder cannot be written to, or the save before this one failed.
         """
-        self.wait()
+        if self._saving:
+            self.wait()
         manager = self._manager
         self._move_broken_aside()
         latest = manager.latest_step()

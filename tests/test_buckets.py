@@ -1,6 +1,5 @@
 """A workdir may be in a bucket: what a run writes there is found there again."""
 
-import json
 import os
 
 import fsspec
@@ -12,12 +11,10 @@ from etils import epath
 from etils.epath import backend
 
 from diffusionrl_jax import runs
-from diffusionrl_jax.checkpoints import (
-    Checkpoints,
-    make_writable,
-    write_run_information,
-)
+from diffusionrl_jax.checkpoint_records import read_score
+from diffusionrl_jax.checkpoints import Checkpoints, make_writable
 from diffusionrl_jax.monitoring.metrics import MetricWriter, read_rows
+from diffusionrl_jax.provenance import write_run_information
 from tests.processes import shapes_of
 
 WORKDIR = "gs://bucket/runs/first"
@@ -89,7 +86,7 @@ def test_checkpoints(cloud):
         store.close()
     store = Checkpoints(folder, keep_last=2)
     assert store.steps() == (1, 3, 4)
-    assert json.loads((epath.Path(folder) / "metrics.json").read_text())["4"] == -4
+    assert read_score(epath.Path(folder), 4, "best") == -4
     step, restored = store.restore(shapes_of(state))
     assert step == 4
     np.testing.assert_array_equal(restored["kernel"], state["kernel"] + 4)
