@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -46,18 +47,19 @@ class Sampler:
                 model.encode_text(params["text_encoder"], empty_ids[None]),
                 sampler.guidance_scale,
             )
-            trajectory = rollout(
+            latents, _ = rollout(
                 model,
                 policy.schedule,
                 params["unet"],
                 text,
                 noise_keys(jax.vmap(fold_in)(indices), policy.schedule.steps),
+                jnp.zeros((len(ids), 0), jnp.int32),
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
             )
             return map_microbatches(
                 lambda latents: model.decode(params["vae"], latents),
-                trajectory.latents[:, -1],
+                latents,
                 decodings,
                 policy.mesh,
             )

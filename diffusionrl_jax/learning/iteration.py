@@ -7,7 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 
-from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards.host_reward import Questions
@@ -84,11 +84,11 @@ class Batch:
 @flax.struct.dataclass
 class Samples:
     """Attributes:
-    trajectory: arrays [T, B, ...].
-    images: float32 [T, B, height, width, 3] in [0, 1].
+    steps: arrays [T, B, K, ...], those that are trained on.
+    images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
     text: [T, B, P, tokens, width], what the UNet was conditioned on; of XL a tree [T, B, P, ...].
     """
 
-    trajectory: Trajectory
-    images: jax.Array
+    steps: Steps
+    images: jax.Array | None
     text: Text

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.rollout import (
-    Trajectory,
+    Steps,
     conditions,
     denoise_passes,
     rollout,
@@ -119,8 +119,10 @@ class PolicyGradient:
 
     def draw(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
-    ) -> tuple[Trajectory, Text]:
+    ) -> tuple[jax.Array, Steps, Text]:
         """Draws every task's latents with the current parameters.
+
+        Which steps a sample is trained on is known before it is drawn: no others are kept.
 
         Args:
           params, frozen: those that are trained, and those that are not.
@@ -128,7 +130,7 @@ class PolicyGradient:
           step: int32 scalar, the iteration.
 
         Returns:
-          The trajectory and the text, their first axis B * T.
+          The final latents, the steps that are trained on, and the text; their first axis is B * T.
         """
         numbers = self.hyperparameters
         unet_params = gather_parameters(
@@ -143,23 +145,24 @@ class PolicyGradient:
         empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
-            ids, sources = arguments
+            ids, sources, kept = arguments
             prompts = self.model.encode_text(text_encoder, ids)
             text = conditions(prompts, empty, numbers.guidance_scale)
-            trajectory = rollout(
+            latents, steps = rollout(
                 self.model,
                 self.schedule,
                 unet_params,
                 text,
                 draws.noise_keys(numbers.seed, step, sources),
+                kept,
                 eta=numbers.eta,
                 guidance_scale=numbers.guidance_scale,
             )
-            return trajectory, text
+            return latents, steps, text
 
         return microbatch.map_microbatches(
             chain,
-            (flatten(input_ids), flatten(sources)),
+            (flatten(input_ids), flatten(sources), flatten(trained)),
             self._microbatches(tasks * batch, numbers.sample_microbatch),
             self.mesh,
         )
@@ -179,10 +182,10 @@ class PolicyGradient:
     ) -> Samples:
         """Draws every task's images; arguments as in `draw`."""
         tasks, batch, _ = input_ids.shape
-        trajectory, text = self.draw(params, frozen, input_ids, step)
-        images = self.decode(frozen, trajectory.latents[:, -1])
+        latents, steps, text = self.draw(params, frozen, input_ids, step)
+        images = self.decode(frozen, latents)
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
-        return jax.tree.map(unflatten, Samples(trajectory, images, text))
+        return jax.tree.map(unflatten, Samples(steps, images, text))
 
     def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:
         """Each task's reward on its own images.
@@ -236,7 +239,7 @@ class PolicyGradient:
             parts.append(
                 policy_updates(
                     self.schedule,
-                    samples.trajectory,
+                    samples.steps,
                     advantages.values,
                     trained,
                     self.weights,
