@@ -51,7 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The pretraining loss, Eqs. 8-9. A weight of 0 leaves the step out.
     config.pretraining = ml_collections.ConfigDict()
     config.pretraining.weight = 1.0
-    # emoji, tfds:NAME, array_record:FOLDER, or latents:FOLDER from cache_latents; docs/data.md.
+    # base:8192 are so many that the base model draws of the tasks' prompts, once; else emoji,
+    # tfds:NAME, array_record:FOLDER, or latents:FOLDER from cache_latents; docs/data.md.
     config.pretraining.pictures = ""
     config.pretraining.text_dropout = 0.1
 

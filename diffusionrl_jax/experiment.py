@@ -162,7 +162,7 @@ class Experiment:
     prompt_places: tuple[Mapping[str, int] | None, ...]
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
-        """Opens the pretraining pictures; they are encoded first, which may take long.
+        """Opens the pretraining pictures; they are encoded or drawn first, which may take long.
 
         Args:
           cache_dir: where pictures and their latents are kept.
@@ -171,7 +171,9 @@ class Experiment:
           ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
         """
         policy = self.policy
-        pictures = load_pictures(self.config, policy.model, policy.params, policy.mesh, cache_dir)
+        pictures = load_pictures(
+            self.config, policy.model, policy.params, policy.mesh, cache_dir, self.sources
+        )
         return dataclasses.replace(self, pictures=pictures)
 
     def batch(self, step: int) -> Batch:
