@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.balance_timesteps = False
     config.clip_range = 1e-4
     config.advantage_clip = 10.0
+    # Of the KL to the base model at the steps trained on, beside the policy's loss; 0 is none.
+    config.kl_weight = 0.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6

@@ -237,6 +237,11 @@ class Experiment:
         return make_merge(self.policy.mesh, self.policy.params["unet"], self.algorithm.lora)
 
 
+def needs_base(config: ml_collections.ConfigDict) -> bool:
+    """Whether an iteration takes the base model's UNet: LoRA, or a KL to it."""
+    return make_lora(config) is not None or config_checks.kl_weight(config) > 0
+
+
 def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
     """How many steps of the optimiser an iteration takes."""
     policy_updates = len(config.tasks) * config.timesteps_per_iteration
@@ -309,6 +314,7 @@ def make_algorithm(
             balance_timesteps=config.balance_timesteps,
             clip_range=config.clip_range,
             advantage_clip=config.advantage_clip,
+            kl_weight=config_checks.kl_weight(config),
             pretraining_weight=config.pretraining.weight,
             text_dropout=config.pretraining.text_dropout,
             ema_decay=config.ema_decay,
@@ -357,7 +363,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         vae=policy.params["vae"],
         rewards=place(rewards, frozen_sharding(policy.mesh, rewards, split_frozen(config))),
         empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
-        unet=None if lora is None else policy.params["unet"],
+        unet=policy.params["unet"] if needs_base(config) else None,
     )
     return Experiment(
         config=config,

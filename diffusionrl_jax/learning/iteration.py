@@ -27,6 +27,7 @@ class Hyperparameters:
     balance_timesteps: bool
     clip_range: float
     advantage_clip: float
+    kl_weight: float
     pretraining_weight: float
     text_dropout: float
     ema_decay: float
@@ -49,7 +50,8 @@ class Frozen:
       text_encoder, vae: of the model.
       rewards: one tree per task.
       empty_ids: int32 [tokens], the empty prompt.
-      unet: what LoRA's factors change; None if all of the UNet is trained.
+      unet: the base model's, which LoRA's factors change, and which the policy is kept near; None
+        if all of the UNet is trained, with a `kl_weight` of 0.
     """
 
     text_encoder: Parameters

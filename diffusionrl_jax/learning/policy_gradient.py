@@ -236,15 +236,17 @@ class PolicyGradient:
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
             _, trained = self.trained_steps(step, advantages.values.shape[1])
-            parts.append(
-                policy_updates(
-                    self.schedule,
-                    samples.steps,
-                    advantages.values,
-                    trained,
-                    self.weights,
-                )
+            update = policy_updates(
+                self.schedule,
+                samples.steps,
+                advantages.values,
+                trained,
+                self.weights,
             )
+            if numbers.kl_weight:
+                means = self.reference_means(frozen, update, samples.text)
+                update = update.replace(reference_mean=means)
+            parts.append(update)
         if numbers.pretraining_weight:
             places = jnp.arange(len(batch.pretraining["input_ids"]))
             update, dropped = pretraining_update(
@@ -256,6 +258,8 @@ class PolicyGradient:
                 text_dropout=numbers.text_dropout if numbers.passes == 1 else 0.0,
                 task=len(self.rewards),
             )
+            if numbers.kl_weight:  # All updates have the same fields.
+                update = update.replace(reference_mean=jnp.zeros_like(update.latents))
             parts.append(update)
             text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
             captions = text_from_arrays(batch.pretraining)
@@ -270,6 +274,45 @@ class PolicyGradient:
         updates = jax.tree.map(concatenate, *parts)
         text = jax.tree.map(concatenate, *text)
         return self._shard(updates), self._shard(text), advantages
+
+    def reference_means(self, frozen: Frozen, updates: Updates, text: Text) -> jax.Array:
+        """The means of the base model's steps from the policy's latents, without a gradient.
+
+        They do not change within an iteration, and are computed once, as many samples at a time as
+        an update takes.
+
+        Args:
+          frozen: whose `unet` is the base model's.
+          updates: of the policy.
+          text: arrays [T, B, P, ...].
+
+        Returns:
+          float32 [U, B, channels, height, width].
+        """
+        unet_params = gather_parameters(frozen.unet, self.mesh, self.model.unet.dtype)
+        size = self.hyperparameters.update_microbatch
+        count = self._microbatches(updates.latents.shape[1], size)
+
+        def of_microbatch(part):
+            _, mean, _ = self._step(unet_params, *part)
+            return mean
+
+        def of_update(update):
+            rows = jax.tree.map(lambda rows: rows[update.task], text)
+            part = (update.latents, update.timesteps, update.step_index, rows)
+            return microbatch.map_microbatches(of_microbatch, part, count, self.mesh)
+
+        return jax.lax.map(of_update, updates)
+
+    def _step(self, unet_params, latents, timesteps, step_index, text):
+        """What the UNet says of latents, and the mean and deviation of the step from there."""
+        numbers = self.hyperparameters
+        output = denoise_passes(self.model, unet_params, latents, timesteps, text)
+        guided = policy.guide(output, numbers.guidance_scale)
+        mean, std = policy.step_distribution(
+            self.schedule, guided, latents, step_index, numbers.eta
+        )
+        return output, mean, std
 
     def advantages(self, rewards: jax.Array, batch: Batch, past_rewards: PastRewards) -> Advantages:
         """Every task's advantages by its own rule, [T, B]; arguments as in `prepare`."""
@@ -298,11 +341,9 @@ class PolicyGradient:
           "ratio_error_max".
         """
         numbers = self.hyperparameters
-        unet_params = self.unet_params(params, base)
-        output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
-        guided = policy.guide(output, numbers.guidance_scale)
-        mean, std = policy.step_distribution(
-            self.schedule, guided, update.latents, update.step_index, numbers.eta
+        output, mean, std = self._step(
+            self.unet_params(params, base),
+            *(update.latents, update.timesteps, update.step_index, text),
         )
         log_prob = policy.log_prob(update.target, mean, std)
         # No ratio for pretraining pictures: an overflow there would poison the gradient.
@@ -312,9 +353,15 @@ class PolicyGradient:
             compared /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
         surrogate = losses.clipped_surrogate(compared, update.advantages, numbers.clip_range)
         pretraining = losses.pretraining(output, update.target, numbers.text_dropout)
-        loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
+        of_policy, to_base = surrogate.loss, {}
+        if numbers.kl_weight:
+            reference = jnp.where(update.is_pretraining, mean, update.reference_mean)
+            divergence = policy.kl_divergence(mean, reference, std)
+            of_policy += numbers.kl_weight * divergence
+            to_base = {"kl_to_base": divergence.mean()}
+        loss = jnp.where(update.is_pretraining, pretraining, of_policy).mean()
         ratio_error = jnp.abs(jnp.expm1(log_ratio))
-        return update.weight * loss, {
+        return update.weight * loss, to_base | {
             "loss": loss,
             "ratio": jnp.exp(log_ratio).mean(),
             "ratio_error_mean": ratio_error.mean(),
@@ -339,6 +386,7 @@ class PolicyGradient:
         """
         text = jax.tree.map(lambda rows: rows[update.task], text)
         fields = {field.name: getattr(update, field.name) for field in dataclasses.fields(update)}
+        fields = {name: value for name, value in fields.items() if value is not None}
         shared = {name: value for name, value in fields.items() if not value.ndim}
         per_sample = {name: value for name, value in fields.items() if value.ndim}
         count = self._microbatches(len(update.latents), self.hyperparameters.update_microbatch)

@@ -27,6 +27,7 @@ class Updates:
       weight: float32 [U], of the loss.
       is_pretraining: bool [U].
       task: int32 [U], which row of text.
+      reference_mean: like latents: the mean of the base model's step; None without a KL to it.
     """
 
     latents: jax.Array
@@ -38,6 +39,7 @@ class Updates:
     weight: jax.Array
     is_pretraining: jax.Array
     task: jax.Array
+    reference_mean: jax.Array | None = None
 
 
 def policy_updates(

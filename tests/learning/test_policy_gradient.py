@@ -1,4 +1,4 @@
-"""What is held of a chain, against a reference that holds all of it."""
+"""What is held of a chain, against a reference that holds all of it; the KL to the base."""
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +60,17 @@ def whole_rollout(model, schedule, unet_params, text, keys, kept, *, eta, guidan
     return last, steps
 
 
-def train(config, execution, iterations=3):
-    """(state, metrics of the last iteration) on the host, after some iterations."""
+def train(config, execution, cache_dir=None):
+    """(state, metrics of each iteration) on the host, after three iterations."""
     made = experiment.build(config)
+    if cache_dir:
+        made = made.with_pictures(cache_dir)
     step = make_train_step(made.algorithm, made.abstract_state(), execution, PhaseTimer())
-    state = made.init_state()
-    for iteration in range(iterations):
+    state, history = made.init_state(), []
+    for iteration in range(3):
         state, metrics = step(state, made.frozen, made.batch(iteration))
-    return jax.device_get((state, metrics))
+        history.append(metrics)
+    return jax.device_get((state, history))
 
 
 @pytest.mark.parametrize(
@@ -89,3 +92,46 @@ def test_parameters_are_those_of_a_run_that_keeps_whole_trajectories(
     expected, _ = train(joint(**changes), execution)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert state.step == 3
+
+
+MESH = {"mesh.fsdp": 2, "microbatch.train": 1, "sampler.guidance_scale": 3.0}
+WAYS = {
+    "lora": ("split", LORA),
+    "full, fsdp, microbatches": ("split", MESH),
+    "lora, fused, fsdp": ("fused", LORA | MESH),
+    "full, fused, pretraining": (
+        "fused",
+        {"pretraining.weight": 1.0, "pretraining.pictures": "base:16"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "lora" else pytest.mark.slow) for way in WAYS]
+)
+def test_a_kl_to_the_base_model_keeps_the_policy_near(joint, compilation_cache, way, tmp_path):
+    execution, changes = WAYS[way]
+    changes = changes | {"clip_range": 0.1}
+    found = {}
+    for weight in (1e-12, 10.0):
+        config = joint(**changes, kl_weight=weight)
+        _, history = train(config, execution, str(tmp_path))
+        found[weight] = np.stack([metrics["kl_to_base"][:4] for metrics in history])
+    for divergences in found.values():
+        # Nothing has been learned yet: what is left is rounding.
+        assert 0 <= divergences[0, 0] < 1e-9
+    assert found[1e-12][-1].min() > 1e-6
+    assert found[10.0][-1].max() < found[1e-12][-1].min()
+
+
+def test_without_a_weight_no_reference_is_computed(joint):
+    made = experiment.build(joint())
+    assert made.frozen.unet is None
+    algorithm, batch = made.algorithm, made.batch(0)
+    samples = jax.eval_shape(
+        algorithm.sample, made.policy.params["unet"], made.frozen, batch.input_ids, 0
+    )
+    rewards = jax.ShapeDtypeStruct(batch.input_ids.shape[:2], jnp.float32)
+    arguments = made.frozen, samples, rewards, batch, 0, made.abstract_state().past_rewards
+    updates, *_ = jax.eval_shape(algorithm.prepare, *arguments)
+    assert updates.reference_mean is None
