@@ -73,13 +73,14 @@ def train(config, execution, cache_dir=None):
     return jax.device_get((state, history))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("execution", "changes"),
     [
         ("split", LORA),
-        pytest.param("split", GUIDED, marks=pytest.mark.slow),
-        pytest.param("fused", LORA, marks=pytest.mark.slow),
-        pytest.param("fused", {"timesteps_per_iteration": 4}, marks=pytest.mark.slow),
+        ("split", GUIDED),
+        ("fused", LORA),
+        ("fused", {"timesteps_per_iteration": 4}),
     ],
     ids=str,
 )
@@ -106,9 +107,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way == "lora" else pytest.mark.slow) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_a_kl_to_the_base_model_keeps_the_policy_near(joint, compilation_cache, way, tmp_path):
     execution, changes = WAYS[way]
     changes = changes | {"clip_range": 0.1}
