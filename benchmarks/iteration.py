@@ -145,6 +145,7 @@ class Ours:
                 balance_timesteps=False,
                 clip_range=CLIP_RANGE,
                 advantage_clip=ADVANTAGE_CLIP,
+                kl_weight=0.0,
                 pretraining_weight=0.0,
                 text_dropout=0.0,
                 ema_decay=0.0,

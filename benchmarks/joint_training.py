@@ -3,11 +3,13 @@
     python benchmarks/joint_training.py --output=FOLDER [--seeds=2] [--iterations=N]
         [--variants=joint,fairness]
 
-Trains the joint model, a model for each task alone, and three controls (no pretraining loss, the
-pretraining loss alone, the paper's shared parity reward instead of leave-one-out credit), each from
-the same base with each seed; evaluates all of them on held-out prompts; prints how much of each
-single-task gain the joint model keeps. The last checkpoints are compared, lest the choice of a best
-one favour a task. Started again, it goes on where it was, with more seeds or variants if asked.
+Trains the joint model, a model for each task alone, three controls (no pretraining loss, the
+pretraining loss alone, the paper's shared parity reward instead of leave-one-out credit), and two
+that need no pictures (the pretraining loss on those that the base model draws, the KL to the base
+model in its place), each from the same base with each seed; evaluates all of them on held-out
+prompts; prints how much of each single-task gain the joint model keeps. The last checkpoints are
+compared, lest the choice of a best one favour a task. Started again, it goes on where it was, with
+more seeds or variants if asked.
 """
 
 import argparse
@@ -26,6 +28,8 @@ VARIANTS = {
     "no_pretraining": (CONFIG, ["--config.pretraining.weight=0"]),
     "pretraining_alone": (CONFIG, ["--config.timesteps_per_iteration=0"]),
     "shared_parity": (CONFIG, ["--config.tasks.fairness.scorer.options.credit=shared"]),
+    "base_pictures": (CONFIG, ["--config.pretraining.pictures=base:8192"]),
+    "kl_to_base": (CONFIG, ["--config.pretraining.weight=0", "--config.kl_weight=0.01"]),
 }
 # What each task is judged by: the evaluation's set and scorer. The second set of each holds things
 # that were held out of the base model's pairs, or of training.

@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.balance_timesteps = False
     config.clip_range = 1e-4
     config.advantage_clip = 10.0
+    # Of the KL to the base model at the steps trained on, beside the policy's loss; 0 is none.
+    config.kl_weight = 0.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
@@ -51,7 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The pretraining loss, Eqs. 8-9. A weight of 0 leaves the step out.
     config.pretraining = ml_collections.ConfigDict()
     config.pretraining.weight = 1.0
-    # emoji, tfds:NAME, array_record:FOLDER, or latents:FOLDER from cache_latents; docs/data.md.
+    # base:8192 are so many that the base model draws of the tasks' prompts, once; else emoji,
+    # tfds:NAME, array_record:FOLDER, or latents:FOLDER from cache_latents; docs/data.md.
     config.pretraining.pictures = ""
     config.pretraining.text_dropout = 0.1
 

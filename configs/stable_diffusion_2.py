@@ -28,8 +28,9 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     config.microbatch.sample = config.microbatch.train = 8
     config.microbatch.decode = 4
     config.checkpoint.every = 5  # Of many minutes each on a small slice.
-    # 12M pictures of LAION with an aesthetic score above 6, and their captions.
-    config.pretraining.pictures = "array_record:laion_aesthetics_6plus"
+    # The paper's are 12M of LAION with an aesthetic score above 6, and their captions:
+    # --config.pretraining.pictures=array_record:laion_aesthetics_6plus, or wherever they are.
+    config.pretraining.pictures = "base:8192"
 
     scorers = {
         "hps": common.make_scorer("hps_v2", "rewards/hps_v2"),

@@ -1,20 +1,21 @@
-"""Encodes a config's pretraining pictures in advance of any run."""
+"""Encodes or draws a config's pretraining pictures in advance of any run."""
 
 import shlex
 
 import ml_collections
 from absl import logging
 
+from diffusionrl_jax.base_pictures import BASE, choose_pictures, draw_pictures, picture_count
 from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.data.files import as_path
-from diffusionrl_jax.experiment import load_policy
+from diffusionrl_jax.experiment import load_policy, make_prompts
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
 
 
 def cache_latents(
     config: ml_collections.ConfigDict, output: str, text_embeddings: bool = False
 ) -> None:
-    """Encodes `config.pretraining.pictures` with the VAE of `config.model`.
+    """Encodes `config.pretraining.pictures` with `config.model`'s VAE, or has the model draw them.
 
     Args:
       config: see `configs/common.py`.
@@ -31,7 +32,31 @@ def cache_latents(
         )
     output = str(as_path(output, "--output"))
     make_writable(output, "--output")
+    if name.startswith(BASE):
+        _draw(config, output, text_embeddings)
+    else:
+        _encode(config, output, text_embeddings)
+    pictures = shlex.quote(f"{LATENTS}{output}")
+    logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)
+
+
+def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+    picture_count(config)  # Refuses a bad one before the model is read.
+    if text_embeddings:
+        raise ValueError(
+            f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "
+            "pictures that the base model draws the token ids alone are kept. Leave out "
+            "--text_embeddings."
+        )
+    sources = [make_prompts(task.prompts, config.seed) for task in config.tasks.values()]
     policy = load_policy(config)
+    about = (config, policy.model, policy.params, policy.mesh)
+    encoder = model_fingerprint(policy.model, policy.params["vae"], policy.mesh)
+    draw_pictures(choose_pictures(*about, sources), *about, output, encoder)
+
+
+def _encode(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+    name, policy = config.pretraining.pictures, load_policy(config)
     source = open_source(name, policy.model, output)
     logging.info("Encoding the %d pictures of %s.", len(source), name)
     encode_pictures(
@@ -44,5 +69,3 @@ def cache_latents(
         progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
         text_encoder=policy.params["text_encoder"] if text_embeddings else None,
     )
-    pictures = shlex.quote(f"{LATENTS}{output}")
-    logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)

@@ -1,8 +1,11 @@
 """Refuses what does not fit in a config before compute is spent."""
 
+import math
+
 import ml_collections
 from jax.sharding import Mesh
 
+from diffusionrl_jax.base_pictures import BASE, picture_count
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.rewards import Reward
@@ -15,6 +18,11 @@ MOST_CHECKED = 2**20
 def score_microbatch(config: ml_collections.ConfigDict) -> int:
     """`config.microbatch.score`, which the first runs' config.json does not have."""
     return config.microbatch.get("score", 0)
+
+
+def kl_weight(config: ml_collections.ConfigDict) -> float:
+    """`config.kl_weight`, which the first runs' config.json does not have."""
+    return config.get("kl_weight", 0.0)
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -45,6 +53,17 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
         )
+    weight = kl_weight(config)
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"config.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
+            "base model."
+        )
+    if weight and not config.timesteps_per_iteration:
+        raise ValueError(
+            f"config.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
+            "taken at the steps that are trained on."
+        )
     if config.sampler.eta > 1:
         raise ValueError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
     if config.optimizer.gradient_clip < 0:
@@ -60,6 +79,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set "
             "config.pretraining.weight=0 to train without."
         )
+    if config.pretraining.weight and config.pretraining.pictures.startswith(BASE):
+        picture_count(config)
     for task in config.tasks.values():
         check_scorer(task.scorer)
 

@@ -163,7 +163,7 @@ class Experiment:
     prompt_places: tuple[Mapping[str, int] | None, ...]
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
-        """Opens the pretraining pictures; they are encoded first, which may take long.
+        """Opens the pretraining pictures; they are encoded or drawn first, which may take long.
 
         Args:
           cache_dir: where pictures and their latents are kept.
@@ -172,7 +172,9 @@ class Experiment:
           ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
         """
         policy = self.policy
-        pictures = load_pictures(self.config, policy.model, policy.params, policy.mesh, cache_dir)
+        pictures = load_pictures(
+            self.config, policy.model, policy.params, policy.mesh, cache_dir, self.sources
+        )
         return dataclasses.replace(self, pictures=pictures)
 
     def batch(self, step: int) -> Batch:
@@ -234,6 +236,11 @@ class Experiment:
     def merge(self) -> Callable[[Parameters], Parameters]:
         """From what is trained to the UNet's parameters."""
         return make_merge(self.policy.mesh, self.policy.params["unet"], self.algorithm.lora)
+
+
+def needs_base(config: ml_collections.ConfigDict) -> bool:
+    """Whether an iteration takes the base model's UNet: LoRA, or a KL to it."""
+    return make_lora(config) is not None or config_checks.kl_weight(config) > 0
 
 
 def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
@@ -308,6 +315,7 @@ def make_algorithm(
             balance_timesteps=config.balance_timesteps,
             clip_range=config.clip_range,
             advantage_clip=config.advantage_clip,
+            kl_weight=config_checks.kl_weight(config),
             pretraining_weight=config.pretraining.weight,
             text_dropout=config.pretraining.text_dropout,
             ema_decay=config.ema_decay,
@@ -356,7 +364,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         vae=policy.params["vae"],
         rewards=place(rewards, frozen_sharding(policy.mesh, rewards, split_frozen(config))),
         empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
-        unet=None if lora is None else policy.params["unet"],
+        unet=policy.params["unet"] if needs_base(config) else None,
     )
     return Experiment(
         config=config,

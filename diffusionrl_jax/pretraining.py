@@ -1,7 +1,7 @@
 """From config.pretraining to the batches of latents that the pretraining loss takes."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from diffusionrl_jax.base_pictures import BASE, BasePictures, choose_pictures, draw_pictures
 from diffusionrl_jax.data import latent_files, latents
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
 from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.distributed.mesh import batch_sharding, local_slices, place, replicated
 from diffusionrl_jax.distributed.processes import in_turn
 from diffusionrl_jax.models.networks import TEXT_ENCODERS
@@ -131,15 +133,17 @@ def load_pictures(
     params: Mapping[str, Parameters],
     mesh: Mesh,
     cache_dir: str,
+    sources: Sequence[PromptSource],
 ) -> latents.LatentDataset | None:
-    """The pretraining pictures of a config as latents, encoded first if need be.
+    """The pretraining pictures of a config as latents, encoded or drawn first if need be.
 
     Args:
       config: see `configs/common.py`.
       model: what encodes.
-      params: its "vae" and "text_encoder".
+      params: its "unet", "vae" and "text_encoder".
       mesh: over whose devices.
       cache_dir: where latents are kept, unless the config names a folder of them.
+      sources: of each task's prompts, for pictures that the base model draws.
 
     Returns:
       The latents; None if the pretraining loss has no weight.
@@ -168,11 +172,17 @@ def load_pictures(
                 f" {latent_files.COMMAND} for this config, or without --text_embeddings."
             )
         return dataset
-    source = open_source(name, model, cache_dir)
+    if name.startswith(BASE):
+        source = choose_pictures(config, model, params, mesh, sources)
+    else:
+        source = open_source(name, model, cache_dir)
     # Other pictures or another model: another folder.
     key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
-    encode_pictures(source, model, params["vae"], mesh, folder, encoder)
+    if isinstance(source, BasePictures):
+        draw_pictures(source, config, model, params, mesh, folder, encoder)
+    else:
+        encode_pictures(source, model, params["vae"], mesh, folder, encoder)
     return latents.LatentDataset(folder, "start the same command again, which makes it anew")
 
 

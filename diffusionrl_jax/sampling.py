@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
+from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
 from diffusionrl_jax.experiment import Policy
@@ -34,30 +34,15 @@ class Sampler:
         model = policy.model
 
         def draw(params, ids, empty_ids, indices, seed):
-            params = {
-                name: gather_parameters(
-                    network, policy.mesh, model.unet.dtype if name == "unet" else None
-                )
-                for name, network in params.items()
-            }
-            fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
-            text = conditions(
-                model.encode_text(params["text_encoder"], ids),
-                model.encode_text(params["text_encoder"], empty_ids[None]),
-                sampler.guidance_scale,
-            )
-            trajectory = rollout(
-                model,
-                policy.schedule,
-                params["unet"],
-                text,
-                noise_keys(jax.vmap(fold_in)(indices), policy.schedule.steps),
+            latents = draw_latents(
+                *(model, policy.schedule, policy.mesh, params, ids, empty_ids, indices, seed),
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
             )
+            vae = gather_parameters(params["vae"], policy.mesh)
             return map_microbatches(
-                lambda latents: model.decode(params["vae"], latents),
-                trajectory.latents[:, -1],
+                lambda latents: model.decode(vae, latents),
+                latents,
                 decodings,
                 policy.mesh,
             )

@@ -75,6 +75,8 @@ def test_settings_are_those_of_the_paper(name):
             value = value[part]
         assert value == expected, field
     assert config.remat != "none"
+    # The paper's are LAION's; no pictures are needed for these.
+    assert config.pretraining.pictures == "base:8192"
     assert {task: fields.scorer.reward for task, fields in config.tasks.items()} == REWARDS[name]
     for task, fields in config.tasks.items():
         assert fields.prompts == PROMPTS[task]

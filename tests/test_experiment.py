@@ -152,6 +152,12 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
             "prompt_min_count=33 must be between 1 and prompt_buffer=32",
         ),
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
+        ({"kl_weight": -0.1}, "config.kl_weight=-0.1 must be a finite number of 0 or more"),
+        ({"kl_weight": math.nan}, "config.kl_weight=nan must be a finite number of 0 or more"),
+        (
+            {"kl_weight": 0.1, "timesteps_per_iteration": 0, "pretraining.weight": 1.0},
+            "config.kl_weight=0.1 is of no effect with timesteps_per_iteration=0",
+        ),
         (
             {"tasks.small.prompts": "emoji:portraits", "tasks.small.scorer": DETECTION},
             "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
@@ -210,6 +216,14 @@ def test_metrics_are_named_by_task(experiment):
     assert values["pretraining/loss"] == 2.0
     assert values["small/reward_mean"] == 1.0
     assert values["ratio_check/max"] == 0.25
+
+
+def test_the_kl_to_the_base_is_a_metric_where_it_has_a_weight(experiment):
+    numbers = experiment.algorithm.hyperparameters
+    assert not any("kl_to_base" in name for name in summary.summarise(metrics(1), "ab", numbers))
+    weighted = dataclasses.replace(numbers, kl_weight=1.0)
+    values = metrics(1) | {"kl_to_base": np.arange(3, dtype=np.float32)}
+    assert summary.summarise(values, "ab", weighted)["b/kl_to_base"] == 1.0
 
 
 def test_what_is_not_finite_stops_the_run():

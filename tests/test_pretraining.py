@@ -36,7 +36,7 @@ def load(config, policy, cache_dir, **changes):
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     return pretraining.load_pictures(
-        config, policy.model, policy.params, policy.mesh, str(cache_dir)
+        config, policy.model, policy.params, policy.mesh, str(cache_dir), ()
     )
 
 

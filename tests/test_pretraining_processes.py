@@ -1,5 +1,6 @@
-"""Two processes of one device each encode pictures together, and read a batch each for itself."""
+"""Two processes of one device each make latents together, and read a batch each for itself."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from diffusionrl_jax import experiment as experiments
 from diffusionrl_jax.data.latents import LatentDataset
+from tests.processes import finish, free_address, launcher
 
 PROCESS = """
 import sys
@@ -84,3 +87,38 @@ def test_processes_encode_together_and_read_their_own_rows(tmp_path):
     read = [line for output in outputs for line in output.splitlines() if line.startswith("READ")]
     assert set(read) == {"READ 1 4 5 8 9", "READ 2 3 6 7"}
     assert len({output.split("RESULT")[1].split()[0] for output in outputs}) == 2
+
+
+DRAWING = """
+import json, sys
+import jax, ml_collections
+from diffusionrl_jax import experiment
+
+address, index, config, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+config = ml_collections.ConfigDict(json.loads(config))
+experiment.build(config).with_pictures(folder)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_processes_draw_pictures_together(make_config, tmp_path):
+    """The pictures are those of one process with eight devices."""
+    changes = {"pretraining.weight": 1.0, "pretraining.pictures": "base:16", "mesh.fsdp": 2}
+    config = make_config(**changes)
+    fields, address = json.dumps(config.to_dict()), free_address()
+    with launcher({}, devices=1) as run:
+        processes = [
+            run("-c", DRAWING, address, str(index), fields, str(tmp_path / "two"))
+            for index in range(2)
+        ]
+        for status, output in map(finish, processes):
+            assert status == 0, output
+    experiments.build(config).with_pictures(str(tmp_path / "one"))
+    (two,), (one,) = ((tmp_path / name).iterdir() for name in ("two", "one"))
+    assert two.name == one.name  # Of one fingerprint.
+    ours, expected = (LatentDataset(folder).read(range(16)) for folder in (two, one))
+    np.testing.assert_array_equal(ours["input_ids"], expected["input_ids"])
+    # Other batch sizes add up in another order.
+    np.testing.assert_allclose(ours["latent_mean"], expected["latent_mean"], atol=1e-3)

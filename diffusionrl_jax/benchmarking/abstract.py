@@ -281,14 +281,14 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
         vae=params["vae"],
         rewards=tuple(params for _, params, _ in made),
         empty_ids=empty_ids,
-        unet=None if algorithm.lora is None else params["unet"],
+        unet=params["unet"] if experiments.needs_base(config) else None,
     )
     shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
     scorers = _evaluation_scorers(config)
     scorers = abstract_arrays(
         scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))
     )
-    # LoRA's is among the frozen parameters.
+    # LoRA's and the KL's is among the frozen parameters.
     unet = () if frozen.unet else params["unet"]
     kept = scorers, abstract_arrays(unet, parameter_sharding(mesh, unet))
     return AbstractExperiment(

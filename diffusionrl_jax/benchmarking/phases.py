@@ -87,12 +87,9 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
         *(state.params, frozen, batch.input_ids, state.step),
         out_shardings=rows,
     )
-    drawn = abstract_arrays(drawn, rows)
-    latents = jax.ShapeDtypeStruct(
-        (tasks * count, *algorithm.model.latent_shape), jnp.float32, sharding=rows
-    )
+    latents, *drawn = abstract_arrays(drawn, rows)
     decoded = add(
-        "decode", algorithm.decode, frozen, latents, held=(drawn, latents), out_shardings=rows
+        "decode", algorithm.decode, frozen, latents, held=(latents, drawn), out_shardings=rows
     )
     images = abstract_arrays(decoded, rows)
     of_task = jax.ShapeDtypeStruct((count, *decoded.shape[1:]), decoded.dtype, sharding=rows)

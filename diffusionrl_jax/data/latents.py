@@ -201,14 +201,51 @@ def write_latents(
         of another model or other pictures.
       OSError: the folder can't be written; what is there stays.
     """
-    folder = epath.Path(folder)
     if not len(source):
         raise ValueError("There are no pretraining pictures: the source is empty.")
-    parts = [model, source.fingerprint, len(source), pictures_per_file]
+    write_files(
+        lambda pictures: _encode(source, pictures, encode, tokenize, batch_size, rows),
+        len(source),
+        source.fingerprint,
+        folder,
+        model,
+        pictures_per_file,
+        progress,
+        text_model,
+    )
+
+
+def write_files(
+    compute: Callable[[range], dict[str, np.ndarray]],
+    count: int,
+    made_by: str,
+    folder: str | epath.Path,
+    model: str,
+    pictures_per_file: int = PICTURES_PER_FILE,
+    progress: Callable[[int], None] = lambda done: None,
+    text_model: str | None = None,
+) -> None:
+    """Computes the latents of pictures into a folder, file by file.
+
+    What an earlier, interrupted call left there is kept. Of several processes all must call it,
+    with the same folder; the first alone writes.
+
+    Args:
+      compute: the numbers of a file's pictures -> by name, arrays [pictures, ...] that are whole
+        on every process, as of `LatentDataset.batch`. All processes call it for the same files.
+      count: of pictures, at least 1.
+      made_by: the fingerprint of the pictures.
+      folder, model, pictures_per_file, progress, text_model: as of `write_latents`.
+
+    Raises:
+      ValueError: a number is not finite, or the folder holds latents of another model or other
+        pictures.
+    """
+    folder = epath.Path(folder)
+    parts = [model, made_by, count, pictures_per_file]
     parts += [text_model] if text_model else []
     about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
-    count = -(-len(source) // pictures_per_file)
-    paths = latent_files.file_paths(folder, count)
+    paths = latent_files.file_paths(folder, -(-count // pictures_per_file))
     there = {path.name: path for path in matching(folder, "latents-*.safetensors")}
     if other := there.keys() - {path.name for path in paths}:
         raise latent_files.other_latents(there[min(other)])
@@ -226,10 +263,15 @@ def write_latents(
     if is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
-    done = len(source) - sum(len(_pictures(n, source, pictures_per_file)) for n in missing)
+    done = count - sum(len(_pictures(n, count, pictures_per_file)) for n in missing)
     for number in missing:
-        chosen = _pictures(number, source, pictures_per_file)
-        arrays = _encode(source, chosen, encode, tokenize, batch_size, rows)
+        chosen = _pictures(number, count, pictures_per_file)
+        arrays = compute(chosen)
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"The {name} of pictures {chosen[0]} to {chosen[-1]} is not finite."
+                )
         if is_writer:
             arrays[latent_files.DIGESTS] = latent_files.digests(arrays, about, chosen[0])
             write_whole(paths[number], safetensors.numpy.save(arrays, metadata=about))
@@ -242,7 +284,7 @@ def write_latents(
         index = {
             "model": model,
             "text_model": text_model,
-            "pictures": len(source),
+            "pictures": count,
             "pictures_per_file": pictures_per_file,
             "sizes": sizes,
             "headers": headers,
@@ -276,9 +318,9 @@ def _order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
-def _pictures(number: int, source: Sequence, pictures_per_file: int) -> range:
+def _pictures(number: int, count: int, pictures_per_file: int) -> range:
     first = number * pictures_per_file
-    return range(first, min(first + pictures_per_file, len(source)))
+    return range(first, min(first + pictures_per_file, count))
 
 
 def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) -> dict:
@@ -308,10 +350,4 @@ def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) ->
             parts.append({name: np.asarray(part)[: len(chosen)] for name, part in arrays.items()})
     # safetensors writes memory as it lies, whatever the strides.
     join = lambda name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
-    arrays = {name: join(name) for name in parts[0]}
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"The {name} of pictures {pictures[0]} to {pictures[-1]} is not finite."
-            )
-    return arrays
+    return {name: join(name) for name in parts[0]}

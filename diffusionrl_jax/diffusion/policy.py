@@ -83,6 +83,25 @@ def log_prob(sample: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return jnp.mean(elements, axis=(1, 2, 3))
 
 
+def kl_divergence(mean: jax.Array, reference: jax.Array, std: jax.Array) -> jax.Array:
+    """KL(p || p_ref) of one step under two policies, averaged (not summed) over its elements.
+
+    Both are Gaussian, with the same standard deviation, so that it is (mean - reference)^2 /
+    (2 std^2): DPOK (2305.16381), Sec. 4.2.
+
+    Args:
+      mean: float32 [batch, channels, height, width].
+      reference: of the same shape.
+      std: [batch, 1, 1, 1]; taken to be at least `MINIMUM_STD`.
+
+    Returns:
+      float32 [batch], nats per element.
+    """
+    chex.assert_equal_shape([mean, reference])
+    std = jnp.maximum(std, MINIMUM_STD)
+    return 0.5 * jnp.mean(jnp.square((mean - reference) / std), axis=(1, 2, 3))
+
+
 def guide(model_output: jax.Array, guidance_scale: float) -> jax.Array:
     """Classifier-free guidance (2207.12598): moves away from the empty prompt's prediction.
 

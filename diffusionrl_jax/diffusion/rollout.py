@@ -11,15 +11,17 @@ from diffusionrl_jax.models.text_encoders import Text
 
 
 @flax.struct.dataclass
-class Trajectory:
-    """What the policy did, for a chain of S steps.
+class Steps:
+    """What the policy did at K steps of each sample's chain, which are its own.
 
     Attributes:
-      latents: float32 [batch, S + 1, channels, height, width], x_T first, x_0 last.
-      log_probs: float32 [batch, S], of each step taken, under the parameters that took it.
+      latents: float32 [batch, K, channels, height, width], x_t, where each step was taken.
+      following: of the same shape, x_{t-1}, where it led.
+      log_probs: float32 [batch, K], of each step, under the parameters that took it.
     """
 
     latents: jax.Array
+    following: jax.Array
     log_probs: jax.Array
 
 
@@ -85,11 +87,14 @@ def rollout(
     unet_params: Parameters,
     text: Text,
     keys: jax.Array,
+    kept: jax.Array,
     *,
     eta: float,
     guidance_scale: float,
-) -> Trajectory:
+) -> tuple[jax.Array, Steps]:
     """Samples the chain from pure noise to the final latents (Eqs. 2-5).
+
+    Beside the current latents it holds the steps that are kept alone, however long the chain is.
 
     Args:
       model: the networks.
@@ -98,29 +103,39 @@ def rollout(
       text: [batch, passes, ...], from `conditions`.
       keys: PRNG keys [batch, S + 1], from `noise_keys`: of the noise that each step adds and, last,
         of x_T. Samples that have a key in common have that noise in common.
+      kept: int32 [batch, K], positions in the chain of the steps that are kept of each sample, in
+        the order in which they are wanted; K may be 0.
       eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
       guidance_scale: of classifier-free guidance; 1 is none.
 
     Returns:
-      The trajectory.
+      x_0, float32 [batch, channels, height, width], and the steps that are kept.
     """
 
     def noise(index):
         draw = lambda key: jax.random.normal(key, model.latent_shape)
         return jax.vmap(draw)(keys[:, index])
 
-    def step(latents, index):
+    def keep(steps, index, *taken):
+        def write(kept_values, values):
+            chosen = (kept == index).reshape(*kept.shape, *(1,) * (values.ndim - 1))
+            return jnp.where(chosen, values[:, None], kept_values)
+
+        return jax.tree.map(write, steps, Steps(*taken))
+
+    def step(carry, index):
+        latents, steps = carry
         indices = jnp.full(latents.shape[0], index)
         timesteps = schedule.timesteps[indices]
         output = denoise_passes(model, unet_params, latents, timesteps, text)
         guided = policy.guide(output, guidance_scale)
         mean, std = policy.step_distribution(schedule, guided, latents, indices, eta)
         following = mean + std * noise(index)
-        return following, (following, policy.log_prob(following, mean, std))
+        log_prob = policy.log_prob(following, mean, std)
+        return (following, keep(steps, index, latents, following, log_prob)), None
 
     first = noise(schedule.steps)
-    _, (latents, log_probs) = jax.lax.scan(step, first, jnp.arange(schedule.steps))
-    return Trajectory(
-        latents=jnp.concatenate([first[:, None], jnp.moveaxis(latents, 0, 1)], axis=1),
-        log_probs=jnp.moveaxis(log_probs, 0, 1),
-    )
+    none = jnp.zeros((*kept.shape, *first.shape[1:]), first.dtype)
+    steps = Steps(none, none, jnp.zeros(kept.shape, first.dtype))
+    (latents, steps), _ = jax.lax.scan(step, (first, steps), jnp.arange(schedule.steps))
+    return latents, steps

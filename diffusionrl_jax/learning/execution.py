@@ -136,6 +136,8 @@ def make_train_step(
             from_host = pending.result()
             inputs = tuple(map(operator.or_, batch.reward_inputs, from_host))
             rewards = score(frozen, samples.images, inputs)
+            # From here on nothing is held but what is trained on.
+            samples = samples.replace(images=None)
             updates, text, advantages = jax.block_until_ready(
                 prepare(
                     frozen,
@@ -146,6 +148,7 @@ def make_train_step(
                     state.past_rewards,
                 )
             )
+            del samples
             state = state.with_past_rewards(advantages.past_rewards)
         if ahead:
             if following is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 
-from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards.host_reward import Questions
@@ -27,6 +27,7 @@ class Hyperparameters:
     balance_timesteps: bool
     clip_range: float
     advantage_clip: float
+    kl_weight: float
     pretraining_weight: float
     text_dropout: float
     ema_decay: float
@@ -49,7 +50,8 @@ class Frozen:
       text_encoder, vae: of the model.
       rewards: one tree per task.
       empty_ids: int32 [tokens], the empty prompt.
-      unet: what LoRA's factors change; None if all of the UNet is trained.
+      unet: the base model's, which LoRA's factors change, and which the policy is kept near; None
+        if all of the UNet is trained, with a `kl_weight` of 0.
     """
 
     text_encoder: Parameters
@@ -84,11 +86,11 @@ class Batch:
 @flax.struct.dataclass
 class Samples:
     """Attributes:
-    trajectory: arrays [T, B, ...].
-    images: float32 [T, B, height, width, 3] in [0, 1].
+    steps: arrays [T, B, K, ...], those that are trained on.
+    images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
     text: [T, B, P, tokens, width], what the UNet was conditioned on; of XL a tree [T, B, P, ...].
     """
 
-    trajectory: Trajectory
-    images: jax.Array
+    steps: Steps
+    images: jax.Array | None
     text: Text

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.rollout import (
-    Trajectory,
+    Steps,
     conditions,
     denoise_passes,
     rollout,
@@ -120,8 +120,10 @@ class PolicyGradient:
 
     def draw(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
-    ) -> tuple[Trajectory, Text]:
+    ) -> tuple[jax.Array, Steps, Text]:
         """Draws every task's latents with the current parameters.
+
+        Which steps a sample is trained on is known before it is drawn: no others are kept.
 
         Args:
           params, frozen: those that are trained, and those that are not.
@@ -129,7 +131,7 @@ class PolicyGradient:
           step: int32 scalar, the iteration.
 
         Returns:
-          The trajectory and the text, their first axis B * T.
+          The final latents, the steps that are trained on, and the text; their first axis is B * T.
         """
         numbers = self.hyperparameters
         unet_params = gather_parameters(
@@ -144,23 +146,24 @@ class PolicyGradient:
         empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
-            ids, sources = arguments
+            ids, sources, kept = arguments
             prompts = self.model.encode_text(text_encoder, ids)
             text = conditions(prompts, empty, numbers.guidance_scale)
-            trajectory = rollout(
+            latents, steps = rollout(
                 self.model,
                 self.schedule,
                 unet_params,
                 text,
                 draws.noise_keys(numbers.seed, step, sources),
+                kept,
                 eta=numbers.eta,
                 guidance_scale=numbers.guidance_scale,
             )
-            return trajectory, text
+            return latents, steps, text
 
         return microbatch.map_microbatches(
             chain,
-            (flatten(input_ids), flatten(sources)),
+            (flatten(input_ids), flatten(sources), flatten(trained)),
             self._microbatches(tasks * batch, numbers.sample_microbatch),
             self.mesh,
         )
@@ -180,10 +183,10 @@ class PolicyGradient:
     ) -> Samples:
         """Draws every task's images; arguments as in `draw`."""
         tasks, batch, _ = input_ids.shape
-        trajectory, text = self.draw(params, frozen, input_ids, step)
-        images = self.decode(frozen, trajectory.latents[:, -1])
+        latents, steps, text = self.draw(params, frozen, input_ids, step)
+        images = self.decode(frozen, latents)
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
-        return jax.tree.map(unflatten, Samples(trajectory, images, text))
+        return jax.tree.map(unflatten, Samples(steps, images, text))
 
     def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:
         """Each task's reward on its own images.
@@ -234,15 +237,17 @@ class PolicyGradient:
         parts, text = [], [samples.text]
         if numbers.timesteps_per_iteration:
             _, trained = self.trained_steps(step, advantages.values.shape[1])
-            parts.append(
-                policy_updates(
-                    self.schedule,
-                    samples.trajectory,
-                    advantages.values,
-                    trained,
-                    self.weights,
-                )
+            update = policy_updates(
+                self.schedule,
+                samples.steps,
+                advantages.values,
+                trained,
+                self.weights,
             )
+            if numbers.kl_weight:
+                means = self.reference_means(frozen, update, samples.text)
+                update = update.replace(reference_mean=means)
+            parts.append(update)
         if numbers.pretraining_weight:
             places = jnp.arange(len(batch.pretraining["input_ids"]))
             update, dropped = pretraining_update(
@@ -254,6 +259,8 @@ class PolicyGradient:
                 text_dropout=numbers.text_dropout if numbers.passes == 1 else 0.0,
                 task=len(self.rewards),
             )
+            if numbers.kl_weight:  # All updates have the same fields.
+                update = update.replace(reference_mean=jnp.zeros_like(update.latents))
             parts.append(update)
             text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
             captions = text_from_arrays(batch.pretraining)
@@ -268,6 +275,45 @@ class PolicyGradient:
         updates = jax.tree.map(concatenate, *parts)
         text = jax.tree.map(concatenate, *text)
         return self._shard(updates), self._shard(text), advantages
+
+    def reference_means(self, frozen: Frozen, updates: Updates, text: Text) -> jax.Array:
+        """The means of the base model's steps from the policy's latents, without a gradient.
+
+        They do not change within an iteration, and are computed once, as many samples at a time as
+        an update takes.
+
+        Args:
+          frozen: whose `unet` is the base model's.
+          updates: of the policy.
+          text: arrays [T, B, P, ...].
+
+        Returns:
+          float32 [U, B, channels, height, width].
+        """
+        unet_params = gather_parameters(frozen.unet, self.mesh, self.model.unet.dtype)
+        size = self.hyperparameters.update_microbatch
+        count = self._microbatches(updates.latents.shape[1], size)
+
+        def of_microbatch(part):
+            _, mean, _ = self._step(unet_params, *part)
+            return mean
+
+        def of_update(update):
+            rows = jax.tree.map(lambda rows: rows[update.task], text)
+            part = (update.latents, update.timesteps, update.step_index, rows)
+            return microbatch.map_microbatches(of_microbatch, part, count, self.mesh)
+
+        return jax.lax.map(of_update, updates)
+
+    def _step(self, unet_params, latents, timesteps, step_index, text):
+        """What the UNet says of latents, and the mean and deviation of the step from there."""
+        numbers = self.hyperparameters
+        output = denoise_passes(self.model, unet_params, latents, timesteps, text)
+        guided = policy.guide(output, numbers.guidance_scale)
+        mean, std = policy.step_distribution(
+            self.schedule, guided, latents, step_index, numbers.eta
+        )
+        return output, mean, std
 
     def advantages(self, rewards: jax.Array, batch: Batch, past_rewards: PastRewards) -> Advantages:
         """Every task's advantages by its own rule, [T, B]; arguments as in `prepare`."""
@@ -296,11 +342,9 @@ class PolicyGradient:
           "ratio_error_max".
         """
         numbers = self.hyperparameters
-        unet_params = self.unet_params(params, base)
-        output = denoise_passes(self.model, unet_params, update.latents, update.timesteps, text)
-        guided = policy.guide(output, numbers.guidance_scale)
-        mean, std = policy.step_distribution(
-            self.schedule, guided, update.latents, update.step_index, numbers.eta
+        output, mean, std = self._step(
+            self.unet_params(params, base),
+            *(update.latents, update.timesteps, update.step_index, text),
         )
         log_prob = policy.log_prob(update.target, mean, std)
         # No ratio for pretraining pictures: an overflow there would poison the gradient.
@@ -310,9 +354,15 @@ class PolicyGradient:
             compared /= policy.sensitivity(self.schedule, numbers.eta)[update.step_index]
         surrogate = losses.clipped_surrogate(compared, update.advantages, numbers.clip_range)
         pretraining = losses.pretraining(output, update.target, numbers.text_dropout)
-        loss = jnp.where(update.is_pretraining, pretraining, surrogate.loss).mean()
+        of_policy, to_base = surrogate.loss, {}
+        if numbers.kl_weight:
+            reference = jnp.where(update.is_pretraining, mean, update.reference_mean)
+            divergence = policy.kl_divergence(mean, reference, std)
+            of_policy += numbers.kl_weight * divergence
+            to_base = {"kl_to_base": divergence.mean()}
+        loss = jnp.where(update.is_pretraining, pretraining, of_policy).mean()
         ratio_error = jnp.abs(jnp.expm1(log_ratio))
-        return update.weight * loss, {
+        return update.weight * loss, to_base | {
             "loss": loss,
             "ratio": jnp.exp(log_ratio).mean(),
             "ratio_error_mean": ratio_error.mean(),
@@ -337,6 +387,7 @@ class PolicyGradient:
         """
         text = jax.tree.map(lambda rows: rows[update.task], text)
         fields = {field.name: getattr(update, field.name) for field in dataclasses.fields(update)}
+        fields = {name: value for name, value in fields.items() if value is not None}
         shared = {name: value for name, value in fields.items() if not value.ndim}
         per_sample = {name: value for name, value in fields.items() if value.ndim}
         count = self._microbatches(len(update.latents), self.hyperparameters.update_microbatch)

@@ -30,7 +30,10 @@ def summarise(
             result[f"{name}/{metric}"] = metrics[metric][task]
         if count:
             rows = slice(task * count, (task + 1) * count)
-            for metric in ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm"):
+            of_policy = ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm")
+            if hyperparameters.kl_weight:
+                of_policy += ("kl_to_base",)
+            for metric in of_policy:
                 result[f"{name}/{metric}"] = metrics[metric][rows].mean()
     if count:
         result["ratio_check/mean"] = metrics["ratio_error_mean"][0]

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.diffusion.schedule import Schedule, add_noise, training_target
 from diffusionrl_jax.models.text_encoders import Text
 
@@ -27,6 +27,7 @@ class Updates:
       weight: float32 [U], of the loss.
       is_pretraining: bool [U].
       task: int32 [U], which row of text.
+      reference_mean: like latents: the mean of the base model's step; None without a KL to it.
     """
 
     latents: jax.Array
@@ -38,11 +39,12 @@ class Updates:
     weight: jax.Array
     is_pretraining: jax.Array
     task: jax.Array
+    reference_mean: jax.Array | None = None
 
 
 def policy_updates(
     schedule: Schedule,
-    trajectory: Trajectory,
+    steps: Steps,
     advantages: jax.Array,
     trained: jax.Array,
     weights: Sequence[float],
@@ -51,7 +53,7 @@ def policy_updates(
 
     Args:
       schedule: of the chain.
-      trajectory: arrays [T, B, ...].
+      steps: arrays [T, B, K, ...], what was done where each sample is trained.
       advantages: float32 [T, B].
       trained: int32 [T, B, K], where in its chain every sample is trained.
       weights: of each task's loss.
@@ -61,20 +63,18 @@ def policy_updates(
     """
     tasks, batch, count = trained.shape
 
-    def gather(array, indices):
-        """[T, B, steps, ...] at [T, B, K], as [T * K, B, ...]."""
-        indices = indices.reshape(*indices.shape, *(1,) * (array.ndim - 3))
-        taken = jnp.moveaxis(jnp.take_along_axis(array, indices, axis=2), 2, 1)
-        return taken.reshape(tasks * count, batch, *array.shape[3:])
+    def by_update(array):
+        """[T, B, K, ...] as [T * K, B, ...]."""
+        return jnp.moveaxis(array, 2, 1).reshape(tasks * count, batch, *array.shape[3:])
 
-    step_index = jnp.moveaxis(trained, 2, 1).reshape(tasks * count, batch)
+    step_index = by_update(trained)
     task = jnp.repeat(jnp.arange(tasks), count)
     return Updates(
-        latents=gather(trajectory.latents, trained),
+        latents=by_update(steps.latents),
         timesteps=schedule.timesteps[step_index],
-        target=gather(trajectory.latents, trained + 1),
+        target=by_update(steps.following),
         step_index=step_index,
-        old_log_prob=gather(trajectory.log_probs, trained),
+        old_log_prob=by_update(steps.log_probs),
         advantages=advantages[task],
         weight=jnp.asarray(weights, jnp.float32)[task],
         is_pretraining=jnp.zeros(tasks * count, bool),

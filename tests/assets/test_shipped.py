@@ -6,6 +6,7 @@ import re
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -42,10 +43,12 @@ def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     def draw(params, ids, empty_ids):
         encode = lambda ids: model.encode_text(params["text_encoder"], ids)
         text = conditions(encode(ids), encode(empty_ids)[0], guidance_scale)
-        trajectory = rollout(
-            model, schedule, params["unet"], text, keys, eta=0.0, guidance_scale=guidance_scale
+        latents, steps = rollout(
+            *(model, schedule, params["unet"], text, keys, jnp.zeros((len(ids), 1), jnp.int32)),
+            eta=0.0,
+            guidance_scale=guidance_scale,
         )
-        return trajectory.latents[:, 0], model.decode(params["vae"], trajectory.latents[:, -1])
+        return steps.latents[:, 0], model.decode(params["vae"], latents)
 
     with jax.default_matmul_precision("highest"):
         latents, ours = draw(params, model.tokenize(PROMPTS), model.tokenize([""]))

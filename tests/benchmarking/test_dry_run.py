@@ -78,6 +78,42 @@ def test_statistics_of_prompts_are_part_of_the_state(make_config):
     assert advantages.past_rewards[0].rewards.shape == statistics.rewards.shape
 
 
+def test_what_is_held_is_what_is_trained_on(config):
+    """A longer chain holds no more; another trained step two latents and a log-probability."""
+
+    def held(**changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        experiment = abstract.build(changed, make_mesh(2))
+        return {phase.name: phase.resident for phase in phases.make_phases(experiment)}
+
+    short = held()
+    assert held(**{"sampler.steps": 30}) == short
+    latents = 4 * 16 * 16 * 4 * config.batch_size // 8
+    more = held(timesteps_per_iteration=2)
+    for name in ("decode", "score small", "prepare"):
+        assert more[name] - short[name] == 2 * latents + 4 * config.batch_size // 8
+    # The KL holds one more, the base model's mean; the base model itself is held in any case.
+    near = held(kl_weight=1.0)
+    assert near["sample"] == short["sample"]
+    assert near["update"] - short["update"] == latents
+
+
+def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(config):
+    def operations(**changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({"timesteps_per_iteration": 2} | changes)
+        made = phases.make_phases(phases.plain_experiment(changed))
+        return phases.operations([one for one in made if one.name in ("sample", "prepare")])
+
+    without, with_kl = operations(), operations(kl_weight=1.0)
+    # Of one step more, of all samples.
+    forward = without["sample"] - operations(**{"sampler.steps": 2})["sample"]
+    assert forward > 0
+    assert with_kl["prepare"] - without["prepare"] == pytest.approx(2 * forward, rel=1e-3)
+    assert with_kl["sample"] == without["sample"]
+
+
 @pytest.mark.parametrize(
     ("phase", "rank"),
     [("sample", 0), ("update", 0), ("update", 4)],

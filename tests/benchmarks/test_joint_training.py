@@ -51,9 +51,9 @@ def test_every_variant_is_trained_and_all_are_compared(command, calls, tmp_path,
     assert "--config.optimizer.warmup_iterations=3" in trained[0]
     assert "--config.optimizer.decay_iterations=15" in trained[0]
     printed = capsys.readouterr().out
-    # Rows 1 and 8 of the file are the two joint models: their mean is 4.5, the base's is 0.
-    assert "| new_pairs/preference | 0.000 | 4.500 (1.000 to 8.000) |" in printed
-    assert "new_pairs/detection: compositionality alone gains +6.500, joint +4.500: 69%" in printed
+    # Rows 1 and 10 of the file are the two joint models: their mean is 5.5, the base's is 0.
+    assert "| new_pairs/preference | 0.000 | 5.500 (1.000 to 10.000) |" in printed
+    assert "new_pairs/detection: compositionality alone gains +7.500, joint +5.500: 73%" in printed
 
 
 def test_some_of_the_variants(command, calls, tmp_path, capsys):

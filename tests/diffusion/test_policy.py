@@ -85,3 +85,14 @@ def test_guidance_moves_away_from_the_empty_prompt():
     output = jnp.asarray([[[1.0, 2.0], [0.0, 4.0]]])  # [batch 1, passes 2, 2]
     np.testing.assert_allclose(policy.guide(output, 3.0), [[3.0, -2.0]])
     np.testing.assert_allclose(policy.guide(output[:, :1], 3.0), [[1.0, 2.0]])
+
+
+def test_kl_divergence_is_that_of_torch():
+    rng = np.random.default_rng(7)
+    mean, reference = rng.standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
+    std = np.array([0.05, 0.5, 2.0], np.float32).reshape(3, 1, 1, 1)
+    normal = lambda mean: torch.distributions.Normal(torch.tensor(mean), torch.tensor(std))
+    expected = torch.distributions.kl_divergence(normal(mean), normal(reference)).mean((1, 2, 3))
+    found = policy.kl_divergence(mean, reference, std)
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+    assert np.isfinite(policy.kl_divergence(mean, reference, 0 * std)).all()

@@ -75,6 +75,7 @@ HYPERPARAMETERS = Hyperparameters(
     balance_timesteps=False,
     clip_range=1e-2,
     advantage_clip=10.0,
+    kl_weight=0.0,
     pretraining_weight=0.5,
     text_dropout=0.5,
     ema_decay=0.5,

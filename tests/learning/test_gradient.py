@@ -62,8 +62,8 @@ def case(request, build, alphas):
         times = jnp.full(passes, timestep)
         return model.denoise(params, jnp.repeat(latents, passes, axis=0), times, jnp.asarray(text))
 
-    def log_prob(params):
-        """Eqs. 2-5 by hand: the DDIM step with eta 1 as a Gaussian, its density averaged."""
+    def step(params):
+        """Eqs. 2-5 by hand: mean and deviation of the DDIM step with eta 1."""
         output = network(params, latents)
         noise = output[0]
         if passes == 2:
@@ -71,7 +71,11 @@ def case(request, build, alphas):
         clean = (latents[0] - (1 - alpha) ** 0.5 * noise) / alpha**0.5
         variance = (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
         mean = alpha_previous**0.5 * clean + (1 - alpha_previous - variance) ** 0.5 * noise
-        return jax.scipy.stats.norm.logpdf(following[0], mean, variance**0.5).mean()
+        return mean, variance**0.5
+
+    def log_prob(params):
+        """The step's density, averaged."""
+        return jax.scipy.stats.norm.logpdf(following[0], *step(params)).mean()
 
     def surrogate(params, old_log_prob, advantage):
         """Eq. 7, and the log-probability."""
@@ -84,6 +88,14 @@ def case(request, build, alphas):
         """Eqs. 8-9, with the weight 0.5; where both texts are there, expected over the dropout."""
         errors = ((network(params, latents) - target) ** 2).mean((1, 2, 3))
         return 0.5 * (errors[0] if passes == 1 else 0.8 * errors[0] + 0.2 * errors[1])
+
+    def to_base(params, reference):
+        """-A times the ratio 1's gradient, and 0.3 times DPOK's KL to another step's mean."""
+        mean, std = step(params)
+        divergence = ((mean - reference) ** 2).mean() / (2 * std**2)
+        log_probability = log_prob(params)
+        ratio = jnp.exp(log_probability - jax.lax.stop_gradient(log_probability))
+        return -2.0 * ratio + 0.3 * divergence, divergence
 
     equations = jax.jit(jax.value_and_grad(surrogate, has_aux=True))
     policy_update = Updates(
@@ -108,7 +120,9 @@ def case(request, build, alphas):
         "balanced_loss": jax.jit(
             lambda params, update, text: balanced.loss(params, setup.frozen.unet, update, text)
         ),
+        "to_base": jax.jit(jax.value_and_grad(to_base, has_aux=True)),
         "algorithm": setup.algorithm,
+        "frozen": setup.frozen,
         "params": setup.params,
         "state": setup.state(),
         "text": text[None, None],
@@ -175,6 +189,31 @@ def test_balanced_timesteps_divide_the_log_ratio(case, alphas):
     np.testing.assert_allclose(metrics["ratio"], np.exp(0.05), rtol=1e-4)
     np.testing.assert_allclose(metrics["ratio_error_max"], np.expm1(0.05), rtol=1e-3)
     np.testing.assert_allclose(metrics["approximate_kl"], 0.05**2 / 2, rtol=1e-3)
+
+
+def test_gradient_of_the_kl_to_the_base_model(case):
+    numbers = dataclasses.replace(case["algorithm"].hyperparameters, kl_weight=0.3)
+    algorithm = dataclasses.replace(case["algorithm"], hyperparameters=numbers)
+    update = jax.jit(
+        lambda state, update, text: algorithm.update(state, case["frozen"], update, text)
+    )
+    reference = np.random.default_rng(5).standard_normal((1, 4, 4, 4)).astype(np.float32)
+    of_policy = case["policy_update"].replace(
+        old_log_prob=case["log_prob"][None],
+        advantages=np.full(1, 2.0, np.float32),
+        reference_mean=reference,
+    )
+    state, metrics = update(case["state"], of_policy, case["text"])
+    (value, divergence), gradient = case["to_base"](case["params"], reference[0])
+    assert assert_same_gradient(case, state, metrics, value, gradient) > 1e-3
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4)
+    np.testing.assert_allclose(metrics["kl_to_base"], divergence, rtol=1e-4)
+    # Pretraining pictures have none.
+    of_pictures = case["pretraining_update"].replace(reference_mean=reference)
+    state, metrics = update(case["state"], of_pictures, case["text"])
+    value, gradient = case["pretraining"](case["params"])
+    assert_same_gradient(case, state, metrics, value, gradient)
+    assert metrics["kl_to_base"] == 0
 
 
 def test_pretraining_gradient(case):

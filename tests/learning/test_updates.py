@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionrl_jax.diffusion.rollout import Trajectory
+from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.iteration import Samples
@@ -20,13 +20,12 @@ TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
 def prepare(setup, program, rewards, step=0):
     """What `prepare` makes of latents that say where they are: 1000 task + 10 sample + step."""
     passes = setup.algorithm.hyperparameters.passes
-    task, sample, position = np.indices((TASKS, BATCH, STEPS + 1))
+    _, position = jax.device_get(setup.algorithm.trained_steps(step, BATCH))
+    task, sample, _ = np.indices(position.shape)
     code = (1000 * task + 10 * sample + position).astype(np.float32)
+    as_latents = lambda code: np.broadcast_to(code[..., None, None, None], (*code.shape, 4, 4, 4))
     samples = Samples(
-        trajectory=Trajectory(
-            latents=np.broadcast_to(code[..., None, None, None], (*code.shape, 4, 4, 4)),
-            log_probs=-code[:, :, :STEPS],
-        ),
+        steps=Steps(latents=as_latents(code), following=as_latents(code + 1), log_probs=-code),
         images=np.zeros((TASKS, BATCH, 4, 4, 3), np.float32),
         text=np.zeros((TASKS, BATCH, passes, 4, 16), np.float32),
     )
@@ -100,20 +99,21 @@ def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setu
         samples = algorithm.sample(params, frozen, ids, 0)
         advantages = jnp.ones((TASKS, BATCH))
         updates, _, _ = algorithm.prepare(frozen, samples, advantages, setup.batch, 0)
-        return samples.trajectory.latents, updates.step_index
+        return samples.steps, updates.step_index
 
-    latents, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
+    steps, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
     # Noise of the same samples, were none of it shared: only the trained step's is their own.
     sources = np.asarray(draws.noise_sources(*algorithm.trained_steps(0, BATCH), STEPS))
     for first in (0, 4):
-        step, group = chosen[0, first], latents[0, first : first + 4]
-        np.testing.assert_array_equal(chosen[0, first : first + 4], step)
-        np.testing.assert_array_equal(group[:, : step + 1], np.stack([group[0, : step + 1]] * 4))
-        assert len(np.unique(group[:, step + 1, 0, 0, 0])) == 4
+        step, group = chosen[0, first], slice(first, first + 4)
+        latents, following = steps.latents[0, group, 0], steps.following[0, group, 0]
+        np.testing.assert_array_equal(chosen[0, group], step)
+        np.testing.assert_array_equal(latents, np.stack([latents[0]] * 4))
+        assert len(np.unique(following[:, 0, 0, 0])) == 4
         expected = np.full((4, STEPS + 1), first)
         expected[:, step] += np.arange(4)
-        np.testing.assert_array_equal(sources[0, first : first + 4], expected)
-    assert len(np.unique(latents[1, :, 0, 0, 0, 0])) == BATCH
+        np.testing.assert_array_equal(sources[0, group], expected)
+    assert len(np.unique(steps.latents[1, :, 0, 0, 0, 0])) == BATCH
     assert len(np.unique(chosen[1])) > 1
 
 
