@@ -42,7 +42,7 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     path, step = runs.split_step(checkpoint)
     config = runs.opening_config(path)
     policy = runs.load_trained(path, config, step)
-    base = hub.locate(assets.resolve(config.model), whole=True)
+    base = hub.locate(assets.resolve(config.model))
     save_stable_diffusion(output, policy.model, policy.params, dtype, base)
 
 
