@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import ml_collections
 
 from diffusionrl_jax.models.stable_diffusion import Parameters
-from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards import REWARDS, Reward, folders
 from diffusionrl_jax.rewards.named import resolve
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
@@ -31,11 +31,12 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
-      scorer: its name, folder and options.
+      scorer: its name, folder or hub id, and options.
       group_size: images of each prompt; handed to rewards that look at groups.
 
     Raises:
       ValueError: if the name or an option is unknown.
+      FileNotFoundError, OSError: see `folders.locate`.
     """
     if scorer.reward == WEIGHTED_SUM:
         parts = {
@@ -51,7 +52,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
         raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
     if "group_size" in fields:
         options["group_size"] = group_size
-    return kind.load(scorer.path, **options)
+    return kind.load(folders.locate(scorer.reward, scorer.path), **options)
 
 
 def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
