@@ -5,12 +5,15 @@ import pathlib
 import shutil
 import sys
 
+import fsspec
 import numpy as np
 import pytest
+from etils.epath import backend
 
 from configs import hps, image_reward
 from diffusionrl_jax import fetching
 from diffusionrl_jax.data import hub_files
+from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.models import hub as model_hub
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
 from diffusionrl_jax.rewards import conversion, folders
@@ -28,7 +31,7 @@ READ = {
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def published(tiny_model, tmp_path_factory):
     """Repository -> folder; copies are changed."""
     return stand_in.make_repositories(tmp_path_factory.mktemp("published"), tiny_model)
@@ -111,8 +114,6 @@ def test_image_reward_with_the_tokenizer_of_bert(hub, cache):
 
 
 def test_prompts_are_those_of_the_published_table(hub, published):
-    from diffusionrl_jax.data.prompt_sources import open_prompts
-
     name = "poloclub/diffusiondb/metadata.parquet?held_out=2000&split=test"
     ours = open_prompts(f"hub:{name}", 0)
     path = published[stand_in.DIFFUSIONDB] / "metadata.parquet"
@@ -280,3 +281,32 @@ def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monke
     load_scorer(config.tasks.hps.scorer, 1)
     mark = json.loads((pathlib.Path(config.model) / fetching.MARK_FILE).read_text())
     assert mark["files"].keys() >= READ
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """fsspec's own file system in memory takes the cloud's place."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    choose = lambda self, name: memory
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", choose)
+    return memory.store
+
+
+@pytest.mark.parametrize("module", [hps, image_reward])
+def test_a_bucket_holds_what_was_fetched(hub, cache, bucket, caplog, module):
+    config = config_of(module)
+    fetched = fetching.bring(config)
+    overrides = fetching.copy(fetched, "gs://bucket/fetched")
+    config.update_from_flattened_dict(
+        dict(flag.removeprefix("--config.").split("=", 1) for flag in overrides)
+    )
+    assert config.model.startswith("gs://bucket/fetched/")
+    load_stable_diffusion(config.model)
+    for task in config.tasks.values():
+        load_scorer(task.scorer, 1)
+        assert len(open_prompts(task.prompts, 0).prompts) == 100
+    before = dict(bucket)
+    caplog.set_level("INFO", logger="absl")
+    fetching.copy(fetched, "gs://bucket/fetched")
+    assert bucket == before and "Copying" not in caplog.text

@@ -20,7 +20,7 @@ INSTALL_TORCH = (
     "install the extra `torch` of this package, or `pip install torch` (its CPU build is enough)"
 )
 TOKENIZERS = {
-    "image_reward": ("vocab.txt",),
+    "image_reward": checkpoint.BERT_TOKENIZER_FILES,
     **dict.fromkeys(
         ("hps_v2", "pick_score", "clip_score", "detection", "statistical_parity"),
         checkpoint.CLIP_TOKENIZER_FILES,
@@ -108,8 +108,10 @@ def convert(
       FileExistsError, FileNotFoundError, ValueError: what is in the way, missing, or does not fit;
         nothing is left behind then.
     """
-    if reward not in CONFIGS and not config:
-        raise ValueError(f"--reward={reward} must be one of {', '.join(CONFIGS)}.")
+    if reward not in REWARDS or not (reward in CONFIGS or config):
+        raise ValueError(
+            f"--reward={reward} must be one of {', '.join(CONFIGS)}; another one's needs --config."
+        )
     output = epath.Path(output)
     if output.exists():
         raise FileExistsError(f"--output={output} exists: name a folder that does not.")

@@ -22,7 +22,12 @@ from diffusionrl_jax.data.hub_files import HUB_ID, Held, Need
 from diffusionrl_jax.models import tensor_files
 from diffusionrl_jax.models.tensor_files import PICKLED_SUFFIXES
 from diffusionrl_jax.rewards import conversion
-from diffusionrl_jax.rewards.checkpoint import CLIP_TOKENIZER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from diffusionrl_jax.rewards.checkpoint import (
+    BERT_TOKENIZER_FILES,
+    CLIP_TOKENIZER_FILES,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+)
 
 CLIP = "openai/clip-vit-large-patch14"
 BERT = "google-bert/bert-base-uncased"
@@ -56,7 +61,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "image_reward": Layout(("vocab.txt",), pickle="ImageReward.pt", tokenizer_from=BERT),
+    "image_reward": Layout(BERT_TOKENIZER_FILES, pickle="ImageReward.pt", tokenizer_from=BERT),
     "hps_v2": Layout(CLIP_TOKENIZER_FILES, pickle="HPS_v2.1_compressed.pt", tokenizer_from=CLIP),
     "pick_score": Layout(CLIP_TOKENIZER_FILES),
     "clip_score": Layout(CLIP_TOKENIZER_FILES),

@@ -120,7 +120,7 @@ def test_what_is_missing_is_named(hps_v2, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no_such.pt does not exist"):
         conversion.convert(**arguments | {"source": "no_such.pt"})
     with pytest.raises(ValueError, match="must be one of hps_v2, image_reward, aesthetic"):
-        conversion.convert(**arguments | {"reward": "pick_score"})
+        conversion.convert(**arguments | {"reward": "pick_score", "config": ""})
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="pip install torch"):
         conversion.convert(**arguments)
