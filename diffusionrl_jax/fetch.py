@@ -25,7 +25,7 @@ def main(_):
     with programs.clear_errors():
         if OUTPUT.value:
             make_writable(OUTPUT.value, "--output")
-        fetched = fetching.bring(CONFIG.value)
+        fetched = fetching.bring(CONFIG.value, only_hub=True)
         lines = fetching.describe(fetched)
         print("\n".join(lines) or "The config names nothing on the Hugging Face hub.")
         if OUTPUT.value:

@@ -132,7 +132,7 @@ def _missing(named: Named) -> str:
     return ""
 
 
-def bring(config: ml_collections.ConfigDict) -> list[Fetched]:
+def bring(config: ml_collections.ConfigDict, only_hub: bool = False) -> list[Fetched]:
     """Has all that a config names here: fetches and converts what is not, once.
 
     Of several processes each does so, into its own machine's cache; those that share one take
@@ -140,6 +140,7 @@ def bring(config: ml_collections.ConfigDict) -> list[Fetched]:
 
     Args:
       config: see `configs/common.py`.
+      only_hub: whether folders and files that the config names by a path may be missing here.
 
     Returns:
       What came from the hub, now or earlier.
@@ -150,7 +151,8 @@ def bring(config: ml_collections.ConfigDict) -> list[Fetched]:
     """
     everything = list_named(config)
     on_hub = [named for named in everything if _is_on_hub(named)]
-    missing = [text for named in everything if named not in on_hub and (text := _missing(named))]
+    others = () if only_hub else (named for named in everything if named not in on_hub)
+    missing = [text for named in others if (text := _missing(named))]
     needs = [need for named in on_hub if (need := _describe(named)) is not None]
     hub_files.fetch(needs, missing)
     fetched = [Fetched(named, _hold(named)) for named in on_hub]

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 from diffusionrl_jax import assets
@@ -298,6 +299,24 @@ def add_image_reward(folder, bert_folder):
     shutil.copy(shipped / "vocab.txt", bert_folder)
     state = {"bert.pooler.dense.bias": np.zeros(4, np.float32)}
     safetensors.numpy.save_file(state, bert_folder / "model.safetensors")
+
+
+def add_aesthetic(folder, clip_folder):
+    """The head as TRL publishes it, and CLIP, which it belongs on."""
+    original = originals.make("aesthetic", clip_folder, originals.tiny("aesthetic"))
+    torch.save(original.state(), folder / "aesthetic-model.pth")
+    original.model.save_pretrained(clip_folder)
+
+
+def add_owl_vit(folder):
+    """A detector of which there is a pickle alone, without a list of objects."""
+    originals.make("owl_vit", folder, originals.tiny("owl_vit")).write(folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("objects", None)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def add_prompts(folder):

@@ -80,7 +80,7 @@ def test_fetched_where_there_is_a_network_and_trained_where_there_is_none(
             assert name in error
     with start_with(hub, tmp_path, compilation_cache, 1) as start:
         program = "diffusionrl_jax.fetch", "--config=configs/hps.py", f"--output={output}"
-        status, text = finish(start("-m", *program, "--config.pretraining.weight=0"))
+        status, text = finish(start("-m", *program))
     assert status == 0, text
     assert f"{stand_in.HPS} at revision {hub.revision(stand_in.HPS)[:12]}, " in text
     overrides = text.split("add these to the command:")[1].replace("\\\n", " ")
@@ -99,7 +99,7 @@ def test_processes_that_share_a_cache_take_turns(hub, compilation_cache, tmp_pat
     hub.requests.clear()
     program = "-m", "diffusionrl_jax.fetch", "--config=configs/hps.py"
     with start_with(hub, tmp_path, compilation_cache, 1) as start:
-        processes = [start(*program, "--config.pretraining.weight=0") for _ in range(4)]
+        processes = [start(*program) for _ in range(4)]
         for status, text in map(finish, processes):
             assert status == 0, text
     fetched = [path for kind, path, _ in hub.requests if kind == "GET" and "/cdn/" in path]

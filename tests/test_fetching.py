@@ -6,17 +6,18 @@ import shutil
 import sys
 
 import fsspec
+import jax
 import numpy as np
 import pytest
 from etils.epath import backend
 
-from configs import hps, image_reward
+from configs import common, hps, image_reward
 from diffusionrl_jax import fetching
 from diffusionrl_jax.data import hub_files
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.models import hub as model_hub
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
-from diffusionrl_jax.rewards import conversion, folders
+from diffusionrl_jax.rewards import conversion, detection, folders
 from diffusionrl_jax.rewards.scorers import load_scorer
 from tests import hub as stand_in
 
@@ -111,6 +112,56 @@ def test_image_reward_with_the_tokenizer_of_bert(hub, cache):
     assert names >= {"config.json", "model.safetensors", "vocab.txt"}
     reward, _ = load_scorer(config.tasks.image_reward.scorer, 1)
     assert reward.prepare(["a cat"])["input_ids"].shape == (1, reward.max_tokens)
+
+
+def test_an_aesthetic_head_is_put_on_clip(cache, monkeypatch, tmp_path):
+    head, clip = tmp_path / "head", tmp_path / "clip"
+    for folder in (head, clip):
+        folder.mkdir()
+    stand_in.add_aesthetic(head, clip)
+    with stand_in.serve({stand_in.AESTHETIC: head, stand_in.CLIP: clip}) as server:
+        stand_in.use(monkeypatch, server.address, cache)
+        scorer = common.make_scorer("aesthetic", stand_in.AESTHETIC)
+        _, params = load_scorer(scorer, 1)
+    head_state = stand_in.torch.load(head / "aesthetic-model.pth", weights_only=True)
+    (first, *_) = (value for name, value in head_state.items() if name == "layers.0.weight")
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.shape == first.T.shape]
+    assert any(np.array_equal(kernel, first.T.numpy()) for kernel in kernels)
+
+
+def test_a_detector_that_is_published_as_a_pickle(cache, monkeypatch, tmp_path):
+    folder = tmp_path / "owl_vit"
+    folder.mkdir()
+    stand_in.add_owl_vit(folder)
+    few = lambda split: ("apple", "cake", "fox")
+    monkeypatch.setattr(detection.word_lists, "objects", few)
+    with stand_in.serve({stand_in.OWL_VIT: folder}) as server:
+        stand_in.use(monkeypatch, server.address, cache)
+        reward, params = load_scorer(common.make_scorer("detection", stand_in.OWL_VIT), 1)
+    assert reward.objects == few("all")
+    assert len(params["query_embeddings"]) == 3
+
+
+def test_every_part_of_a_sum_is_named():
+    config = config_of()
+    part = common.make_scorer("hps_v2", "somebody/else")
+    config.tasks.hps.scorer = common.make_weighted_sum(people=(part, 1.0))
+    (named,) = [each for each in fetching.list_named(config) if each.name == "somebody/else"]
+    assert named.fields == ("config.tasks.hps.scorer.options.scorers.people.path",)
+
+
+def test_processes_must_have_the_same_revisions(hub, cache, monkeypatch):
+    apart = lambda values: np.stack([values, values + 1])
+    monkeypatch.setattr(fetching.processes, "gather", apart)
+    with pytest.raises(ValueError, match="different revisions"):
+        fetching.bring(config_of())
+
+
+def test_a_login_node_needs_no_pictures(hub, cache, tmp_path):
+    config = config_of()
+    config.pretraining.weight = 1.0
+    config.pretraining.pictures = f"array_record:{tmp_path}/no_pictures"
+    assert len(fetching.bring(config, only_hub=True)) == 4
 
 
 def test_prompts_are_those_of_the_published_table(hub, published):

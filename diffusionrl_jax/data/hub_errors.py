@@ -21,8 +21,8 @@ KNOWN_SIZES = {
     "poloclub/diffusiondb (metadata.parquet)": 0.2,
 }
 FETCH = (
-    "Where there is a network, run `python -m diffusionrl_jax.fetch` with the same --config, there "
-    "with --output=FOLDER if the cache is not shared, and start again."
+    "Where there is a network, run `python -m diffusionrl_jax.fetch` with the --config that names "
+    "this, and with --output=FOLDER if that machine shares no cache with this one."
 )
 
 
