@@ -44,7 +44,7 @@ def compare_models(
         raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
     for _, path, step in checkpoints:
         runs.check_trained(path, step)
-    fetching.bring(config)
+    fetching.bring(config, for_training=False)
     base = load_policy(config)
     evaluator = Evaluator(base, config)
     logging.info("Drawing and scoring the base model.")

@@ -56,14 +56,17 @@ class Fetched:
     held: Held
 
 
-def _fields(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and field of all that is opened when a config is trained or evaluated."""
+def _fields(
+    config: ml_collections.ConfigDict, for_training: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and field of all that is opened when a config is trained, or only evaluated."""
     yield MODEL, config.model, "config.model"
-    for name, task in config.tasks.items():
-        yield from _scorer_fields(task.scorer, f"config.tasks.{name}.scorer")
-        yield PROMPTS, task.prompts, f"config.tasks.{name}.prompts"
-    if config.pretraining.weight:
-        yield PICTURES, config.pretraining.pictures, "config.pretraining.pictures"
+    if for_training:
+        for name, task in config.tasks.items():
+            yield from _scorer_fields(task.scorer, f"config.tasks.{name}.scorer")
+            yield PROMPTS, task.prompts, f"config.tasks.{name}.prompts"
+        if config.pretraining.weight:
+            yield PICTURES, config.pretraining.pictures, "config.pretraining.pictures"
     evaluation = config.evaluation
     for name, chosen in evaluation.sets.items():
         yield PROMPTS, chosen.prompts, f"config.evaluation.sets.{name}.prompts"
@@ -81,10 +84,10 @@ def _scorer_fields(scorer, field: str) -> Iterator[tuple[str, str, str]]:
         yield scorer.reward, scorer.path, f"{field}.path"
 
 
-def list_named(config: ml_collections.ConfigDict) -> list[Named]:
-    """All that a config names, each once."""
+def list_named(config: ml_collections.ConfigDict, for_training: bool = True) -> list[Named]:
+    """All that a config names, each once; arguments as of `bring`."""
     fields: dict[tuple[str, str], list[str]] = {}
-    for kind, name, field in _fields(config):
+    for kind, name, field in _fields(config, for_training):
         if field not in (known := fields.setdefault((kind, name), [])):
             known.append(field)
     return [Named(*key, tuple(names)) for key, names in fields.items()]
@@ -132,7 +135,9 @@ def _missing(named: Named) -> str:
     return ""
 
 
-def bring(config: ml_collections.ConfigDict, only_hub: bool = False) -> list[Fetched]:
+def bring(
+    config: ml_collections.ConfigDict, for_training: bool = True, only_hub: bool = False
+) -> list[Fetched]:
     """Has all that a config names here: fetches and converts what is not, once.
 
     Of several processes each does so, into its own machine's cache; those that share one take
@@ -140,6 +145,7 @@ def bring(config: ml_collections.ConfigDict, only_hub: bool = False) -> list[Fet
 
     Args:
       config: see `configs/common.py`.
+      for_training: whether what is trained with is needed, too, beside what is evaluated with.
       only_hub: whether folders and files that the config names by a path may be missing here.
 
     Returns:
@@ -149,7 +155,7 @@ def bring(config: ml_collections.ConfigDict, only_hub: bool = False) -> list[Fet
       FileNotFoundError: lists all that is missing, before anything large is fetched.
       OSError, ValueError: see `hub_files.fetch` and `conversion.convert`.
     """
-    everything = list_named(config)
+    everything = list_named(config, for_training)
     on_hub = [named for named in everything if _is_on_hub(named)]
     others = () if only_hub else (named for named in everything if named not in on_hub)
     missing = [text for named in others if (text := _missing(named))]

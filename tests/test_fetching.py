@@ -162,6 +162,8 @@ def test_a_login_node_needs_no_pictures(hub, cache, tmp_path):
     config.pretraining.weight = 1.0
     config.pretraining.pictures = f"array_record:{tmp_path}/no_pictures"
     assert len(fetching.bring(config, only_hub=True)) == 4
+    # Nor does who only evaluates.
+    assert len(fetching.bring(config, for_training=False)) == 3
 
 
 def test_prompts_are_those_of_the_published_table(hub, published):

@@ -27,6 +27,7 @@ from diffusionrl_jax.data.files import write_whole
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 TIMEOUT = 30.0  # seconds until the hub has to answer
+SLOW_BYTES = 10**9  # take some seconds to check
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
 
 
@@ -294,6 +295,8 @@ def is_whole(path: pathlib.Path, digest: str = "") -> bool:
     mark = cache_folder() / "checked" / name
     if mark.exists() and mark.read_text() == seen:
         return True
+    if status.st_size > SLOW_BYTES:
+        logging.info("Checking %s, once.", path)
     if _compute_digest(blob, status.st_size, digest) != digest:
         return False
     try:
