@@ -44,6 +44,7 @@ class Hub(http.server.ThreadingHTTPServer):
     Attributes:
       trouble: from a path to what is wrong there: a status; `CUT`, the connection breaks off in the
         middle of the file; `DAMAGED`, a byte of it is another; `SHORT`, it is too short. Or None.
+      moved: former to present names of repositories, which the real hub redirects for ever.
       requests: method, path and first byte of all that was asked for.
     """
 
@@ -53,6 +54,7 @@ class Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories = {name: pathlib.Path(folder) for name, folder in repositories.items()}
         self.trouble = lambda path: None
+        self.moved = {}
         self.requests = []
 
     @property
@@ -100,6 +102,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(trouble, int):
             self.respond(trouble, {"X-Error-Message": "trouble"})
             return
+        for former, present in self.server.moved.items():
+            if f"/{former}" in path:
+                self.respond(307, {"Location": self.path.replace(former, present)})
+                return
         if path.startswith("/cdn/"):
             repository, _, name = path.removeprefix("/cdn/").partition("/-/")
             self.send_file(self.server.repositories[repository] / name, trouble)

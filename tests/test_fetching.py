@@ -114,6 +114,13 @@ def test_image_reward_with_the_tokenizer_of_bert(hub, cache):
     assert reward.prepare(["a cat"])["input_ids"].shape == (1, reward.max_tokens)
 
 
+def test_a_repository_that_has_moved(hub, cache):
+    hub.moved = {stand_in.IMAGE_REWARD: "zai-org/ImageReward"}
+    hub.repositories["zai-org/ImageReward"] = hub.repositories.pop(stand_in.IMAGE_REWARD)
+    held = folders.hold("image_reward", stand_in.IMAGE_REWARD)
+    assert held.revision == hub.revision("zai-org/ImageReward")
+
+
 def test_an_aesthetic_head_is_put_on_clip(cache, monkeypatch, tmp_path):
     head, clip = tmp_path / "head", tmp_path / "clip"
     for folder in (head, clip):
