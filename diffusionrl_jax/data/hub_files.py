@@ -9,10 +9,8 @@ What is in the cache is used as it is, without asking the hub whether there is s
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -22,12 +20,11 @@ from absl import logging
 from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile
 
-from diffusionrl_jax.data import hub_errors
+from diffusionrl_jax.data import hub_cache, hub_errors
 from diffusionrl_jax.data.files import write_whole
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 TIMEOUT = 30.0  # seconds until the hub has to answer
-SLOW_BYTES = 10**9  # take some seconds to check
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
 
 
@@ -104,11 +101,6 @@ def fixed_files(repository: str, *names: str, kind: str = "model") -> Need:
     return Need(repository, choose, names, kind, label=f"{repository} ({', '.join(names)})")
 
 
-def cache_folder() -> pathlib.Path:
-    """Where things that are made of the hub's files are kept: beside huggingface_hub's cache."""
-    return pathlib.Path(constants.HF_HUB_CACHE).parent / "diffusionrl_jax"
-
-
 def gigabytes(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
@@ -178,15 +170,16 @@ def find(need: Need) -> Held | None:
     A file that is not what the hub said it is is removed, with a warning.
     """
     try:
-        revision = (_home(need) / "refs" / "main").read_text().strip()
+        home = hub_cache.home(need.repository, need.kind)
+        revision = (home / "refs" / "main").read_text().strip()
     except OSError:
         return None
     folder = _snapshot(need, revision)
     listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
     def check(name: str) -> pathlib.Path:
-        if not is_whole(folder / name):
-            _remove_damaged(folder / name)
+        if not hub_cache.is_whole(folder / name):
+            hub_cache.remove_damaged(folder / name)
             raise FileNotFoundError
         return folder / name
 
@@ -216,7 +209,9 @@ def plan(need: Need) -> Plan:
     read = lambda name: _read_json(_download_file(need, revision, listed[name]))
     files = tuple(listed[name] for name in need.choose(listed, read))
     folder = _snapshot(need, revision)
-    missing = tuple(file for file in files if not is_whole(folder / file.path, _digest(file)))
+    missing = tuple(
+        file for file in files if not hub_cache.is_whole(folder / file.path, _digest(file))
+    )
     return Plan(need, revision, files, missing)
 
 
@@ -264,9 +259,9 @@ def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
                 need.repository, file.path, repo_type=need.kind, revision=revision
             )
         )
-        if is_whole(path, _digest(file)):
+        if hub_cache.is_whole(path, _digest(file)):
             return path
-        _remove_damaged(path)
+        hub_cache.remove_damaged(path)
     raise hub_errors.DamagedError(
         f"{file.path} of {need.repository} arrived damaged {ATTEMPTS} times: its digest is not the "
         "one that the Hugging Face hub tells of it. It is removed. Try again later, or without the "
@@ -274,70 +269,16 @@ def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
     )
 
 
-def is_whole(path: pathlib.Path, digest: str = "") -> bool:
-    """Whether a file is what was published.
-
-    Args:
-      path: of the file, as it lies in a snapshot: a link to what is named by its digest.
-      digest: 64 digits of SHA-256, or 40 of git's SHA-1; that in the name, if empty. Without either
-        nothing is known.
-    """
-    if not path.is_file():
-        return False
-    blob = path.resolve()
-    digest = digest or blob.name
-    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
-        return True
-    status = blob.stat()
-    seen = f"{blob} {status.st_size} {status.st_mtime_ns}"
-    # One of each place and digest, since several caches may have the same file.
-    name = hashlib.sha256(f"{blob} {digest}".encode()).hexdigest()
-    mark = cache_folder() / "checked" / name
-    if mark.exists() and mark.read_text() == seen:
-        return True
-    if status.st_size > SLOW_BYTES:
-        logging.info("Checking %s, once.", path)
-    if _compute_digest(blob, status.st_size, digest) != digest:
-        return False
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, seen.encode())
-    except OSError:  # A cache that is only read is read each time.
-        logging.debug("No mark at %s", mark, exc_info=True)
-    return True
-
-
-def _compute_digest(path: pathlib.Path, size: int, like: str) -> str:
-    with path.open("rb") as file:
-        if len(like) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        started = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        return hashlib.file_digest(file, lambda: started).hexdigest()
-
-
 def _digest(file: RepoFile) -> str:
     return file.lfs.sha256 if file.lfs else file.blob_id
 
 
-def _remove_damaged(path: pathlib.Path) -> None:
-    logging.warning("%s is damaged, and is removed to be fetched anew.", path)
-    for each in (path.resolve(), path):
-        each.unlink(missing_ok=True)
-
-
-def _home(need: Need) -> pathlib.Path:
-    name = huggingface_hub.file_download.repo_folder_name(
-        repo_id=need.repository, repo_type=need.kind
-    )
-    return pathlib.Path(constants.HF_HUB_CACHE) / name
-
-
 def _snapshot(need: Need, revision: str) -> pathlib.Path:
-    return _home(need) / "snapshots" / revision
+    return hub_cache.home(need.repository, need.kind) / "snapshots" / revision
 
 
 def _reference(need: Need) -> pathlib.Path:
-    path = _home(need) / "refs" / "main"
+    path = hub_cache.home(need.repository, need.kind) / "refs" / "main"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -17,7 +17,7 @@ from absl import logging
 from huggingface_hub.utils import WeakFileLock
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.data import hub_files
+from diffusionrl_jax.data import hub_cache, hub_files
 from diffusionrl_jax.data.hub_files import HUB_ID, Held, Need
 from diffusionrl_jax.models import tensor_files
 from diffusionrl_jax.models.tensor_files import PICKLED_SUFFIXES
@@ -209,7 +209,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _converted_folder(reward: str, path: str) -> pathlib.Path:
-    return hub_files.cache_folder() / "converted" / "--".join([reward, *path.split("/")])
+    return hub_cache.cache_folder() / "converted" / "--".join([reward, *path.split("/")])
 
 
 def find_converted(reward: str, path: str) -> Held | None:
@@ -218,7 +218,7 @@ def find_converted(reward: str, path: str) -> Held | None:
     try:
         origin = json.loads((folder / SOURCE_FILE).read_bytes())
         files = origin["files"]
-        is_whole = all(hub_files.is_whole(folder / name, files[name]) for name in files)
+        is_whole = all(hub_cache.is_whole(folder / name, files[name]) for name in files)
         held = Held(origin["repository"], origin["revision"], folder, tuple(files))
     except FileNotFoundError:
         return None
