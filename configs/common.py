@@ -106,7 +106,8 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
 
     Args:
       reward: the name, or "package.module:Class" of your own; docs/rewards_of_your_own.md.
-      path: its folder, or of a host_reward the function or address; empty for a reward without.
+      path: its folder or Hugging Face hub id, or of a host_reward the function or address; empty
+        for a reward without.
       **options: fields of the reward, such as `credit="leave_one_out"`.
     """
     return ml_collections.ConfigDict(
@@ -140,7 +141,8 @@ def make_task(
 
     Args:
       scorer: from `make_scorer`.
-      prompts: a .txt, .jsonl or .parquet file (`gs://data/prompts.parquet?held_out=2000`),
+      prompts: a .txt, .jsonl or .parquet file (`gs://data/prompts.parquet?held_out=2000`), one on
+        the Hugging Face hub (`hub:poloclub/diffusiondb/metadata.parquet`),
         `objects:train`, `occupations:all`, `emoji:pairs` and the like; see docs/data.md.
       group_size: images of each prompt, next to each other in the batch.
       weight: of the task's loss.

@@ -1,7 +1,6 @@
 """Stable Diffusion 2-base with the paper's settings (arXiv 2401.12244, Appendix A, Table 6).
 
-What is not shipped is named as it might lie beside: `--config.tasks.fairness.scorer.path=...` and
-the like say where it is.
+The model, the reward models and the prompts are brought from the Hugging Face hub; docs/data.md.
 """
 
 import ml_collections
@@ -9,7 +8,7 @@ import ml_collections
 from configs import common
 
 # metadata.parquet of poloclub/diffusiondb: 1.5M unique prompts, of which 2,000 are held out.
-TRAINING_PROMPTS = "metadata.parquet?held_out=2000"
+TRAINING_PROMPTS = "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000"
 HELD_OUT_PROMPTS = f"{TRAINING_PROMPTS}&split=test"
 
 
@@ -33,11 +32,11 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     config.pretraining.pictures = "base:8192"
 
     scorers = {
-        "hps": common.make_scorer("hps_v2", "rewards/hps_v2"),
-        "image_reward": common.make_scorer("image_reward", "rewards/image_reward"),
-        "compositionality": common.make_scorer("detection", "rewards/owl_vit"),
+        "hps": common.make_scorer("hps_v2", "xswu/HPSv2"),
+        "image_reward": common.make_scorer("image_reward", "THUDM/ImageReward"),
+        "compositionality": common.make_scorer("detection", "google/owlvit-base-patch32"),
         # Four skin tones, by a prompt each; docs/reward_models.md says how to train a head instead.
-        "fairness": common.make_scorer("statistical_parity", "rewards/clip-vit-large-patch14"),
+        "fairness": common.make_scorer("statistical_parity", "openai/clip-vit-large-patch14"),
     }
     portraits = 16  # of each prompt
     known = {

@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from diffusionrl_jax import runs
+from diffusionrl_jax import fetching, runs
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.files import is_there, write_whole
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
@@ -81,6 +81,7 @@ def compare_models(
         raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
     for _, path, step in checkpoints:
         runs.check_trained(path, step)
+    fetching.bring(config, for_training=False)
     base = load_policy(config)
     evaluator = Evaluator(base, config)
     logging.info("Drawing and scoring the base model.")

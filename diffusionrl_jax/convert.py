@@ -3,28 +3,18 @@ r"""Turns a published reward model's pickle into the folder that training loads,
     python -m diffusionrl_jax.convert --source=HPS_v2.1_compressed.pt --reward=hps_v2 \
         --tokenizer=FOLDER --output=/models/hps_v2.1
 
-PyTorch is needed here and nowhere else. It reads tensors only (`weights_only=True`), so that the
-file can't run code; the folder is then opened as training opens it, which checks every tensor.
+A config that names the model by its id on the Hugging Face hub needs none of this: `main` and
+`fetch` do the same by themselves.
 """
 
-import json
-from collections.abc import Mapping
-
-import numpy as np
-from absl import flags, logging
-from etils import epath
+from absl import flags
 
 from diffusionrl_jax import programs
-from diffusionrl_jax.data.files import as_path, clear_full_disk, partial_path, prepare_file
-from diffusionrl_jax.models import tensor_files, weights
-from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
+from diffusionrl_jax.rewards import conversion
 
-# config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
-CONFIGS = {"hps_v2": hps_v2.PUBLISHED, "image_reward": {}, "aesthetic": {}}
-TOKENIZERS = {"hps_v2": checkpoint.CLIP_TOKENIZER_FILES, "image_reward": ("vocab.txt",)}
 FLAGS = {
     "source": "The published .pt or .pth file.",
-    "reward": f"Whose file it is: one of {', '.join(CONFIGS)}.",
+    "reward": f"Whose file it is: one of {', '.join(conversion.CONFIGS)}.",
     "output": "The folder to write; must not exist.",
     "tokenizer": "A folder with the tokenizer's files.",
     "clip": "For aesthetic: openai/clip-vit-large-patch14's folder.",
@@ -32,129 +22,9 @@ FLAGS = {
 }
 
 
-def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch pickle, or of its entry `state_dict`.
-
-    Raises:
-      ValueError: PyTorch is not installed, or the file holds more than named tensors.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(
-            f"PyTorch is needed to read {source}: pip install torch (its CPU build is enough)."
-        ) from error
-    try:
-        with source.open("rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Of many kinds, pickle's own among them.
-        raise ValueError(
-            f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
-            "it again; a pickle that holds anything else could run code and is refused."
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{source} holds no named tensors: it is the file of something else.")
-    # NumPy has no bfloat16.
-    known = lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return {name: known(tensor).detach().numpy() for name, tensor in state.items()}
-
-
-def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
-    """The tokenizer's files, name -> content.
-
-    Raises:
-      FileNotFoundError: names those that are missing.
-    """
-    files = TOKENIZERS.get(reward, ())
-    path = as_path(folder, "--tokenizer") if folder else None
-    missing = [name for name in files if not (path and (path / name).exists())]
-    if missing:
-        raise FileNotFoundError(
-            f"{reward} needs its tokenizer's {' and '.join(missing)}, which "
-            f"--tokenizer={folder or '(not given)'} lacks: name a folder with them."
-        )
-    return {name: (path / name).read_bytes() for name in files}
-
-
-def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """The image tower that the aesthetic head belongs on: its config, and its tensors.
-
-    Raises:
-      FileNotFoundError, ValueError: if there is none in the folder.
-    """
-    if not folder:
-        raise ValueError(
-            "aesthetic is a head on CLIP: name openai/clip-vit-large-patch14's folder with --clip."
-        )
-    fields = ("vision_config", "projection_dim")
-    path, config = checkpoint.read_config(folder, fields)
-    tensors = weights.read_safetensors(path / checkpoint.WEIGHTS_FILE).items()
-    seen = ("vision_model.", "visual_projection.")
-    state = {name: tensor for name, tensor in tensors if name.startswith(seen)}
-    return {name: config[name] for name in fields}, state
-
-
-def convert(
-    reward: str, source: str, output: str, tokenizer: str = "", clip: str = "", config: str = ""
-) -> None:
-    """Writes the folder `output`; arguments are the flags.
-
-    Raises:
-      FileExistsError, FileNotFoundError, ValueError: what is in the way, missing, or does not fit;
-        nothing is left behind then.
-    """
-    if reward not in CONFIGS:
-        raise ValueError(f"--reward={reward} must be one of {', '.join(CONFIGS)}.")
-    source, output = as_path(source, "--source"), as_path(output, "--output")
-    if output.exists():
-        raise FileExistsError(f"--output={output} exists: name a folder that does not.")
-    files = read_tokenizer(reward, tokenizer)
-    config = as_path(config, "--config") if config else None
-    fields = dict(tensor_files.read_json(config) if config else CONFIGS[reward])
-    if not source.exists():
-        raise FileNotFoundError(f"--source={source} does not exist.")
-    # Tried before minutes of reading.
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prepare_file(str(output), "--output")
-    partial = partial_path(output)
-    try:
-        _write(reward, source, partial, files, fields, clip)
-        partial.rename(output)
-        logging.info("Wrote %s: every tensor fits %s.", output, reward)
-    finally:
-        partial.rmtree(missing_ok=True)
-
-
-def _write(
-    reward: str,
-    source: epath.Path,
-    folder: epath.Path,
-    files: Mapping[str, bytes],
-    fields: Mapping,
-    clip: str,
-) -> None:
-    state = read_pickle(source)
-    if reward == "aesthetic":
-        clip_fields, tower = read_clip(clip)
-        fields, state = clip_fields | fields, tower | state
-    kept = {value.dtype.name for value in state.values() if value.dtype.kind == "f"}
-    dtype = "float16" if kept == {"float16"} else "float32"
-    with clear_full_disk(folder.parent):
-        weights.write_safetensors(folder / checkpoint.WEIGHTS_FILE, state, dtype)
-        (folder / checkpoint.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-    del state
-    try:
-        REWARDS[reward].load(str(folder))
-    except ValueError as error:
-        raise ValueError(f"{source} does not fit {reward}: {error}") from error
-
-
 def main(_):
     with programs.clear_errors():
-        convert(**{name: flags.FLAGS[name].value for name in FLAGS})
+        conversion.convert(**{name: flags.FLAGS[name].value for name in FLAGS})
 
 
 if __name__ == "__main__":

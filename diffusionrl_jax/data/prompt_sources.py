@@ -1,16 +1,20 @@
 """From the name of a prompt source in a config to its endless stream of prompts."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 
-from diffusionrl_jax.data import prompt_index, records, word_lists
+from diffusionrl_jax.data import hub_files, prompt_index, records, word_lists
 from diffusionrl_jax.data.prompt_files import TABLES, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
 
+HUB = "hub"
+KINDS = (HUB, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
 
@@ -22,6 +26,8 @@ def open_prompts(name: str, seed: int) -> PromptSource:
       name: one of
         - a path, local or `gs://`, with * for several files: .jsonl, .parquet, or else UTF-8 text
           with one prompt a line. `field=` names the JSON field or column ("prompt");
+        - `hub:OWNER/NAME/FILE`: such a file of a dataset on the Hugging Face hub, brought into the
+          hub's usual cache where it is not here;
         - `tfds:NAME` or `array_record:FOLDER`, as in `records.open_records`; `field=` is a feature;
         - `template:a portrait of {article} {noun}`, filled from a list `words=FILE`;
         - `objects:train`, `objects:test`: the paper's pairs of 450 and of 82 objects;
@@ -32,7 +38,7 @@ def open_prompts(name: str, seed: int) -> PromptSource:
     Raises:
       ValueError, OSError: there is no such source, or a row of it is not a prompt.
     """
-    source = parse(name, (*records.KINDS, *word_lists.PROMPT_SETS, "template"))
+    source = parse(name, KINDS)
     if source.kind in word_lists.PROMPT_SETS:
         source.check_options(())
         if source.name not in ("all", *prompt_index.SPLITS):
@@ -48,7 +54,25 @@ def open_prompts(name: str, seed: int) -> PromptSource:
         count, split = source.number("held_out"), source.options.get("split", "train")
         words = word_lists.read_words(source.options["words"], count, split)
         return TemplatePrompts(source.name, words, seed)
+    if source.kind == HUB:
+        (held,) = hub_files.fetch([describe_hub_file(source)])
+        source = dataclasses.replace(source, kind="", name=str(held.folder / held.files[0]))
     return ShuffledPrompts(_indexed(source), seed)
+
+
+def describe_hub_file(source: Source) -> hub_files.Need:
+    """What is needed of the hub for a source of the kind `HUB`.
+
+    Raises:
+      ValueError: its name is not OWNER/NAME/FILE.
+    """
+    match = re.fullmatch(rf"({hub_files.HUB_ID})/([^*]+)", source.name)
+    if match is None:
+        raise ValueError(
+            f"{source.text!r} is not {HUB}:OWNER/NAME/FILE, as in "
+            f"{HUB}:poloclub/diffusiondb/metadata.parquet: name one file of a dataset."
+        )
+    return hub_files.fixed_files(match[1], match[2], kind="dataset")
 
 
 def _indexed(source: Source) -> prompt_index.Chosen:

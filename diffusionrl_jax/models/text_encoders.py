@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 Parameters = Mapping[str, Any]
 
@@ -90,15 +90,26 @@ def penultimate_states(
     return output.hidden_states[-2], getattr(output, "text_embeds", None)
 
 
-def load_tokenizer(folder: epath.Path) -> CLIPTokenizer:
-    """Reads a tokenizer's folder, local or remote."""
+def load_tokenizer(
+    folder: epath.Path, kind: type[PreTrainedTokenizerBase] = CLIPTokenizer
+) -> PreTrainedTokenizerBase:
+    """Reads a tokenizer's folder, local or remote.
+
+    Args:
+      folder: with the tokenizer's files, and perhaps others.
+      kind: the tokenizer's class.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
     # transformers reads local folders only.
     with tempfile.TemporaryDirectory() as local:
         for file in folder.iterdir():
-            (epath.Path(local) / file.name).write_bytes(file.read_bytes())
-        return CLIPTokenizer.from_pretrained(local)
+            if file.suffix in (".json", ".txt"):
+                (epath.Path(local) / file.name).write_bytes(file.read_bytes())
+        return kind.from_pretrained(local)
 
 
 def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:

@@ -1,17 +1,18 @@
 """A reward model's folder: config.json, model.safetensors, and its tokenizer's files."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from transformers import CLIPTokenizerFast
+from transformers import BertTokenizer, CLIPTokenizerFast
 
 from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.models import tensor_files, weights
+from diffusionrl_jax.models import tensor_files, text_encoders, weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt")
+BERT_TOKENIZER_FILES = ("vocab.txt",)
 
 
 def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, dict[str, Any]]:
@@ -52,13 +53,8 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
       FileNotFoundError: if one of its files is missing.
       ValueError: if it is another model's.
     """
-    missing = [name for name in CLIP_TOKENIZER_FILES if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {' and '.join(missing)}: copy CLIP's tokenizer there, as in "
-            "openai/clip-vit-large-patch14."
-        )
-    tokenizer = CLIPTokenizerFast.from_pretrained(str(folder))
+    _check_tokenizer_files(folder, CLIP_TOKENIZER_FILES, "openai/clip-vit-large-patch14")
+    tokenizer = text_encoders.load_tokenizer(folder, CLIPTokenizerFast)
     if len(tokenizer) > vocab_size or tokenizer.eos_token_id != len(tokenizer) - 1:
         raise ValueError(
             f"The tokenizer in {folder} has {len(tokenizer)} words and ends texts with number "
@@ -66,6 +62,26 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
             "end: use the tokenizer that the model was published with."
         )
     return tokenizer
+
+
+def read_bert_tokenizer(folder: epath.Path) -> BertTokenizer:
+    """BERT's tokenizer from a reward model's folder.
+
+    Args:
+      folder: from `read_config`.
+
+    Raises:
+      FileNotFoundError: if its file is missing.
+    """
+    _check_tokenizer_files(folder, BERT_TOKENIZER_FILES, "google-bert/bert-base-uncased")
+    return text_encoders.load_tokenizer(folder, BertTokenizer)
+
+
+def _check_tokenizer_files(folder: epath.Path, names: Sequence[str], published: str) -> None:
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {' and '.join(missing)}: copy the tokenizer of {published} there."
+        )
 
 
 def read_params(

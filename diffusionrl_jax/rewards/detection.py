@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from diffusionrl_jax.data import word_lists
 from diffusionrl_jax.models import owl_vit
 from diffusionrl_jax.rewards import checkpoint, names, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
@@ -46,10 +47,10 @@ class Detection:
         """Opens a folder with config.json, model.safetensors and CLIPTokenizer's files.
 
         config.json: OwlViTConfig's or Owlv2Config's "model_type" (default "owlvit"),
-        "vision_config" and "text_config", and "objects" (names), "query_template" (default "a photo
-        of a {}"). model.safetensors: the keys of transformers' OwlViTForObjectDetection or
-        Owlv2ForObjectDetection. The objects' query embeddings are computed here, once, and stored
-        in the parameters in place of the text tower.
+        "vision_config" and "text_config", and "objects" (names; default the paper's 532),
+        "query_template" (default "a photo of a {}"). model.safetensors: the keys of transformers'
+        OwlViTForObjectDetection or Owlv2ForObjectDetection. The objects' query embeddings are
+        computed here, once, and stored in the parameters in place of the text tower.
 
         Args:
           path: the folder; `asset:emoji/detection` is the embedded one.
@@ -61,11 +62,7 @@ class Detection:
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
         objects = tuple(options.pop("objects", None) or config.get("objects", ()))
-        if not objects:
-            raise ValueError(
-                f'{folder / checkpoint.CONFIG_FILE} lists no objects: add "objects", the names '
-                "that prompts are searched for."
-            )
+        objects = objects or word_lists.objects("all")  # As a detector is published.
         model = owl_vit.build(config, dtype)
         params = checkpoint.read_params(
             folder,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import BertTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.models import blip, heads, weights
 from diffusionrl_jax.rewards import checkpoint, preprocessing
@@ -59,7 +59,7 @@ class ImageReward:
           FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path)
-        reward = cls.from_config(config, BertTokenizer.from_pretrained(str(folder)), dtype)
+        reward = cls.from_config(config, checkpoint.read_bert_tokenizer(folder), dtype)
         params = checkpoint.read_params(
             folder,
             reward.template(),

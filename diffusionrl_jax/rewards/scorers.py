@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from diffusionrl_jax.models.stable_diffusion import Parameters
-from diffusionrl_jax.rewards import REWARDS, Reward
+from diffusionrl_jax.rewards import REWARDS, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
 from diffusionrl_jax.rewards.named import named_errors, resolve, without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
@@ -33,12 +33,13 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
-      scorer: its name, folder and options.
+      scorer: its name, folder or hub id, and options.
       group_size: images of each prompt; handed to rewards that look at groups.
 
     Raises:
       ValueError: if the name or an option is unknown; or one of your own cannot be loaded, whatever
         it raises.
+      FileNotFoundError, OSError: see `folders.locate`.
     """
     if scorer.reward == WEIGHTED_SUM:
         parts = {
@@ -55,7 +56,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     if "group_size" in fields:
         options["group_size"] = group_size
     if ":" not in scorer.reward:
-        return kind.load(scorer.path, **options)
+        return kind.load(folders.locate(scorer.reward, scorer.path), **options)
     with named_errors(f"{scorer.reward} cannot be loaded", "mend its load"):
         reward, params = kind.load(scorer.path, **options)
     return reward, params

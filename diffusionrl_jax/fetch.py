@@ -1,0 +1,38 @@
+r"""Fetches all that a config names from the Hugging Face hub, and does no more.
+
+    python -m diffusionrl_jax.fetch --config=configs/hps.py
+    python -m diffusionrl_jax.fetch --config=configs/hps.py --output=gs://bucket/fetched
+
+For a machine with a network, such as a login node. Training fetches what is missing by itself, and
+finds in the same cache what was fetched here. With --output everything is copied to a folder or
+bucket, too, for machines that share no cache, and the flags are printed that train from there.
+"""
+
+import shlex
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffusionrl_jax import fetching, programs
+from diffusionrl_jax.checkpoints import make_writable
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+OUTPUT = flags.DEFINE_string("output", "", "A folder, local or gs://, to copy everything to.")
+flags.mark_flags_as_required(["config"])
+
+
+def main(_):
+    with programs.clear_errors():
+        if OUTPUT.value:
+            make_writable(OUTPUT.value, "--output")
+        fetched = fetching.bring(CONFIG.value, only_hub=True)
+        lines = fetching.describe(fetched)
+        print("\n".join(lines) or "The config names nothing on the Hugging Face hub.")
+        if OUTPUT.value:
+            overrides = fetching.copy(fetched, OUTPUT.value)
+            print("To train from there, add these to the command:")
+            print(" \\\n".join(map(shlex.quote, overrides)))
+
+
+if __name__ == "__main__":
+    programs.run(main)
