@@ -40,7 +40,7 @@ PyTree = Any
 STATE = "state"
 # How TensorStore says what the file system said.
 TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
-UNFINISHED = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.partial)")
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 
 
 class SaveError(OSError):
@@ -82,7 +82,7 @@ class Checkpoints:
             )
         path = LiteralPath(directory)
         self.directory = path if in_bucket(path) else path.absolute()
-        self.best_metric = best_metric if keep_best else None
+        self.best_metric = best_metric
         self._keep = _KeepLastAndBest(keep_last, keep_best, self._score)
         self._scores: dict[int, float | None] = {}
         self._broken_steps: list[int] = []
@@ -121,7 +121,7 @@ class Checkpoints:
         if jax.process_index() == 0 and self.directory.exists():
             for path in self.directory.iterdir():
                 if UNFINISHED.fullmatch(path.name):
-                    path.rmtree() if path.is_dir() else path.unlink()
+                    path.rmtree()
         true_everywhere(True)  # A barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
@@ -178,7 +178,7 @@ class Checkpoints:
                 " another run. Choose an empty folder, or resume from it."
             )
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        if self.best_metric and self.best_metric not in metrics:
+        if self._keep.best and self.best_metric not in metrics:
             raise ValueError(
                 f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
                 f" {sorted(metrics)}: mend best_metric."
@@ -190,8 +190,7 @@ class Checkpoints:
                 f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
                 "arrays are not): it is not saved."
             )
-        if self.best_metric:
-            self._scores[step] = metrics[self.best_metric]
+        self._scores[step] = metrics.get(self.best_metric, math.nan)
         arguments = ocp.args.Composite(
             **{
                 STATE: ocp.args.PyTreeSave(state),
@@ -210,7 +209,7 @@ class Checkpoints:
         Args:
           score: of `best_metric`.
         """
-        if self.best_metric is None or not math.isfinite(score):
+        if not self._keep.best or not math.isfinite(score):
             return False
         scores = [self._score(step) for step in self.steps()]
         better = [other for other in scores if other is not None and other >= score]
@@ -278,13 +277,20 @@ class Checkpoints:
           Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
         """
         self.check_step(step)
-        record = read_record(self.directory, step)
         item = _without_empty(abstract_state)
         arguments = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
         )
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
-        self._check_digests(step, restored, record)
+        failure = None
+        try:
+            record = read_record(self.directory, step)
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
+        except Exception as error:
+            failure = error
+        # The digests are computed together, and one process alone may have failed to read.
+        if not true_everywhere(failure is None):
+            raise failure or DamagedError("it cannot be read in another process")
+        _check_digests(restored, record)
         return jax.tree.map(
             _fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None
         )
@@ -296,7 +302,8 @@ class Checkpoints:
           ValueError: no checkpoint has been evaluated.
         """
         scores = {step: self._score(step) for step in self.steps()}
-        ranked = [step for step, score in scores.items() if math.isfinite(score or math.nan)]
+        ranked = [step for step, score in scores.items() if score is not None]
+        ranked = [step for step in ranked if math.isfinite(scores[step])]
         if not ranked:
             raise ValueError(
                 f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
@@ -364,26 +371,6 @@ class Checkpoints:
         self._broken_steps = []
         self._manager.reload()
 
-    def _check_digests(self, step: int, restored: PyTree, record: dict[str, Any] | None) -> None:
-        """Compares what was restored with what was saved.
-
-        Raises:
-          DamagedError: they differ, or there is a number that is not finite.
-        """
-        found = digests(
-            jax.tree.map(lambda leaf: None if leaf is ocp.PLACEHOLDER else leaf, restored)
-        )
-        if broken := not_finite(found):
-            raise DamagedError(f"{broken[0]} is not finite")
-        if record is None:
-            return
-        changed = [path for path, digest in found.items() if record["digests"].get(path) != digest]
-        if changed:
-            raise DamagedError(
-                f"{changed[0]} is not what was saved, by its digest; {len(changed)} of "
-                f"{len(found)} arrays are not"
-            )
-
     def _score(self, step: int) -> float | None:
         """As of `checkpoint_records.read_score`; each is read once."""
         if step not in self._scores:
@@ -425,6 +412,25 @@ def _size(state: PyTree) -> int:
 
 def _readable(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _check_digests(restored: PyTree, record: Mapping[str, Any] | None) -> None:
+    """Compares what was restored with what was saved.
+
+    Raises:
+      DamagedError: they differ, or there is a number that is not finite.
+    """
+    found = digests(jax.tree.map(lambda leaf: None if leaf is ocp.PLACEHOLDER else leaf, restored))
+    if broken := not_finite(found):
+        raise DamagedError(f"{broken[0]} is not finite")
+    if record is None:
+        return
+    changed = [path for path, digest in found.items() if record["digests"].get(path) != digest]
+    if changed:
+        raise DamagedError(
+            f"{changed[0]} is not what was saved, by its digest; {len(changed)} of {len(found)} "
+            "arrays are not"
+        )
 
 
 def _without_empty(tree: PyTree) -> PyTree:

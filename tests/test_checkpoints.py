@@ -284,12 +284,15 @@ def test_nothing_is_deleted_while_its_score_is_unreadable(tmp_path, capsys, scor
 def test_which_score_would_be_kept(tmp_path):
     store = checkpoints.Checkpoints(str(tmp_path), keep_last=1, keep_best=2, best_metric="best")
     assert store.is_best(0.0) and not store.is_best(np.nan)
-    for step, score in enumerate((0.5, 0.7), start=1):
+    for step, score in enumerate((-1.0, 0.0), start=1):
         store.save(step, {"x": jnp.ones(3)}, {"best": score})
     store.wait()
-    assert store.is_best(0.6) and not store.is_best(0.5)
+    assert store.is_best(-0.5) and not store.is_best(-1.0)
+    assert store.best_step() == 2
     store.close()
-    assert not checkpoints.Checkpoints(str(tmp_path)).is_best(9.0)  # None is kept.
+    none_is_kept = checkpoints.Checkpoints(str(tmp_path), best_metric="best")
+    assert not none_is_kept.is_best(9.0)
+    assert none_is_kept.best_step() == 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -383,7 +386,7 @@ FULL_DISK = """
 
 def test_a_save_that_fails_is_told_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     message = done.stdout.strip()
     assert message == (
