@@ -80,7 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
     config.remat = "none"
-    # splash: the Pallas kernel for long self-attention; auto: splash on TPUs, else dot_product.
+    # Kernels for long self-attention: splash, Pallas' on TPUs, and cudnn on GPUs in bfloat16; auto:
+    # the devices' own, else dot_product.
     config.attention = "auto"
 
     config.checkpoint = ml_collections.ConfigDict()

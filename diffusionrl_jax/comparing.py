@@ -11,10 +11,9 @@ from PIL import Image
 
 from diffusionrl_jax import fetching, runs
 from diffusionrl_jax.data.emoji import real
-from diffusionrl_jax.data.files import is_there, write_whole
+from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiment import load_policy
-from diffusionrl_jax.models import hub
 from diffusionrl_jax.monitoring import comparison, tables
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.sampling import Sampler
@@ -42,20 +41,19 @@ def split_checkpoints(text: str) -> list[str]:
 
 def _is_there(text: str) -> bool:
     location = text.partition("=")[2]
-    return is_there(location) or is_there(runs.split_step(location)[0])
+    return is_there(location) or is_there(split_step(location)[0])
 
 
 def parse_checkpoint(text: str) -> tuple[str, str, str]:
     """Name, path and step from "name=PATH@step".
 
     Raises:
-      ValueError: if it is not of that form.
+      ValueError: if it is not of that form, or as `runs.parse_model`.
     """
     name, equals, location = text.partition("=")
-    path, step = runs.split_step(location)
-    if not (name and equals and path):
+    if not (name and equals and split_step(location)[0]):
         raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
-    return name.strip(), hub.expand(path, f"--checkpoints={name}"), step
+    return name.strip(), *runs.parse_model(location, f"--checkpoints={name}")
 
 
 def compare_models(

@@ -14,7 +14,8 @@ from diffusionrl_jax import exporting, programs
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A run's workdir (PATH, PATH@step or PATH@best), a diffusers folder, a hub id, or asset:... .",
+    "A run's workdir (PATH, PATH@step, @best or @last), a diffusers folder, a hub id, or asset:... "
+    ".",
     required=True,
 )
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)

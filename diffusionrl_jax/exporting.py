@@ -73,25 +73,20 @@ def _move(source: epath.Path, target: epath.Path) -> None:
             entry.replace(target / entry.name)
 
 
-def _split(checkpoint: str) -> tuple[str, str]:
-    path, step = runs.split_step(checkpoint)
-    return hub.expand(path, "--checkpoint"), step
-
-
 def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     """Writes a complete folder in diffusers' layout.
 
     Args:
-      checkpoint: a run's workdir (PATH, PATH@step or PATH@best), a diffusers folder, asset:... , or
-        a Hugging Face hub id. What the pipeline has beside the networks is copied from the folder
-        that it, or the run, started from.
+      checkpoint: a run's workdir (PATH, PATH@step, @best or @last), a diffusers folder, asset:... ,
+        or a Hugging Face hub id. What the pipeline has beside the networks is copied from the
+        folder that it, or the run, started from.
       output: an existing folder.
       dtype: what the weights are stored as.
 
     Raises:
       ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
     """
-    path, step = _split(checkpoint)
+    path, step = runs.parse_model(checkpoint, "--checkpoint")
     config = runs.opening_config(path)
     policy = runs.load_trained(path, config, step)
     base = hub.locate(config.model)
@@ -105,7 +100,7 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     Raises:
       ValueError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
     """
-    path, step = _split(checkpoint)
+    path, step = runs.parse_model(checkpoint, "--checkpoint")
     if not runs.is_run(path):
         raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
     config = runs.opening_config(path)

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
-from diffusionrl_jax.distributed.processes import gather
+from diffusionrl_jax.distributed.processes import gather, true_everywhere
 
 LEASE = "running.json"
 BEAT_SECONDS = 10.0
@@ -50,13 +50,20 @@ class Lease:
         """Takes the lease.
 
         Raises:
-          ValueError: another program trains there; in every process alike.
+          ValueError: another program trains there, or it is not one folder for all processes; in
+            every process alike.
         """
         found = _read(self._path) if jax.process_index() == 0 else None
         self._refuse(found if found is not None and _may_live(found, self._path) else None)
         if jax.process_index() == 0:
             self._write()
             threading.Thread(target=self._beat, daemon=True).start()
+        if not true_everywhere(self._is_seen()):
+            self.__exit__()
+            raise ValueError(
+                f"{self._workdir} is not one folder for all {jax.process_count()} processes: name "
+                "one on a shared disk or gs:// by --workdir."
+            )
         return self
 
     def __exit__(self, *_):
@@ -75,6 +82,18 @@ class Lease:
           ValueError: it is not; in every process alike.
         """
         self._refuse(self._other() if jax.process_index() == 0 else None)
+
+    def _is_seen(self) -> bool:
+        """Whether this process sees what the first has written, which a disk may show late."""
+        first = gather(np.frombuffer(bytes.fromhex(self._own["id"]), np.uint8))[0]
+        if jax.process_index() == 0:
+            return True
+        deadline = time.monotonic() + STILL_SECONDS
+        while (found := _read(self._path)) is None or found["id"] != first.tobytes().hex():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1)
+        return True
 
     def _refuse(self, holder: Mapping[str, Any] | None) -> None:
         if gather(np.array(holder is not None)).any():

@@ -13,12 +13,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from diffusionrl_jax.checkpoints import Checkpoints
-from diffusionrl_jax.data.files import is_there
+from diffusionrl_jax.data.files import split_step
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
 from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models import hub
+from diffusionrl_jax.models.hub import is_run
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.tensor_files import read_json
 
@@ -56,11 +57,6 @@ def restore_state(checkpoints: Checkpoints, state: Any) -> tuple[int, Any] | Non
         return checkpoints.restore(state)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-
-
-def is_run(path: str) -> bool:
-    """Whether the path is the workdir of a run."""
-    return (epath.Path(path) / "config.json").exists()
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict:
@@ -193,13 +189,27 @@ def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
     )
 
 
-def split_step(text: str) -> tuple[str, str]:
-    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s.
+def parse_model(text: str, name: str) -> tuple[str, str]:
+    """What a user names a model by, wherever a checkpoint of a run may be one.
 
-    A folder of that whole name, if it is there, wins.
+    Args:
+      text: PATH, or a run's PATH@12, PATH@best or PATH@last; see `data.files.split_step`.
+      name: the flag that named it, for messages.
+
+    Returns:
+      The path in full, as `hub.expand` has it, and the step, empty where none is named: what
+      `load_trained` and `check_trained` take.
+
+    Raises:
+      ValueError: nothing can be there, or the step is none.
     """
-    path, at, step = text.rpartition("@")
-    return (path, step) if at and "/" not in step and not is_there(text) else (text, "")
+    path, step = split_step(text)
+    if path != text and step not in ("best", "last") and not step.isdecimal():
+        raise ValueError(
+            f"{name}={text}: the step {step!r} is not a number, 'best' or 'last', and there is no "
+            "folder of that whole name."
+        )
+    return hub.expand(path, name), step
 
 
 def _step_number(step: str) -> int:
@@ -229,6 +239,11 @@ def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
 
 def _locate_folder(path: str, step: str) -> epath.Path:
     """The diffusers folder of a path or a hub id, which has no step."""
+    if step:
+        raise ValueError(
+            f"{path} is not the workdir of a run (it has no config.json), so it has no step "
+            f"{step!r}: mend the path, or leave out the step of a model."
+        )
     neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
     try:
         folder = hub.locate(path)
@@ -236,8 +251,6 @@ def _locate_folder(path: str, step: str) -> epath.Path:
         raise FileNotFoundError(f"{neither} folder: {error}") from None
     if not (folder / "unet").exists():
         raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
-    if step:
-        raise ValueError(f"{path} is a diffusers folder, which has no step {step!r}.")
     return folder
 
 

@@ -1,6 +1,6 @@
 """Draws prompts with a model, or with any checkpoint of a run, into a grid of pictures.
 
-python -m diffusionrl_jax.sample --model=/tmp/emoji --prompts="an apple and a cake; a cat"
+python -m diffusionrl_jax.sample --model=runs/emoji@best --prompts="an apple and a cake; a cat"
 """
 
 import jax
@@ -10,15 +10,20 @@ from diffusionrl_jax import programs, runs
 from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.distributed import start
-from diffusionrl_jax.models import hub
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.sampling import Sampler
 
 MODEL = flags.DEFINE_string(
-    "model", None, "A run's workdir, a diffusers folder, a hub id, or asset:... .", required=True
+    "model",
+    None,
+    "A run's workdir (PATH, PATH@step, @best or @last), a diffusers folder, a hub id, or asset:... "
+    ".",
+    required=True,
 )
-STEP = flags.DEFINE_string("step", "", "Of a run: a number, best, or last.")
-PROMPTS = flags.DEFINE_string("prompts", "", 'What to draw: "an apple; a cat".')
+STEP = flags.DEFINE_string("step", "", "Of a run, as in --model=PATH@step.")
+PROMPTS = flags.DEFINE_multi_string(
+    "prompts", [], 'What to draw: "an apple; a cat"; more by the flag again.'
+)
 PROMPT_FILE = flags.DEFINE_string("prompt_file", "", "The same, one prompt a line, in UTF-8.")
 IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", "samples.png", "The PNG file to write.")
@@ -31,6 +36,20 @@ ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "What the UNet computes in; the run's own, or float32."
 )
+
+
+def read_model() -> tuple[str, str]:
+    """Path and step of the model that the flags name.
+
+    Raises:
+      ValueError: as `runs.parse_model`, or two steps are named.
+    """
+    path, step = runs.parse_model(MODEL.value, "--model")
+    if step and STEP.value not in ("", step):
+        raise ValueError(
+            f"--model={MODEL.value} names another step than --step={STEP.value}: leave out one."
+        )
+    return path, step or STEP.value
 
 
 def make_config(model: str):
@@ -53,9 +72,12 @@ def read_all_prompts() -> list[str]:
         raise ValueError('Give either --prompts="an apple; a cat" or --prompt_file.')
     if PROMPT_FILE.value:
         return list(read_prompts(PROMPT_FILE.value))
-    prompts = [prompt.strip() for prompt in PROMPTS.value.split(";") if prompt.strip()]
-    if not prompts:
-        raise ValueError(f"--prompts={PROMPTS.value!r} holds no prompt.")
+    prompts = []
+    for text in PROMPTS.value:
+        found = [prompt.strip() for prompt in text.split(";") if prompt.strip()]
+        if not found:
+            raise ValueError(f"--prompts={text!r} holds no prompt.")
+        prompts += found
     return prompts
 
 
@@ -64,9 +86,9 @@ def main(_):
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
         output = prepare_file(OUTPUT.value, "--output")
-        model = hub.expand(MODEL.value, "--model")
+        model, step = read_model()
         config = make_config(model)
-        policy = runs.load_trained(model, config, STEP.value)
+        policy = runs.load_trained(model, config, step)
         # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]

@@ -19,12 +19,13 @@ TIMEOUT = 600  # seconds; on an idle machine a program takes 20 to 30
 
 
 @contextlib.contextmanager
-def launcher(environment, devices):
+def launcher(environment, devices, folder=ROOT):
     """A function that starts Python with arguments; whatever still runs at the end is killed.
 
     Args:
       environment: variables to add to this process's.
       devices: how many of the CPU each process has.
+      folder: where it is started.
     """
     flags = {
         "JAX_PLATFORMS": "cpu",
@@ -36,8 +37,8 @@ def launcher(environment, devices):
     def run(*arguments):
         process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**os.environ, **flags, **environment},
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **flags, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

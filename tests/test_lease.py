@@ -4,6 +4,8 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import numpy as np
 import pytest
 
 from diffusionrl_jax import lease
@@ -77,3 +79,27 @@ def test_a_damaged_file_keeps_nobody_out(tmp_path, content):
     (tmp_path / lease.LEASE).write_text(content)
     with lease.Lease(str(tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_folder_for_all_processes(shared, tmp_path, monkeypatch):
+    """As the second of two processes sees it, whose first has written to its own folder."""
+    first = "0123456789abcdef" * 2
+    other(tmp_path, id=first if shared else "f" * 32)
+
+    def gather(values):
+        theirs = np.frombuffer(bytes.fromhex(first), np.uint8) if values.ndim else values
+        return np.stack([theirs, values])
+
+    monkeypatch.setattr(lease, "STILL_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "gather", gather)
+    monkeypatch.setattr(lease, "true_everywhere", bool)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    if shared:
+        with lease.Lease(str(tmp_path)):
+            pass
+    else:
+        with pytest.raises(ValueError, match="is not one folder for all 2 processes"):
+            lease.Lease(str(tmp_path)).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [lease.LEASE]  # The first one's.

@@ -221,6 +221,24 @@ def test_an_error_in_one_process_ends_both(start, command, tmp_path):
 
 
 @pytest.mark.slow
+def test_hosts_that_do_not_share_the_workdir(start, command, tmp_path):
+    joined = f"--coordinator_address={free_address()}", "--process_count=2"
+    pair = [
+        start(*command(tmp_path / str(index)), *joined, f"--process_index={index}")
+        for index in range(2)
+    ]
+    outputs = [finish(process) for process in pair]
+    assert [status for status, _ in outputs] == [1, 1], outputs
+    # One may notice that the other has ended before it is told.
+    lines = [line for _, output in outputs for line in output.splitlines()]
+    assert any(
+        line.startswith("error: ") and "is not one folder for all 2 processes" in line
+        for line in lines
+    )
+    assert not (tmp_path / "0" / "running.json").exists()
+
+
+@pytest.mark.slow
 def test_a_scorer_that_fails_in_one_process_stops_both(start_two, alone, tmp_path, monkeypatch):
     failing, workdir = tmp_path / "failing", tmp_path / "run"
     failing.touch()

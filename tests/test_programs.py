@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -114,6 +115,34 @@ def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, cap
     assert "WARNING: checkpoint" in capfd.readouterr().err
     assert_same_state(workdir, finished, 3)
     assert steps_of(workdir) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("config_file", "workdir"),
+    [
+        ("configs/hps.py", "runs/hps"),
+        ("configs/hps.py:emoji", "runs/hps-emoji"),
+        ("/elsewhere/joint.v2.py:emoji", "runs/joint.v2-emoji"),
+        ("configs/emoji.py:preference,fairness", "runs/emoji-preference-fairness"),
+        ("my own.py:../a b/*\udce9:c", "runs/my own-..-a-b-c"),
+    ],
+)
+def test_a_run_has_a_workdir_of_its_own(config_file, workdir):
+    assert main.default_workdir(config_file) == workdir
+
+
+def test_without_a_workdir_the_same_line_goes_on(
+    finished, config_file, make_config, compilation_cache, tmp_path
+):
+    config = config_file(make_config())
+    workdir = tmp_path / "runs" / pathlib.Path(config).stem
+    shutil.copytree(finished, workdir)
+    with launcher(compilation_cache, devices=2, folder=tmp_path) as run:
+        status, output = finish(run("-m", "diffusionrl_jax.main", f"--config={config}"))
+    assert status == 0, output
+    assert output.splitlines()[0].endswith(f"] Workdir: {workdir}")
+    assert f"{workdir} is complete with 3 iterations" in output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, monkeypatch):
@@ -411,6 +440,11 @@ def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
         ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
         ("export", ["--checkpoint=/no/run", "--output={folder}"], "/no/run is neither the workdir"),
         ("sample", ["--model=/no/such/folder", "--prompts=a cat"], "/no/such/folder is neither"),
+        (
+            "sample",
+            ["--model=/runs/a@best", "--step=2", "--prompts=a cat"],
+            "--model=/runs/a@best names another step than --step=2",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(
@@ -571,9 +605,9 @@ def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     status, output = finish(
         start(
             "sample",
-            f"--model={finished}",
-            "--step=best",
-            "--prompts=a cat; an apple next to a cake",
+            f"--model={finished}@best",
+            "--prompts=a cat",
+            "--prompts=an apple next to a cake",
             "--images_per_prompt=3",
             f"--output={path}",
         )

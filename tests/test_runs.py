@@ -2,7 +2,8 @@
 
 import pytest
 
-from diffusionrl_jax import runs
+from diffusionrl_jax import exporting, runs
+from diffusionrl_jax.comparing import parse_checkpoint
 
 
 @pytest.mark.parametrize("name", ["a@best", "a@12", "a@b"])
@@ -12,3 +13,33 @@ def test_a_folder_that_is_there_wins(name, tmp_path):
     (tmp_path / name).mkdir()
     assert runs.split_step(f"{tmp_path}/{name}") == (f"{tmp_path}/{name}", "")
     assert runs.split_step(f"{tmp_path}/{name}@last") == (f"{tmp_path}/{name}", "last")
+
+
+@pytest.mark.parametrize("step", ["", "last", "best", "12"])
+def test_a_step_means_the_same_wherever_a_checkpoint_is_named(step, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    after = f"@{step}" if step else ""
+    assert runs.parse_model(f"runs/hps/{after}", "--model")[1] == step
+    (tmp_path / "runs" / "hps").mkdir(parents=True)
+    expected = (f"{tmp_path}/runs/hps", step)
+    assert runs.parse_model(f"runs/hps{after}", "--model") == expected
+    assert parse_checkpoint(f"mine=runs/hps{after}") == ("mine", *expected)
+
+
+@pytest.mark.parametrize("step", ["", "bset", "-1", "1.5", "best "])
+def test_steps_that_cannot_be(step):
+    for parse in (
+        lambda text: runs.parse_model(text, "--model"),
+        lambda text: parse_checkpoint(f"a={text}"),
+        lambda text: exporting.export_pipeline(text, None, "float32"),
+        lambda text: exporting.export_lora(text, None, "float32"),
+    ):
+        with pytest.raises(ValueError, match=f"the step '{step}' is not a number"):
+            parse(f"/runs/a@{step}")
+
+
+@pytest.mark.parametrize("path", ["asset:emoji/stable_diffusion", "nobody/nothing", "/no/such"])
+def test_what_is_no_run_has_no_step(path):
+    for step in ("best", "3"):
+        with pytest.raises(ValueError, match=f"{path} is not .* so it has no step '{step}'"):
+            runs.check_trained(*runs.parse_model(f"{path}@{step}", "--model"))

@@ -124,6 +124,15 @@ def is_there(text: str) -> bool:
         return False
 
 
+def split_step(text: str) -> tuple[str, str]:
+    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s.
+
+    A folder of that whole name, if it is there, wins.
+    """
+    path, at, step = text.rpartition("@")
+    return (path, step) if at and "/" not in step and not is_there(text) else (text, "")
+
+
 def matching(folder: str | os.PathLike, pattern: str) -> list[epath.Path]:
     """What lies in a folder under names that match, sorted; nothing if there is no such folder.
 

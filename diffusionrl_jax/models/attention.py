@@ -1,13 +1,25 @@
-"""Dot-product attention, by XLA or by a Pallas kernel that never holds the probability matrix."""
+"""Dot-product attention, by XLA or by a kernel that never holds the probability matrix.
+
+The kernel is Pallas' on TPUs and cuDNN's on GPUs.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 
-ATTENTION = ("auto", "dot_product", "splash")
-SPLASH_TOKENS = 1024  # below, the probabilities are small and XLA's fusions are as good
+ATTENTION = ("auto", "dot_product", "splash", "cudnn")
+KERNEL_TOKENS = 1024  # below, the probabilities are small and XLA's fusions are as good
 LANES = 128  # the kernel's blocks of tokens are multiples of a TPU register's width
 LARGEST_BLOCK = 512  # 512 x 512 float32 logits are 1 MiB of the 16 MiB of a core's fast memory
+# What cuDNN's flash attention and its gradients take on every GPU that has them: heads of 8 to 128
+# numbers in steps of 8, of Ampere's compute capability or newer. Hopper takes larger heads.
+CUDNN_HEAD_STEP, CUDNN_LARGEST_HEAD = 8, 128
+CUDNN_COMPUTE_CAPABILITY = 8.0
 
 
 def attend(
@@ -27,7 +39,8 @@ def attend(
       scale: of the logits.
       attention: "dot_product" is `jax.nn.dot_product_attention`; "splash" the Pallas kernel
         `jax.experimental.pallas.ops.tpu.splash_attention` where `takes_splash`, interpreted where
-        the mesh is not of TPUs; "auto" is "splash" on a mesh of TPUs, else "dot_product".
+        the mesh is not of TPUs; "cudnn" cuDNN's flash attention where `takes_cudnn`; "auto" is
+        "splash" on a mesh of TPUs, "cudnn" on one of GPUs that have it, else "dot_product".
       mesh: the devices that the program is compiled for, over which the batch, or else the heads,
         are split; XLA cannot split a kernel by itself. None means "auto" is "dot_product".
 
@@ -35,21 +48,37 @@ def attend(
       Of the query's shape and dtype.
 
     Raises:
-      ValueError: "splash" without a mesh, or an attention that does not exist.
+      ValueError: as `choose`.
     """
-    if choose(attention, mesh) == "splash" and takes_splash(query.shape, key.shape):
+    chosen = choose(attention, mesh)
+    if chosen == "splash" and takes_splash(query.shape, key.shape):
         return _splash(query, key, value, scale, mesh)
+    if chosen == "cudnn" and takes_cudnn(query.shape, key.shape, query.dtype):
+        return _cudnn(query, key, value, scale, mesh)
     return jax.nn.dot_product_attention(query, key, value, scale=scale)
 
 
 def choose(attention: str, mesh: Mesh | None) -> str:
-    """Resolves "auto", and checks the rest; see `attend`."""
+    """Resolves "auto", and checks the rest; see `attend`.
+
+    Raises:
+      ValueError: an attention that does not exist, a kernel without a mesh, or "cudnn" on a mesh of
+        other devices than GPUs that have it.
+    """
     if attention not in ATTENTION:
         raise ValueError(f"attention {attention!r} is not one of {ATTENTION}.")
-    if attention == "splash" and mesh is None:
-        raise ValueError("attention 'splash' needs the mesh that the program is compiled for.")
+    if attention in ("splash", "cudnn") and mesh is None:
+        raise ValueError(f"attention {attention!r} needs the mesh that is compiled for.")
+    if attention == "cudnn" and not _has_cudnn(mesh):
+        raise ValueError(
+            "attention 'cudnn' needs NVIDIA GPUs of compute capability "
+            f"{CUDNN_COMPUTE_CAPABILITY} or newer, and the devices are "
+            f"{mesh.devices.flat[0].device_kind!r}: choose 'auto'."
+        )
     if attention == "auto":
-        return "splash" if mesh is not None and _is_tpu(mesh) else "dot_product"
+        if mesh is not None and _is_tpu(mesh):
+            return "splash"
+        return "cudnn" if mesh is not None and _has_cudnn(mesh) else "dot_product"
     return attention
 
 
@@ -58,7 +87,18 @@ def takes_splash(query: tuple[int, ...], key: tuple[int, ...]) -> bool:
 
     It is for as many queries as keys, 1024 or more, in whole blocks of 128.
     """
-    return query == key and query[1] >= SPLASH_TOKENS and query[1] % LANES == 0
+    return query == key and query[1] >= KERNEL_TOKENS and query[1] % LANES == 0
+
+
+def takes_cudnn(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether attention of these shapes, as of `takes_splash`, and dtype suits cuDNN's.
+
+    It is for as many queries as keys, 1024 or more, in bfloat16 or float16, and heads of a multiple
+    of 8 up to 128, as `jax.nn.dot_product_attention` demands for its implementation "cudnn".
+    """
+    is_long = query == key and query[1] >= KERNEL_TOKENS
+    fits = query[3] % CUDNN_HEAD_STEP == 0 and query[3] <= CUDNN_LARGEST_HEAD
+    return is_long and fits and dtype in (jnp.bfloat16, jnp.float16)
 
 
 def block_size(tokens: int) -> int:
@@ -86,9 +126,36 @@ def _is_tpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "tpu"
 
 
+def _has_cudnn(mesh: Mesh) -> bool:
+    """Whether a mesh is of GPUs with cuDNN's flash attention; AMD's have other capabilities."""
+    device = mesh.devices.flat[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    is_number = re.fullmatch(r"\d+\.\d+", capability) is not None
+    is_recent = is_number and float(capability) >= CUDNN_COMPUTE_CAPABILITY
+    return device.platform in ("gpu", "cuda") and is_recent
+
+
+def _on_each_device(
+    local: Callable[..., jax.Array], mesh: Mesh, arrays: tuple[jax.Array, ...]
+) -> jax.Array:
+    """`local` of each device's rows and heads of arrays [batch, tokens, heads, head size]."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:  # else the arrays are a device's own
+        batch, _, heads, _ = arrays[0].shape
+        rows, columns = partition(batch, heads, mesh)
+        spec = PartitionSpec(rows, None, columns)
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False
+        )
+    return local(*arrays)
+
+
+def _cudnn(query, key, value, scale, mesh):
+    local = partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
+    return _on_each_device(local, mesh, (query, key, value))
+
+
 def _splash(query, key, value, scale, mesh):
-    batch, tokens, heads, _ = query.shape
-    spec = partition(batch, heads, mesh)
+    tokens = query.shape[1]
     size = block_size(tokens)
     sizes = splash_attention.BlockSizes(
         **dict.fromkeys(
@@ -97,7 +164,8 @@ def _splash(query, key, value, scale, mesh):
         )
     )
 
-    def local(query, key, value):
+    def local(*arrays):
+        query, key, value = (array.swapaxes(1, 2) for array in arrays)
         kernel = splash_attention.make_splash_mha(
             splash_attention.MultiHeadMask(
                 [splash_attention.FullMask((tokens, tokens))] * query.shape[1]
@@ -107,12 +175,7 @@ def _splash(query, key, value, scale, mesh):
             q_seq_shards=1,
             interpret=not _is_tpu(mesh),
         )
-        return jax.vmap(kernel)(query, key, value)
+        return jax.vmap(kernel)(query, key, value).swapaxes(1, 2)
 
     # The kernel does not scale, and its backward pass is of the scaled query.
-    arguments = (array.swapaxes(1, 2) for array in (query * scale, key, value))
-    if not jax.sharding.get_abstract_mesh().manual_axes:  # else the arrays are a device's own
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-        )
-    return local(*arguments).swapaxes(1, 2)
+    return _on_each_device(local, mesh, (query * scale, key, value))

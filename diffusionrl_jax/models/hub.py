@@ -4,6 +4,7 @@ import collections
 import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from etils import epath
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data import hub_files
-from diffusionrl_jax.data.files import as_path, resolve
+from diffusionrl_jax.data.files import as_path, resolve, split_step
 from diffusionrl_jax.data.hub_files import HUB_ID, Need
 from diffusionrl_jax.models import companions
 from diffusionrl_jax.models.networks import STEMS
@@ -45,6 +46,12 @@ def expand(text: str | os.PathLike, name: str) -> str:
     return text if re.fullmatch(HUB_ID, text) and not path.exists() else os.fspath(path)
 
 
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a path is the workdir of a run, and not that of a model, which may have a config."""
+    folder = epath.Path(path)
+    return (folder / "config.json").exists() and not (folder / "unet").exists()
+
+
 def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
     """The folder that a config names, downloaded where it is not here.
 
@@ -57,13 +64,20 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
 
     Raises:
       FileNotFoundError: there is no such folder, or the download failed; says what to do.
-      ValueError: nothing can be there, as `files.as_path` says.
+      ValueError: nothing can be there, as `files.as_path` says; or there is a run, whose
+        checkpoints are no folder of diffusers'.
     """
     text = expand(path, name)
     if re.fullmatch(HUB_ID, text):
         (held,) = hub_files.fetch([describe(text)])
         return epath.Path(held.folder)
     folder = resolve(text, name)
+    if is_run(split_step(text)[0]):
+        raise ValueError(
+            f"{name}={text} names a checkpoint of a run, which is no model by itself: export it by "
+            f"python -m diffusionrl_jax.export --checkpoint={shlex.quote(text)} --output=DIR, and "
+            "give DIR."
+        )
     if folder.exists():
         return folder
     raise FileNotFoundError(

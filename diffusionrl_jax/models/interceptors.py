@@ -61,8 +61,8 @@ def interception(
         insides are then computed three times.
       convolution: "xla", or "taps": kernel gradients by `models/convolution.py`, for training on
         the CPU inside a scan.
-      attention, mesh: "auto", "dot_product" or "splash", and the devices that the program is
-        compiled for; see `models/attention.py`.
+      attention, mesh: "auto", "dot_product", "splash" or "cudnn", and the devices that the program
+        is compiled for; see `models/attention.py`.
 
     Raises:
       ValueError: an option that does not exist.

@@ -62,7 +62,7 @@ class StableDiffusion:
         also "text_encoder_2" and "pipeline", the model_index.json.
       remat: "none", "blocks" or "full"; see `models/interceptors.py`.
       convolution: "xla" or "taps"; see `models/convolution.py`.
-      attention: "auto", "dot_product" or "splash"; see `models/attention.py`.
+      attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
       mesh: over which the batch is split, for `attention`.
       text_encoder_2, tokenizer_2: XL's second pair.
     """

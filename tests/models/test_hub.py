@@ -138,6 +138,19 @@ def test_what_names_no_model(text, message):
         hub.locate(text)
 
 
+@pytest.mark.parametrize("step", ["", "@best", "@12"])
+def test_a_run_is_no_model_to_start_from(step, tmp_path):
+    run = tmp_path / "a run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.model=.* export it") as caught:
+        hub.locate(f"{run}{step}")
+    assert f"--checkpoint='{run}{step}' " in str(caught.value)
+    # A model may have a file of that name, too.
+    (run / "unet").mkdir()
+    assert hub.locate(str(run)) == run
+
+
 def test_a_model_in_a_folder_with_any_name(tiny_model, tmp_path):
     name = "a[1]*? \udce9"
     shutil.copytree(tiny_model, tmp_path / name)
