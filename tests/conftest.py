@@ -185,6 +185,25 @@ def config_file(tmp_path_factory):
     return write
 
 
+@pytest.fixture(scope="module")
+def start(compilation_cache):
+    """A function that starts a program on two devices, as on a small laptop."""
+    from tests.processes import launcher
+
+    with launcher(compilation_cache, devices=2) as run:
+        yield lambda program, *arguments: run("-m", f"diffusionrl_jax.{program}", *arguments)
+
+
+@pytest.fixture(scope="session")
+def finished(make_config, compilation_cache, tmp_path_factory):
+    """The workdir of an uninterrupted run of three iterations."""
+    from diffusionrl_jax import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    main.train(make_config(), str(workdir))
+    return workdir
+
+
 @pytest.fixture
 def parity(monkeypatch):
     """benchmarks/reward_parity.py, which compares rewards with their PyTorch originals."""

@@ -92,3 +92,11 @@ def shapes_of(state):
     """Its shapes, dtypes and shardings, for `Checkpoints.restore`."""
     shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     return jax.tree.map(shape, state)
+
+
+def assert_same_state(workdir, other, step):
+    """Two runs have the same checkpoint, to the bit."""
+    state, expected = saved_state(workdir, step), saved_state(other, step)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(expected_leaf).tobytes()

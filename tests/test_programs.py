@@ -1,62 +1,28 @@
 """The programs as a user starts them, and what happens when they are stopped or misled."""
 
 import json
-import math
-import os
 import pathlib
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import evaluation, exporting, main, rewards, runs
+from diffusionrl_jax import exporting, main, rewards, runs
 from diffusionrl_jax.checkpoint_records import read_score
-from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiment import load_policy
 from diffusionrl_jax.models import lora, weights
 from diffusionrl_jax.monitoring.metrics import read_rows
 from tests import hub
 from tests.processes import (
-    ROOT,
-    TIMEOUT,
+    assert_same_state,
     finish,
     launcher,
     saved_state,
     steps_of,
-    wait_for_step,
 )
-
-
-@pytest.fixture(scope="module")
-def start(compilation_cache):
-    """A function that starts a program on two devices, as on a small laptop."""
-    with launcher(compilation_cache, devices=2) as run:
-        yield lambda program, *arguments: run("-m", f"diffusionrl_jax.{program}", *arguments)
-
-
-def assert_same_state(workdir, other, step):
-    state, expected = saved_state(workdir, step), saved_state(other, step)
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
-    for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(leaf).tobytes() == np.asarray(expected_leaf).tobytes()
-
-
-@pytest.fixture(scope="module")
-def finished(make_config, compilation_cache, tmp_path_factory):
-    """The workdir of an uninterrupted run of three iterations."""
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    main.train(make_config(), str(workdir))
-    return workdir
-
 
 LORA = {"lora.rank": 2, "optimizer.learning_rate": 1e-2, "mesh.fsdp": 2}
 # So that a tiny base is split over "fsdp", too.
@@ -105,18 +71,6 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, make_config, tmp_path, c
     assert [row.get("small/loss") for row in rows] == [row.get("small/loss") for row in expected]
 
 
-def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, capfd):
-    workdir = tmp_path / "run"
-    shutil.copytree(finished, workdir)
-    for path in (workdir / "checkpoints" / "3").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    main.train(make_config(), str(workdir))
-    assert "WARNING: checkpoint" in capfd.readouterr().err
-    assert_same_state(workdir, finished, 3)
-    assert steps_of(workdir) == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize(
     ("config_file", "workdir"),
     [
@@ -143,70 +97,6 @@ def test_without_a_workdir_the_same_line_goes_on(
     assert output.splitlines()[0].endswith(f"] Workdir: {workdir}")
     assert f"{workdir} is complete with 3 iterations" in output
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, monkeypatch):
-    """As the hosts of a slice are told to stop one after another."""
-    wait, received = Checkpoints.wait, []
-
-    def interrupted(checkpoints):
-        signal.raise_signal(signal.SIGTERM)
-        wait(checkpoints)
-        received.append(checkpoints.steps()[-1])
-
-    monkeypatch.setattr(Checkpoints, "wait", interrupted)
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("It would have been killed."))
-    try:
-        main.train(make_config(iterations=1), str(tmp_path))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert received == [1]
-
-
-def test_an_evaluation_between_two_checkpoints_can_be_the_best(make_config, tmp_path, monkeypatch):
-    """Its parameters are saved then and there, since later ones have other scores."""
-    scores = iter([0.0, 0.9, 0.1, 0.2])
-    watch = evaluation.Evaluator.watch
-    monkeypatch.setattr(
-        evaluation.Evaluator, "watch", lambda *args: (watch(*args)[0] | {"best": next(scores)}, {})
-    )
-    every = {"checkpoint.every": 100, "checkpoint.keep_last": 1, "evaluation.every": 1}
-    main.train(make_config(**every), str(tmp_path))
-    checkpoints = Checkpoints(str(tmp_path / "checkpoints"), 1, 1, "best")
-    assert checkpoints.steps() == (1, 3)
-    assert checkpoints.best_step() == 1
-
-
-def test_any_name_of_a_workdir(finished, make_config, tmp_path):
-    workdir = tmp_path / "a [1]*?~" / "run"
-    main.train(make_config(iterations=1), str(workdir))
-    main.train(make_config(), str(workdir))
-    assert_same_state(workdir, finished, 3)
-    assert steps_of(workdir) == [0, 1, 2, 3]
-
-
-def test_checkpoints_without_a_config_are_nobodys(finished, make_config, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "config.json").unlink()
-    with pytest.raises(ValueError, match="has checkpoints, but no config.json"):
-        main.train(make_config(), str(tmp_path / "run"))
-
-
-def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
-    """With a learning rate of NaN one iteration has finite gradients, and then nothing has."""
-    main.train(make_config(iterations=1), str(tmp_path))
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["optimizer"]["learning_rate"] = math.nan  # As if a bug of the optimiser's came up.
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    broken = make_config(**{"optimizer.learning_rate": math.nan, "evaluation.every": 9})
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(FloatingPointError, match="not finite after (iteration|step) 2") as caught,
-    ):
-        patch.setattr(runs, "check_same_experiment", lambda *_: None)
-        main.train(broken, str(tmp_path))
-    assert f"Checkpoint 1 in {tmp_path}/checkpoints is from before" in str(caught.value)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_a_complete_run_is_left_alone(finished, make_config, caplog):
@@ -459,145 +349,6 @@ def test_bad_input_ends_in_one_line(
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert message in line
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_config, tmp_path):
-    config = config_file(make_config(iterations=1000, **{"checkpoint.every": 1000}))
-    command = "main", f"--config={config}", f"--workdir={tmp_path}"
-    process = start(*command)
-    wait_for_step(process, tmp_path, 2)
-    process.send_signal(signal.SIGTERM)
-    status, output = finish(process)
-    assert status == 0, output
-    assert "SIGTERM: saving and stopping" in output
-    last = steps_of(tmp_path)[-1]
-    assert (tmp_path / "checkpoints" / str(last)).is_dir()
-    assert not (tmp_path / "before_after.png").exists()
-    status, output = finish(start(*command, f"--config.iterations={last + 1}"))
-    assert status == 0, output
-    assert f"Resumed after iteration {last}." in output
-    assert steps_of(tmp_path) == list(range(last + 2))
-    assert (tmp_path / "before_after.png").exists()
-
-
-def test_two_programs_in_one_workdir(start, config_file, make_config, tmp_path):
-    config = config_file(make_config(iterations=1000, **{"checkpoint.every": 1000}))
-    command = "main", f"--config={config}", f"--workdir={tmp_path}"
-    first = start(*command)
-    wait_for_step(first, tmp_path, 0)
-    status, output = finish(start(*command))
-    assert status == 1
-    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert f"another program trains, process {first.pid} on" in line
-    assert "Traceback" not in output
-    assert first.poll() is None, "it is not disturbed"
-    first.kill()  # It leaves no lock behind.
-    status, output = finish(start(*command, "--config.iterations=1"))
-    assert status == 0, output
-
-
-# From the second save on no file may grow: as on a disk that is full, or where a quota ends.
-FULL_DISK = """
-import resource, signal
-from diffusionrl_jax import checkpoints, main, programs
-
-save = checkpoints.Checkpoints.save
-
-def save_on_a_full_disk(self, step, *arguments):
-    if step == 2:
-        self.wait()
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    return save(self, step, *arguments)
-
-checkpoints.Checkpoints.save = save_on_a_full_disk
-programs.run(main.main)
-"""
-
-
-def test_a_disk_that_fills(compilation_cache, config_file, make_config, tmp_path):
-    config = config_file(make_config(iterations=1000, **{"evaluation.every": 1000}))
-    with launcher(compilation_cache, devices=2) as run:
-        arguments = f"--config={config}", f"--workdir={tmp_path}"
-        status, output = finish(run("-c", FULL_DISK, *arguments))
-    assert status == 1
-    assert "Traceback" not in output
-    errors = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, output
-    assert f"Checkpoint 2 cannot be saved in {tmp_path}/checkpoints, where it needs" in errors[0]
-    assert (
-        "(File too large): mend that, and the same command goes on after iteration 1" in errors[0]
-    )
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
-    assert steps_of(tmp_path)[-1] < 10, "it computes no further"
-
-
-@pytest.mark.slow
-def test_a_closed_terminal_saves(compilation_cache, config_file, make_config, tmp_path):
-    config = config_file(make_config(iterations=100_000, **{"checkpoint.every": 100_000}))
-    ours, theirs = os.openpty()
-    environment = os.environ | compilation_cache | {"JAX_PLATFORMS": "cpu"}
-    command = ["setsid", "--ctty", "--wait", sys.executable, "-m", "diffusionrl_jax.main"]
-    process = subprocess.Popen(
-        [*command, f"--config={config}", f"--workdir={tmp_path}"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-        cwd=ROOT,
-    )
-    os.close(theirs)
-    threading.Thread(target=lambda: iter(lambda: os.read(ours, 1024), b""), daemon=True).start()
-    wait_for_step(process, tmp_path, 2)
-    os.close(ours)
-    process.wait(TIMEOUT)
-    last = steps_of(tmp_path)[-1]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(last)]
-
-
-def brightness(images, prompts, metadata):
-    return images.mean((1, 2, 3))
-
-
-KILLED = {
-    "lora": LORA | {"checkpoint.every": 2},
-    "host reward, overlapped": {"tasks.small.scorer.reward": "host_reward"},
-    "averages by prompt": {
-        "tasks.small.normalisation": "prompt",
-        "tasks.small.prompt_min_count": 1,
-        "tasks.small.prompts": "emoji:portraits",
-    },
-    "pretraining": {"pretraining.weight": 1.0, "pretraining.pictures": "emoji"},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KILLED)
-def test_sigkill_at_any_moment_changes_nothing(kind, start, config_file, make_config, tmp_path):
-    config = make_config(iterations=16, **KILLED[kind])
-    if "host" in kind:
-        config.tasks.small.scorer.path = "tests.test_programs:brightness"
-        config.tasks.small.scorer.options = {}
-    command = "main", f"--config={config_file(config)}"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, output = finish(start(*command, f"--workdir={whole}"))
-    assert status == 0, output
-    moments, kills = random.Random(kind), 0
-    while True:
-        process = start(*command, f"--workdir={killed}")
-        if kills < 5:
-            if kills % 2:
-                wait_for_step(process, killed, 3 * kills)
-                time.sleep(0.5 * moments.random())
-            else:  # At the start too, while models are loaded and what was saved is read.
-                time.sleep(20 * moments.random())
-            process.kill()
-        if finish(process)[0] == 0:
-            break
-        kills += 1
-    assert kills >= 3
-    assert_same_state(killed, whole, 16)
-    assert steps_of(killed) == list(range(17))
 
 
 def test_sample_draws_a_checkpoint(start, finished, tmp_path):
