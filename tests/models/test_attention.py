@@ -1,8 +1,9 @@
 """The splash kernel, interpreted on the CPU, against `jax.nn.dot_product_attention`.
 
-On the CPU float32 products are exact to rounding; in bfloat16 an output of order one differs by the
-rounding of probabilities, which the kernel does block by block. cuDNN's runs on GPUs
-alone: how it is chosen and called is tested here, its numbers are not.
+In float32 both sum up as many numbers as there are tokens, in different orders, which depend on the
+CPU: the difference is that of so many roundings, whose sum grows as their root. In bfloat16 an
+output of order one differs by the rounding of probabilities, which the kernel does block by block.
+cuDNN's runs on GPUs alone: how it is chosen and called is tested here, its numbers are not.
 """
 
 import re
@@ -26,6 +27,11 @@ from diffusionrl_jax.models.attention import (
     takes_cudnn,
     takes_splash,
 )
+
+
+def rounding(tokens):
+    """Of a sum of so many numbers in float32, relative to the largest."""
+    return 2**-23 * tokens**0.5
 
 
 def inputs(batch, tokens, heads, size, dtype):
@@ -61,7 +67,7 @@ def assert_agrees(arrays, mesh, relative):
 @pytest.mark.parametrize("size", [40, 64, 80, 160])
 def test_splash_agrees_for_the_head_sizes_of_stable_diffusion(size):
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert_agrees(inputs(1, 1024, 1, size, jnp.float32), mesh, 4e-6)
+    assert_agrees(inputs(1, 1024, 1, size, jnp.float32), mesh, rounding(1024))
 
 
 @pytest.mark.parametrize("size", [40, 64])
@@ -74,7 +80,7 @@ def test_splash_agrees_in_bfloat16(size):
 @pytest.mark.slow
 def test_splash_agrees_for_4096_tokens():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert_agrees(inputs(1, 4096, 1, 64, jnp.float32), mesh, 4e-6)
+    assert_agrees(inputs(1, 4096, 1, 64, jnp.float32), mesh, rounding(4096))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_splash_agrees_however_it_is_split(monkeypatch, batch, heads, fsdp):
     mesh = make_mesh(fsdp)
     if batch == 8:
         arrays = jax.device_put(arrays, batch_sharding(mesh))
-    assert_agrees(arrays, mesh, 4e-6)
+    assert_agrees(arrays, mesh, rounding(128))
 
 
 def test_splash_within_one_device_of_many(monkeypatch):
@@ -108,7 +114,7 @@ def test_splash_within_one_device_of_many(monkeypatch):
         )
         results.append(over_devices(*arrays))
     for ours, expected in zip(*results, strict=True):
-        assert np.abs(ours - expected).max() <= 4e-6 * np.abs(expected).max()
+        assert np.abs(ours - expected).max() <= rounding(128) * np.abs(expected).max()
 
 
 def test_partition_of_batch_and_heads():
