@@ -3,6 +3,7 @@
 import ml_collections
 from absl import logging
 
+from diffusionrl_jax import planning
 from diffusionrl_jax.base_pictures import BASE, choose_pictures, draw_pictures, picture_count
 from diffusionrl_jax.experiment import load_policy, make_prompts
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
@@ -27,6 +28,9 @@ def cache_latents(
             f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
         )
     if name.startswith(BASE):
+        picture_count(config)  # Refuses a bad one before the model is looked at.
+    config, _ = planning.resolve(config, trains=False)
+    if name.startswith(BASE):
         _draw(config, output, text_embeddings)
     else:
         _encode(config, output, text_embeddings)
@@ -34,7 +38,6 @@ def cache_latents(
 
 
 def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
-    picture_count(config)  # Refuses a bad one before the model is read.
     if text_embeddings:
         raise ValueError(
             f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "

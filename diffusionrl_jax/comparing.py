@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from diffusionrl_jax import runs
+from diffusionrl_jax import planning, runs
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiment import load_policy
@@ -44,6 +44,7 @@ def compare_models(
         raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
     for _, path, step in checkpoints:
         runs.check_trained(path, step)
+    config, _ = planning.resolve(config, trains=False)
     base = load_policy(config)
     evaluator = Evaluator(base, config)
     logging.info("Drawing and scoring the base model.")

@@ -14,8 +14,8 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from diffusionrl_jax import announcement, planning, programs, runs
 from diffusionrl_jax import experiment as experiments
-from diffusionrl_jax import programs, runs
 from diffusionrl_jax.checkpoints import (
     PreemptionGuard,
     make_writable,
@@ -48,16 +48,20 @@ def train(config, workdir: str) -> None:
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
     make_writable(workdir, "--workdir")
-    execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints:
         if checkpoints.steps():
             runs.check_same_experiment(workdir, config)
+        described = config.to_dict()
+        config, plan = planning.resolve(config)
+        execution = choose_execution(config.execution, experiments.scores_on_host(config))
         experiment = experiments.build(config)
-        evaluator = Evaluator(experiment.policy, config)
+        if jax.process_index() == 0:
+            print(announcement.announce(experiment, plan, workdir), flush=True)
+        evaluator = Evaluator(experiment.policy, config, experiment.opened_scorers())
         experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = runs.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
-        write_run_information(workdir, config)
+        write_run_information(workdir, described | {"plan": plan.to_json()})
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)

@@ -58,18 +58,29 @@ def test_microbatches_keep_groups_together(build, scored):
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """One value of each image, which no sum rounds, plus an input for each prompt."""
+
+    def __call__(self, params, images, inputs):
+        return images[:, 1, 2, 0] + inputs["offset"]
+
+
 def test_images_are_decoded_where_they_are_scored(build):
-    """To the bit what scoring images that are kept gives; two are scored, one is decoded a time."""
+    """They are those that are kept, to the bit; two are scored, one is decoded at a time."""
     setup = build(tasks=2, devices=2, batch_size=8)
     numbers = dataclasses.replace(
         setup.algorithm.hyperparameters, decode_microbatch=1, score_microbatch=2
     )
-    algorithm = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
+    algorithm = dataclasses.replace(
+        setup.algorithm, hyperparameters=numbers, rewards=(Pixels(),) * 2
+    )
     rng, shape = np.random.default_rng(0), algorithm.model.latent_shape
     sharding = batch_sharding(algorithm.mesh, axis=1)
     latents = jax.device_put(rng.standard_normal((2, 8, *shape)).astype(np.float32), sharding)
-    decode = jax.jit(algorithm.decode)
+    decode = jax.jit(algorithm.decode, out_shardings=batch_sharding(algorithm.mesh))
     images = jax.numpy.stack([decode(setup.frozen, latents[task]) for task in range(2)])
+    images = jax.device_put(images, sharding)
     score = jax.jit(algorithm.score)
     expected, scores = (
         np.asarray(score(setup.frozen, samples, setup.batch.reward_inputs))
