@@ -41,8 +41,8 @@ def separate_step(algorithm: PolicyGradient, state):
 
     def step(state, frozen, batch):
         samples = sample(state.params, frozen, batch.input_ids, state.step)
-        images = place(np.asarray(samples.images), by_task)
-        rewards = place(np.asarray(score(frozen, images, batch.reward_inputs)), by_task)
+        samples = samples.replace(images=place(np.asarray(samples.images), by_task))
+        rewards = place(np.asarray(score(frozen, samples, batch.reward_inputs)), by_task)
         updates, text, advantages = prepare(frozen, samples, rewards, batch, state.step)
         for index in range(updates.task.shape[0]):
             state, _ = update(state, frozen, updates, text, index)

@@ -20,7 +20,7 @@ from diffusionrl_jax.distributed.mesh import make_mesh
 
 DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "How many; powers of two.")
 IMAGES = flags.DEFINE_integer("images", 40, "Of a task on each device; a multiple of 20.", 20)
-CHIP = flags.DEFINE_enum("chip", "v5e", list(chips.CHIPS), "Whose peaks.")
+CHIP = flags.DEFINE_enum("chip", "v5e", list(chips.TPUS), "Whose peaks.")
 
 
 @dataclasses.dataclass(frozen=True)

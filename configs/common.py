@@ -61,16 +61,17 @@ def get_config() -> ml_collections.ConfigDict:
     # name -> make_task(...); trained one after another (Algorithm 1), by their names' alphabet.
     config.tasks = ml_collections.ConfigDict()
 
-    # Samples per device at a time; 0 is all at once. They bound the memory.
+    # Samples per device at a time; they bound the memory. 0 is chosen by the devices' number and
+    # memory (`planning.py`); as many as a device has, or more, are all at once.
     config.microbatch = ml_collections.ConfigDict()
     config.microbatch.sample = 0
     config.microbatch.decode = 0
-    config.microbatch.score = 0  # else of whole groups
+    config.microbatch.score = 0  # of whole groups
     config.microbatch.train = 0
 
     # Axes "data" and "fsdp"; "data" takes what is left of the devices.
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.fsdp = 1
+    config.mesh.fsdp = 0  # over how many each large parameter is split; 0 is chosen
     # Whether "fsdp" splits the large parameters of text encoder, VAE and reward models, too.
     config.mesh.split_frozen = True
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
@@ -79,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.overlap_scoring = True
     config.convolution = "xla"  # or taps: kernel gradients as matmuls, for XLA's CPU backend
     # What the backward pass recomputes: none, blocks or full; docs/memory.md has what each costs.
-    config.remat = "none"
+    config.remat = "auto"  # is chosen
     # Kernels for long self-attention: splash, Pallas' on TPUs, and cudnn on GPUs in bfloat16; auto:
     # the devices' own, else dot_product.
     config.attention = "auto"

@@ -30,8 +30,6 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     config.ema_decay = 0.95
     config.pretraining.weight = 0.1
     config.pretraining.pictures = "emoji"
-    # In small pieces a CPU samples faster; 20 divides a device's share on 1 to 16 devices.
-    config.microbatch.sample = 20
 
     preference = common.make_scorer("image_reward", "asset:emoji/image_reward")
     detection = common.make_scorer("detection", "asset:emoji/detection")

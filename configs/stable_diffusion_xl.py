@@ -9,7 +9,4 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     """The paper's tasks, as `configs/stable_diffusion_2.py` names them."""
     config = stable_diffusion_2.get_config(tasks)
     config.model = "stabilityai/stable-diffusion-xl-base-1.0"
-    # For the 95 GiB of a v5p; docs/performance.md says what less memory takes.
-    config.remat = "none"
-    config.microbatch.sample = config.microbatch.train = 4
     return config

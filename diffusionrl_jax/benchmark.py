@@ -1,6 +1,7 @@
 """Measures what a run takes: `python -m diffusionrl_jax.benchmark COMMAND --help`.
 
 compile   whether a config fits a TPU that is not there, and how fast it could be
+plan      what is chosen for a config on slices of TPUs, and the memory that it takes
 table     what the published models ask of common slices: their mathematics, or compiled
 train     warm steps on the devices that are there
 rewards   each reward model against its PyTorch original
@@ -11,7 +12,7 @@ import sys
 
 from absl import app
 
-COMMANDS = ("compile", "table", "train", "rewards")
+COMMANDS = ("compile", "plan", "table", "train", "rewards")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import shlex
 import ml_collections
 from absl import logging
 
+from diffusionrl_jax import planning
 from diffusionrl_jax.base_pictures import BASE, choose_pictures, draw_pictures, picture_count
 from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.data.files import as_path
@@ -33,6 +34,9 @@ def cache_latents(
     output = str(as_path(output, "--output"))
     make_writable(output, "--output")
     if name.startswith(BASE):
+        picture_count(config)  # Refuses a bad one before the model is looked at.
+    config, _ = planning.resolve(config, trains=False)
+    if name.startswith(BASE):
         _draw(config, output, text_embeddings)
     else:
         _encode(config, output, text_embeddings)
@@ -41,7 +45,6 @@ def cache_latents(
 
 
 def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
-    picture_count(config)  # Refuses a bad one before the model is read.
     if text_embeddings:
         raise ValueError(
             f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "

@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from diffusionrl_jax import fetching, runs
+from diffusionrl_jax import fetching, planning, runs
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.evaluation import Evaluation, Evaluator, evenly
@@ -80,6 +80,7 @@ def compare_models(
     for _, path, step in checkpoints:
         runs.check_trained(path, step)
     fetching.bring(config, for_training=False)
+    config, _ = planning.resolve(config, trains=False)
     base = load_policy(config)
     evaluator = Evaluator(base, config)
     logging.info("Drawing and scoring the base model.")

@@ -3,7 +3,7 @@
 import math
 
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from diffusionrl_jax.base_pictures import BASE, picture_count
 from diffusionrl_jax.data import prompts
@@ -20,13 +20,35 @@ def score_microbatch(config: ml_collections.ConfigDict) -> int:
     return config.microbatch.get("score", 0)
 
 
+def fsdp(config: ml_collections.ConfigDict) -> int:
+    """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
+    return config.mesh.fsdp or 1
+
+
+def remat(config: ml_collections.ConfigDict) -> str:
+    """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
+    return "none" if config.remat == "auto" else config.remat
+
+
 def kl_weight(config: ml_collections.ConfigDict) -> float:
     """`config.kl_weight`, which the first runs' config.json does not have."""
     return config.get("kl_weight", 0.0)
 
 
-def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a config that does not fit itself or the devices.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    check_experiment(config, mesh)
+    _check_microbatches(config, mesh.size)
+    _check_rounding(config, mesh.size)
+    _check_scored_groups(config, mesh.size)
+
+
+def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """As `check`, of all but how the work is divided.
 
     Raises:
       ValueError: what does not fit, and the mend.
@@ -34,9 +56,6 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     _check(config)
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
-    _check_microbatches(config, mesh.size)
-    _check_rounding(config, mesh.size)
-    _check_scored_groups(config, mesh.size)
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -96,7 +115,7 @@ def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None
             raise ValueError(
                 f"config.microbatch.{name}={size} must divide the {samples} samples that each "
                 f"device has at a time, of a batch_size of {config.batch_size} on {devices} "
-                "devices; or be 0 for all of them at once."
+                "devices; or be 0 to be chosen."
             )
 
 
@@ -120,7 +139,7 @@ def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> Non
         if 0 < size < config.batch_size // devices and size % task.group_size:
             raise ValueError(
                 f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
-                f"{task.group_size}, or 0 for all of a device's images at once."
+                f"{task.group_size}, or 0 to be chosen."
             )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -22,7 +22,7 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiment import Policy, make_prompts, split_frozen
+from diffusionrl_jax.experiment import OpenedScorer, Policy, make_prompts, split_frozen
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
@@ -71,6 +71,7 @@ class Evaluator:
     Args:
       policy: the model.
       config: with `evaluation`, `sampler` and `microbatch` as in `configs/common.py`.
+      opened: scorers that are on the mesh already, and need no second place there.
 
     Attributes:
       prompts: set -> the prompt of each image.
@@ -80,7 +81,12 @@ class Evaluator:
       ValueError: if a set does not divide over the devices or names an unknown scorer.
     """
 
-    def __init__(self, policy: Policy, config: ml_collections.ConfigDict):
+    def __init__(
+        self,
+        policy: Policy,
+        config: ml_collections.ConfigDict,
+        opened: Sequence[OpenedScorer] = (),
+    ):
         self.config = config.evaluation
         self.policy = policy
         _check_names(self.config)
@@ -105,7 +111,10 @@ class Evaluator:
             for scorer in chosen.scorers:
                 key = scorer, chosen.group_size
                 if key not in loaded:
-                    reward, params = load_scorer(self.config.scorers[scorer], chosen.group_size)
+                    described = self.config.scorers[scorer]
+                    reward, params = _find(opened, described, chosen.group_size) or load_scorer(
+                        described, chosen.group_size
+                    )
                     params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
                     score = lambda params, images, inputs, reward=reward: scoring.score(
                         reward, gather_parameters(params, mesh), images, inputs
@@ -225,6 +234,14 @@ class Evaluator:
                 for scorer in self._scorers[name]
             }
         return scores
+
+
+def _find(opened: Sequence[OpenedScorer], scorer: ml_collections.ConfigDict, group_size: int):
+    """The reward and its parameters, if they are open already."""
+    for one in opened:
+        if one.group_size == group_size and one.scorer.to_dict() == scorer.to_dict():
+            return one.reward, one.params
+    return None
 
 
 def _check_names(config: ml_collections.ConfigDict) -> None:

@@ -80,12 +80,12 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
     """
     if not (path or config.model):
         raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
-    mesh = make_mesh(config.mesh.fsdp)
+    mesh = make_mesh(config_checks.fsdp(config))
     model, params = load_stable_diffusion(
         path or config.model,
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
-        remat=config.remat,
+        remat=config_checks.remat(config),
         sharding=functools.partial(network_sharding, mesh, split_frozen(config)),
         attention=config.attention,
         mesh=mesh,
@@ -135,6 +135,21 @@ def make_prompts(name: str, seed: int) -> prompts.PromptSource:
         known = [EMOJI + known for known in prompt_sets.PROMPT_SETS]
         raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a file.")
     return prompt_sets.PROMPT_SETS[chosen](seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedScorer:
+    """A reward model that is on the mesh.
+
+    Attributes:
+      scorer, group_size: as a task has them.
+      reward, params: what they describe.
+    """
+
+    scorer: ml_collections.ConfigDict
+    group_size: int
+    reward: Reward
+    params: Parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +246,16 @@ class Experiment:
             numbers = count(state.params), count(unet)
             logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
         return state
+
+    def opened_scorers(self) -> list[OpenedScorer]:
+        """The tasks' rewards with their parameters, on the mesh."""
+        tasks = (self.config.tasks[name] for name in self.task_names)
+        return [
+            OpenedScorer(task.scorer, task.group_size, reward, params)
+            for task, reward, params in zip(
+                tasks, self.algorithm.rewards, self.frozen.rewards, strict=True
+            )
+        ]
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
@@ -346,7 +371,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ValueError, OSError: what does not fit or is not here, and the mend.
     """
-    config_checks.check(config, make_mesh(config.mesh.fsdp))
+    config_checks.check(config, make_mesh(config_checks.fsdp(config)))
     fetching.bring(config)
     names = tuple(config.tasks)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)

@@ -34,6 +34,7 @@ FREE_FIELDS = (
     "convolution",
     "remat",
     "attention",
+    "plan",  # What was chosen for those of the above that were left open.
 )
 
 

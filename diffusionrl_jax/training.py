@@ -10,12 +10,13 @@ import jax
 from absl import logging
 from etils import epath
 
+from diffusionrl_jax import announcement, config_checks, fetching, planning, runs
 from diffusionrl_jax import experiment as experiments
-from diffusionrl_jax import runs
 from diffusionrl_jax.checkpoints import Checkpoints, make_writable
 from diffusionrl_jax.data.files import as_path, remove_partials
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.distributed.digests import digests, not_finite
+from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation import Evaluator, draw_before_after
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
@@ -43,7 +44,6 @@ def train(config, workdir: str) -> None:
     """
     workdir = str(as_path(workdir, "--workdir"))
     make_writable(workdir, "--workdir")
-    execution = choose_execution(config.execution, experiments.scores_on_host(config))
     with (
         contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints,
         Lease(workdir) as lease,
@@ -53,15 +53,22 @@ def train(config, workdir: str) -> None:
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             runs.check_same_experiment(workdir, config)
+        config_checks.check_experiment(config, make_mesh(1))
+        fetching.bring(config)
+        described = config.to_dict()
+        config, plan = planning.resolve(config)
+        execution = choose_execution(config.execution, experiments.scores_on_host(config))
         experiment = experiments.build(config)
+        if jax.process_index() == 0:
+            print(announcement.announce(experiment, plan, workdir), flush=True)
         if not steps or steps[-1] < config.iterations:
             checkpoints.check_room(experiment.abstract_state())
-        evaluator = Evaluator(experiment.policy, config)
+        evaluator = Evaluator(experiment.policy, config, experiment.opened_scorers())
         experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = runs.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
         lease.check()
-        write_run_information(workdir, config)
+        write_run_information(workdir, described | {"plan": plan.to_json()})
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)

@@ -108,7 +108,7 @@ def make_model(
     model = build_stable_diffusion(
         configs,
         dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
+        remat=config_checks.remat(config),
         convolution=config.convolution,
         attention=config.attention,
         mesh=mesh,
@@ -248,13 +248,16 @@ def make_batch(
 
 
 def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
-    """The parameters of the scorers that `Evaluator` loads."""
+    """The parameters of the scorers that `Evaluator` loads, which the tasks' are not."""
     evaluation = config.evaluation
     used = {
         (name, chosen.group_size) for chosen in evaluation.sets.values() for name in chosen.scorers
     }
+    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
     return [
-        make_reward(evaluation.scorers[name], group_size)[1] for name, group_size in sorted(used)
+        make_reward(evaluation.scorers[name], group_size)[1]
+        for name, group_size in sorted(used)
+        if (evaluation.scorers[name].to_dict(), group_size) not in opened
     ]
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +13,9 @@ class Chip:
 
     Attributes:
       operations: floating-point operations a second in bfloat16.
-      memory: bytes of HBM that libtpu leaves to a program, as it says when one does not fit.
+      memory: bytes that are left to a program: of a TPU by libtpu, as it says when one does not
+        fit; of a GPU by JAX, which takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION
+        says otherwise.
       bandwidth: bytes a second between HBM and the chip.
       interconnect: bytes a second out of the chip, and as many into it, over all of its links:
         half of the bidirectional bandwidth of the documentation. None where it is not known.
@@ -23,13 +28,20 @@ class Chip:
 
 
 # The generation, as in a topology's name: https://cloud.google.com/tpu/docs/v5e, v5p and v6e; v4's
-# six links of 50 GB/s each are of its paper, arXiv 2304.01433.
+# six links of 50 GB/s each are of its paper, arXiv 2304.01433. GPUs are of NVIDIA's data sheets,
+# without sparsity; links between them depend on the machine.
 CHIPS = {
     "v4": Chip(275e12, 30.75 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95.73 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 31.24 * 2**30, 1638e9, 400e9),
+    "h100-80gb": Chip(989e12, 0.75 * 79.6 * 2**30, 3350e9),
+    "a100-40gb": Chip(312e12, 0.75 * 39.4 * 2**30, 1555e9),
+    "a100-80gb": Chip(312e12, 0.75 * 79.2 * 2**30, 2039e9),
+    "l40s": Chip(362e12, 0.75 * 44.4 * 2**30, 864e9),
+    "rtx4090": Chip(165e12, 0.75 * 23.5 * 2**30, 1008e9),
 }
+TPUS = tuple(name for name in CHIPS if name.startswith("v"))
 TYPES = {"v5e": "v5litepod"}
 # Of a device that is there, by JAX's `device_kind`.
 KINDS = {
@@ -40,6 +52,14 @@ KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100-80gb",
+    "NVIDIA H100 PCIe": "h100-80gb",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
 }
 
 
@@ -72,3 +92,17 @@ def name(topology: str) -> str:
 def of_device(device) -> Chip | None:
     """The chip of a device that is there; None if its peaks are not known."""
     return CHIPS.get(KINDS.get(device.device_kind))
+
+
+def memory_of_device(device) -> float | None:
+    """Bytes that a program may take on a device that is there; None if they are not known.
+
+    They are what the runtime says, else of the table; of a CPU its share of the machine's.
+    """
+    if device.platform == "cpu":
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine / jax.local_device_count(backend="cpu")
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
+        return float(limit)
+    chip = of_device(device)
+    return chip and chip.memory

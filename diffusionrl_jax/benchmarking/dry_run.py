@@ -3,6 +3,7 @@
 import ml_collections
 from absl import logging
 
+from diffusionrl_jax import planning
 from diffusionrl_jax.benchmarking import abstract, chips, compiled, report
 from diffusionrl_jax.benchmarking import phases as phases_of
 from diffusionrl_jax.benchmarking.roofline import PhaseCost
@@ -22,7 +23,7 @@ def dry_run(
     """Compiles an iteration's programs for a topology.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `configs/common.py`; what it leaves open is chosen by `planning`.
       topology: as libtpu names it.
       whole: as one program instead of one a phase.
       only: names of phases; "score" stands for all tasks' scores.
@@ -34,7 +35,10 @@ def dry_run(
       ValueError: what does not fit, and the mend.
     """
     chip = chips.of_topology(topology)
-    mesh = make_mesh(config.mesh.fsdp, compiled.topology_devices(topology))
+    devices = compiled.topology_devices(topology)
+    config, plan = planning.resolve(config, planning.devices_of_topology(topology), refuse=False)
+    logging.info("%s: %s.", topology, plan)
+    mesh = make_mesh(config.mesh.fsdp, devices)
     experiment = abstract.build(config, mesh)
     phases = _phases(experiment, whole)
     if only:
@@ -73,6 +77,7 @@ def dry_run(
         fsdp=config.mesh.fsdp,
         microbatch=config.microbatch.to_dict(),
         remat=config.remat,
+        planned=plan.memory,
         images=len(config.tasks) * config.batch_size,
         whole=whole,
         partial=bool(only),

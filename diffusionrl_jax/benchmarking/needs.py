@@ -4,6 +4,7 @@ import dataclasses
 
 import ml_collections
 
+from diffusionrl_jax import planning
 from diffusionrl_jax.benchmarking import chips, compiled, phases
 from diffusionrl_jax.benchmarking.report import GIB, table
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
@@ -29,7 +30,7 @@ class Needs:
       operations: column -> those of an image.
       parameters: shapes of the state, of the frozen parameters, and of what a run holds besides.
       rest: bytes of all that is split over the batch, on all chips together.
-      fsdp: over how many chips each large parameter is split.
+      fsdp: over how many chips each large parameter is split; 0 is as many as a plan usually takes.
     """
 
     model: str
@@ -42,7 +43,7 @@ class Needs:
     def held(self, topology: str) -> float:
         """Bytes on each chip of a topology, without any program's temporaries."""
         devices = compiled.topology_devices(topology)
-        mesh = make_mesh(self.fsdp, devices)
+        mesh = make_mesh(self.fsdp or planning.usual_split(len(devices)), devices)
         parameters = abstract_arrays(self.parameters, parameter_sharding(mesh, self.parameters))
         return phases.bytes_per_chip(parameters) + self.rest / len(devices)
 

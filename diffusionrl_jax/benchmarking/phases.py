@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from diffusionrl_jax import config_checks
 from diffusionrl_jax.benchmarking import abstract, mathematics
 from diffusionrl_jax.benchmarking.abstract import AbstractExperiment, Shapes
 from diffusionrl_jax.distributed.mesh import (
@@ -64,8 +65,9 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     """An iteration as one program each for what differs in its resources.
 
     They are the functions that the fused step is composed of: "sample" (the text encoder and the
-    chain), "decode", "score <task>", "prepare" (advantages, what is trained on, the pretraining
-    pictures' captions), "update" and "pretrain" (one program), "finish" (the average).
+    chain), "decode" (a part of "score" where no image is kept), "score <task>", "prepare"
+    (advantages, what is trained on, the pretraining pictures' captions), "update" and "pretrain"
+    (one program), "finish" (the average).
     """
     algorithm, batch = experiment.algorithm, experiment.batch
     state, frozen, mesh = experiment.state, experiment.frozen, algorithm.mesh
@@ -88,17 +90,20 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
         out_shardings=rows,
     )
     latents, *drawn = abstract_arrays(drawn, rows)
-    decoded = add(
-        "decode", algorithm.decode, frozen, latents, held=(latents, drawn), out_shardings=rows
-    )
-    images = abstract_arrays(decoded, rows)
-    of_task = jax.ShapeDtypeStruct((count, *decoded.shape[1:]), decoded.dtype, sharding=rows)
+    scored, networks = latents, (frozen.vae,)
+    if not algorithm.decodes_to_score(count):
+        scored = add(
+            "decode", algorithm.decode, frozen, latents, held=(latents, drawn), out_shardings=rows
+        )
+        scored, networks = abstract_arrays(scored, rows), ()
+    score = algorithm.score_latents if networks else algorithm.score_task
+    of_task = jax.ShapeDtypeStruct((count, *scored.shape[1:]), scored.dtype, sharding=rows)
     for index, name in enumerate(experiment.task_names):
         add(
             f"score {name}",
-            functools.partial(algorithm.score_task, index),
-            *(frozen.rewards[index], of_task, batch.reward_inputs[index]),
-            held=(drawn, images),
+            functools.partial(score, index),
+            *(frozen.rewards[index], *networks, of_task, batch.reward_inputs[index]),
+            held=(drawn, scored),
             out_shardings=rows,
         )
     unflatten = lambda leaf: jax.ShapeDtypeStruct(
@@ -134,7 +139,9 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
 def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
     """A config's mathematics: on one device, without rematerialisation and attention kernels."""
     config = ml_collections.ConfigDict(config.to_dict())
-    one = {"sample": 1, "decode": 1, "score": 0, "train": 1}  # Divides any batch.
+    # 1 divides any batch; what is scored at a time says which phase decodes.
+    score = config_checks.score_microbatch(config)
+    one = {"sample": 1, "decode": 1, "score": score, "train": 1}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 

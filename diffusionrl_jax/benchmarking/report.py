@@ -22,6 +22,7 @@ class DryRun:
     Attributes:
       model, topology, chip, chips, fsdp, microbatch, remat: what it was compiled for.
       compiler: what compiled it.
+      planned: bytes that `planning` reckons with on each chip.
       images: drawn in an iteration by all chips.
       whole: whether as one program.
       partial: whether some of its phases were left out.
@@ -38,6 +39,7 @@ class DryRun:
     fsdp: int
     microbatch: dict[str, int]
     remat: str
+    planned: float
     images: int
     whole: bool
     partial: bool
@@ -112,6 +114,7 @@ class DryRun:
             f"{verdict}: {found['memory'] / GIB:.2f} GiB of {self.chip.memory / GIB:.4g} GiB in "
             f"{found['fullest']}{says}."
         )
+        text += f" The plan reckons with {self.planned / GIB:.2f} GiB."
         if (speed := found["images_per_second_per_chip"]) is not None:
             text += f" At most {speed:.3f} images/s/chip (roofline, a model)."
         return text

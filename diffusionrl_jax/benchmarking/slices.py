@@ -8,6 +8,7 @@ import ml_collections
 from absl import logging
 from etils import epath
 
+from diffusionrl_jax import planning
 from diffusionrl_jax.benchmarking import chips
 from diffusionrl_jax.benchmarking.dry_run import dry_run
 from diffusionrl_jax.benchmarking.report import GIB, table
@@ -53,6 +54,8 @@ def dry_runs(
     for model, topology, phase in itertools.product(models, topologies, phases):
         one = ml_collections.ConfigDict(config.to_dict())
         one.model = HUB_IDS[model]
+        devices = planning.devices_of_topology(topology)
+        one, _ = planning.resolve(one, devices, refuse=False)
         path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
         if path.exists():
             found = json.loads(path.read_text())

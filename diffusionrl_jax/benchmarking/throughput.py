@@ -11,6 +11,7 @@ from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
 from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax import planning
 from diffusionrl_jax.benchmarking import chips, phases
 from diffusionrl_jax.benchmarking.report import table
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
@@ -106,6 +107,7 @@ def measure(
     Raises:
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
+    config, _ = planning.resolve(config)
     execution = choose_execution(config.execution, experiments.scores_on_host(config))
     needed = _operations(config)
     experiment = experiments.build(config).with_pictures(cache_dir)

@@ -4,7 +4,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP = "data", "fsdp"
 BATCH_AXES = (DATA, FSDP)
@@ -180,7 +180,7 @@ def abstract_arrays(shapes, shardings):
     return jax.tree.map(one, shapes, shardings)
 
 
-def check_batch(name: str, batch: int, mesh: Mesh, group: int = 1) -> None:
+def check_batch(name: str, batch: int, mesh: Mesh | AbstractMesh, group: int = 1) -> None:
     """Refuses a batch that does not divide over the devices or into whole groups.
 
     Raises:

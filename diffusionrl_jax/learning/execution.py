@@ -135,9 +135,9 @@ def make_train_step(
         with timer.phase("score"):
             from_host = pending.result()
             inputs = tuple(map(operator.or_, batch.reward_inputs, from_host))
-            rewards = score(frozen, samples.images, inputs)
+            rewards = score(frozen, samples, inputs)
             # From here on nothing is held but what is trained on.
-            samples = samples.replace(images=None)
+            samples = samples.replace(images=None, latents=None)
             updates, text, advantages = jax.block_until_ready(
                 prepare(
                     frozen,

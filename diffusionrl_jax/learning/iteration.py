@@ -89,8 +89,11 @@ class Samples:
     steps: arrays [T, B, K, ...], those that are trained on.
     images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
     text: [T, B, P, tokens, width], what the UNet was conditioned on; of XL a tree [T, B, P, ...].
+    latents: float32 [T, B, channels, height, width], where the chains end, of images that are
+      decoded only where they are scored; else None.
     """
 
     steps: Steps
     images: jax.Array | None
     text: Text
+    latents: jax.Array | None = None

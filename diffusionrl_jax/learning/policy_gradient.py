@@ -11,6 +11,7 @@ a sample (2 with guidance: the prompt, and the empty prompt), U = T * K + 1 upda
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -28,6 +29,7 @@ from diffusionrl_jax.diffusion.rollout import (
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed import microbatch
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, mean_over_devices
+from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.learning import draws, losses
 from diffusionrl_jax.learning.advantages import Advantages, normalise, reward_metrics
 from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters, Samples
@@ -43,6 +45,7 @@ from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text, text_from_arrays
 from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import host_rewards
 from diffusionrl_jax.rewards.scoring import score
 
 
@@ -178,32 +181,79 @@ class PolicyGradient:
             self.mesh,
         )
 
+    def decodes_to_score(self, batch: int) -> bool:
+        """Whether no image is kept: a microbatch of them is decoded where it is scored.
+
+        Scorers on the host are handed all images of an iteration.
+        """
+        in_parts = self._microbatches(batch, self.hyperparameters.score_microbatch) > 1
+        return in_parts and not any(map(host_rewards, self.rewards))
+
     def sample(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
     ) -> Samples:
-        """Draws every task's images; arguments as in `draw`."""
+        """Draws every task's images, or what they are decoded from; arguments as in `draw`."""
         tasks, batch, _ = input_ids.shape
         latents, steps, text = self.draw(params, frozen, input_ids, step)
-        images = self.decode(frozen, latents)
+        if self.decodes_to_score(batch):
+            samples = Samples(steps, None, text, latents)
+        else:
+            samples = Samples(steps, self.decode(frozen, latents), text)
         unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
-        return jax.tree.map(unflatten, Samples(steps, images, text))
+        return jax.tree.map(unflatten, samples)
 
-    def score(self, frozen: Frozen, images: jax.Array, reward_inputs: tuple) -> jax.Array:
+    def score(self, frozen: Frozen, samples: Samples, reward_inputs: tuple) -> jax.Array:
         """Each task's reward on its own images.
 
         Args:
-          frozen: the reward models' parameters.
-          images: float32 [T, B, height, width, 3].
+          frozen: the parameters of the reward models, and of the VAE where images are not kept.
+          samples: with images, or latents.
           reward_inputs: one tree per task.
 
         Returns:
           float32 [T, B]; NaN where a picture is not finite, see `rewards.scoring.score`.
         """
-        scores = [
-            self.score_task(task, params, images[task], reward_inputs[task])
-            for task, params in enumerate(frozen.rewards)
-        ]
+        scores = []
+        for task, params in enumerate(frozen.rewards):
+            if samples.images is None:
+                latents, inputs = samples.latents[task], reward_inputs[task]
+                scores.append(self.score_latents(task, params, frozen.vae, latents, inputs))
+            else:
+                images, inputs = samples.images[task], reward_inputs[task]
+                scores.append(self.score_task(task, params, images, inputs))
         return jnp.stack(scores).astype(jnp.float32)
+
+    def score_latents(
+        self, task: int, params: Parameters, vae: Parameters, latents: jax.Array, inputs: Mapping
+    ) -> jax.Array:
+        """As `score_task`, of images [B, ...] that are decoded a microbatch at a time.
+
+        Args:
+          task: whose reward.
+          params, vae: the reward model's parameters and the VAE's.
+          latents: float32 [B, ...].
+          inputs: of the reward.
+
+        Returns:
+          float32 [B].
+        """
+        params, vae = gather_parameters(params, self.mesh), gather_parameters(vae, self.mesh)
+        numbers = self.hyperparameters
+
+        def of_part(part):
+            latents, inputs = part
+            share = len(latents) // self.mesh.size
+            at_once = largest_divisor(share, min(numbers.decode_microbatch, share) or share)
+            images = microbatch.map_microbatches(
+                lambda latents: self.model.decode(vae, latents),
+                latents,
+                share // at_once,
+                self.mesh,
+            )
+            return score(self.rewards[task], params, images, inputs)
+
+        count = self._microbatches(len(latents), numbers.score_microbatch)
+        return microbatch.map_microbatches(of_part, (latents, inputs), count, self.mesh)
 
     def score_task(
         self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
@@ -266,7 +316,12 @@ class PolicyGradient:
             captions = text_from_arrays(batch.pretraining)
             if captions is None:
                 ids = batch.pretraining["input_ids"]
-                captions = self.model.encode_text(text_encoder, ids)
+                captions = microbatch.map_microbatches(
+                    functools.partial(self.model.encode_text, text_encoder),
+                    ids,
+                    self._microbatches(len(ids), numbers.update_microbatch),
+                    self.mesh,
+                )
             empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
             captions = drop_text(captions, empty, dropped)
             both = conditions(captions, empty, numbers.guidance_scale)
@@ -431,7 +486,8 @@ class PolicyGradient:
           The new state, and the metrics: those of `update` [U] and of `reward_metrics` [T].
         """
         samples = self.sample(state.params, frozen, batch.input_ids, state.step)
-        rewards = self.score(frozen, samples.images, batch.reward_inputs)
+        rewards = self.score(frozen, samples, batch.reward_inputs)
+        samples = samples.replace(images=None, latents=None)
         updates, text, advantages = self.prepare(
             frozen, samples, rewards, batch, state.step, state.past_rewards
         )

@@ -162,3 +162,21 @@ OWLV2 = {
     "text_config": _OWL_TEXT,
     "vision_config": _OWL_VISION | {"image_size": 960, "patch_size": 16},
 }
+
+# Numbers of parameters, of the model's networks and of reward models by their names; OWLv2 is a
+# detection whose folder is named after it. Of detectors the vision half is held.
+PARAMETERS = {
+    "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 817_720_320},
+}
+REWARD_PARAMETERS = {
+    "image_reward": 446_206_689,
+    "hps_v2": 986_109_441,
+    "pick_score": 986_109_441,
+    "clip_score": 427_616_513,
+    "aesthetic": 304_894_177,
+    "detection": 88_258_050,
+    "owlv2": 88_811_010,
+    "statistical_parity": 303_969_284,
+}

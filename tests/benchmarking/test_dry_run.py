@@ -200,6 +200,7 @@ def result_of(*costs):
         fsdp=1,
         microbatch={"sample": 1},
         remat="none",
+        planned=2.0**30,
         images=80,
         whole=False,
         partial=False,

@@ -37,6 +37,7 @@ def compilations(monkeypatch):
             fsdp=1,
             microbatch={"sample": 1},
             remat="none",
+            planned=2.0**30,
             images=80,
             whole=False,
             partial=True,

@@ -9,6 +9,7 @@ import pytest
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
 from diffusionrl_jax.learning.advantages import reward_metrics
+from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.summary import check_finite
 from diffusionrl_jax.rewards import REWARDS, scoring
 from diffusionrl_jax.rewards.colorimetry import ColourParity
@@ -133,3 +134,63 @@ def test_a_decoder_that_gives_nan_stops_the_run(build):
     np.testing.assert_array_equal(metrics["invalid_rewards"], [8])
     with pytest.raises(FloatingPointError, match="All 8 rewards of task 'size' are NaN"):
         check_finite({}, metrics, ["size"], 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """One value of each image, which no sum rounds, plus an input for each prompt."""
+
+    def __call__(self, params, images, inputs):
+        return images[:, 1, 2, 0] + inputs["offset"]
+
+
+def test_images_are_decoded_where_they_are_scored(build):
+    """They are those that are kept, to the bit; two are scored, one is decoded at a time."""
+    setup = build(tasks=2, devices=2, batch_size=8)
+    numbers = dataclasses.replace(
+        setup.algorithm.hyperparameters, decode_microbatch=1, score_microbatch=2
+    )
+    algorithm = dataclasses.replace(
+        setup.algorithm, hyperparameters=numbers, rewards=(Pixels(),) * 2
+    )
+    rng, shape = np.random.default_rng(0), algorithm.model.latent_shape
+    sharding = batch_sharding(algorithm.mesh, axis=1)
+    latents = jax.device_put(rng.standard_normal((2, 8, *shape)).astype(np.float32), sharding)
+    decode = jax.jit(algorithm.decode, out_shardings=batch_sharding(algorithm.mesh))
+    images = jax.numpy.stack([decode(setup.frozen, latents[task]) for task in range(2)])
+    images = jax.device_put(images, sharding)
+    score = jax.jit(algorithm.score)
+    expected, scores = (
+        np.asarray(score(setup.frozen, samples, setup.batch.reward_inputs))
+        for samples in (Samples((), images, ()), Samples((), None, (), latents))
+    )
+    assert algorithm.decodes_to_score(8) and not setup.algorithm.decodes_to_score(8)
+    assert len(np.unique(expected)) == expected.size
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_no_image_is_held(build):
+    """The largest value of the program that scores is less than two microbatches' images."""
+    setup = build(tasks=1, devices=2, batch_size=32)
+    numbers = dataclasses.replace(
+        setup.algorithm.hyperparameters, decode_microbatch=1, score_microbatch=1
+    )
+    algorithm = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
+    arguments = setup.params, setup.frozen, setup.batch.input_ids, 0
+    samples = jax.eval_shape(algorithm.sample, *arguments)
+    image = 4 * np.prod(algorithm.model.image_shape)
+    jaxpr = jax.make_jaxpr(algorithm.score)(setup.frozen, samples, setup.batch.reward_inputs)
+    largest = max(np.prod(value.shape) for value in values_of(jaxpr.jaxpr))
+    assert image // 4 * 2 <= largest < image // 4 * 32
+
+
+def values_of(jaxpr):
+    """Every value that a program names whose last axis is colours, in its loops too."""
+    for equation in jaxpr.eqns:
+        yield from (
+            variable.aval
+            for variable in equation.outvars
+            if getattr(variable.aval, "shape", ()) and variable.aval.shape[-1] == 3
+        )
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from values_of(inner)
