@@ -126,14 +126,18 @@ def test_a_decoder_that_gives_nan_stops_the_run(build):
     conv_out = setup.frozen.vae["decoder"]["conv_out"] | {"bias": bias.at[0].set(jnp.nan)}
     decoder = setup.frozen.vae["decoder"] | {"conv_out": conv_out}
     frozen = setup.frozen.replace(vae=setup.frozen.vae | {"decoder": decoder}, rewards=({},))
-    images = jax.jit(algorithm.decode)(frozen, jnp.ones((8, *algorithm.model.latent_shape)))
-    advantages = algorithm.advantages(
-        algorithm.score(frozen, images[None], ({},)), setup.batch, setup.state().past_rewards
-    )
-    metrics = reward_metrics(advantages)
-    np.testing.assert_array_equal(metrics["invalid_rewards"], [8])
-    with pytest.raises(FloatingPointError, match="All 8 rewards of task 'size' are NaN"):
-        check_finite({}, metrics, ["size"], 8)
+    latents = jnp.ones((8, *algorithm.model.latent_shape))
+    images = jax.jit(algorithm.decode)(frozen, latents)
+    held = algorithm.score_task(0, {}, images, {})
+    streamed = jax.jit(algorithm.score_latents, static_argnums=0)(0, {}, frozen.vae, latents, {})
+    for scores in (held, streamed):
+        state = setup.state()
+        metrics = reward_metrics(
+            algorithm.advantages(scores[None], setup.batch, state.past_rewards)
+        )
+        np.testing.assert_array_equal(metrics["invalid_rewards"], [8])
+        with pytest.raises(FloatingPointError, match="All 8 rewards of task 'size' are NaN"):
+            check_finite({}, metrics, ["size"], 8)
 
 
 @dataclasses.dataclass(frozen=True)
