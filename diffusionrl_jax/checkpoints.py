@@ -8,6 +8,7 @@ A step's folder holds Orbax's "state", and beside it "record": the metrics that 
 and a digest of each of the state's arrays.
 """
 
+import contextlib
 import math
 import os
 import platform
@@ -119,9 +120,7 @@ class Checkpoints:
         All processes must call it.
         """
         if jax.process_index() == 0 and self.directory.exists():
-            for path in self.directory.iterdir():
-                if UNFINISHED.fullmatch(path.name):
-                    path.rmtree()
+            _remove_unfinished(self.directory)
         true_everywhere(True)  # A barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
@@ -343,14 +342,13 @@ class Checkpoints:
         )
         if not is_of_the_file_system:
             return error
-        try:
+        steps = self.whole_steps()
+        # It fails once more, and only then have its threads ended.
+        with contextlib.suppress(Exception):
+            self.close()
+        with contextlib.suppress(OSError):
             if jax.process_index() == 0:
-                for path in self.directory.iterdir():
-                    if UNFINISHED.fullmatch(path.name):
-                        path.rmtree()
-            steps = self.whole_steps()
-        except OSError:
-            steps = ()
+                _remove_unfinished(self.directory)
         goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
         return SaveError(
             f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
@@ -412,6 +410,12 @@ def _size(state: PyTree) -> int:
 
 def _readable(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+    for path in directory.iterdir():
+        if UNFINISHED.fullmatch(path.name):
+            path.rmtree()
 
 
 def _check_digests(restored: PyTree, record: Mapping[str, Any] | None) -> None:
