@@ -60,7 +60,8 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
     if "\0" in text:
         raise ValueError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
     if scheme := SCHEME.match(text):
-        return _bucket_path(text, *scheme.groups(), f"{name}={shown}")
+        # Without what may be a password.
+        return _bucket_path(text, *scheme.groups(), f"{name}={re.sub('//[^/]*@', '//', shown)}")
     if text.startswith("~"):
         expanded = os.path.expanduser(text)
         if expanded.startswith("~"):

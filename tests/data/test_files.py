@@ -76,6 +76,7 @@ def test_what_is_written_is_what_the_system_would_open(text, expected, bucket):
         ("/a\0b", r"--workdir='/a\\x00b' has a NUL"),
         ("file:///a", "write the path alone, without file://"),
         ("https://a/b", "https:// is not known; .* gs://"),
+        ("https://me:secret@a/b", "^--workdir=https://a/b: https:// is not known"),
         ("nope://a", "nope:// is not known"),
         ("gs://", "gs:// names no bucket"),
         ("~nobody_at_all/x", r"no user 'nobody_at_all'; write \./~nobody_at_all/x"),
