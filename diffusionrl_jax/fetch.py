@@ -14,8 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax import fetching, programs
-from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.data.files import prepare_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "A folder, local or gs://, to copy everything to.")
@@ -24,9 +23,7 @@ flags.mark_flags_as_required(["config"])
 
 def main(_):
     with programs.clear_errors():
-        output = OUTPUT.value is not None and str(as_path(OUTPUT.value, "--output"))
-        if output:
-            make_writable(output, "--output")
+        output = OUTPUT.value is not None and str(prepare_folder(OUTPUT.value, "--output"))
         fetched = fetching.bring(CONFIG.value, only_hub=True)
         lines = fetching.describe(fetched)
         print("\n".join(lines) or "The config names nothing on the Hugging Face hub.")

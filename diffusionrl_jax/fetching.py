@@ -16,6 +16,7 @@ from diffusionrl_jax.data.files import (
     as_path,
     in_bucket,
     partial_path,
+    readable_size,
     remove_partials,
     resolve,
     write_whole,
@@ -187,7 +188,7 @@ def describe(fetched: Sequence[Fetched]) -> list[str]:
     """A line for each thing, with its repository, revision, size and place, for people to read."""
     different = {(each.held.repository, each.held.folder): each.held for each in fetched}
     return [
-        f"{held.repository} at revision {held.revision[:12]}, {hub_files.gigabytes(held.size)} in "
+        f"{held.repository} at revision {held.revision[:12]}, {readable_size(held.size)} in "
         f"{held.folder}"
         for held in different.values()
     ]
@@ -240,7 +241,7 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
         mark.unlink()
     for folder in {(target / name).parent for name in held.files}:
         remove_partials(folder)
-    logging.info("Copying %s to %s.", hub_files.gigabytes(sum(sizes.values())), target)
+    logging.info("Copying %s to %s.", readable_size(sum(sizes.values())), target)
     for name in held.files:
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)

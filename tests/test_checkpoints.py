@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffusionrl_jax import checkpoints, preemption, provenance
+from diffusionrl_jax.data.files import prepare_folder
 from tests.processes import shapes_of
 
 
@@ -459,12 +460,12 @@ def test_a_closed_terminal_stops_a_run_unless_it_was_to_be_ignored():
 
 
 def test_workdir_is_tried_before_compute(tmp_path):
-    checkpoints.make_writable(str(tmp_path / "new" / "run"), "--workdir")
+    prepare_folder(str(tmp_path / "new" / "run"), "--workdir")
     assert list((tmp_path / "new" / "run").iterdir()) == []
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
         with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
-            checkpoints.make_writable(str(workdir), "--workdir")
+            prepare_folder(str(workdir), "--workdir")
         assert str(workdir) in str(caught.value)
 
 
