@@ -2,7 +2,6 @@
 
 import os
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,16 +18,6 @@ from diffusionrl_jax.provenance import write_run_information
 from tests.processes import shapes_of
 
 WORKDIR = "gs://bucket/runs/first"
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """fsspec's own file system in memory takes the cloud's place."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    choose = lambda self, name: memory
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", choose)
-    return memory.store
 
 
 def test_what_is_written_once(bucket):

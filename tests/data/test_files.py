@@ -177,3 +177,13 @@ def test_what_a_killed_program_leaves_is_removed_and_nothing_else(tmp_path):
     (folder / "file").touch()
     files.remove_partials(epath.Path(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_a_folder_is_tried_before_compute(tmp_path):
+    files.prepare_folder(str(tmp_path / "new" / "run"), "--workdir")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
+            files.prepare_folder(str(workdir), "--workdir")
+        assert str(workdir) in str(caught.value)
