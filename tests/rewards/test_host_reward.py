@@ -92,10 +92,6 @@ def scribbling(images, prompts, metadata):
     return seen
 
 
-def some(images, prompts, metadata):
-    return [None, 2, float("nan"), 4.5, 5]
-
-
 def load(path, **options):
     return HostReward.load(path, **options)[0]
 

@@ -75,6 +75,10 @@ def serve_answers(serve):
     return start
 
 
+def some(images, prompts, metadata):
+    return [None, 2, float("nan"), 4.5, 5]
+
+
 def scores(*values):
     return 200, msgpack.packb({"scores": list(values)})
 
