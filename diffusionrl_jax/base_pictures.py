@@ -21,6 +21,7 @@ from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
@@ -81,15 +82,9 @@ def choose_pictures(
     """
     numbers = range(picture_count(config))
     prompts = tuple(sources[index % len(sources)][index // len(sources)] for index in numbers)
-    weights = [
-        # One at a time: a UNet may be too large to be whole on a device beside its parts.
-        latents.fingerprint({jax.tree_util.keystr(path): jax.device_put(leaf, replicated(mesh))})
-        for name in ("unet", "text_encoder")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params[name])
-    ]
     made_by = latents.fingerprint(
         {},
-        *weights,
+        json.dumps(digests(_drawing(params))),
         json.dumps(model.configs, sort_keys=True, default=str),
         str(jnp.dtype(model.unet.dtype)),
         json.dumps(config.sampler.to_dict(), sort_keys=True),
@@ -97,6 +92,11 @@ def choose_pictures(
         str(config.seed),
     )
     return BasePictures(prompts, made_by)
+
+
+def _drawing(params: Mapping[str, Parameters]) -> dict[str, Parameters]:
+    """The networks that draw latents."""
+    return {name: params[name] for name in ("unet", "text_encoder")}
 
 
 def draw_pictures(
@@ -145,7 +145,7 @@ def draw_pictures(
             filled = np.concatenate([part, np.zeros((batch - len(part), ids.shape[1]), ids.dtype)])
             indices = np.arange(batch, dtype=np.int32) + numbers[first]
             latent = draw(
-                {name: params[name] for name in ("unet", "text_encoder")},
+                _drawing(params),
                 place(filled, rows),
                 empty_ids,
                 place(indices, rows),

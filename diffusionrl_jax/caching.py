@@ -7,8 +7,7 @@ from absl import logging
 
 from diffusionrl_jax import planning
 from diffusionrl_jax.base_pictures import BASE, choose_pictures, draw_pictures, picture_count
-from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.experiment import load_policy, make_prompts
 from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint, open_source
 
@@ -31,8 +30,7 @@ def cache_latents(
         raise ValueError(
             f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
         )
-    output = str(as_path(output, "--output"))
-    make_writable(output, "--output")
+    output = str(prepare_folder(output, "--output"))
     if name.startswith(BASE):
         picture_count(config)  # Refuses a bad one before the model is looked at.
     config, _ = planning.resolve(config, trains=False)

@@ -5,9 +5,12 @@ It is one JSON file in the folder of the step, which Orbax completes together wi
 
 import hashlib
 import json
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
 RECORD = "record"
 OLD_METRICS = "metrics.json"  # Of all steps: there earlier versions kept them.
@@ -71,3 +74,29 @@ def read_score(directory: epath.Path, step: int, metric: str) -> float:
     except (OSError, ValueError, TypeError, KeyError):
         where = OLD_METRICS if record is None else f"{step}/{RECORD}"
         raise DamagedError(f"{directory / where} has no readable score of step {step}") from None
+
+
+class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
+    """Which checkpoints stay. The metrics are not left to Orbax: of one damaged folder it makes all
+    of them unreadable.
+
+    Args:
+      last: how many of the newest.
+      best: how many of those with the largest score besides.
+      score: of a step; NaN is the worst, and one of None, which can't be read, stays.
+    """
+
+    def __init__(self, last: int, best: int, score: Callable[[int], float | None]):
+        self.last, self.best, self._score = last, best, score
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
+        del context
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        kept = set(steps[-self.last :])
+        if self.best:
+            scores = {step: self._score(step) for step in steps}
+            kept |= {step for step, score in scores.items() if score is None}
+            known = [step for step in steps if scores[step] is not None]
+            rank = lambda step: (-math.inf if math.isnan(scores[step]) else scores[step], step)
+            kept |= set(sorted(known, key=rank)[-self.best :])
+        return [checkpoint.step in kept for checkpoint in checkpoints]

@@ -8,30 +8,29 @@ A step's folder holds Orbax's "state", and beside it "record": the metrics that 
 and a digest of each of the state's arrays.
 """
 
+import contextlib
 import math
-import os
-import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from diffusionrl_jax.checkpoint_records import (
     RECORD,
     DamagedError,
+    KeepLastAndBest,
     read_record,
     read_score,
     seal,
 )
-from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.checkpoint_states import check_digests, fill_empty, size_of, without_empty
+from diffusionrl_jax.data.files import in_bucket, readable_size
 from diffusionrl_jax.data.literal_path import LiteralPath
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
@@ -83,7 +82,7 @@ class Checkpoints:
         path = LiteralPath(directory)
         self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric
-        self._keep = _KeepLastAndBest(keep_last, keep_best, self._score)
+        self._keep = KeepLastAndBest(keep_last, keep_best, self._score)
         self._scores: dict[int, float | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
@@ -119,9 +118,7 @@ class Checkpoints:
         All processes must call it.
         """
         if jax.process_index() == 0 and self.directory.exists():
-            for path in self.directory.iterdir():
-                if UNFINISHED.fullmatch(path.name):
-                    path.rmtree()
+            _remove_unfinished(self.directory)
         true_everywhere(True)  # A barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
@@ -133,7 +130,7 @@ class Checkpoints:
         Raises:
           SaveError: there is not; in every process alike.
         """
-        size, free = _size(state), math.inf
+        size, free = size_of(state), math.inf
         if not in_bucket(self.directory):
             folder = self.directory
             while not folder.exists():
@@ -142,8 +139,8 @@ class Checkpoints:
         if not true_everywhere(free >= size):
             raise SaveError(
                 f"There is no room for a checkpoint in {self.directory}: one needs "
-                f"{_readable(size)}, and {_readable(free)} are free. Make room, and the same "
-                "command goes on."
+                f"{readable_size(size)}, and {readable_size(free)} are free. Make room, and the "
+                "same command goes on."
             )
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
@@ -183,7 +180,7 @@ class Checkpoints:
                 f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
                 f" {sorted(metrics)}: mend best_metric."
             )
-        state = _without_empty(state)
+        state = without_empty(state)
         found = digests(state)
         if broken := not_finite(found):
             raise FloatingPointError(
@@ -197,7 +194,7 @@ class Checkpoints:
                 RECORD: ocp.args.JsonSave(seal({"metrics": metrics, "digests": found})),
             }
         )
-        self._saving = step, _size(state)
+        self._saving = step, size_of(state)
         try:
             return manager.save(step, args=arguments)
         except Exception as error:
@@ -277,7 +274,7 @@ class Checkpoints:
           Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
         """
         self.check_step(step)
-        item = _without_empty(abstract_state)
+        item = without_empty(abstract_state)
         arguments = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
         )
@@ -290,10 +287,8 @@ class Checkpoints:
         # The digests are computed together, and one process alone may have failed to read.
         if not true_everywhere(failure is None):
             raise failure or DamagedError("it cannot be read in another process")
-        _check_digests(restored, record)
-        return jax.tree.map(
-            _fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None
-        )
+        check_digests(restored, record)
+        return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
 
     def best_step(self) -> int:
         """The step whose checkpoint has the largest `best_metric`.
@@ -343,18 +338,17 @@ class Checkpoints:
         )
         if not is_of_the_file_system:
             return error
-        try:
+        steps = self.whole_steps()
+        # It fails once more, and only then have its threads ended.
+        with contextlib.suppress(Exception):
+            self.close()
+        with contextlib.suppress(OSError):
             if jax.process_index() == 0:
-                for path in self.directory.iterdir():
-                    if UNFINISHED.fullmatch(path.name):
-                        path.rmtree()
-            steps = self.whole_steps()
-        except OSError:
-            steps = ()
+                _remove_unfinished(self.directory)
         goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
         return SaveError(
             f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
-            f"{_readable(size)} ({_reason(error)}): mend that, and the same command {goes_on}."
+            f"{readable_size(size)} ({_reason(error)}): mend that, and the same command {goes_on}."
         )
 
     def _move_broken_aside(self) -> None:
@@ -383,76 +377,10 @@ class Checkpoints:
         return self._scores[step]
 
 
-class _KeepLastAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay. The metrics are not left to Orbax: of one damaged folder it makes all
-    of them unreadable.
-    """
-
-    def __init__(self, last: int, best: int, score: Callable[[int], float | None]):
-        self.last, self.best, self._score = last, best, score
-
-    def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
-        del context
-        steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        kept = set(steps[-self.last :])
-        if self.best:
-            scores = {step: self._score(step) for step in steps}
-            kept |= {step for step, score in scores.items() if score is None}
-            known = [step for step in steps if scores[step] is not None]
-            rank = lambda step: (-math.inf if math.isnan(scores[step]) else scores[step], step)
-            kept |= set(sorted(known, key=rank)[-self.best :])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def _size(state: PyTree) -> int:
-    """Bytes of all arrays, which compression makes fewer."""
-    size = lambda leaf: math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize
-    return sum(map(size, jax.tree.leaves(state)))
-
-
-def _readable(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _check_digests(restored: PyTree, record: Mapping[str, Any] | None) -> None:
-    """Compares what was restored with what was saved.
-
-    Raises:
-      DamagedError: they differ, or there is a number that is not finite.
-    """
-    found = digests(jax.tree.map(lambda leaf: None if leaf is ocp.PLACEHOLDER else leaf, restored))
-    if broken := not_finite(found):
-        raise DamagedError(f"{broken[0]} is not finite")
-    if record is None:
-        return
-    changed = [path for path, digest in found.items() if record["digests"].get(path) != digest]
-    if changed:
-        raise DamagedError(
-            f"{changed[0]} is not what was saved, by its digest; {len(changed)} of {len(found)} "
-            "arrays are not"
-        )
-
-
-def _without_empty(tree: PyTree) -> PyTree:
-    """Orbax refuses arrays without elements, and there is nothing in them to save."""
-    return jax.tree.map(lambda leaf: leaf if math.prod(np.shape(leaf)) else None, tree)
-
-
-def _fill_empty(expected, restored):
-    """The restored leaf; zeros without elements for what was not saved."""
-    if restored is ocp.PLACEHOLDER or expected is None:
-        return restored
-    if restored is not None:
-        # Orbax compares the shapes of sharded arrays only, and no dtypes.
-        found = np.shape(restored), jax.dtypes.result_type(restored)
-        if found != (expected.shape, expected.dtype):
-            raise DamagedError(
-                f"an array is {found[1]} {found[0]} instead of {expected.dtype} {expected.shape}"
-            )
-        return restored
-    return jax.device_put(
-        jnp.zeros(expected.shape, expected.dtype), getattr(expected, "sharding", None)
-    )
+def _remove_unfinished(directory: epath.Path) -> None:
+    for path in directory.iterdir():
+        if UNFINISHED.fullmatch(path.name):
+            path.rmtree()
 
 
 def _reason(error: Exception) -> str:
@@ -463,30 +391,3 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-
-
-def make_writable(path: str, flag: str) -> epath.Path:
-    """Makes the folder and tries it, before hours of compute end in an error.
-
-    Args:
-      path: the folder, local or `gs://`.
-      flag: what named it.
-
-    Returns:
-      The folder.
-
-    Raises:
-      ValueError: the folder cannot be made or written to.
-    """
-    folder = epath.Path(path)
-    probe = folder / f".writable-{platform.node()}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0" * 4096)
-        probe.unlink()
-    except Exception as error:  # Buckets' libraries each raise their own kinds.
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise ValueError(
-            f"{flag}={path} cannot be written to ({reason}): choose a folder that you can write to."
-        ) from None
-    return folder

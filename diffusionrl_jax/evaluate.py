@@ -12,9 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax import programs
-from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.comparing import compare_models, parse_checkpoint, split_checkpoints
-from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.distributed import start
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -36,8 +35,7 @@ def main(_):
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():
                 chosen.images = IMAGES.value
-        output = str(as_path(OUTPUT.value, "--output"))
-        make_writable(output, "--output")
+        output = str(prepare_folder(OUTPUT.value, "--output"))
         texts = [text for several in CHECKPOINTS.value for text in split_checkpoints(several)]
         tables = compare_models(config, [parse_checkpoint(text) for text in texts], output)
         if jax.process_index() == 0:

@@ -7,12 +7,11 @@ from absl import logging
 from etils import epath
 
 from diffusionrl_jax import runs
-from diffusionrl_jax.checkpoints import make_writable
 from diffusionrl_jax.data.files import (
-    as_path,
     clear_full_disk,
     in_bucket,
     partial_path,
+    prepare_folder,
     remove_partials,
 )
 from diffusionrl_jax.experiment import load_policy
@@ -29,8 +28,7 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
     Raises:
       ValueError: it cannot be written to, or holds something and is not to be overwritten.
     """
-    folder = as_path(path, "--output")
-    output = make_writable(str(folder), "--output")
+    output = prepare_folder(path, "--output")
     remove_partials(output)  # Of an export that was killed.
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ValueError(

@@ -14,22 +14,21 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax import fetching, programs
-from diffusionrl_jax.checkpoints import make_writable
+from diffusionrl_jax.data.files import prepare_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-OUTPUT = flags.DEFINE_string("output", "", "A folder, local or gs://, to copy everything to.")
+OUTPUT = flags.DEFINE_string("output", None, "A folder, local or gs://, to copy everything to.")
 flags.mark_flags_as_required(["config"])
 
 
 def main(_):
     with programs.clear_errors():
-        if OUTPUT.value:
-            make_writable(OUTPUT.value, "--output")
+        output = OUTPUT.value is not None and str(prepare_folder(OUTPUT.value, "--output"))
         fetched = fetching.bring(CONFIG.value, only_hub=True)
         lines = fetching.describe(fetched)
         print("\n".join(lines) or "The config names nothing on the Hugging Face hub.")
-        if OUTPUT.value:
-            overrides = fetching.copy(fetched, OUTPUT.value)
+        if output:
+            overrides = fetching.copy(fetched, output)
             print("To train from there, add these to the command:")
             print(" \\\n".join(map(shlex.quote, overrides)))
 

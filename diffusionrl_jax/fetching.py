@@ -12,7 +12,15 @@ from absl import logging
 from etils import epath
 
 from diffusionrl_jax.data import hub_files, prompt_sources, sources
-from diffusionrl_jax.data.files import as_path, in_bucket, resolve
+from diffusionrl_jax.data.files import (
+    as_path,
+    in_bucket,
+    partial_path,
+    readable_size,
+    remove_partials,
+    resolve,
+    write_whole,
+)
 from diffusionrl_jax.data.hub_files import Held, Need
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.models import hub
@@ -180,7 +188,7 @@ def describe(fetched: Sequence[Fetched]) -> list[str]:
     """A line for each thing, with its repository, revision, size and place, for people to read."""
     different = {(each.held.repository, each.held.folder): each.held for each in fetched}
     return [
-        f"{held.repository} at revision {held.revision[:12]}, {hub_files.gigabytes(held.size)} in "
+        f"{held.repository} at revision {held.revision[:12]}, {readable_size(held.size)} in "
         f"{held.folder}"
         for held in different.values()
     ]
@@ -212,7 +220,7 @@ def copy(fetched: Sequence[Fetched], output: str) -> list[str]:
         named, held = each.named, each.held
         # One folder for each kind and name, whose characters every file system takes.
         place = named.name.partition("?")[0].replace("/", "--").replace(":", "--")
-        target = as_path(output, "--output") / named.kind / place
+        target = epath.Path(output) / named.kind / place
         _copy_whole(held, target)
         value = str(target)
         if named.kind == PROMPTS:
@@ -231,17 +239,19 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
             logging.info("%s is there already.", target)
             return
         mark.unlink()
-    logging.info("Copying %s to %s.", hub_files.gigabytes(sum(sizes.values())), target)
+    for folder in {(target / name).parent for name in held.files}:
+        remove_partials(folder)
+    logging.info("Copying %s to %s.", readable_size(sum(sizes.values())), target)
     for name in held.files:
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
         # In a bucket a file appears when it is complete.
-        partial = file if in_bucket(file) else file.parent / f"{file.name}.partial"
+        partial = file if in_bucket(file) else partial_path(file)
         with (held.folder / name).open("rb") as read, partial.open("wb") as written:
             shutil.copyfileobj(read, written, COPY_BYTES)
         if partial != file:
             partial.replace(file)
-    mark.write_text(_as_text(origin))
+    write_whole(mark, _as_text(origin).encode())
 
 
 def _as_text(origin: dict) -> str:

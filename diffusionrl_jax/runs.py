@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from diffusionrl_jax.checkpoints import Checkpoints
-from diffusionrl_jax.data.files import split_step
+from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
 from diffusionrl_jax.experiment import Policy, initial_state, load_policy, scores_on_host
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
@@ -21,7 +21,6 @@ from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models import hub
 from diffusionrl_jax.models.hub import is_run
 from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
-from diffusionrl_jax.models.tensor_files import read_json
 
 # What may change when a run is resumed: how long it takes, how it is watched, where it runs.
 FREE_FIELDS = (

@@ -12,8 +12,8 @@ from etils import epath
 
 from diffusionrl_jax import announcement, config_checks, fetching, planning, runs
 from diffusionrl_jax import experiment as experiments
-from diffusionrl_jax.checkpoints import Checkpoints, make_writable
-from diffusionrl_jax.data.files import as_path, remove_partials
+from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax.data.files import prepare_folder, remove_partials
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.mesh import make_mesh
@@ -42,8 +42,7 @@ def train(config, workdir: str) -> None:
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
-    workdir = str(as_path(workdir, "--workdir"))
-    make_writable(workdir, "--workdir")
+    workdir = str(prepare_folder(workdir, "--workdir"))
     with (
         contextlib.closing(runs.open_checkpoints(workdir, config)) as checkpoints,
         Lease(workdir) as lease,

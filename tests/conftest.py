@@ -205,6 +205,19 @@ def finished(make_config, compilation_cache, tmp_path_factory):
 
 
 @pytest.fixture
+def bucket(monkeypatch):
+    """fsspec's own file system in memory takes the cloud's place."""
+    import fsspec
+    from etils.epath import backend
+
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    choose = lambda self, name: memory
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", choose)
+    return memory.store
+
+
+@pytest.fixture
 def parity(monkeypatch):
     """benchmarks/reward_parity.py, which compares rewards with their PyTorch originals."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")

@@ -2,7 +2,6 @@
 
 import os
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,8 @@ from etils.epath import backend
 
 from diffusionrl_jax import runs
 from diffusionrl_jax.checkpoint_records import read_score
-from diffusionrl_jax.checkpoints import Checkpoints, make_writable
+from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.monitoring.metrics import MetricWriter, read_rows
 from diffusionrl_jax.provenance import write_run_information
 from tests.processes import shapes_of
@@ -20,18 +20,8 @@ from tests.processes import shapes_of
 WORKDIR = "gs://bucket/runs/first"
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """fsspec's own file system in memory takes the cloud's place."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    choose = lambda self, name: memory
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", choose)
-    return memory.store
-
-
 def test_what_is_written_once(bucket):
-    make_writable(WORKDIR, "--workdir")
+    prepare_folder(WORKDIR, "--workdir")
     assert not bucket, "the probe is removed"
     write_run_information(WORKDIR, {"seed": 3})
     assert runs.read_config(WORKDIR).seed == 3
@@ -57,7 +47,7 @@ def test_a_bucket_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", refuse)
     with pytest.raises(ValueError, match="gs://bucket/.* cannot be written to .*no credentials"):
-        make_writable(WORKDIR, "--workdir")
+        prepare_folder(WORKDIR, "--workdir")
 
 
 @pytest.fixture

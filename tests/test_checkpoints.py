@@ -1,4 +1,3 @@
-import json
 import os
 import pathlib
 import shutil
@@ -10,14 +9,13 @@ import textwrap
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusionrl_jax import checkpoints, preemption, provenance
+from diffusionrl_jax import checkpoints
 from tests.processes import shapes_of
 
 
@@ -239,62 +237,6 @@ def test_a_flipped_bit_is_seen(tmp_path, capsys):
     assert "x is not what was saved, by its digest" in warning
 
 
-def test_checkpoints_of_earlier_versions_open(tmp_path):
-    """They have no record; their scores lie beside the steps."""
-    options = dict(keep_last=1, keep_best=1, best_metric="best")
-    store = checkpoints.Checkpoints(str(tmp_path), keep_last=3)
-    for step in (1, 2, 3):
-        store.save(step, make_state(step))
-    store.close()
-    for step in (1, 2, 3):
-        shutil.rmtree(tmp_path / str(step) / "record")
-    (tmp_path / "metrics.json").write_text('{"1": 0.5, "2": NaN, "3": 0.1}')
-    store = checkpoints.Checkpoints(str(tmp_path), **options)
-    assert store.best_step() == 1
-    assert_identical(store.restore(shapes_of(make_state(0)))[1], make_state(3))
-    store.save(4, make_state(4), {"best": 0.2})
-    store.close()
-    assert store.steps() == (1, 4)
-
-
-@pytest.mark.parametrize("scores", ["record", "old"])
-def test_nothing_is_deleted_while_its_score_is_unreadable(tmp_path, capsys, scores):
-    options = dict(keep_last=2, keep_best=1, best_metric="best")
-    store = checkpoints.Checkpoints(str(tmp_path), keep_last=9, keep_best=1, best_metric="best")
-    for step, score in enumerate((0.1, 0.9, 0.2, 0.3), start=1):
-        store.save(step, {"x": jnp.ones(3)}, {"best": score})
-    store.close()
-    if scores == "record":  # The best one's, by a bit in the score.
-        path = tmp_path / "2" / "record" / "metadata"
-        path.write_text(path.read_text().replace("0.9", "0.0"))
-    else:
-        for step in (1, 2, 3, 4):
-            shutil.rmtree(tmp_path / str(step) / "record")
-        (tmp_path / "metrics.json").write_text('{"1": 0.1')
-    store = checkpoints.Checkpoints(str(tmp_path), **options)
-    for step in (5, 6):
-        store.save(step, {"x": jnp.ones(3)}, {"best": 0.0})
-    store.close()
-    assert store.steps() == ((2, 4, 5, 6) if scores == "record" else (1, 2, 3, 4, 5, 6))
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == (1 if scores == "record" else 4)
-    assert "checkpoint 2 is not deleted" in "".join(warnings)
-
-
-def test_which_score_would_be_kept(tmp_path):
-    store = checkpoints.Checkpoints(str(tmp_path), keep_last=1, keep_best=2, best_metric="best")
-    assert store.is_best(0.0) and not store.is_best(np.nan)
-    for step, score in enumerate((-1.0, 0.0), start=1):
-        store.save(step, {"x": jnp.ones(3)}, {"best": score})
-    store.wait()
-    assert store.is_best(-0.5) and not store.is_best(-1.0)
-    assert store.best_step() == 2
-    store.close()
-    none_is_kept = checkpoints.Checkpoints(str(tmp_path), best_metric="best")
-    assert not none_is_kept.is_best(9.0)
-    assert none_is_kept.best_step() == 2
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_saved(tmp_path, value):
     store = checkpoints.Checkpoints(str(tmp_path))
@@ -432,60 +374,3 @@ def test_a_kill_while_saving_leaves_the_step_before(tmp_path):
     assert store.save(2, state) == (step == 1)
     store.close()
     assert store.steps() == (1, 2)
-
-
-def test_preemption_guard_asks_instead_of_killing():
-    before = signal.getsignal(signal.SIGTERM)
-    with preemption.PreemptionGuard() as guard:
-        assert not guard.should_stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert guard.should_stop()
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_closed_terminal_stops_a_run_unless_it_was_to_be_ignored():
-    for handler, told in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
-        before = signal.signal(signal.SIGHUP, handler)
-        try:
-            with preemption.PreemptionGuard() as guard:
-                os.kill(os.getpid(), signal.SIGHUP)
-                assert guard.should_stop() == told
-            assert signal.getsignal(signal.SIGHUP) == handler
-        finally:
-            signal.signal(signal.SIGHUP, before)
-
-
-def test_workdir_is_tried_before_compute(tmp_path):
-    checkpoints.make_writable(str(tmp_path / "new" / "run"), "--workdir")
-    assert list((tmp_path / "new" / "run").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
-        with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
-            checkpoints.make_writable(str(workdir), "--workdir")
-        assert str(workdir) in str(caught.value)
-
-
-def test_run_information(tmp_path):
-    config = ml_collections.ConfigDict({"seed": 3, "shape": (1, 2), "nested": {"path": "x"}})
-    provenance.write_run_information(str(tmp_path), config)
-    assert json.loads((tmp_path / "config.json").read_text()) == {
-        "seed": 3,
-        "shape": [1, 2],
-        "nested": {"path": "x"},
-    }
-    versions = json.loads((tmp_path / "versions.json").read_text())
-    assert versions["packages"]["jax"] == jax.__version__
-    assert versions["devices"] == jax.device_count()
-    assert versions["git_revision"] == provenance.git_revision()
-
-
-def test_git_revision_is_gits_own():
-    root = pathlib.Path(checkpoints.__file__).parent.parent
-    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        assert provenance.git_revision() is None
-    else:
-        assert provenance.git_revision().removesuffix("+changes") == head.stdout.strip()

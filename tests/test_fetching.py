@@ -5,11 +5,9 @@ import pathlib
 import shutil
 import sys
 
-import fsspec
 import jax
 import numpy as np
 import pytest
-from etils.epath import backend
 
 from configs import common, hps, image_reward
 from diffusionrl_jax import fetching
@@ -341,16 +339,6 @@ def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monke
     load_scorer(config.tasks.hps.scorer, 1)
     mark = json.loads((pathlib.Path(config.model) / fetching.MARK_FILE).read_text())
     assert mark["files"].keys() >= READ
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """fsspec's own file system in memory takes the cloud's place."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    choose = lambda self, name: memory
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", choose)
-    return memory.store
 
 
 @pytest.mark.parametrize("module", [hps, image_reward])

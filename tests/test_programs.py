@@ -1,7 +1,6 @@
 """The programs as a user starts them, and what happens when they are stopped or misled."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -19,7 +18,6 @@ from tests import hub
 from tests.processes import (
     assert_same_state,
     finish,
-    launcher,
     saved_state,
     steps_of,
 )
@@ -69,34 +67,6 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, make_config, tmp_path, c
     assert steps_of(tmp_path) == [0, 1, 2, 3]
     rows, expected = read_rows(str(tmp_path)), read_rows(str(finished))
     assert [row.get("small/loss") for row in rows] == [row.get("small/loss") for row in expected]
-
-
-@pytest.mark.parametrize(
-    ("config_file", "workdir"),
-    [
-        ("configs/hps.py", "runs/hps"),
-        ("configs/hps.py:emoji", "runs/hps-emoji"),
-        ("/elsewhere/joint.v2.py:emoji", "runs/joint.v2-emoji"),
-        ("configs/emoji.py:preference,fairness", "runs/emoji-preference-fairness"),
-        ("my own.py:../a b/*\udce9:c", "runs/my own-..-a-b-c"),
-    ],
-)
-def test_a_run_has_a_workdir_of_its_own(config_file, workdir):
-    assert main.default_workdir(config_file) == workdir
-
-
-def test_without_a_workdir_the_same_line_goes_on(
-    finished, config_file, make_config, compilation_cache, tmp_path
-):
-    config = config_file(make_config())
-    workdir = tmp_path / "runs" / pathlib.Path(config).stem
-    shutil.copytree(finished, workdir)
-    with launcher(compilation_cache, devices=2, folder=tmp_path) as run:
-        status, output = finish(run("-m", "diffusionrl_jax.main", f"--config={config}"))
-    assert status == 0, output
-    assert output.splitlines()[0].endswith(f"] Workdir: {workdir}")
-    assert f"{workdir} is complete with 3 iterations" in output
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_complete_run_is_left_alone(finished, make_config, caplog):

@@ -193,11 +193,7 @@ def test_a_closed_terminal_saves(compilation_cache, config_file, make_config, tm
     os.close(ours)
     process.wait(TIMEOUT)
     last = steps_of(tmp_path)[-1]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(last)]
-
-
-def brightness(images, prompts, metadata):
-    return images.mean((1, 2, 3))
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
 KILLED = {
@@ -217,7 +213,7 @@ KILLED = {
 def test_sigkill_at_any_moment_changes_nothing(kind, start, config_file, make_config, tmp_path):
     config = make_config(iterations=16, **KILLED[kind])
     if "host" in kind:
-        config.tasks.small.scorer.path = "tests.test_survival:brightness"
+        config.tasks.small.scorer.path = "tests.scorers:brightness"
         config.tasks.small.scorer.options = {}
     command = "main", f"--config={config_file(config)}"
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -15,8 +15,7 @@ from ml_collections import config_flags
 
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking import dry_run
-from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
+from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.models.published import HUB_IDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -39,9 +38,7 @@ def main(_):
             raise ValueError("--config and --topology must both be given.")
         config = CONFIG.value
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
-        folder = PROGRAMS.value and str(as_path(PROGRAMS.value, "--programs"))
-        if folder:
-            make_writable(folder, "--programs")
+        folder = PROGRAMS.value and str(prepare_folder(PROGRAMS.value, "--programs"))
         if MODEL.value:
             config.model = HUB_IDS[MODEL.value]
         result = dry_run.dry_run(

@@ -18,8 +18,7 @@ from ml_collections import config_flags
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking import chips, slices
 from diffusionrl_jax.benchmarking.needs import markdown, needs
-from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
+from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.models.published import HUB_IDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -41,9 +40,7 @@ def main(_):
         if CONFIG.value is None:
             raise ValueError("--config is missing.")
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
-        folder = COMPILED.value and str(as_path(COMPILED.value, "--compiled"))
-        if folder:
-            make_writable(folder, "--compiled")
+        folder = COMPILED.value and str(prepare_folder(COMPILED.value, "--compiled"))
         found = []
         for model in MODELS.value:
             logging.info("Counting %s.", model)

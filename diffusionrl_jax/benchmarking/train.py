@@ -16,8 +16,7 @@ from ml_collections import config_flags
 
 from diffusionrl_jax import programs
 from diffusionrl_jax.benchmarking.throughput import measure
-from diffusionrl_jax.checkpoints import make_writable
-from diffusionrl_jax.data.files import as_path, prepare_file, write_whole
+from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.distributed import start
 
@@ -37,16 +36,13 @@ def main(_):
         if CONFIG.value is None:
             raise ValueError("--config is missing.")
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
-        profile = PROFILE.value and str(as_path(PROFILE.value, "--profile"))
-        if profile:
-            make_writable(profile, "--profile")
+        profile = PROFILE.value and str(prepare_folder(PROFILE.value, "--profile"))
         start.start_devices()
         start.use_compilation_cache()
         if jax.process_count() > 1 and not CACHE_DIR.value:
             raise ValueError("With several processes give a --cache_dir that all of them see.")
         cache_dir = CACHE_DIR.value or str(cache_folder() / "benchmark")
-        cache_dir = str(as_path(cache_dir, "--cache_dir"))
-        make_writable(cache_dir, "--cache_dir")
+        cache_dir = str(prepare_folder(cache_dir, "--cache_dir"))
         result = measure(CONFIG.value, cache_dir, STEPS.value, profile)
         if jax.process_index() != 0:
             return

@@ -7,10 +7,12 @@ On disks and in buckets. Everything that a flag, a config's field or a variable 
 import contextlib
 import errno
 import fnmatch
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -60,7 +62,8 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
     if "\0" in text:
         raise ValueError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
     if scheme := SCHEME.match(text):
-        return _bucket_path(text, *scheme.groups(), f"{name}={shown}")
+        # Without what may be a password.
+        return _bucket_path(text, *scheme.groups(), f"{name}={re.sub('//[^/]*@', '//', shown)}")
     if text.startswith("~"):
         expanded = os.path.expanduser(text)
         if expanded.startswith("~"):
@@ -213,6 +216,28 @@ def clear_full_disk(path: str | os.PathLike) -> Iterator[None]:
         ) from None
 
 
+def prepare_folder(text: str, name: str) -> epath.Path:
+    """The path of a folder to write to, made and tried before hours of compute end in an error.
+
+    Args:
+      text: as of `as_path`.
+      name: what named it.
+
+    Raises:
+      ValueError: nothing can be there, or the folder cannot be made or written to.
+    """
+    folder = as_path(text, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _try_to_write(partial_path(folder / PARTIAL))
+    except Exception as error:  # Buckets' libraries each raise their own kinds.
+        raise ValueError(
+            f"{name}={folder} cannot be written to ({_reason(error)}): choose a folder that you can"
+            " write to."
+        ) from None
+    return folder
+
+
 def prepare_file(text: str, name: str) -> epath.Path:
     """The path of a file to be written, tried before hours of compute end in an error.
 
@@ -226,26 +251,35 @@ def prepare_file(text: str, name: str) -> epath.Path:
     path = as_path(text, name)
     if _is_folder(path):
         raise IsADirectoryError(f"{name}={path} is a folder: name a file in it.")
+    target = path
     if not in_bucket(path):
         if _is_special(path):
             return path
         target = epath.Path(os.path.realpath(path))
         if not target.parent.is_dir():
             raise FileNotFoundError(f"There is no folder {target.parent} for {name}: make it.")
-        probe = partial_path(target)
-    else:
-        probe = partial_path(path)
+    try:
+        _try_to_write(partial_path(target))
+    except Exception as error:  # Buckets' libraries each raise their own kinds.
+        raise OSError(
+            f"{name}={path} cannot be written ({_reason(error)}): choose a folder that you can "
+            "write to."
+        ) from None
+    return path
+
+
+def _try_to_write(probe: epath.Path) -> None:
     try:
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
-    except Exception as error:  # Buckets' libraries each raise their own kinds.
+    except Exception:
         with contextlib.suppress(Exception):
             probe.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise OSError(
-            f"{name}={path} cannot be written ({reason}): choose a folder that you can write to."
-        ) from None
-    return path
+        raise
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 def _is_folder(path: epath.Path) -> bool:
@@ -253,3 +287,22 @@ def _is_folder(path: epath.Path) -> bool:
         return path.is_dir()
     except Exception:  # Of buckets' libraries; writing there says what is wrong.
         return False
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def readable_size(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"

@@ -9,7 +9,6 @@ What is in the cache is used as it is, without asking the hub whether there is s
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile
 
 from diffusionrl_jax.data import hub_cache, hub_errors
-from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.data.files import read_json, readable_size, write_whole
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 TIMEOUT = 30.0  # seconds until the hub has to answer
@@ -99,11 +98,6 @@ def fixed_files(repository: str, *names: str, kind: str = "model") -> Need:
         return names
 
     return Need(repository, choose, names, kind, label=f"{repository} ({', '.join(names)})")
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
 def fetch(needs: Sequence[Need], missing: Sequence[str] = ()) -> list[Held]:
@@ -184,7 +178,7 @@ def find(need: Need) -> Held | None:
         return folder / name
 
     try:
-        names = tuple(need.choose(listed, lambda name: _read_json(check(name))))
+        names = tuple(need.choose(listed, lambda name: read_json(check(name))))
         for name in names:
             check(name)
     except FileNotFoundError:
@@ -206,7 +200,7 @@ def plan(need: Need) -> Plan:
     else:
         entries = api.list_repo_tree(need.repository, recursive=True, **of)
     listed = {file.path: file for file in entries if isinstance(file, RepoFile)}
-    read = lambda name: _read_json(_download_file(need, revision, listed[name]))
+    read = lambda name: read_json(_download_file(need, revision, listed[name]))
     files = tuple(listed[name] for name in need.choose(listed, read))
     folder = _snapshot(need, revision)
     missing = tuple(
@@ -225,7 +219,7 @@ def _announce(plans: Sequence[Plan]) -> None:
     cache = pathlib.Path(constants.HF_HUB_CACHE)
     logging.info(
         "Fetching %s from the Hugging Face hub into %s: %s.",
-        gigabytes(total),
+        readable_size(total),
         cache,
         ", ".join(dict.fromkeys(repository for repository, _ in sizes)),
     )
@@ -233,8 +227,8 @@ def _announce(plans: Sequence[Plan]) -> None:
     free = shutil.disk_usage(cache).free
     if free < total:
         raise OSError(
-            f"{cache} has {gigabytes(free)} free, and {gigabytes(total)} are to be fetched: make "
-            "room, or name a folder on a larger disk with the environment variable HF_HOME."
+            f"{cache} has {readable_size(free)} free, and {readable_size(total)} are to be fetched:"
+            " make room, or name a folder on a larger disk with the environment variable HF_HOME."
         )
 
 
@@ -281,13 +275,3 @@ def _reference(need: Need) -> pathlib.Path:
     path = hub_cache.home(need.repository, need.kind) / "refs" / "main"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
-    return value

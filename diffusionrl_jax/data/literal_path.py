@@ -1,9 +1,10 @@
 """Paths for libraries that look for files by patterns."""
 
-import fnmatch
 from collections.abc import Iterator
 
 from etils.epath import gpath, register
+
+from diffusionrl_jax.data.files import matching
 
 
 @register.register_path_cls
@@ -15,11 +16,10 @@ class LiteralPath(gpath.PosixGPath):
     """
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
-        """What lies in this folder by a pattern, each part of it as of `fnmatch`."""
+        """What lies in this folder by a pattern, each part of it as of `files.matching`."""
         first, _, rest = pattern.partition("/")
-        for path in self.iterdir():
-            if fnmatch.fnmatchcase(path.name, first):
-                if not rest:
-                    yield path
-                elif path.is_dir():
-                    yield from path.glob(rest)
+        for path in matching(self, first):
+            if not rest:
+                yield path
+            elif path.is_dir():
+                yield from path.glob(rest)

@@ -6,9 +6,10 @@ They are neither trained nor run here, and taken along so that an export is as w
 from absl import logging
 from etils import epath
 
+from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.networks import with_dtype
-from diffusionrl_jax.models.tensor_files import open_networks, read_json, write_json
+from diffusionrl_jax.models.tensor_files import open_networks, write_json
 
 COMPANIONS = ("safety_checker", "feature_extractor")
 STEM = "model"

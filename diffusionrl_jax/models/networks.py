@@ -7,7 +7,8 @@ import diffusers
 from etils import epath
 from transformers import CLIPTokenizer
 
-from diffusionrl_jax.models import tensor_files, weights
+from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.models import weights
 from diffusionrl_jax.models.tensor_files import open_networks
 from diffusionrl_jax.models.text_encoders import load_tokenizer
 
@@ -55,11 +56,11 @@ def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokeni
     names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
     if SECOND in names and not (path / "text_encoder").exists():
         raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
-    configs = {name: tensor_files.read_json(path / name / "config.json") for name in names}
-    configs["scheduler"] = tensor_files.read_json(path / "scheduler" / "scheduler_config.json")
+    configs = {name: read_json(path / name / "config.json") for name in names}
+    configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
     tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer")}
     if SECOND in names:
-        configs["pipeline"] = tensor_files.read_json(path / "model_index.json")
+        configs["pipeline"] = read_json(path / "model_index.json")
         tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2")
     return configs, tokenizers
 

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.models import tensor_files, weights
+from diffusionrl_jax.data.files import read_json, resolve
+from diffusionrl_jax.models import weights
 
 
 class RecogniserModule(nn.Module):
@@ -95,7 +95,7 @@ def load_recogniser(path: str = "asset:emoji/recogniser") -> tuple[Recogniser, d
       FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
     """
     folder = resolve(path, "The recogniser's folder")
-    config = tensor_files.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     recogniser = build(config)
     file = folder / "model.safetensors"
     state = weights.read_safetensors(file)

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from diffusionrl_jax.data import stored_tensors
-from diffusionrl_jax.data.files import in_bucket
+from diffusionrl_jax.data.files import in_bucket, read_json
 from diffusionrl_jax.data.stored_tensors import StoredTensor
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -103,20 +103,6 @@ def _open_shards(index: epath.Path) -> dict[str, StoredTensor]:
                 )
         tensors |= stored
     return tensors
-
-
-def read_json(path) -> dict[str, Any]:
-    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
-    return value
 
 
 def write_json(path, value: Mapping[str, Any]) -> None:

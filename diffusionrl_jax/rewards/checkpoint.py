@@ -6,8 +6,8 @@ from typing import Any
 from etils import epath
 from transformers import BertTokenizer, CLIPTokenizerFast
 
-from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.models import tensor_files, text_encoders, weights
+from diffusionrl_jax.data.files import read_json, resolve
+from diffusionrl_jax.models import text_encoders, weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -30,7 +30,7 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
       ValueError: if a required key is missing.
     """
     folder = resolve(path, "The path of a reward model")
-    config = tensor_files.read_json(folder / CONFIG_FILE)
+    config = read_json(folder / CONFIG_FILE)
     missing = [key for key in required if key not in config]
     if missing:
         raise ValueError(

@@ -11,8 +11,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax.data.files import as_path, clear_full_disk, partial_path, prepare_file
-from diffusionrl_jax.models import tensor_files, weights
+from diffusionrl_jax.data.files import (
+    as_path,
+    clear_full_disk,
+    partial_path,
+    prepare_file,
+    read_json,
+)
+from diffusionrl_jax.models import weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
 # config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
@@ -116,7 +122,7 @@ def convert(
         raise FileExistsError(f"--output={output} exists: name a folder that does not.")
     files = read_tokenizer(reward, tokenizer)
     config = as_path(config, "--config") if config else None
-    fields = dict(tensor_files.read_json(config) if config else CONFIGS[reward])
+    fields = dict(read_json(config) if config else CONFIGS[reward])
     if not source.exists():
         raise FileNotFoundError(f"--source={source} does not exist.")
     # Tried before minutes of reading.

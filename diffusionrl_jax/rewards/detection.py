@@ -61,8 +61,14 @@ class Detection:
           FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
-        objects = tuple(options.pop("objects", None) or config.get("objects", ()))
-        objects = objects or word_lists.objects("all")  # As a detector is published.
+        # As a detector is published, it lists none.
+        listed = config.get("objects", word_lists.objects("all"))
+        objects = tuple(options.pop("objects", None) or listed)
+        if not objects:
+            raise ValueError(
+                f'{folder / checkpoint.CONFIG_FILE} lists no objects: name some in "objects", or '
+                "leave it out for the paper's."
+            )
         model = owl_vit.build(config, dtype)
         params = checkpoint.read_params(
             folder,

@@ -18,9 +18,8 @@ from etils import epath
 from huggingface_hub.utils import WeakFileLock
 
 from diffusionrl_jax.data import hub_cache, hub_files
-from diffusionrl_jax.data.files import is_there, remove_partials, write_whole
+from diffusionrl_jax.data.files import is_there, read_json, remove_partials, write_whole
 from diffusionrl_jax.data.hub_files import HUB_ID, Held, Need
-from diffusionrl_jax.models import tensor_files
 from diffusionrl_jax.models.tensor_files import PICKLED_SUFFIXES
 from diffusionrl_jax.rewards import conversion
 from diffusionrl_jax.rewards.checkpoint import (
@@ -190,7 +189,7 @@ def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
         beside["tokenizer"] = str(held.folder)
     # Of another size than the published one.
     config = held.folder / CONFIG_FILE
-    if CONFIG_FILE in held.files and "vision_config" in tensor_files.read_json(config):
+    if CONFIG_FILE in held.files and "vision_config" in read_json(config):
         beside["config"] = str(config)
     logging.info("Converting %s of %s, once, into %s.", pickle, held.repository, target)
     shutil.rmtree(target, ignore_errors=True)  # Damaged, or of one that was killed.

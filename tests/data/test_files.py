@@ -76,6 +76,7 @@ def test_what_is_written_is_what_the_system_would_open(text, expected, bucket):
         ("/a\0b", r"--workdir='/a\\x00b' has a NUL"),
         ("file:///a", "write the path alone, without file://"),
         ("https://a/b", "https:// is not known; .* gs://"),
+        ("https://me:secret@a/b", "^--workdir=https://a/b: https:// is not known"),
         ("nope://a", "nope:// is not known"),
         ("gs://", "gs:// names no bucket"),
         ("~nobody_at_all/x", r"no user 'nobody_at_all'; write \./~nobody_at_all/x"),
@@ -176,3 +177,13 @@ def test_what_a_killed_program_leaves_is_removed_and_nothing_else(tmp_path):
     (folder / "file").touch()
     files.remove_partials(epath.Path(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_a_folder_is_tried_before_compute(tmp_path):
+    files.prepare_folder(str(tmp_path / "new" / "run"), "--workdir")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        with pytest.raises(ValueError, match="choose a folder that you can write to") as caught:
+            files.prepare_folder(str(workdir), "--workdir")
+        assert str(workdir) in str(caught.value)

@@ -58,11 +58,8 @@ def test_ratio_is_one_in_bfloat16(build):
     networks = make_networks(jnp.bfloat16)
     setup, updates, text, errors = sample_and_update(build, networks)
     assert max(errors) <= ALLOWED
-    # What the test would see if the two did not round alike: two samples at a time, or float32.
-    _, metrics = jax.jit(setup.algorithm.loss)(
-        setup.params, setup.frozen, updates[0], text[updates[0].task]
-    )
-    assert metrics["ratio_error_max"] > 10 * ALLOWED
+    # What the test would see if the two did not round alike. (Two samples at a time do on some
+    # CPUs, and on others not: float32 never does.)
     model = setup.algorithm.model
     exact = dataclasses.replace(model, unet=model.unet.clone(dtype=jnp.float32))
     loss = dataclasses.replace(setup.algorithm, model=exact).loss

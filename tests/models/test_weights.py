@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusionrl_jax.data import stored_tensors
+from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.models import tensor_files, weights
 from diffusionrl_jax.models.networks import RENAMES
 
@@ -209,4 +210,4 @@ def test_unsupported_dtype(tmp_path):
 def test_json_that_is_no_object(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="JSON object, not list"):
-        tensor_files.read_json(tmp_path / "config.json")
+        read_json(tmp_path / "config.json")

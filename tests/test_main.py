@@ -1,0 +1,35 @@
+import pathlib
+import shutil
+
+import pytest
+
+from diffusionrl_jax import main
+from tests.processes import finish, launcher
+
+
+@pytest.mark.parametrize(
+    ("config_file", "workdir"),
+    [
+        ("configs/hps.py", "runs/hps"),
+        ("configs/hps.py:emoji", "runs/hps-emoji"),
+        ("/elsewhere/joint.v2.py:emoji", "runs/joint.v2-emoji"),
+        ("configs/emoji.py:preference,fairness", "runs/emoji-preference-fairness"),
+        ("my own.py:../a b/*\udce9:c", "runs/my own-..-a-b-c"),
+    ],
+)
+def test_a_run_has_a_workdir_of_its_own(config_file, workdir):
+    assert main.default_workdir(config_file) == workdir
+
+
+def test_without_a_workdir_the_same_line_goes_on(
+    finished, config_file, make_config, compilation_cache, tmp_path
+):
+    config = config_file(make_config())
+    workdir = tmp_path / "runs" / pathlib.Path(config).stem
+    shutil.copytree(finished, workdir)
+    with launcher(compilation_cache, devices=2, folder=tmp_path) as run:
+        status, output = finish(run("-m", "diffusionrl_jax.main", f"--config={config}"))
+    assert status == 0, output
+    assert output.splitlines()[0].endswith(f"] Workdir: {workdir}")
+    assert f"{workdir} is complete with 3 iterations" in output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
