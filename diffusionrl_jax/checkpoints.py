@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -339,12 +340,10 @@ class Checkpoints:
         if not is_of_the_file_system:
             return error
         steps = self.whole_steps()
-        # It fails once more, and only then have its threads ended.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # It fails once more.
             self.close()
-        with contextlib.suppress(OSError):
-            if jax.process_index() == 0:
-                _remove_unfinished(self.directory)
+        if jax.process_index() == 0:
+            _remove_what_is_still_written(self.directory)
         goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
         return SaveError(
             f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
@@ -377,10 +376,26 @@ class Checkpoints:
         return self._scores[step]
 
 
-def _remove_unfinished(directory: epath.Path) -> None:
-    for path in directory.iterdir():
-        if UNFINISHED.fullmatch(path.name):
-            path.rmtree()
+def _remove_unfinished(directory: epath.Path) -> bool:
+    """Removes what no save has completed; returns whether there was anything."""
+    unfinished = [path for path in directory.iterdir() if UNFINISHED.fullmatch(path.name)]
+    for path in unfinished:
+        path.rmtree()
+    return bool(unfinished)
+
+
+def _remove_what_is_still_written(directory: epath.Path) -> None:
+    """Removes what a failed save left, until nothing has come after it for a second.
+
+    Orbax waits for the first of a save's threads that fails, not for the others.
+    """
+    deadline, quiet = time.monotonic() + 10, 0
+    while quiet < 5 and time.monotonic() < deadline:
+        try:
+            quiet = 0 if _remove_unfinished(directory) else quiet + 1
+        except OSError:  # It was written to while it was removed.
+            quiet = 0
+        time.sleep(0.2)
 
 
 def _reason(error: Exception) -> str:

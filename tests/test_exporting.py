@@ -293,5 +293,5 @@ def test_paths_are_expanded_or_refused(tiny_model, tmp_path, monkeypatch):
     for path, message in (("", "--output is empty"), ("file:///x", "--output=.*without file://")):
         with pytest.raises(ValueError, match=message):
             exporting.prepare_output(path)
-    with pytest.raises(ValueError, match="--checkpoint=https://a@best: https:// is not known"):
-        exporting.export_pipeline("https://a@best@2", tmp_path, "float32")
+    with pytest.raises(ValueError, match="--checkpoint=https://a/b@best: https:// is not known"):
+        exporting.export_pipeline("https://a/b@best@2", tmp_path, "float32")
