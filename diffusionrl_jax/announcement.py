@@ -6,6 +6,7 @@ import jax
 from etils import epath
 
 from diffusionrl_jax.benchmarking import arithmetic, chips
+from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.experiment import Experiment
 from diffusionrl_jax.models.lora import count
 from diffusionrl_jax.planning import Plan
@@ -68,7 +69,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
         "an iteration": f"{images:,} images" + _least(experiment, plan),
         "iterations": f"{config.iterations:,}" + _least_of_all(experiment, plan),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
-        f"{_bytes(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are kept",
+        f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are kept",
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
@@ -92,11 +93,3 @@ def _least_of_all(experiment: Experiment, plan: Plan) -> str:
     if seconds is None:
         return ""
     return f", at least {seconds * experiment.config.iterations / 3600:.3g} hours (a model)"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"

@@ -358,10 +358,17 @@ def _too_large(
         f"model of the memory: it takes {plan} in {plan.phase}, at least. Take more chips"
     )
     changes, fitting = propose(config, devices) if trains else ({}, plan)
-    if not changes:
-        return f"{text}."
-    mend = " ".join(f"--config.{name}={value}" for name, value in changes.items())
-    return f"{text}, or {mend} ({fitting.memory / GIB:.1f} GiB a chip)."
+    if changes:
+        mend = " ".join(f"--config.{name}={value}" for name, value in changes.items())
+        text += f", or {mend} ({fitting.memory / GIB:.1f} GiB a chip)"
+    filled = _filled(config, plan)
+    sizes = " ".join(
+        f"--config.microbatch.{name}={filled.microbatch[name]}" for name in MICROBATCHES
+    )
+    return (
+        f"{text}. To try it all the same, set what the plan would choose: "
+        f"--config.mesh.fsdp={filled.mesh.fsdp} {sizes} --config.remat={filled.remat}"
+    )
 
 
 def _mends(config: ml_collections.ConfigDict, devices: Devices) -> Iterator[dict[str, int]]:

@@ -16,11 +16,7 @@ from tests.processes import finish, launcher, steps_of, wait_for_step
 LINE = (
     *("-m", "diffusionrl_jax.main", "--config=configs/hps.py"),
     *("--config.batch_size=8", "--config.sampler.steps=2", "--config.timesteps_per_iteration=1"),
-    *(
-        "--config.mesh.fsdp=1",
-        "--config.pretraining.pictures=base:8",
-        "--config.checkpoint.every=1",
-    ),
+    *("--config.pretraining.pictures=base:8", "--config.checkpoint.every=1"),
     *("--config.evaluation.sets.hps.images=8",),
 )
 
