@@ -69,7 +69,8 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
         "an iteration": f"{images:,} images" + _least(experiment, plan),
         "iterations": f"{config.iterations:,}" + _least_of_all(experiment, plan),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
-        f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are kept",
+        f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are "
+        "kept",
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
