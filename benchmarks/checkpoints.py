@@ -16,10 +16,10 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffusionrl_jax.checkpoints import Checkpoints
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.command_line import start
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 0.5, "The state's size.", 0.05)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Of each, of which the median counts.", 1)

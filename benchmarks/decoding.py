@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from absl import app, flags
 from diffusers import FlaxAutoencoderKL
 
-from diffusionrl_jax.benchmarking.compiled import chip, compile_cost
-from diffusionrl_jax.benchmarking.report import HEAD, row
+from diffusionrl_jax.costs.compiled import chip, compile_cost
+from diffusionrl_jax.costs.report import HEAD, row
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
-from diffusionrl_jax.models.published import CONFIGS
-from diffusionrl_jax.models.stable_diffusion import StableDiffusion
+from diffusionrl_jax.models.folders.published import CONFIGS
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 PIXELS = flags.DEFINE_integer("pixels", 512, "Height and width of an image.")
 IMAGES = flags.DEFINE_integer("images", 4, "Images on the chip.", 1)

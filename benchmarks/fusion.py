@@ -15,10 +15,10 @@ import numpy as np
 from absl import app, flags
 
 from configs import emoji
-from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax.command_line import start
 from diffusionrl_jax.data.prompt_index import cache_folder
-from diffusionrl_jax.distributed import start
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, place, replicated
+from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.learning.advantages import reward_metrics
 from diffusionrl_jax.learning.execution import fused_program, update_program
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient

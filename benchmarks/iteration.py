@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffusionrl_jax.assets import emoji_model
 from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, parameter_sharding
+from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import init_state, make_optimizer
-from diffusionrl_jax.models.stable_diffusion import Parameters, StableDiffusion
+from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 # Of both sides; they do not change the work.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusionrl_jax.models.published import CONFIGS
+from diffusionrl_jax.models.folders.published import CONFIGS
 
 CHANNELS = [160, 320, 640, 640]
 
@@ -35,8 +35,8 @@ def write_checkpoint(folder: Path, dtype: str) -> None:
     """A whole diffusers folder with random numbers for weights."""
     import jax
 
-    from diffusionrl_jax.assets import emoji_model
-    from diffusionrl_jax.models.stable_diffusion import (
+    from diffusionrl_jax.emoji_world import emoji_model
+    from diffusionrl_jax.models.stable_diffusion.model import (
         build_stable_diffusion,
         parameter_template,
         save_stable_diffusion,
@@ -55,7 +55,7 @@ def load(folder: Path, devices: int, whole: bool) -> dict[str, int]:
     import jax
 
     from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
-    from diffusionrl_jax.models.stable_diffusion import load_stable_diffusion
+    from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
 
     mesh = make_mesh(fsdp=devices)
     sharding = lambda tree: parameter_sharding(mesh, tree)

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from diffusionrl_jax.models.published import CONFIGS
+from diffusionrl_jax.models.folders.published import CONFIGS
 
 PARTS = {"unet": ("unet",), "vae": ("vae",), "text": ("text_encoder", "text_encoder_2")}
 HEADER = (
@@ -134,8 +134,11 @@ def run_ours(configs: Mapping, part: str, inputs: Mapping, folder: Path, threads
     """Reads the weights, and returns the function to be timed."""
     import jax
 
-    from diffusionrl_jax.models.networks import join_networks, read_networks, split_networks
-    from diffusionrl_jax.models.stable_diffusion import build_stable_diffusion, parameter_template
+    from diffusionrl_jax.models.folders.networks import join_networks, read_networks, split_networks
+    from diffusionrl_jax.models.stable_diffusion.model import (
+        build_stable_diffusion,
+        parameter_template,
+    )
     from diffusionrl_jax.models.text_encoders import Conditioning
 
     second = {"tokenizer_2": EmptyTokenizer()} if "text_encoder_2" in configs else {}

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from absl import app, flags
 from diffusers import FlaxUNet2DConditionModel
 
-from diffusionrl_jax.benchmarking.compiled import chip, compile_cost
-from diffusionrl_jax.benchmarking.report import HEAD, row
+from diffusionrl_jax.costs.compiled import chip, compile_cost
+from diffusionrl_jax.costs.report import HEAD, row
 from diffusionrl_jax.models.attention import ATTENTION
-from diffusionrl_jax.models.interceptors import REMATERIALISATION, interception
+from diffusionrl_jax.models.stable_diffusion.interceptors import REMATERIALISATION, interception
 
 HEAD_SIZE, TEXT_TOKENS = 64, 77
 WIDTHS = (320, 640, 1280, 1280)

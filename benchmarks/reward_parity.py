@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
-from diffusionrl_jax.benchmarking import originals
-from diffusionrl_jax.benchmarking.originals.common import SIZES, make_pictures
+import originals
+from originals.common import SIZES, make_pictures
 
 
 def compare(name: str, config: dict | None = None, sizes=SIZES) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.assets import reward_evaluation, reward_pictures
+from diffusionrl_jax.emoji_world import reward_evaluation, reward_pictures
 from diffusionrl_jax.rewards.colorimetry import ColourParity
 from diffusionrl_jax.rewards.recognition import RecognisedParity
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity

@@ -13,9 +13,10 @@ import jax
 from absl import app, flags, logging
 
 from configs import emoji
-from diffusionrl_jax.benchmarking import abstract, chips, compiled, phases
-from diffusionrl_jax.benchmarking.report import table
-from diffusionrl_jax.benchmarking.roofline import PhaseCost
+from diffusionrl_jax.costs import abstract, compiled, phases
+from diffusionrl_jax.costs.report import table
+from diffusionrl_jax.costs.roofline import PhaseCost
+from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import make_mesh
 
 DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "How many; powers of two.")

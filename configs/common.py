@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tasks = ml_collections.ConfigDict()
 
     # Samples per device at a time; they bound the memory. 0 is chosen by the devices' number and
-    # memory (`planning.py`); as many as a device has, or more, are all at once.
+    # memory (`experiments/planning.py`); as many as a device has, or more, are all at once.
     config.microbatch = ml_collections.ConfigDict()
     config.microbatch.sample = 0
     config.microbatch.decode = 0

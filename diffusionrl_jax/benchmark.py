@@ -4,7 +4,6 @@ compile   whether a config fits a TPU that is not there, and how fast it could b
 plan      what is chosen for a config on slices of TPUs, and the memory that it takes
 table     what the published models ask of common slices: their mathematics, or compiled
 train     warm steps on the devices that are there
-rewards   each reward model against its PyTorch original
 """
 
 import importlib
@@ -12,7 +11,7 @@ import sys
 
 from absl import app
 
-COMMANDS = ("compile", "plan", "table", "train", "rewards")
+COMMANDS = ("compile", "plan", "table", "train")
 
 
 def main() -> None:
@@ -21,7 +20,7 @@ def main() -> None:
     if name not in COMMANDS:
         known = "|".join(COMMANDS)
         sys.exit(f"python -m diffusionrl_jax.benchmark {known} [--help], not {name!r}.\n{__doc__}")
-    module = importlib.import_module(f"diffusionrl_jax.benchmarking.{name}")
+    module = importlib.import_module(f"diffusionrl_jax.costs.commands.{name}")
     app.run(module.main, argv=[f"benchmark {name}", *sys.argv[2:]])
 
 

@@ -9,8 +9,8 @@ Stopped and started again it goes on where it was. Train with
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import caching, programs
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.command_line import programs, start
+from diffusionrl_jax.experiments import caching
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder that the latents are written to.")

@@ -9,7 +9,7 @@ A config that names the model by its id on the Hugging Face hub needs none of th
 
 from absl import flags
 
-from diffusionrl_jax import programs
+from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.rewards import conversion
 
 FLAGS = {

@@ -11,10 +11,9 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import programs
-from diffusionrl_jax.comparing import compare_models, parse_checkpoint, split_checkpoints
+from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_folder
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.evaluation.compare import compare_models, parse_checkpoint, split_checkpoints
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 CHECKPOINTS = flags.DEFINE_multi_string(

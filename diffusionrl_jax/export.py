@@ -9,7 +9,8 @@ evaluation draws with: the average of the parameters, where the run kept one.
 
 from absl import flags, logging
 
-from diffusionrl_jax import exporting, programs
+from diffusionrl_jax.command_line import programs
+from diffusionrl_jax.runs import export
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -28,9 +29,9 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into a folder that is n
 
 def main(_):
     with programs.clear_errors():
-        output = exporting.prepare_output(OUTPUT.value, OVERWRITE.value)
-        export = exporting.export_lora if LORA.value else exporting.export_pipeline
-        export(CHECKPOINT.value, output, DTYPE.value)
+        output = export.prepare_output(OUTPUT.value, OVERWRITE.value)
+        write = export.export_lora if LORA.value else export.export_pipeline
+        write(CHECKPOINT.value, output, DTYPE.value)
         logging.info("Wrote %s", output)
 
 

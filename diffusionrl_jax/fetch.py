@@ -13,8 +13,9 @@ import shlex
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import fetching, programs
+from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.data.files import prepare_folder
+from diffusionrl_jax.experiments import fetching
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "A folder, local or gs://, to copy everything to.")

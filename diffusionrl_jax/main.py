@@ -13,10 +13,9 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from diffusionrl_jax import programs
+from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import as_path
-from diffusionrl_jax.distributed import start
-from diffusionrl_jax.training import train
+from diffusionrl_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string(

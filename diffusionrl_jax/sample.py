@@ -6,12 +6,12 @@ python -m diffusionrl_jax.sample --model=runs/emoji@best --prompts="an apple and
 import jax
 from absl import flags, logging
 
-from diffusionrl_jax import programs, runs
+from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
-from diffusionrl_jax.distributed import start
+from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.monitoring.images import image_grid, write_png
-from diffusionrl_jax.sampling import Sampler
+from diffusionrl_jax.runs import trained
 
 MODEL = flags.DEFINE_string(
     "model",
@@ -44,7 +44,7 @@ def read_model() -> tuple[str, str]:
     Raises:
       ValueError: as `runs.parse_model`, or two steps are named.
     """
-    path, step = runs.parse_model(MODEL.value, "--model")
+    path, step = trained.parse_model(MODEL.value, "--model")
     if step and STEP.value not in ("", step):
         raise ValueError(
             f"--model={MODEL.value} names another step than --step={STEP.value}: leave out one."
@@ -54,7 +54,7 @@ def read_model() -> tuple[str, str]:
 
 def make_config(model: str):
     """The model's own config, with the flags' changes."""
-    config = runs.opening_config(model)
+    config = trained.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
     for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
         if flag.value is not None:
@@ -88,7 +88,7 @@ def main(_):
         output = prepare_file(OUTPUT.value, "--output")
         model, step = read_model()
         config = make_config(model)
-        policy = runs.load_trained(model, config, step)
+        policy = trained.load_trained(model, config, step)
         # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]

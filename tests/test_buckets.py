@@ -9,12 +9,12 @@ import pytest
 from etils import epath
 from etils.epath import backend
 
-from diffusionrl_jax import runs
-from diffusionrl_jax.checkpoint_records import read_score
-from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.monitoring.metrics import MetricWriter, read_rows
-from diffusionrl_jax.provenance import write_run_information
+from diffusionrl_jax.runs import trained
+from diffusionrl_jax.runs.checkpoint_records import read_score
+from diffusionrl_jax.runs.checkpoints import Checkpoints
+from diffusionrl_jax.runs.provenance import write_run_information
 from tests.processes import shapes_of
 
 WORKDIR = "gs://bucket/runs/first"
@@ -24,7 +24,7 @@ def test_what_is_written_once(bucket):
     prepare_folder(WORKDIR, "--workdir")
     assert not bucket, "the probe is removed"
     write_run_information(WORKDIR, {"seed": 3})
-    assert runs.read_config(WORKDIR).seed == 3
+    assert trained.read_config(WORKDIR).seed == 3
     assert set(bucket) == {f"{WORKDIR}/config.json", f"{WORKDIR}/versions.json"}
 
 

@@ -6,8 +6,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from diffusionrl_jax import experiment, main
+from diffusionrl_jax import main
 from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.experiments import experiment
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 PREFERENCE, PAIRS, PEOPLE = "preference", "compositionality", "fairness"

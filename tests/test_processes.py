@@ -11,16 +11,17 @@ import pytest
 
 from configs import common
 from diffusionrl_jax.data.prompts import prompt_batch
-from diffusionrl_jax.experiment import load_policy, make_prompts
-from diffusionrl_jax.pretraining import LATENTS, encode_pictures, model_fingerprint
-from diffusionrl_jax.runs import read_config
+from diffusionrl_jax.experiments.experiment import load_policy, make_prompts
+from diffusionrl_jax.experiments.pretraining import LATENTS, encode_pictures, model_fingerprint
+from diffusionrl_jax.runs.trained import read_config
 from tests.processes import finish, free_address, launcher, saved_state, steps_of, wait_for_step
 
 pytestmark = pytest.mark.multiprocess
 
 # So that the tiny UNet is split over "fsdp", too.
 PROGRAM = """
-from diffusionrl_jax import main, programs
+from diffusionrl_jax import main
+from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.distributed import mesh
 
 mesh.REPLICATED_BYTES = 1024
@@ -37,7 +38,7 @@ LONGEST_EXIT = 60
 # Process 1 ends while process 0 waits for it, where JAX raises a ValueError.
 WAITING = """
 import os, sys, jax
-from diffusionrl_jax import programs
+from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.distributed import processes
 
 address, index = sys.argv[1], int(sys.argv[2])

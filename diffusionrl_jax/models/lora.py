@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.folders import weights
 
 Parameters = Mapping[str, Any]
 Path = tuple[str, ...]

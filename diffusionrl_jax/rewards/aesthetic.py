@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
 
-from diffusionrl_jax.models import clip, heads
+from diffusionrl_jax.models.towers import clip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 

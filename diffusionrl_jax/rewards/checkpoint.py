@@ -7,7 +7,8 @@ from etils import epath
 from transformers import BertTokenizer, CLIPTokenizerFast
 
 from diffusionrl_jax.data.files import read_json, resolve
-from diffusionrl_jax.models import text_encoders, weights
+from diffusionrl_jax.models import text_encoders
+from diffusionrl_jax.models.folders import weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from diffusionrl_jax.models import clip, text_encoders
+from diffusionrl_jax.models import text_encoders
+from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 

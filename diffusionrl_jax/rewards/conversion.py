@@ -18,7 +18,7 @@ from diffusionrl_jax.data.files import (
     prepare_file,
     read_json,
 )
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
 # config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.

@@ -15,8 +15,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.data import word_lists
-from diffusionrl_jax.models import owl_vit
-from diffusionrl_jax.rewards import checkpoint, names, preprocessing
+from diffusionrl_jax.models.towers import owl_vit
+from diffusionrl_jax.rewards import checkpoint, mentions, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 QUERIES_PER_CALL = 64
@@ -91,7 +91,7 @@ class Detection:
 
     def find_objects(self, prompt: str) -> tuple[int, ...]:
         """Indices of the known objects that the prompt names, in its order, each once."""
-        return names.find_names(prompt, self.objects)
+        return mentions.find_names(prompt, self.objects)
 
     def _scorable_objects(self, prompt: str) -> tuple[int, ...]:
         found = self.find_objects(prompt)

@@ -20,7 +20,7 @@ from huggingface_hub.utils import WeakFileLock
 from diffusionrl_jax.data import hub_cache, hub_files
 from diffusionrl_jax.data.files import is_there, read_json, remove_partials, write_whole
 from diffusionrl_jax.data.hub_files import HUB_ID, Held, Need
-from diffusionrl_jax.models.tensor_files import PICKLED_SUFFIXES
+from diffusionrl_jax.models.folders.tensor_files import PICKLED_SUFFIXES
 from diffusionrl_jax.rewards import conversion
 from diffusionrl_jax.rewards.checkpoint import (
     BERT_TOKENIZER_FILES,

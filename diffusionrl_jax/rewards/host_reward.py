@@ -14,7 +14,7 @@ import numpy as np
 from diffusionrl_jax.rewards import http_scorer
 from diffusionrl_jax.rewards.background import in_background
 from diffusionrl_jax.rewards.http_scorer import ScorerError
-from diffusionrl_jax.rewards.named import resolve
+from diffusionrl_jax.rewards.imports import resolve
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
 
 SCORES = "scores"

@@ -10,7 +10,8 @@ import ftfy
 import jax
 from etils import epath
 
-from diffusionrl_jax.models import clip, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.clip_score import ClipScore
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from diffusionrl_jax.models import blip, heads, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import blip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.models.recogniser import Recogniser, load_recogniser
-from diffusionrl_jax.rewards import names
+from diffusionrl_jax.models.towers.recogniser import Recogniser, load_recogniser
+from diffusionrl_jax.rewards import mentions
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
@@ -32,12 +32,12 @@ class Recognition:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["Recognition", dict]:
-        """Opens a recogniser's folder; see `models/recogniser.py`."""
+        """Opens a recogniser's folder; see `models/towers/recogniser.py`."""
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 
     def _named_labels(self, prompt: str) -> tuple[int, ...]:
-        found = names.find_names(prompt, self.recogniser.labels)
+        found = mentions.find_names(prompt, self.recogniser.labels)
         if not 1 <= len(found) <= self.max_labels:
             raise ValueError(
                 f"The prompt {prompt!r} names {len(found)} things that the recogniser knows; "
@@ -91,7 +91,7 @@ class RecognisedParity:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["RecognisedParity", dict]:
-        """Opens a recogniser's folder; see `models/recogniser.py`."""
+        """Opens a recogniser's folder; see `models/towers/recogniser.py`."""
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import ml_collections
 import numpy as np
 
-from diffusionrl_jax.models.stable_diffusion import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import Parameters
 from diffusionrl_jax.rewards import REWARDS, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
-from diffusionrl_jax.rewards.named import named_errors, resolve, without_exit
+from diffusionrl_jax.rewards.imports import named_errors, resolve, without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"

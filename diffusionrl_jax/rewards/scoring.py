@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.rewards import Reward
-from diffusionrl_jax.rewards.named import without_exit
+from diffusionrl_jax.rewards.imports import without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 

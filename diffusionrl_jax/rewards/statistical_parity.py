@@ -16,7 +16,9 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from diffusionrl_jax.models import clip, heads, tensor_files, text_encoders
+from diffusionrl_jax.models import text_encoders
+from diffusionrl_jax.models.folders import tensor_files
+from diffusionrl_jax.models.towers import clip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 CREDITS = ("shared", "leave_one_out")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax import experiment as experiments
+from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.learning.execution import fused_program
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

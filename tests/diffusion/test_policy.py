@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.schedule import make_schedule
-from diffusionrl_jax.models.published import NOISE_SCHEDULE
+from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 TOLERANCE = 1e-5
 

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
-from diffusionrl_jax.models.published import NOISE_SCHEDULE
+from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.text_encoders import Conditioning
 
 STEPS, SHAPE, SCALE = 4, (4, 8, 8), 3.0

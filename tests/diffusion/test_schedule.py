@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
-from diffusionrl_jax.models.published import NOISE_SCHEDULE
+from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 CHANGES = {
     "stable_diffusion": {},

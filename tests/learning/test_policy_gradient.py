@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from diffusionrl_jax import experiment
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.rollout import Steps, denoise_passes
+from diffusionrl_jax.experiments import experiment
 from diffusionrl_jax.learning import policy_gradient
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer

@@ -11,13 +11,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffusionrl_jax.checkpoints import Checkpoints
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
 from diffusionrl_jax.learning.advantages import batch_normalised, prompt_normalised
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.prompt_statistics import add_rewards, init_statistics, moments
 from diffusionrl_jax.learning.state import TrainState, init_state
 from diffusionrl_jax.monitoring.progress import PhaseTimer
+from diffusionrl_jax.runs.checkpoints import Checkpoints
 from tests.processes import shapes_of
 
 PROMPTS, BATCH = 5, 24

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from diffusionrl_jax.benchmarking.program_text import Program, sent
-from diffusionrl_jax.checkpoints import Checkpoints
+from diffusionrl_jax.costs.program_text import Program, sent
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.learning.execution import fused_program
+from diffusionrl_jax.runs.checkpoints import Checkpoints
 from tests.processes import shapes_of
 
 TOLERANCE = 1e-5

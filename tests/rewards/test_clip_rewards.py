@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from diffusionrl_jax.models import clip, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import REWARDS, preprocessing
 
 NAMES = ("clip_score", "pick_score", "hps_v2", "aesthetic")

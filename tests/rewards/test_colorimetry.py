@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import emoji
-from diffusionrl_jax.assets import reward_pictures
+from diffusionrl_jax.emoji_world import reward_pictures
 from diffusionrl_jax.rewards import REWARDS
 from diffusionrl_jax.rewards.colorimetry import (
     THRESHOLDS,

@@ -12,7 +12,7 @@ import safetensors
 import torch
 
 from diffusionrl_jax.assets import resolve
-from diffusionrl_jax.models import weights
+from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.rewards import REWARDS, conversion
 from tests.data.test_files import full_disk
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from diffusionrl_jax.models import owl_vit, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import owl_vit
 from diffusionrl_jax.rewards import detection, preprocessing, scorers
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum

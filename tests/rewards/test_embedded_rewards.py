@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.assets import reward_pictures
 from diffusionrl_jax.data.emoji import vocabulary
-from diffusionrl_jax.models.recogniser import load_recogniser
+from diffusionrl_jax.emoji_world import reward_pictures
+from diffusionrl_jax.models.towers.recogniser import load_recogniser
 from diffusionrl_jax.rewards import REWARDS
 
 SEED = 123456

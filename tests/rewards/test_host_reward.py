@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs import common
-from diffusionrl_jax import experiment
+from diffusionrl_jax.experiments import experiment
 from diffusionrl_jax.rewards import scorers, scoring
 from diffusionrl_jax.rewards.host_reward import HostReward, Questions, ScorerError, host_rewards
 

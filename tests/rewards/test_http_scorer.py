@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from diffusionrl_jax import experiment
+from diffusionrl_jax.experiments import experiment
 from diffusionrl_jax.rewards import http_scorer, scorers
 from diffusionrl_jax.rewards.host_reward import HostReward, ScorerError
 from tests.rewards.test_host_reward import EXPECTED, IMAGES, QUESTIONS, brightness, load

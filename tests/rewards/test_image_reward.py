@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from diffusionrl_jax.models import blip, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import blip
 from diffusionrl_jax.rewards import image_reward
 
 PROMPTS = ["an apple near a cake", "a cake"]

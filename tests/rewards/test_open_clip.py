@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax.models import clip, weights
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import REWARDS, hps_v2
 from tests.rewards import open_clip_reference
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from diffusionrl_jax import experiment
+from diffusionrl_jax.experiments import experiment
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 PROMPTS = ["an apple and a cake", "an apple and a cake", "a cat and a dog", "a cat and a dog"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax.data.emoji import prompt_sets, real, vocabulary
-from diffusionrl_jax.rewards import names
+from diffusionrl_jax.rewards import mentions
 
 
 def take(name, count=400, seed=0):
@@ -14,7 +14,7 @@ def take(name, count=400, seed=0):
 
 def things(prompts):
     known = tuple(vocabulary.OBJECTS)
-    return [tuple(known[index] for index in names.find_names(text, known)) for text in prompts]
+    return [tuple(known[index] for index in mentions.find_names(text, known)) for text in prompts]
 
 
 def people(prompts):

@@ -1,0 +1,1 @@
+"""What every program does first and last: devices, caches, one clear error."""

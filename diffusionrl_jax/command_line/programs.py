@@ -1,0 +1,90 @@
+"""What every program shares: what goes wrong ends it with one clear line."""
+
+import contextlib
+import logging as standard_logging
+import pathlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from absl import app, logging
+
+from diffusionrl_jax.distributed import processes
+
+BAD_INPUT = (ValueError, OSError, FloatingPointError)
+# How an error of JAX's runtime begins where another process is gone: some calls raise it as a
+# ValueError. TensorStore does so, too, of a broken file: DATA_LOSS or FAILED_PRECONDITION.
+RUNTIME_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a program's main function, after its flags."""
+    logging.get_absl_handler().addFilter(_is_for_the_user)
+    sys.unraisablehook = quiet_unraisablehook
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _is_for_the_user(record: standard_logging.LogRecord) -> bool:
+    """Whether to show a message: Orbax and others tell dozens with every checkpoint."""
+    path = pathlib.Path(record.pathname)
+    ours = path.is_relative_to(pathlib.Path(__file__).parents[1])
+    # What Orbax fails in, it raises as well, and then it is told in one line.
+    is_orbax = "orbax" in path.parts or record.name == "asyncio"
+    return ours or (record.levelno > standard_logging.INFO and not is_orbax)
+
+
+def quiet_unraisablehook(unraisable: Any) -> None:
+    """As `sys.__unraisablehook__`, but for what is left of readings that Orbax has given up.
+
+    Of a damaged checkpoint every array fails. The first to fail is raised and ends the reading;
+    each of the others would print a traceback.
+    """
+    code = getattr(unraisable.object, "cr_code", None)
+    frames = traceback.extract_tb(unraisable.exc_traceback)
+    files = [frame.filename for frame in frames] + ([code.co_filename] if code else [])
+    if not any({"orbax", "asyncio"} & set(pathlib.Path(file).parts) for file in files):
+        sys.__unraisablehook__(unraisable)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    try:
+        with clear_errors():
+            return app.parse_flags_with_usage(arguments)
+    except AttributeError as error:  # Raised by ml_collections, with no more than the field's name.
+        sys.exit(f"error: the config has no such field: {_line(error)}; see configs/common.py.")
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns bad input into one line and exit status 1; `--verbosity=1` shows where it arose.
+
+    Of several processes, one in which anything else goes wrong ends at once, too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        processes.fail("interrupted", status=128 + signal.SIGINT)
+    except Exception as error:
+        is_joined = jax.distributed.is_initialized()
+        # What several processes wait for in vain is a lost one.
+        in_vain = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))
+        is_lost = is_joined and in_vain
+        if isinstance(error, BAD_INPUT) and not is_lost:
+            logging.debug("The error arose here:", exc_info=True)
+            processes.fail(f"error: {_line(error)}")
+        if not is_joined:
+            raise
+        traceback.print_exc()
+        processes.fail(
+            f"error: this process cannot go on ({_line(error)[:300]}). If it lost another process, "
+            "that one's log says why. The same command, started again on all, goes on from the "
+            "last checkpoint."
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,309 @@
+"""An experiment without its weights: shapes and shardings from the config alone.
+
+What a config names and is here (its diffusers folder, its reward models) is read for its sizes; for
+what is not, the published checkpoint's sizes are taken.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+from transformers import BertTokenizer
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import resolve
+from diffusionrl_jax.distributed.mesh import (
+    abstract_arrays,
+    batch_sharding,
+    frozen_sharding,
+    parameter_sharding,
+)
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.learning.iteration import Batch, Frozen
+from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.folders import published
+from diffusionrl_jax.models.folders.networks import read_configs
+from diffusionrl_jax.models.stable_diffusion.model import (
+    StableDiffusion,
+    build_stable_diffusion,
+    parameter_template,
+)
+from diffusionrl_jax.models.text_encoders import load_tokenizer
+from diffusionrl_jax.models.towers import clip, owl_vit
+from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
+from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
+
+# Which words there are does not change a shape.
+CLIP_TOKENIZER = "asset:emoji/stable_diffusion/tokenizer"
+BERT_TOKENIZER = "asset:emoji/image_reward"
+TOKENS = 77
+OBJECTS = ("object",)
+
+Shapes = Any  # A tree of `jax.ShapeDtypeStruct`.
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractExperiment:
+    """What `experiment.build` makes, its arrays replaced by sharded `jax.ShapeDtypeStruct`s.
+
+    Attributes:
+      algorithm: the iteration's functions.
+      task_names: in the order of training.
+      state, frozen, batch: their arguments.
+      kept: what a run holds besides: the UNet that it started from, and evaluation's scorers.
+      assumed: what the config names that is not here, and whose sizes were taken instead.
+    """
+
+    algorithm: PolicyGradient
+    task_names: tuple[str, ...]
+    state: TrainState
+    frozen: Frozen
+    batch: Batch
+    kept: Shapes
+    assumed: tuple[str, ...]
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and resolve(path, "config.model").exists()
+
+
+@functools.lru_cache
+def _clip_tokenizer():
+    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER))
+    tokenizer.model_max_length = TOKENS
+    return tokenizer
+
+
+def make_model(
+    config: ml_collections.ConfigDict, mesh: Mesh | None
+) -> tuple[StableDiffusion, str | None]:
+    """The networks that `config.model` names: a folder, or a published model's hub id or name.
+
+    Returns:
+      The model, and what was assumed.
+
+    Raises:
+      ValueError: a name that is neither here nor known.
+    """
+    hub_id = published.HUB_IDS.get(config.model, config.model)
+    known = {repository: name for name, repository in published.HUB_IDS.items()}
+    if _exists(config.model):
+        configs, tokenizers = read_configs(resolve(config.model, "config.model"))
+        assumed = None
+    elif hub_id in known:
+        configs = published.CONFIGS[known[hub_id]]
+        tokenizers = {"tokenizer": _clip_tokenizer()}
+        if "text_encoder_2" in configs:
+            tokenizers["tokenizer_2"] = _clip_tokenizer()
+        assumed = f"config.model: {hub_id}"
+    else:
+        raise ValueError(
+            f"config.model={config.model!r} is no folder here, and its sizes are not known: give a "
+            f"diffusers folder, or one of {[*published.HUB_IDS, *known]}."
+        )
+    model = build_stable_diffusion(
+        configs,
+        dtype=jnp.dtype(config.dtype),
+        remat=checks.remat(config),
+        convolution=config.convolution,
+        attention=config.attention,
+        mesh=mesh,
+        **tokenizers,
+    )
+    return model, assumed
+
+
+def _clip_reward(kind, config: dict, group_size: int) -> tuple[Reward, Shapes]:
+    model = clip.build(config)
+    return kind(model, _clip_tokenizer(), group_size), clip.template(model)
+
+
+def _image_reward(kind, group_size: int) -> tuple[Reward, Shapes]:
+    tokenizer = BertTokenizer.from_pretrained(str(assets.resolve(BERT_TOKENIZER)))
+    reward = kind.from_config({}, tokenizer)
+    return reward, reward.template()
+
+
+def _aesthetic(kind, group_size: int) -> tuple[Reward, Shapes]:
+    tower = clip.vision_tower(published.CLIP_L["vision_config"])
+    reward = kind(tower, published.CLIP_L["projection_dim"])
+    return reward, reward.template()
+
+
+def _detection(
+    kind, group_size: int, config: dict, objects=OBJECTS, **options
+) -> tuple[Reward, Shapes]:
+    model = owl_vit.build(config)
+    params = owl_vit.template(model)
+    width = model.text.config.hidden_size
+    vision = {"vision_model": params["owlvit"]["vision_model"]}
+    queries = jax.ShapeDtypeStruct((len(objects), width), jnp.float32)
+    return kind(model, tuple(objects), **options), params | {
+        "owlvit": vision,
+        "query_embeddings": queries,
+    }
+
+
+def _statistical_parity(kind, group_size: int, **options) -> tuple[Reward, Shapes]:
+    tower = clip.vision_tower(published.CLIP_L["vision_config"])
+    prompts = dict(options.pop("class_prompts", None) or statistical_parity.CLASS_PROMPTS)
+    width = published.CLIP_L["projection_dim"]
+    reward = kind(tower, tuple(prompts), group_size, width=width, class_prompts=prompts, **options)
+    return reward, reward.template()
+
+
+# Reward -> a function of its class, the group size and its options, to the published one. OWLv2 is
+# a detection whose folder is named after it.
+PUBLISHED = {
+    "image_reward": _image_reward,
+    "hps_v2": functools.partial(_clip_reward, config=hps_v2.PUBLISHED),
+    "pick_score": functools.partial(_clip_reward, config=hps_v2.PUBLISHED),
+    "clip_score": functools.partial(_clip_reward, config=published.CLIP_L),
+    "aesthetic": _aesthetic,
+    "detection": functools.partial(_detection, config=published.OWL_VIT),
+    "owlv2": functools.partial(_detection, config=published.OWLV2),
+    "statistical_parity": _statistical_parity,
+}
+
+
+def make_reward(
+    scorer: ml_collections.ConfigDict, group_size: int
+) -> tuple[Reward, Shapes, tuple[str, ...]]:
+    """As `scorers.load_scorer`, with shapes for parameters.
+
+    Returns:
+      The reward, its parameters' shapes, and what was assumed.
+
+    Raises:
+      ValueError: a folder that is not here, of a reward without a published size.
+    """
+    if scorer.reward == scorers.WEIGHTED_SUM:
+        parts = {
+            name: make_reward(part, group_size) for name, part in scorer.options.scorers.items()
+        }
+        rewards = {name: reward for name, (reward, _, _) in parts.items()}
+        return (
+            WeightedSum(rewards, scorer.options.weights.to_dict()),
+            {name: params for name, (_, params, _) in parts.items()},
+            sum((assumed for _, _, assumed in parts.values()), ()),
+        )
+    if scorer.reward not in PUBLISHED or _exists(scorer.path):
+        reward, params = scorers.load_scorer(scorer, group_size)
+        return reward, jax.eval_shape(lambda: params), ()
+    kind = REWARDS[scorer.reward]
+    is_owlv2 = scorer.reward == "detection" and "owlv2" in scorer.path.lower()
+    size = "owlv2" if is_owlv2 else scorer.reward
+    reward, params = PUBLISHED[size](kind, group_size=group_size, **scorer.options.to_dict())
+    return reward, params, (f"{scorer.path}: the published {size}",)
+
+
+def _prepare(reward: Reward, group_size: int) -> dict:
+    """What a reward prepares of one group of prompts."""
+    if isinstance(reward, WeightedSum):
+        return {
+            f"{name}{SEPARATOR}{field}": rows
+            for name, part in reward.rewards.items()
+            for field, rows in _prepare(part, group_size).items()
+        }
+    recogniser = getattr(reward, "recogniser", None)
+    names = getattr(reward, "objects", None) or (recogniser and recogniser.labels) or OBJECTS
+    return reward.prepare([names[0]] * group_size)
+
+
+def make_batch(
+    config: ml_collections.ConfigDict, model: StableDiffusion, rewards: list[Reward], mesh: Mesh
+) -> Batch:
+    """The shapes of what an iteration takes from the host."""
+    count, tokens = config.batch_size, model.tokenize([""]).shape[1]
+    ids = lambda *batch: jax.ShapeDtypeStruct((*batch, tokens), jnp.int32)
+    rows = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
+    inputs = tuple(
+        jax.tree.map(rows, _prepare(reward, task.group_size))
+        for reward, task in zip(rewards, config.tasks.values(), strict=True)
+    )
+    places = ()
+    if any(task.normalisation == "prompt" for task in config.tasks.values()):
+        place_of_each = jax.ShapeDtypeStruct((count,), jnp.int32)
+        places = tuple(
+            place_of_each if task.normalisation == "prompt" else None
+            for task in config.tasks.values()
+        )
+    pretraining = None
+    if config.pretraining.weight:
+        latents = jax.ShapeDtypeStruct((count, *model.latent_shape), jnp.float32)
+        pretraining = abstract_arrays(
+            {"latent_mean": latents, "latent_std": latents, "input_ids": ids(count)},
+            batch_sharding(mesh),
+        )
+    return Batch(
+        input_ids=abstract_arrays(ids(len(config.tasks), count), batch_sharding(mesh, axis=1)),
+        reward_inputs=abstract_arrays(inputs, batch_sharding(mesh)),
+        pretraining=pretraining,
+        prompt_places=abstract_arrays(places, batch_sharding(mesh)),
+    )
+
+
+def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
+    """The parameters of the scorers that `Evaluator` loads, which the tasks' are not."""
+    evaluation = config.evaluation
+    used = {
+        (name, chosen.group_size) for chosen in evaluation.sets.values() for name in chosen.scorers
+    }
+    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
+    return [
+        make_reward(evaluation.scorers[name], group_size)[1]
+        for name, group_size in sorted(used)
+        if (evaluation.scorers[name].to_dict(), group_size) not in opened
+    ]
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
+    """As `experiment.build`, for the devices of a mesh that need not be there.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    checks.check(config, mesh)
+    if experiments.scores_on_host(config):
+        raise ValueError("A host_reward is not compiled: leave its task out of the dry run.")
+    model, assumed = make_model(config, mesh)
+    made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
+    rewards = [reward for reward, _, _ in made]
+    algorithm = experiments.make_algorithm(config, model, mesh, rewards)
+    params = parameter_template(model)
+    if algorithm.lora is not None:
+        algorithm.lora.kernels(params["unet"])  # Refuses targets that are not there.
+    state = jax.eval_shape(functools.partial(experiments.initial_state, config), params["unet"])
+    empty_ids = jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32)
+    frozen = Frozen(
+        text_encoder=params["text_encoder"],
+        vae=params["vae"],
+        rewards=tuple(params for _, params, _ in made),
+        empty_ids=empty_ids,
+        unet=params["unet"] if experiments.needs_base(config) else None,
+    )
+    shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
+    scorers = _evaluation_scorers(config)
+    scorers = abstract_arrays(
+        scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))
+    )
+    # LoRA's and the KL's is among the frozen parameters.
+    unet = () if frozen.unet else params["unet"]
+    kept = scorers, abstract_arrays(unet, parameter_sharding(mesh, unet))
+    return AbstractExperiment(
+        algorithm=algorithm,
+        task_names=tuple(config.tasks),
+        state=abstract_arrays(state, parameter_sharding(mesh, state)),
+        frozen=abstract_arrays(
+            frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))
+        ),
+        batch=make_batch(config, model, rewards, mesh),
+        kept=kept,
+        assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),
+    )

@@ -1,0 +1,225 @@
+"""Compiles a function for a TPU that is not there, and says what one chip would need for it."""
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# libtpu would otherwise ask a metadata server which TPU this machine is.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Compiling opens no TPU, so that several may compile at once.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+# It warns of every setting of a TPU machine that it misses.
+os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+
+import jax
+from etils import epath
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from diffusionrl_jax.costs.program_text import (
+    Collectives,
+    Program,
+    collectives,
+    count,
+    kernel_operations,
+    largest_values,
+)
+from diffusionrl_jax.data.files import matching
+from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replicated
+
+# What the compiler says of a program that does not fit.
+OUT_OF_MEMORY = re.compile(
+    r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
+)
+# And of one that does, at the head of its memory report.
+ALLOCATED = re.compile(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)")
+# XLA's effort level O1, by its number there.
+QUICK = {"optimization_level": 19}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one chip needs for one call; loops are counted as often as they turn.
+
+    Attributes:
+      arguments, temporaries, outputs: bytes; outputs that take their arguments' place are left out.
+      operations: floating-point operations, those of the attention kernels included.
+      accessed: bytes read and written, those of the attention kernels excluded.
+      collectives: kind -> all of them.
+      kernels: calls of attention kernels.
+      largest: name and bytes of the largest values. They are a reading of the program's text: the
+        compiler names no buffers of a program that fits.
+      unknown_loops: loops whose turns the text does not tell, and which are counted once.
+      seconds: what compiling took here.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    operations: float
+    accessed: float
+    collectives: Mapping[str, Collectives]
+    kernels: int
+    largest: tuple[tuple[str, int], ...]
+    unknown_loops: tuple[str, ...]
+    seconds: float
+
+
+class OutOfMemory(Exception):
+    """The program does not fit.
+
+    Attributes:
+      needed: bytes of its arguments and temporaries, which libtpu names in one.
+      available: bytes that the chip has.
+    """
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(needed, available)
+        self.needed = needed
+        self.available = available
+
+    def __str__(self) -> str:
+        return (
+            f"It needs {self.needed / 2**30:.2f} GiB for arguments and temporaries; the chip has "
+            f"{self.available / 2**30:.2f} GiB."
+        )
+
+
+def compiler() -> str:
+    """Which libtpu compiles; the one that JAX runs with on TPUs comes with `jax[tpu]`."""
+    packages = importlib.metadata.packages_distributions().get("libtpu")
+    return f"libtpu {importlib.metadata.version(packages[0]) if packages else '(no package)'}"
+
+
+def topology_devices(topology: str) -> list:
+    """The chips that libtpu describes for a topology, such as v5e:4x4.
+
+    Raises:
+      ValueError: libtpu is not installed, or describes no such topology.
+    """
+    # The two cores of a v4 chip are one device, as JAX has it on a slice.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"libtpu describes no topology {topology!r} ({reason}): name one such as v5e:2x2, "
+            "v5e:4x4, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, with `pip install 'jax[tpu]'`."
+        ) from error
+
+
+def chip(topology: str) -> Mesh:
+    """A mesh of the first chip of a topology."""
+    return make_mesh(devices=topology_devices(topology)[:1])
+
+
+def compile_program(
+    lowered: jax.stages.Lowered, quick: bool = False, save: str | None = None
+) -> Cost:
+    """Compiles, and reads what one call needs.
+
+    The compiler's reports go to a temporary folder: a gigabyte of a full-size program.
+
+    Args:
+      lowered: the program.
+      quick: with less effort of the compiler (level O1 of XLA's).
+      save: a file for the compiled program's text.
+
+    Raises:
+      OutOfMemory: it does not fit.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(options | (QUICK if quick else {}))
+        except jax.errors.JaxRuntimeError as error:
+            if match := OUT_OF_MEMORY.search(str(error)):
+                needed, unit, available, available_unit = match.groups()
+                raise OutOfMemory(
+                    int(float(needed) * UNITS[unit]), int(float(available) * UNITS[available_unit])
+                ) from error
+            raise
+        seconds = time.perf_counter() - start
+        return read(compiled, seconds, save, _allocated(folder))
+
+
+def _allocated(folder: str) -> int | None:
+    """Bytes of a program's arguments, temporaries and outputs by the compiler's reports."""
+    reports = (path.read_text() for path in matching(folder, "*memory-usage-report.txt"))
+    found = [int(match[1]) for report in reports if (match := ALLOCATED.match(report))]
+    return max(found, default=None)
+
+
+def read(
+    compiled: jax.stages.Compiled,
+    seconds: float = 0.0,
+    save: str | None = None,
+    allocated: int | None = None,
+) -> Cost:
+    """What a compiled program needs.
+
+    Args:
+      compiled: the program.
+      seconds: what compiling took.
+      save: a file for the program's text.
+      allocated: bytes of arguments, temporaries and outputs together, if the compiler's reports
+        are there. libtpu 0.0.42's memory analysis has up to a third more temporaries than these.
+    """
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = allocated - arguments - outputs if allocated else memory.temp_size_in_bytes
+    text = compiled.as_text()
+    if save:
+        epath.Path(save).write_text(text)
+    program = Program(text)
+    operations, accessed = count(program)
+    visits = program.visits()
+    kernels = {
+        name: kernel_operations(text) for name, text in program.computations.items() if visits[name]
+    }
+    unknown = [
+        loop.body
+        for name, times in visits.items()
+        if times
+        for loop in program.loops[name]
+        if loop.turns is None
+    ]
+    return Cost(
+        arguments=arguments,
+        temporaries=temporaries,
+        outputs=outputs,
+        operations=operations + sum(visits[name] * sum(own) for name, own in kernels.items()),
+        accessed=accessed,
+        collectives=collectives(program),
+        kernels=sum(visits[name] * len(own) for name, own in kernels.items()),
+        largest=largest_values(program),
+        unknown_loops=tuple(unknown),
+        seconds=seconds,
+    )
+
+
+def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
+    """Compiles for the mesh, everything replicated.
+
+    Args:
+      function: pure, of arrays.
+      mesh: from `chip`.
+      *arguments: trees of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      OutOfMemory: it does not fit.
+    """
+    arguments = abstract_arrays(arguments, replicated(mesh))
+    return compile_program(jax.jit(function).lower(*arguments))

@@ -1,0 +1,116 @@
+"""Compiles an iteration's programs for a TPU that is not there."""
+
+import ml_collections
+from absl import logging
+
+from diffusionrl_jax.costs import abstract, compiled, report
+from diffusionrl_jax.costs import phases as phases_of
+from diffusionrl_jax.costs.roofline import PhaseCost
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import planning
+
+
+def dry_run(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    whole: bool = False,
+    only: list[str] | None = None,
+    needed: bool = True,
+    save: str | None = None,
+    quick: bool = False,
+) -> report.DryRun:
+    """Compiles an iteration's programs for a topology.
+
+    Args:
+      config: see `configs/common.py`; what it leaves open is chosen by `planning`.
+      topology: as libtpu names it.
+      whole: as one program instead of one a phase.
+      only: names of phases; "score" stands for all tasks' scores.
+      needed: whether to count what the mathematics needs.
+      save: a folder for the compiled programs' texts.
+      quick: with less effort of the compiler; see `compiled.compile_program`.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    chip = chips.of_topology(topology)
+    devices = compiled.topology_devices(topology)
+    config, plan = planning.resolve(config, planning.devices_of_topology(topology), refuse=False)
+    logging.info("%s: %s.", topology, plan)
+    mesh = make_mesh(config.mesh.fsdp, devices)
+    experiment = abstract.build(config, mesh)
+    phases = _phases(experiment, whole)
+    if only:
+        phases = _choose(phases, only)
+    plain = {}
+    if needed:
+        chosen = {phase.name for phase in phases}
+        plain = phases_of.operations(
+            [
+                phase
+                for phase in _phases(phases_of.plain_experiment(config), whole)
+                if phase.name in chosen
+            ]
+        )
+    costs, programs_read = [], {}
+    for phase in phases:
+        if phase.function not in programs_read:
+            logging.info("Compiling %s.", phase.name)
+            programs_read[phase.function] = _cost(phase, save, quick)
+        costs.append(
+            PhaseCost(
+                phase.name,
+                phase.repetitions,
+                programs_read[phase.function],
+                phase.resident,
+                phases_of.bytes_per_chip(phase.arguments),
+                plain[phase.name] / mesh.size if plain else None,
+            )
+        )
+    return report.DryRun(
+        model=config.model,
+        topology=topology,
+        compiler=compiled.compiler(),
+        chip=chip,
+        chips=mesh.size,
+        fsdp=config.mesh.fsdp,
+        microbatch=config.microbatch.to_dict(),
+        remat=config.remat,
+        planned=plan.memory,
+        images=len(config.tasks) * config.batch_size,
+        whole=whole,
+        partial=bool(only),
+        quick=quick,
+        assumed=experiment.assumed,
+        phases=tuple(costs),
+    )
+
+
+def _phases(experiment: abstract.AbstractExperiment, whole: bool) -> list[phases_of.Phase]:
+    return [phases_of.whole_step(experiment)] if whole else phases_of.make_phases(experiment)
+
+
+def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Phase]:
+    names = {phase.name: {phase.name, phase.name.split()[0]} for phase in phases}
+    known = set().union(*names.values())
+    if unknown := set(only) - known:
+        raise ValueError(f"There are no phases {sorted(unknown)}: choose from {sorted(known)}.")
+    return [phase for phase in phases if names[phase.name] & set(only)]
+
+
+def _cost(
+    phase: phases_of.Phase, save: str | None, quick: bool
+) -> compiled.Cost | compiled.OutOfMemory:
+    file = save and f"{save}/{phase.name.replace(' ', '_')}.txt"
+    try:
+        cost = compiled.compile_program(phase.function.lower(*phase.arguments), quick, file)
+    except compiled.OutOfMemory as error:
+        logging.info("%s does not fit. %s", phase.name, error)
+        return error
+    logging.info(
+        "%s took %.0f s: %.2f GiB of temporaries, %.4g TFLOP.",
+        *(phase.name, cost.seconds, cost.temporaries / 2**30, cost.operations / 1e12),
+    )
+    return cost

@@ -1,0 +1,106 @@
+"""What the mathematics of an iteration asks of chips, whatever program is made of it."""
+
+import dataclasses
+
+import ml_collections
+
+from diffusionrl_jax.costs import compiled, phases
+from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.models.folders.published import HUB_IDS
+
+# Columns -> the phases that they add up.
+COLUMNS = {
+    "sample": ("sample",),
+    "decode": ("decode",),
+    "score": ("score", "prepare"),
+    "update": ("update",),
+    "pretrain": ("pretrain",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What an iteration needs.
+
+    Attributes:
+      model: a published one's name.
+      images: drawn in an iteration.
+      operations: column -> those of an image.
+      parameters: shapes of the state, of the frozen parameters, and of what a run holds besides.
+      rest: bytes of all that is split over the batch, on all chips together.
+      fsdp: over how many chips each large parameter is split; 0 is as many as a plan usually takes.
+    """
+
+    model: str
+    images: int
+    operations: dict[str, float]
+    parameters: tuple
+    rest: int
+    fsdp: int
+
+    def held(self, topology: str) -> float:
+        """Bytes on each chip of a topology, without any program's temporaries."""
+        devices = compiled.topology_devices(topology)
+        mesh = make_mesh(self.fsdp or planning.usual_split(len(devices)), devices)
+        parameters = abstract_arrays(self.parameters, parameter_sharding(mesh, self.parameters))
+        return phases.bytes_per_chip(parameters) + self.rest / len(devices)
+
+    def bound(self, chip: chips.Chip) -> float:
+        """Images a second and chip, were it always at its peak."""
+        return chip.operations / sum(self.operations.values())
+
+
+def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
+    """Counts what a config asks for with a published model.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.model, fsdp = HUB_IDS[model], config.mesh.fsdp
+    experiment = phases.plain_experiment(config)
+    made = phases.make_phases(experiment)
+    of_call = phases.operations(made)
+    images = config.batch_size * len(config.tasks)
+    parameters = (experiment.state, experiment.frozen, experiment.kept)
+    return Needs(
+        model=model,
+        images=images,
+        operations={
+            column: sum(
+                phase.repetitions * of_call[phase.name] / images
+                for phase in made
+                if phase.name.split()[0] in names
+            )
+            for column, names in COLUMNS.items()
+        },
+        parameters=parameters,
+        rest=max(phase.resident for phase in made) - phases.bytes_per_chip(parameters),
+        fsdp=fsdp,
+    )
+
+
+def markdown(found: list[Needs], topologies: list[str]) -> str:
+    """Two tables: what an image needs, and what that means on each slice."""
+    per_image = [
+        [one.model, *(f"{value / 1e12:.4g}" for value in one.operations.values())]
+        + [f"{sum(one.operations.values()) / 1e12:.4g}"]
+        for one in found
+    ]
+    slices = []
+    for one in found:
+        for topology in topologies:
+            chip = chips.of_topology(topology)
+            slices.append(
+                [one.model, chips.name(topology), f"{one.held(topology) / GIB:.2f}"]
+                + [f"{chip.memory / GIB:.4g}", f"{one.bound(chip):.3f}"]
+            )
+    return "\n\n".join(
+        [
+            table(["TFLOP an image", *COLUMNS, "together"], per_image),
+            table(["", "slice", "held, GiB", "HBM, GiB", "images/s/chip at most"], slices),
+        ]
+    )

@@ -1,0 +1,126 @@
+"""Dry runs of several models on several slices. They take hours, and so each is kept in a file."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+from absl import logging
+from etils import epath
+
+from diffusionrl_jax.costs.dry_run import dry_run
+from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.models.folders.published import HUB_IDS
+
+# Phases that are compiled together, since they share a program.
+TOGETHER = {"update": ["update", "pretrain"]}
+# Fields that no program depends on.
+WITHOUT_EFFECT = ("iterations", "seed", "checkpoint", "evaluation")
+
+
+def dry_runs(
+    config: ml_collections.ConfigDict,
+    models: Sequence[str],
+    topologies: Sequence[str],
+    phases: Sequence[str],
+    folder: str,
+    *,
+    quick: bool = False,
+) -> list[dict]:
+    """Compiles what the folder does not hold yet.
+
+    Args:
+      config: see `configs/common.py`.
+      models: published ones' names, each for config.model.
+      topologies: as libtpu names them.
+      phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.
+      folder: of `DryRun.to_json`, a file for each model, topology and phase.
+      quick: with less effort of the compiler, see `compiled.compile_program`; what the folder holds
+        of all its effort is taken as it is.
+
+    Returns:
+      For each model and topology what the files hold, their phases together, each with "quick" and
+      "compiler"; with "name", the model's.
+
+    Raises:
+      ValueError: a file is of another config or less effort; or what does not fit.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = []
+    for model, topology, phase in itertools.product(models, topologies, phases):
+        one = ml_collections.ConfigDict(config.to_dict())
+        one.model = HUB_IDS[model]
+        devices = planning.devices_of_topology(topology)
+        one, _ = planning.resolve(one, devices, refuse=False)
+        path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            if found["config"] != _matters(one) or (found["quick"] and not quick):
+                raise ValueError(
+                    f"{path} is of another config or less effort: name another folder, or delete "
+                    "the file."
+                )
+        wanted.append((model, topology, phase, one, path))
+    results: dict[tuple[str, str], dict] = {}
+    for model, topology, phase, one, path in wanted:
+        if not path.exists():
+            logging.info("%s on %s: %s.", model, topology, phase)
+            found = dry_run(one, topology, only=TOGETHER.get(phase, [phase]), quick=quick).to_json()
+            found |= {"name": model, "config": _matters(one)}
+            write_whole(path, json.dumps(found, indent=2, default=str).encode())
+        found = json.loads(path.read_text())
+        earlier = results.get((model, topology), {"phases": []})
+        made = {name: found[name] for name in ("quick", "compiler")}
+        phases_of_file = [part | made for part in found["phases"]]
+        results[model, topology] = found | {"phases": earlier["phases"] + phases_of_file}
+    return list(results.values())
+
+
+def _matters(config: ml_collections.ConfigDict) -> dict:
+    fields = json.loads(config.to_json())
+    return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
+
+
+def markdown(results: Sequence[Mapping]) -> str:
+    """A row for each model and slice, a column for each phase.
+
+    A phase's cell holds the share of its compiled operations that the mathematics needs, the memory
+    that it takes together with all that is held meanwhile, what binds it, and its least seconds.
+    The last column is of these phases alone. Below are the compilers; where some phases were
+    compiled with less effort, those that were not are marked.
+    """
+    phases = [phase for one in results for phase in one["phases"]]
+    names = list(dict.fromkeys(phase["name"] for phase in phases))
+    quick = any(phase["quick"] for phase in phases)
+    rows = []
+    for one in results:
+        memory = chips.of_topology(one["topology"]).memory
+        cells = {phase["name"]: _cell(phase, memory, quick) for phase in one["phases"]}
+        fits = all(_fits(phase, memory) for phase in one["phases"])
+        seconds = sum(phase["seconds"] for phase in one["phases"])
+        speed = f"{one['images'] / one['chips'] / seconds:.3f}" if fits else ""
+        rows.append(
+            [one["name"], chips.name(one["topology"]), *(cells.get(name, "") for name in names)]
+            + [f"{memory / GIB:.4g}", speed]
+        )
+    found = table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)
+    compilers = " and ".join(sorted({phase["compiler"] for phase in phases}))
+    effort = ", with less effort but for what is marked *" if quick else ""
+    return f"{found}\n\nCompiled by {compilers}{effort}."
+
+
+def _fits(phase: Mapping, memory: int) -> bool:
+    return bool(phase["bound_by"]) and phase["memory"] <= memory
+
+
+def _cell(phase: Mapping, memory: int, quick: bool) -> str:
+    gibibytes = f"{phase['memory'] / GIB:.2f} GiB"
+    effort = " *" if quick and not phase["quick"] else ""
+    if not _fits(phase, memory):
+        return f"does not fit: {gibibytes}{effort}"
+    binds = f"{phase['bound_by']}, {phase['seconds']:.3g} s"
+    return f"{phase['share']:.2f}; {gibibytes}; {binds}{effort}"

@@ -1,0 +1,202 @@
+"""Warm iterations of the real train step, timed on the devices that are there."""
+
+import dataclasses
+import resource
+import statistics
+import tempfile
+
+import jax
+import ml_collections
+from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
+
+from diffusionrl_jax.costs import phases
+from diffusionrl_jax.costs.report import table
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.learning.execution import choose_execution, make_train_step
+from diffusionrl_jax.monitoring.progress import PhaseTimer
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+# What the timer of a split step calls its parts -> the phases that they are made of.
+PARTS = {
+    "sample": ("sample", "decode"),
+    "score": ("score", "prepare"),
+    "update": ("update", "pretrain", "finish"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """What was measured.
+
+    Attributes:
+      model, device, devices, execution: what ran where.
+      images: drawn in an iteration by all devices.
+      seconds: phase -> median seconds of a warm iteration; "iteration" is all of it, with the
+        input pipeline.
+      operations: phase -> floating-point operations that its mathematics needs, on all devices;
+        empty where they cannot be counted.
+      peak: operations a second that a device can do at most; None if not known.
+      memory: bytes in use at most, on the fullest device; of the process where devices don't tell.
+      memory_of: "device" or "process".
+      compilation: seconds to compile what an iteration runs.
+      compilation_cached: the same where the persistent cache has it.
+    """
+
+    model: str
+    device: str
+    devices: int
+    execution: str
+    images: int
+    seconds: dict[str, float]
+    operations: dict[str, float]
+    peak: float | None
+    memory: int
+    memory_of: str
+    compilation: float
+    compilation_cached: float
+
+    def rates(self) -> dict[str, dict[str, float | None]]:
+        """Phase -> images and TFLOP a second and device, and the share of the peak."""
+        rates = {}
+        for name, seconds in self.seconds.items():
+            counted = self.operations.get(name)
+            speed = counted and counted / seconds / self.devices
+            rates[name] = {
+                "images_per_second_per_chip": self.images / seconds / self.devices,
+                "teraflops_per_chip": speed and speed / 1e12,
+                "share_of_peak": speed and self.peak and speed / self.peak,
+            }
+        return rates
+
+    def markdown(self) -> str:
+        """All of it, for people."""
+        rows = []
+        for name, rate in self.rates().items():
+            speed, share = rate["teraflops_per_chip"], rate["share_of_peak"]
+            rows.append(
+                [name, f"{self.seconds[name]:.3f}"]
+                + [f"{rate['images_per_second_per_chip']:.3f}"]
+                + ["" if speed is None else f"{speed:.4g}", "" if share is None else f"{share:.1%}"]
+            )
+        head = ["phase", "seconds", "images/s/chip", "TFLOP/s/chip", "of peak"]
+        return "\n\n".join(
+            [
+                f"{self.model} on {self.devices} x {self.device}, {self.execution}, {self.images} "
+                "images an iteration.",
+                table(head, rows),
+                f"Memory in use: {self.memory / 2**30:.2f} GiB ({self.memory_of}). Compilation: "
+                f"{self.compilation:.1f} s; {self.compilation_cached:.1f} s from the persistent "
+                "cache.",
+            ]
+        )
+
+
+def measure(
+    config: ml_collections.ConfigDict, cache_dir: str, steps: int, profile: str | None = None
+) -> Throughput:
+    """Runs an iteration without and with the persistent cache of programs, then warm ones.
+
+    Args:
+      config: see `configs/common.py`.
+      cache_dir: where pretraining pictures and their latents are kept.
+      steps: warm iterations.
+      profile: a folder for a trace of one more, for XProf or TensorBoard.
+
+    Raises:
+      ValueError, FileNotFoundError: what does not fit, and the mend.
+    """
+    config, _ = planning.resolve(config)
+    execution = choose_execution(config.execution, experiments.scores_on_host(config))
+    needed = _operations(config)
+    experiment = experiments.build(config).with_pictures(cache_dir)
+    timer = PhaseTimer()
+    compiling = []
+    listen = lambda event, seconds, **_: event == COMPILATION and compiling.append(seconds)
+    state, done = experiment.init_state(), 0
+
+    def iterate(step):
+        nonlocal state, done
+        with timer.phase("iteration"):
+            state, metrics = step(state, experiment.frozen, experiment.batch(done))
+            jax.block_until_ready(metrics)
+        done += 1
+        seconds = timer.collect()
+        return {name.removeprefix("seconds/"): value for name, value in seconds.items()}
+
+    def first():
+        """Compiles anew, and says what it took."""
+        jax.clear_caches()
+        compiling.clear()
+        step = make_train_step(experiment.algorithm, state, execution, timer)
+        iterate(step)
+        return step, sum(compiling)
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _use_cache(folder)
+            logging.info("Compiling.")
+            _, cold = first()
+            step, cached = first()
+    finally:
+        _use_cache(before)
+        jax.monitoring.unregister_event_duration_listener(listen)
+    times = [iterate(step) for _ in range(steps)]
+    if profile:
+        with jax.profiler.trace(profile):
+            iterate(step)
+    seconds = {name: statistics.median(time[name] for time in times) for name in times[0]}
+    device = jax.local_devices()[0]
+    chip = chips.of_device(device)
+    memory, memory_of = _memory()
+    return Throughput(
+        model=config.model,
+        device=device.device_kind,
+        devices=jax.device_count(),
+        execution=execution,
+        images=config.batch_size * len(config.tasks),
+        seconds=seconds,
+        operations=needed and {name: _part(needed, name) for name in seconds},
+        peak=chip and chip.operations,
+        memory=memory,
+        memory_of=memory_of,
+        compilation=cold,
+        compilation_cached=cached,
+    )
+
+
+def _use_cache(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()
+
+
+def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Phase -> operations of an iteration; empty if the config has something that isn't counted."""
+    try:
+        plain = phases.make_phases(phases.plain_experiment(config))
+    except ValueError as error:  # A reward on the host, or a model of unknown sizes.
+        logging.warning("Operations are not counted: %s", error)
+        return {}
+    of_call = phases.operations(plain)
+    return {phase.name: phase.repetitions * of_call[phase.name] for phase in plain}
+
+
+def _part(operations: dict[str, float], name: str) -> float:
+    """Of what the timer calls a part, or of all."""
+    return sum(
+        total
+        for phase, total in operations.items()
+        if name not in PARTS or phase.split()[0] in PARTS[name]
+    )
+
+
+def _memory() -> tuple[int, str]:
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    if peaks:
+        return max(peaks), "device"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "process"

@@ -1,0 +1,80 @@
+"""Draws images from prompts, outside of training."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from diffusionrl_jax.diffusion.drawing import draw_latents
+from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
+from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
+from diffusionrl_jax.experiments.experiment import Policy
+from diffusionrl_jax.models.stable_diffusion.model import Parameters
+
+
+class Sampler:
+    """Draws images from prompts; the noise depends on the seed and the image's index alone.
+
+    Args:
+      policy: the model.
+      sampler: config fields eta and guidance_scale.
+      batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
+        for any number of images.
+      decode: of these, latents decoded at a time on each device, at most; 0 is all.
+    """
+
+    def __init__(
+        self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int, decode: int = 0
+    ):
+        self.policy = policy
+        share = -(-batch // policy.mesh.size)
+        self.batch = share * policy.mesh.size
+        decodings = share // largest_divisor(share, decode or share)
+        model = policy.model
+
+        def draw(params, ids, empty_ids, indices, seed):
+            latents = draw_latents(
+                *(model, policy.schedule, policy.mesh, params, ids, empty_ids, indices, seed),
+                eta=sampler.eta,
+                guidance_scale=sampler.guidance_scale,
+            )
+            vae = gather_parameters(params["vae"], policy.mesh)
+            return map_microbatches(
+                lambda latents: model.decode(vae, latents),
+                latents,
+                decodings,
+                policy.mesh,
+            )
+
+        # Replicated, so that every process can read all of them.
+        self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
+
+    def __call__(
+        self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
+    ) -> np.ndarray:
+        """Images of prompts: float32 [n, height, width, 3] in [0, 1].
+
+        Args:
+          params: "unet", "vae" and "text_encoder".
+          prompts: any number.
+          seed: of the noise.
+          first: index of the first image.
+        """
+        policy = self.policy
+        sharding = batch_sharding(policy.mesh)
+        empty_ids = place(policy.empty_ids, replicated(policy.mesh))
+        images = [np.zeros((0, *policy.model.image_shape), np.float32)]
+        for start in range(0, len(prompts), self.batch):
+            part = list(prompts[start : start + self.batch])
+            padded = part + [""] * (self.batch - len(part))
+            indices = first + start + np.arange(self.batch)
+            drawn = self._draw(
+                dict(params),
+                place(policy.model.tokenize(padded), sharding),
+                empty_ids,
+                place(indices, sharding),
+                seed,
+            )
+            images.append(np.asarray(drawn)[: len(part)])
+        return np.concatenate(images)

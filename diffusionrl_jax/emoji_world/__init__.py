@@ -1,0 +1,1 @@
+"""Trains the models of the emoji world that are shipped."""

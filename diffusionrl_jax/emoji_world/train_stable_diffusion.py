@@ -1,0 +1,243 @@
+"""Trains the emoji world's Stable Diffusion from scratch.
+
+    python -m diffusionrl_jax.emoji_world.train_stable_diffusion --output=FOLDER
+
+First the VAE on freshly drawn pictures, then the text encoder and the UNet together on its latents.
+An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder, as was done
+several times for the shipped one: see docs/emoji_world.md.
+"""
+
+import collections
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from diffusionrl_jax.data.emoji import pictures
+from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
+from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
+from diffusionrl_jax.emoji_world import emoji_model
+from diffusionrl_jax.models.stable_diffusion.model import (
+    build_stable_diffusion,
+    init_stable_diffusion,
+    load_stable_diffusion,
+    save_stable_diffusion,
+)
+
+OUTPUT = flags.DEFINE_string("output", None, "The diffusers folder to write.", required=True)
+VAE = flags.DEFINE_string("vae", None, "Take the VAE of this folder instead of training one.")
+INIT = flags.DEFINE_string("init", None, "Start the UNet and text encoder from this folder.")
+VAE_STEPS = flags.DEFINE_integer("vae_steps", 6000, "Optimiser steps of 32 pictures.")
+UNET_STEPS = flags.DEFINE_integer("unet_steps", 6000, "Optimiser steps of 128 latents.")
+UNET_LEARNING_RATE = flags.DEFINE_float("unet_learning_rate", 1e-3, "Peak, AdamW.")
+POOL = flags.DEFINE_integer("pool", 49152, "Pictures whose latents the UNet is trained on.")
+TEST_SEED = 10**6
+TEXT_DROPOUT = 0.1
+EMA_DECAY = 0.998
+
+
+def draw(seed: int, start: int, count: int) -> list[pictures.Example]:
+    """Pictures start..start+count of an endless series."""
+    return [
+        pictures.random_example(np.random.default_rng((seed, index)))
+        for index in range(start, start + count)
+    ]
+
+
+def stack_images(examples: list[pictures.Example]) -> np.ndarray:
+    """float32 [n, 32, 32, 3] in [0, 1]."""
+    return np.stack([example.image for example in examples]).astype(np.float32) / 255
+
+
+def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """AdamW, warmed up and then annealed to a hundredth."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, learning_rate, min(300, steps // 10), steps, learning_rate / 100
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4)
+    )
+
+
+def train(name, loss_function, params, batches, learning_rate, steps, mesh, checkpoint):
+    """Minimises a loss.
+
+    Args:
+      name: for the log.
+      loss_function: (params, batch, key) -> (loss, dict of scalars).
+      params: to start from.
+      batches: step -> tree of host arrays [batch, ...].
+      learning_rate: peak.
+      steps: how many.
+      mesh: over which batches are split.
+      checkpoint: called with the averaged parameters every 1,000 steps and at the end.
+
+    Returns:
+      The exponential moving average of the parameters.
+    """
+    optimizer = make_optimizer(learning_rate, steps)
+    everywhere, sharded = replicated(mesh), batch_sharding(mesh)
+
+    def step(params, average, state, batch, index):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        gradients, metrics = jax.grad(loss_function, has_aux=True)(params, batch, key)
+        changes, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, changes)
+        # The average of the steps so far, at first; later of the last 1 / (1 - decay).
+        decay = jnp.minimum(EMA_DECAY, index / (index + 10))
+        average = optax.incremental_update(params, average, 1 - decay)
+        return params, average, state, metrics
+
+    step = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=everywhere)
+    carry = jax.device_put((params, params, optimizer.init(params)), everywhere)
+    carry = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
+    start, sums = time.time(), collections.Counter()
+    for index in range(steps):
+        batch = jax.device_put(batches(index), sharded)
+        *carry, metrics = step(*carry, batch, index)
+        sums.update(jax.device_get(metrics))
+        if (index + 1) % 100 == 0:
+            means = {key: round(float(value) / 100, 5) for key, value in sums.items()}
+            print(name, index + 1, round(time.time() - start), means, flush=True)
+            sums.clear()
+        if (index + 1) % 1000 == 0 or index + 1 == steps:
+            checkpoint(carry[1])
+    return carry[1]
+
+
+def train_vae(model, params, mesh, steps, checkpoint):
+    """Squared and a little absolute error, and a light pull of the latents to a normal."""
+
+    def loss_function(vae_params, images, key):
+        variables = {"params": vae_params}
+        pixels = (2 * images - 1).transpose(0, 3, 1, 2)
+        posterior = model.vae.apply(variables, pixels, method=model.vae.encode).latent_dist
+        latents = posterior.mean + posterior.std * jax.random.normal(key, posterior.mean.shape)
+        output = model.vae.apply(variables, latents, method=model.vae.decode).sample
+        squared = jnp.mean(jnp.square(output - pixels))
+        absolute = jnp.mean(jnp.abs(output - pixels))
+        divergence = 0.5 * jnp.mean(
+            jnp.square(posterior.mean) + posterior.var - 1 - posterior.logvar
+        )
+        loss = squared + 0.03 * absolute + 5e-5 * divergence
+        return loss, {"squared": squared, "divergence": divergence}
+
+    batches = lambda step: stack_images(draw(1, 32 * step, 32))
+    return train("vae", loss_function, params, batches, 2e-3, steps, mesh, checkpoint)
+
+
+def latent_pool(model, vae_params, mesh, count):
+    """Latents' mean and std [count, 4, 8, 8], prompts, and the VAE's PSNR in dB.
+
+    The PSNR is of 1,024 other pictures: of their mean squared error, and the mean of their own.
+    """
+    encode = jax.jit(lambda images: model.encode(vae_params, images))
+    decode = jax.jit(lambda latents: model.decode(vae_params, latents))
+    held_out = stack_images(draw(TEST_SEED, 0, 1024))
+    means, stds, prompts = [], [], []
+    errors = []
+    for start in range(0, len(held_out), 512):
+        images = jax.device_put(held_out[start : start + 512], batch_sharding(mesh))
+        errors.append(jnp.mean(jnp.square(decode(encode(images)[0]) - images), axis=(1, 2, 3)))
+    errors = np.concatenate(errors)
+    for start in range(0, count, 512):
+        examples = draw(2, start, 512)
+        mean, std = encode(jax.device_put(stack_images(examples), batch_sharding(mesh)))
+        means.append(np.asarray(mean))
+        stds.append(np.asarray(std))
+        prompts += [example.prompt for example in examples]
+    psnr = (-10 * np.log10(errors.mean()), np.mean(-10 * np.log10(errors)))
+    return np.concatenate(means), np.concatenate(stds), prompts, psnr
+
+
+def _swap_endings(text, ids):
+    """Gives every prompt the states of another one from its end-of-text token on.
+
+    They sum up the whole prompt. A UNet that reads them draws the pairs that it knows; one that has
+    to read the nouns themselves also draws those that it has only seen alone.
+
+    Args:
+      text: float32 [batch, tokens, width], the text encoder's states.
+      ids: int32 [batch, tokens].
+    """
+    ended = jnp.cumsum(ids == ids[:, -1:], axis=1)[..., None] > 0
+    other, other_ended = jnp.roll(text, 1, axis=0), jnp.roll(ended, 1, axis=0)
+    return jnp.where(ended, jnp.where(other_ended, other, other[:, -1:]), text)
+
+
+def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
+    """The denoising loss (Eqs. 8-9) on cached latents; the text encoder learns along."""
+    means, stds, prompts = pool
+    # The schedule's training part does not depend on the number of sampling steps.
+    schedule = make_schedule(model.scheduler_config, 1)
+    ids = model.tokenize(prompts)
+    empty = model.tokenize([""])[0]
+
+    def loss_function(params, batch, key):
+        mean, std, ids = batch
+        keys = jax.random.split(key, 4)
+        clean = mean + std * jax.random.normal(keys[0], mean.shape)
+        noise = jax.random.normal(keys[1], mean.shape)
+        # Stratified over the batch, so that the loss is less noisy.
+        spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
+        timesteps = (spread * 1000).astype(jnp.int32)
+        dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
+        ids = jnp.where(dropped, empty, ids)
+        text = _swap_endings(model.encode_text(params["text_encoder"], ids), ids)
+        noisy = add_noise(schedule, clean, noise, timesteps)
+        output = model.denoise(params["unet"], noisy, timesteps, text)
+        loss = jnp.mean(jnp.square(output - training_target(schedule, clean, noise, timesteps)))
+        return loss, {"loss": loss}
+
+    def batches(step):
+        rows = np.random.default_rng((3, step)).integers(0, len(means), 128)
+        return means[rows], stds[rows], ids[rows]
+
+    return train("unet", loss_function, params, batches, learning_rate, steps, mesh, checkpoint)
+
+
+def main(_):
+    mesh = make_mesh()
+    output = as_path(OUTPUT.value, "--output")
+    # Equally frequent pairs of tokens are merged in any order: go on with the same tokenizer.
+    initial, initial_params = load_stable_diffusion(INIT.value) if INIT.value else (None, None)
+    tokenizer = initial.tokenizer if initial else emoji_model.train_tokenizer()
+    model, params = init_stable_diffusion(
+        emoji_model.configs(tokenizer, scaling_factor=1.0), jax.random.key(0), tokenizer
+    )
+    if VAE.value:
+        params["vae"] = load_stable_diffusion(VAE.value)[1]["vae"]
+    else:
+        save = lambda vae: save_stable_diffusion(output, model, params | {"vae": vae}, "float32")
+        params["vae"] = train_vae(model, params["vae"], mesh, VAE_STEPS.value, save)
+    means, stds, prompts, psnr = latent_pool(model, params["vae"], mesh, POOL.value)
+    scaling_factor = float(1 / np.sqrt(np.mean(means**2 + stds**2)))
+    print(f"PSNR {psnr} dB, scaling factor {scaling_factor}", flush=True)
+    model = build_stable_diffusion(emoji_model.configs(tokenizer, scaling_factor), tokenizer)
+    if initial:
+        params |= {name: initial_params[name] for name in ("unet", "text_encoder")}
+
+    def save(trained, dtype="float32"):
+        save_stable_diffusion(output, model, params | trained, dtype)
+
+    trained = train_unet(
+        model,
+        {name: params[name] for name in ("unet", "text_encoder")},
+        (means * scaling_factor, stds * scaling_factor, prompts),
+        mesh,
+        UNET_STEPS.value,
+        UNET_LEARNING_RATE.value,
+        save,
+    )
+    save(trained, "float16")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    app.run(main)

@@ -1,0 +1,1 @@
+"""Whether training did what it should: held-out prompts, the same noise, intervals."""

@@ -1,0 +1,136 @@
+"""Compares a base model, checkpoints of it and real pictures on the same prompts and noise."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+
+from diffusionrl_jax.data.emoji import real
+from diffusionrl_jax.data.files import is_there, split_step, write_whole
+from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.evaluation import statistics, tables
+from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, evenly
+from diffusionrl_jax.experiments import fetching, planning
+from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.monitoring.images import image_grid, write_png
+from diffusionrl_jax.runs import trained
+
+COMPARED_IMAGES = 3  # of each set's shown ones
+BASE = "base"
+
+
+def split_checkpoints(text: str) -> list[str]:
+    """Takes "name=PATH,name=PATH@step" apart at its commas, but for those of paths.
+
+    A part without a name belongs to the path before; so does whatever makes a path that is there.
+    """
+    found, parts = [], text.split(",") if text else []
+    while parts:
+        count = len(parts)
+        while count > 1 and not _is_there(",".join(parts[:count])):
+            count -= 1
+        while count < len(parts) and "=" not in parts[count]:
+            count += 1
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _is_there(text: str) -> bool:
+    location = text.partition("=")[2]
+    return is_there(location) or is_there(split_step(location)[0])
+
+
+def parse_checkpoint(text: str) -> tuple[str, str, str]:
+    """Name, path and step from "name=PATH@step".
+
+    Raises:
+      ValueError: if it is not of that form, or as `runs.parse_model`.
+    """
+    name, equals, location = text.partition("=")
+    if not (name and equals and split_step(location)[0]):
+        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
+    return name.strip(), *trained.parse_model(location, f"--checkpoints={name}")
+
+
+def compare_models(
+    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
+) -> str:
+    """Scores the config's model, checkpoints and real pictures on the evaluation sets.
+
+    Args:
+      config: see `configs/common.py`.
+      checkpoints: name, path and step of each, as in `runs.load_trained`.
+      output: an existing folder, for results.md, results.csv and comparison.png.
+
+    Returns:
+      The tables, as in results.md.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input.
+    """
+    names = [BASE, *(name for name, _, _ in checkpoints)]
+    if len(set(names)) < len(names) or statistics.REAL in names:
+        raise ValueError(f"The names {names} must all differ, and not be {statistics.REAL!r}.")
+    if not config.evaluation.sets:
+        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
+    for _, path, step in checkpoints:
+        trained.check_trained(path, step)
+    fetching.bring(config, for_training=False)
+    config, _ = planning.resolve(config, trains=False)
+    base = load_policy(config)
+    evaluator = Evaluator(base, config)
+    logging.info("Drawing and scoring the base model.")
+    evaluations = {BASE: evaluator(base.params)}
+    for name, path, step in checkpoints:
+        logging.info("Drawing and scoring %s.", name)
+        policy = trained.load_trained(path, config, step, base)
+        sampler = evaluator.sampler
+        if not trained.same_networks(policy.model, base.model):
+            if policy.model.image_shape != base.model.image_shape:
+                raise ValueError(
+                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
+                    f"{base.model.image_shape}: compare models of one size."
+                )
+            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
+        evaluations[name] = evaluator(policy.params, sampler)
+    pictures = {
+        name: real.draw_prompts(texts, config.evaluation.seed)
+        for name, texts in evaluator.prompts.items()
+    }
+    rows = statistics.compare(
+        {name: evaluation.scores for name, evaluation in evaluations.items()},
+        evaluator.prompts,
+        config.evaluation.head_to_head,
+        evaluator.score_pictures(
+            {name: drawn for name, drawn in pictures.items() if drawn is not None}
+        ),
+    )
+    text = tables.markdown(rows, evaluator.prompts)
+    if jax.process_index() == 0:
+        folder = epath.Path(output)
+        write_whole(folder / "results.md", text.encode())
+        tables.write_csv(folder / "results.csv", rows)
+        write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
+    return text
+
+
+def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
+    """A row for each model; a column has one prompt and one noise."""
+    chosen = {name: evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
+    captions, images = [], []
+    for name, which in chosen.items():
+        captions += [evaluator.prompts[name][index] for index in evaluator.shown[name][which]]
+    for evaluation in evaluations.values():
+        images += [evaluation.images[name][which] for name, which in chosen.items()]
+    return image_grid(
+        np.concatenate(images),
+        len(captions),
+        row_captions=list(evaluations),
+        column_captions=captions,
+        scale=max(1, 96 // images[0].shape[2]),
+    )

@@ -1,0 +1,300 @@
+"""Draws and scores the same prompts with the same noise for any checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+
+from diffusionrl_jax.data.prompts import prompt_batch
+from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.distributed.mesh import (
+    batch_sharding,
+    check_batch,
+    frozen_sharding,
+    gather_parameters,
+    place,
+    replicated,
+)
+from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiments.checks import score_microbatch
+from diffusionrl_jax.experiments.experiment import OpenedScorer, Policy, make_prompts, split_frozen
+from diffusionrl_jax.learning.host_scoring import start_scoring
+from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
+from diffusionrl_jax.rewards import Reward, scoring
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import load_scorer, prepare
+
+SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint's result.
+
+    Attributes:
+      images: set -> float32 [k, height, width, 3], a few to look at (see `Evaluator.shown`).
+      scores: set -> scorer -> float32 [n].
+    """
+
+    images: dict[str, np.ndarray]
+    scores: dict[str, dict[str, np.ndarray]]
+
+    def means(self) -> dict[str, float]:
+        """Means over the images whose score is finite, by "set/scorer"; NaN if none is."""
+        finite = {
+            f"{name}/{scorer}": values[np.isfinite(values)]
+            for name, scores in self.scores.items()
+            for scorer, values in scores.items()
+        }
+        return {
+            name: float(values.mean()) if values.size else math.nan
+            for name, values in finite.items()
+        }
+
+
+def evenly(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` indices."""
+    chosen = min(count, limit)
+    return np.arange(chosen) * count // chosen
+
+
+class Evaluator:
+    """Draws and scores the config's evaluation sets, a bounded number of images at a time.
+
+    Args:
+      policy: the model.
+      config: with `evaluation`, `sampler` and `microbatch` as in `configs/common.py`.
+      opened: scorers that are on the mesh already, and need no second place there.
+
+    Attributes:
+      prompts: set -> the prompt of each image.
+      shown: set -> indices of the images that an `Evaluation` keeps, evenly spaced.
+
+    Raises:
+      ValueError: if a set does not divide over the devices or names an unknown scorer.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: ml_collections.ConfigDict,
+        opened: Sequence[OpenedScorer] = (),
+    ):
+        self.config = config.evaluation
+        self.policy = policy
+        _check_names(self.config)
+        mesh, sets = policy.mesh, self.config.sets
+        largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
+        self._at_once = config.microbatch.sample * mesh.size or largest
+        self._scored_at_once = score_microbatch(config) * mesh.size
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+        self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
+        self.prompts: dict[str, list[str]] = {}
+        self.shown: dict[str, np.ndarray] = {}
+        self._scorers: dict[str, dict[str, tuple]] = {}
+        loaded = {}
+        for name, chosen in sets.items():
+            check_batch(
+                f"config.evaluation.sets.{name}.images", chosen.images, mesh, chosen.group_size
+            )
+            source = make_prompts(chosen.prompts, self.config.seed)
+            self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
+            self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
+            self._scorers[name] = {}
+            for scorer in chosen.scorers:
+                key = scorer, chosen.group_size
+                if key not in loaded:
+                    described = self.config.scorers[scorer]
+                    reward, params = _find(opened, described, chosen.group_size) or load_scorer(
+                        described, chosen.group_size
+                    )
+                    params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
+                    score = lambda params, images, inputs, reward=reward: scoring.score(
+                        reward, gather_parameters(params, mesh), images, inputs
+                    )
+                    loaded[key] = reward, jax.jit(score, out_shardings=replicated(mesh)), params
+                reward, score, params = loaded[key]
+                inputs = prepare(reward, self.prompts[name])
+                self._scorers[name][scorer] = reward, score, params, inputs
+
+    def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:
+        """Equal parts of images of a set, each of whole groups and over all devices.
+
+        They are of at most `at_once` images, or of as few as that allows.
+        """
+        unit = math.lcm(self.policy.mesh.size, self.config.sets[name].group_size)
+        size = unit * largest_divisor(images // unit, max(1, at_once // unit))
+        return (slice(start, start + size) for start in range(0, images, size))
+
+    def _blocks(self, name: str) -> Iterator[slice]:
+        """The parts of a set that are drawn at a time."""
+        return self._parts(name, self.config.sets[name].images, self._at_once)
+
+    def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
+        scorers, sharding = self._scorers[name], batch_sharding(self.policy.mesh)
+        inputs = {
+            scorer: {field: rows[block] for field, rows in rows_of_set.items()}
+            | self._from_host(reward, name, block, images)
+            for scorer, (reward, _, _, rows_of_set) in scorers.items()
+        }
+        scores = {scorer: [] for scorer in scorers}
+        for part in self._parts(name, len(images), self._scored_at_once or len(images)):
+            on_devices = place(images[part], sharding)
+            for scorer, (_, score, params, _) in scorers.items():
+                rows = {field: values[part] for field, values in inputs[scorer].items()}
+                scored = score(params, on_devices, place(rows, sharding))
+                scores[scorer].append(np.asarray(scored))
+        return {scorer: np.concatenate(parts) for scorer, parts in scores.items()}
+
+    def _from_host(
+        self, reward: Reward, name: str, block: slice, images: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What the reward's scorers on the host say of a block; nothing where it has none."""
+        if not host_rewards(reward):
+            return {}
+        mesh, prompts = self.policy.mesh, self.prompts[name][block]
+        metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
+        images = place(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        # Every process has the scores of its own images, and takes part in scoring all.
+        return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
+
+    def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
+        images, scores = {}, {}
+        for index, name in enumerate(self.prompts):
+            shown, parts = [], []
+            for block in self._blocks(name):
+                drawn = picture(name, index, block)
+                parts.append(self._score(name, block, drawn))
+                inside = (self.shown[name] >= block.start) & (self.shown[name] < block.stop)
+                shown.append(drawn[self.shown[name][inside] - block.start])
+            images[name] = np.concatenate(shown)
+            scores[name] = {
+                scorer: np.concatenate([part[scorer] for part in parts])
+                for scorer in self._scorers[name]
+            }
+        return Evaluation(images, scores)
+
+    def __call__(
+        self, params: Mapping[str, Parameters], sampler: Sampler | None = None
+    ) -> Evaluation:
+        """Draws and scores every set.
+
+        Args:
+          params: "unet", "vae" and "text_encoder" of a checkpoint.
+          sampler: of a checkpoint with other networks than the policy's; None for the policy's.
+        """
+        sampler = sampler or self.sampler
+        return self._evaluate(
+            lambda name, index, block: sampler(
+                params, self.prompts[name][block], self.config.seed + index, block.start
+            )
+        )
+
+    def watch(
+        self, params: Mapping[str, Parameters]
+    ) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """What a run logs of its parameters: `Evaluation.means` with "best", and pictures of sets.
+
+        Args:
+          params: as of `__call__`.
+        """
+        evaluation = self(params)
+        means = evaluation.means()
+        grids = {
+            name: image_grid(images, len(images), scale=2)
+            for name, images in evaluation.images.items()
+        }
+        return means | {"best": best_score(means, self.config.best)}, grids
+
+    def score_pictures(self, pictures: Mapping[str, np.ndarray]) -> dict[str, dict]:
+        """Scores given pictures of the sets' prompts.
+
+        Args:
+          pictures: set -> uint8 [n, height, width, 3] in the order of `prompts`; sets may lack.
+
+        Returns:
+          set -> scorer -> float32 [n].
+        """
+        scores = {}
+        for name, images in pictures.items():
+            parts = [
+                self._score(name, block, images[block].astype(np.float32) / 255)
+                for block in self._blocks(name)
+            ]
+            scores[name] = {
+                scorer: np.concatenate([part[scorer] for part in parts])
+                for scorer in self._scorers[name]
+            }
+        return scores
+
+
+def _find(opened: Sequence[OpenedScorer], scorer: ml_collections.ConfigDict, group_size: int):
+    """The reward and its parameters, if they are open already."""
+    for one in opened:
+        if one.group_size == group_size and one.scorer.to_dict() == scorer.to_dict():
+            return one.reward, one.params
+    return None
+
+
+def _check_names(config: ml_collections.ConfigDict) -> None:
+    """Refuses names of scorers that are not there.
+
+    Args:
+      config: config.evaluation.
+
+    Raises:
+      ValueError: the name, and where it is.
+    """
+    for name, chosen in config.sets.items():
+        for scorer in chosen.scorers:
+            if scorer not in config.scorers:
+                raise ValueError(
+                    f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
+                    f"in config.evaluation.scorers: {sorted(config.scorers)}."
+                )
+    scored = {f"{name}/{scorer}" for name, one in config.sets.items() for scorer in one.scorers}
+    if unknown := set(config.best) - scored:
+        raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
+    used = {name.rpartition("/")[2] for name in scored}
+    if config.sets and (unknown := set(config.head_to_head) - used):
+        raise ValueError(
+            f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
+            f"see {sorted(used)}."
+        )
+
+
+def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> float:
+    """The number that the best checkpoint has the largest of: a weighted sum of means.
+
+    Args:
+      means: from `Evaluation.means`.
+      best: "set/scorer" -> weight.
+
+    Returns:
+      The sum; NaN if `best` is empty.
+    """
+    if not best:
+        return math.nan
+    return sum(weight * means[name] for name, weight in best.items())
+
+
+def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:
+    """Draws the same prompts with the same noise by the base and by a trained UNet."""
+    base = evaluator.policy.params
+    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
+    before, after = (
+        evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
+        for unet in (base["unet"], trained)
+    )
+    if jax.process_index() == 0:
+        grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
+        write_png(path, grid)
+        logging.info("Wrote %s", path)

@@ -1,0 +1,90 @@
+"""Writes a comparison as tables: to read in a terminal or a Markdown file, and to compute with."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.evaluation.statistics import Measurement
+
+LEGEND = (
+    "95% intervals in brackets, by a bootstrap over prompts. Parity scores are minus the "
+    "statistical parity: 0 is best."
+)
+TITLES = {
+    "win_rate": "Head to head with the base model: share of images that score higher, ties half",
+    "distance_closed": "Share of the distance from the base model to real pictures",
+}
+
+
+def cell(row: Measurement | None) -> str:
+    """A value with its interval, "0.512 [0.480, 0.550]"; empty for None."""
+    if row is None:
+        return ""
+    if math.isnan(row.low):
+        return f"{row.value:.3f}"
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    write = lambda line: (
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+    )
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([write(header), rule, *map(write, lines)])
+
+
+def _unique(values) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) -> str:
+    """The whole comparison.
+
+    Args:
+      rows: from `comparison.compare`.
+      prompts: set -> the prompt of each image.
+    """
+    by_key = {(row.measure, row.model, row.set, row.scorer): row for row in rows}
+    parts = [LEGEND]
+    for name, texts in prompts.items():
+        chosen = [row for row in rows if row.measure == "mean" and row.set == name]
+        scorers = _unique(row.scorer for row in chosen)
+        lines = [
+            [model, *(cell(by_key.get(("mean", model, name, scorer))) for scorer in scorers)]
+            for model in _unique(row.model for row in chosen)
+        ]
+        parts.append(f"## {name}: {len(texts)} images of {len(set(texts))} prompts")
+        parts.append(markdown_table([name, *scorers], lines))
+    for measure, title in TITLES.items():
+        chosen = [row for row in rows if row.measure == measure]
+        if not chosen:
+            continue
+        models = _unique(row.model for row in chosen)
+        lines = [
+            [name, scorer, *(cell(by_key.get((measure, model, name, scorer))) for model in models)]
+            for name, scorer in dict.fromkeys((row.set, row.scorer) for row in chosen)
+        ]
+        parts += [f"## {title}", markdown_table(["set", "scorer", *models], lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
+    """Writes one line a measurement; an absent bound is empty."""
+    fields = [field.name for field in dataclasses.fields(Measurement)]
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fields)
+    writer.writeheader()
+    for row in rows:
+        values = dataclasses.asdict(row)
+        empty = lambda value: isinstance(value, float) and math.isnan(value)
+        writer.writerow({name: "" if empty(v) else v for name, v in values.items()})
+    write_whole(path, file.getvalue().encode())

@@ -1,0 +1,1 @@
+"""From a config to everything that an experiment is made of."""

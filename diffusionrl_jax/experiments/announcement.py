@@ -1,0 +1,97 @@
+"""What a run is about to do, said before any compute is spent."""
+
+import math
+
+import jax
+from etils import epath
+
+from diffusionrl_jax.data.files import readable_size
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments.experiment import Experiment
+from diffusionrl_jax.experiments.planning import Plan
+from diffusionrl_jax.models.lora import count
+from diffusionrl_jax.models.stable_diffusion import arithmetic
+
+# A backward pass computes twice what a forward pass does.
+PASSES_OF_AN_UPDATE = 3
+
+
+def iteration_operations(experiment: Experiment) -> float:
+    """Floating-point operations of the UNet in an iteration, on all devices, by its config alone.
+
+    Reward models, text encoder and VAE, some percents, are left out, and so is what is computed
+    again in a backward pass.
+
+    Args:
+      experiment: what is to be trained.
+    """
+    config, model = experiment.config, experiment.policy.model
+    tokens = model.configs["text_encoder"]["max_position_embeddings"]
+    once = arithmetic.network(model.configs["unet"], tokens).operations
+    numbers = experiment.algorithm.hyperparameters
+    images = config.batch_size * len(experiment.task_names)
+    trained = images * config.timesteps_per_iteration
+    if config.pretraining.weight:
+        trained += config.batch_size
+    sampled = images * config.sampler.steps
+    if numbers.kl_weight:
+        sampled += images * config.timesteps_per_iteration
+    return once * numbers.passes * (sampled + PASSES_OF_AN_UPDATE * trained)
+
+
+def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
+    """A short table of what a run is about to do.
+
+    Args:
+      experiment: what is to be trained, before its pictures are opened.
+      plan: how it is divided over the devices.
+      workdir: where it is kept.
+
+    Returns:
+      Lines of text. Least seconds are of a model, the operations of the UNet at the chips' peak;
+      they are left out where the peak is not known, as on CPUs.
+    """
+    config, devices = experiment.config, plan.devices
+    state = experiment.abstract_state()
+    unet = count(experiment.policy.params["unet"])
+    trained = f"all {unet:,} parameters of the UNet"
+    if experiment.algorithm.lora is not None:
+        trained = f"LoRA's {count(state.params):,} parameters beside the UNet's {unet:,}"
+    tasks = ", ".join(experiment.task_names)
+    images = config.batch_size * len(experiment.task_names)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    kept = config.checkpoint
+    lines = {
+        "model": config.model,
+        "tasks": tasks,
+        "trained": trained,
+        "devices": str(devices),
+        "plan": f"{plan} (a model, in {plan.phase})",
+        "an iteration": f"{images:,} images" + _least(experiment, plan),
+        "iterations": f"{config.iterations:,}" + _least_of_all(experiment, plan),
+        "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
+        f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are "
+        "kept",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _seconds(experiment: Experiment, plan: Plan) -> float | None:
+    """The least that an iteration may take; None where the chips' peak is not known."""
+    chip = chips.CHIPS.get(chips.KINDS.get(plan.devices.kind, plan.devices.kind))
+    if chip is None:
+        return None
+    return iteration_operations(experiment) / plan.devices.count / chip.operations
+
+
+def _least(experiment: Experiment, plan: Plan) -> str:
+    seconds = _seconds(experiment, plan)
+    return "" if seconds is None else f", at least {seconds:.3g} s (a model)"
+
+
+def _least_of_all(experiment: Experiment, plan: Plan) -> str:
+    seconds = _seconds(experiment, plan)
+    if seconds is None:
+        return ""
+    return f", at least {seconds * experiment.config.iterations / 3600:.3g} hours (a model)"

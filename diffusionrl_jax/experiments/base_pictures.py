@@ -1,0 +1,167 @@
+"""Pretraining pictures that the base model draws itself, from the prompts that it is trained on.
+
+They keep the model near what it was, as in DreamBooth's prior preservation (2208.12242, Sec. 3.3),
+and need no data. What the chain ends in are latents: they are kept as they are drawn.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from diffusionrl_jax.data import latents
+from diffusionrl_jax.data.prompts import PromptSource
+from diffusionrl_jax.diffusion.drawing import draw_latents
+from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.distributed.digests import digests
+from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
+from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+
+BASE = "base:"
+
+
+def picture_count(config: ml_collections.ConfigDict) -> int:
+    """How many pictures a config's `base:8192` asks for.
+
+    Raises:
+      ValueError: no number, or fewer than a batch, which takes each of its pictures once.
+    """
+    name = config.pretraining.pictures
+    digits = name.removeprefix(BASE)
+    if not (digits.isascii() and digits.isdecimal() and int(digits) >= config.batch_size):
+        raise ValueError(
+            f"config.pretraining.pictures={name!r} must be {BASE} and how many pictures the base "
+            f"model is to draw, at least batch_size={config.batch_size}, such as {BASE}8192."
+        )
+    return int(digits)
+
+
+@dataclasses.dataclass(frozen=True)
+class BasePictures:
+    """Which pictures are to be drawn.
+
+    Attributes:
+      prompts: one of each picture.
+      fingerprint: of what they depend on beside the VAE and the tokenizer.
+    """
+
+    prompts: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def choose_pictures(
+    config: ml_collections.ConfigDict,
+    model: StableDiffusion,
+    params: Mapping[str, Parameters],
+    mesh: Mesh,
+    sources: Sequence[PromptSource],
+) -> BasePictures:
+    """The pictures that a config asks for: of each task in turn its next prompt.
+
+    Args:
+      config: see `configs/common.py`.
+      model: what draws.
+      params: its "unet" and "text_encoder".
+      mesh: over whose devices they are.
+      sources: of each task's prompts.
+
+    Raises:
+      ValueError: as `picture_count`.
+    """
+    numbers = range(picture_count(config))
+    prompts = tuple(sources[index % len(sources)][index // len(sources)] for index in numbers)
+    made_by = latents.fingerprint(
+        {},
+        json.dumps(digests(_drawing(params))),
+        json.dumps(model.configs, sort_keys=True, default=str),
+        str(jnp.dtype(model.unet.dtype)),
+        json.dumps(config.sampler.to_dict(), sort_keys=True),
+        json.dumps(prompts),
+        str(config.seed),
+    )
+    return BasePictures(prompts, made_by)
+
+
+def _drawing(params: Mapping[str, Parameters]) -> dict[str, Parameters]:
+    """The networks that draw latents."""
+    return {name: params[name] for name in ("unet", "text_encoder")}
+
+
+def draw_pictures(
+    pictures: BasePictures,
+    config: ml_collections.ConfigDict,
+    model: StableDiffusion,
+    params: Mapping[str, Parameters],
+    mesh: Mesh,
+    folder: str | epath.Path,
+    encoder: str,
+) -> None:
+    """Draws pictures into a folder of latents, or what is still missing of it.
+
+    Args:
+      pictures: of `choose_pictures`, with the same arguments.
+      config: whose sampler, seed and microbatch are taken.
+      model: what draws.
+      params: its "unet" and "text_encoder".
+      mesh: over whose devices.
+      folder: as of `latents.write_files`, which also says what is raised.
+      encoder: of `pretraining.model_fingerprint`.
+    """
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    draw = jax.jit(
+        functools.partial(
+            draw_latents,
+            model,
+            make_schedule(model.scheduler_config, config.sampler.steps),
+            mesh,
+            eta=config.sampler.eta,
+            guidance_scale=config.sampler.guidance_scale,
+        ),
+        out_shardings=whole,
+    )
+    empty_ids = place(model.tokenize([""])[0], whole)
+    # At most as many as in training, and so that they make up a file.
+    at_once = config.microbatch.sample or len(config.tasks) * config.batch_size // mesh.size
+    share = max(1, min(len(pictures), latents.PICTURES_PER_FILE) // mesh.size)
+    batch = mesh.size * largest_divisor(share, max(1, at_once))
+
+    def compute(numbers: range) -> dict[str, np.ndarray]:
+        ids = model.tokenize([pictures.prompts[number] for number in numbers])
+        drawn = []
+        for first in range(0, len(numbers), batch):
+            part = ids[first : first + batch]
+            filled = np.concatenate([part, np.zeros((batch - len(part), ids.shape[1]), ids.dtype)])
+            indices = np.arange(batch, dtype=np.int32) + numbers[first]
+            latent = draw(
+                _drawing(params),
+                place(filled, rows),
+                empty_ids,
+                place(indices, rows),
+                config.seed,
+            )
+            drawn.append(np.asarray(latent)[: len(part)])
+        mean = np.concatenate(drawn)
+        return {"latent_mean": mean, "latent_std": np.zeros_like(mean), "input_ids": ids}
+
+    logging.info("The base model draws %d pictures of the tasks' prompts, once.", len(pictures))
+    latents.write_files(
+        compute,
+        len(pictures),
+        pictures.fingerprint,
+        folder,
+        encoder,
+        latents.PICTURES_PER_FILE,
+        lambda done: logging.info("%d of %d pictures are drawn.", done, len(pictures)),
+    )

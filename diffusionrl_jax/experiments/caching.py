@@ -1,0 +1,82 @@
+"""Encodes or draws a config's pretraining pictures in advance of any run."""
+
+import shlex
+
+import ml_collections
+from absl import logging
+
+from diffusionrl_jax.data.files import prepare_folder
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments.base_pictures import (
+    BASE,
+    choose_pictures,
+    draw_pictures,
+    picture_count,
+)
+from diffusionrl_jax.experiments.experiment import load_policy, make_prompts
+from diffusionrl_jax.experiments.pretraining import (
+    LATENTS,
+    encode_pictures,
+    model_fingerprint,
+    open_source,
+)
+
+
+def cache_latents(
+    config: ml_collections.ConfigDict, output: str, text_embeddings: bool = False
+) -> None:
+    """Encodes `config.pretraining.pictures` with `config.model`'s VAE, or has the model draw them.
+
+    Args:
+      config: see `configs/common.py`.
+      output: the folder, local or `gs://`.
+      text_embeddings: also keeps what the text encoder makes of the texts.
+
+    Raises:
+      ValueError, OSError: bad input; the message names it.
+    """
+    name = config.pretraining.pictures
+    if not name or name.startswith(LATENTS):
+        raise ValueError(
+            f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
+        )
+    output = str(prepare_folder(output, "--output"))
+    if name.startswith(BASE):
+        picture_count(config)  # Refuses a bad one before the model is looked at.
+    config, _ = planning.resolve(config, trains=False)
+    if name.startswith(BASE):
+        _draw(config, output, text_embeddings)
+    else:
+        _encode(config, output, text_embeddings)
+    pictures = shlex.quote(f"{LATENTS}{output}")
+    logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)
+
+
+def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+    if text_embeddings:
+        raise ValueError(
+            f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "
+            "pictures that the base model draws the token ids alone are kept. Leave out "
+            "--text_embeddings."
+        )
+    sources = [make_prompts(task.prompts, config.seed) for task in config.tasks.values()]
+    policy = load_policy(config)
+    about = (config, policy.model, policy.params, policy.mesh)
+    encoder = model_fingerprint(policy.model, policy.params["vae"], policy.mesh)
+    draw_pictures(choose_pictures(*about, sources), *about, output, encoder)
+
+
+def _encode(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+    name, policy = config.pretraining.pictures, load_policy(config)
+    source = open_source(name, policy.model, output)
+    logging.info("Encoding the %d pictures of %s.", len(source), name)
+    encode_pictures(
+        source,
+        policy.model,
+        policy.params["vae"],
+        policy.mesh,
+        output,
+        model_fingerprint(policy.model, policy.params["vae"], policy.mesh),
+        progress=lambda done: logging.info("%d of %d pictures are encoded.", done, len(source)),
+        text_encoder=policy.params["text_encoder"] if text_embeddings else None,
+    )

@@ -1,0 +1,159 @@
+"""Refuses what does not fit in a config before compute is spent."""
+
+import math
+
+import ml_collections
+from jax.sharding import AbstractMesh, Mesh
+
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.distributed.mesh import check_batch
+from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
+
+# Prompts that are looked at before a run, at least: some seconds' work.
+MOST_CHECKED = 2**20
+
+
+def score_microbatch(config: ml_collections.ConfigDict) -> int:
+    """`config.microbatch.score`, which the first runs' config.json does not have."""
+    return config.microbatch.get("score", 0)
+
+
+def fsdp(config: ml_collections.ConfigDict) -> int:
+    """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
+    return config.mesh.fsdp or 1
+
+
+def remat(config: ml_collections.ConfigDict) -> str:
+    """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
+    return "none" if config.remat == "auto" else config.remat
+
+
+def kl_weight(config: ml_collections.ConfigDict) -> float:
+    """`config.kl_weight`, which the first runs' config.json does not have."""
+    return config.get("kl_weight", 0.0)
+
+
+def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses a config that does not fit itself or the devices.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    check_experiment(config, mesh)
+    _check_microbatches(config, mesh.size)
+    _check_rounding(config, mesh.size)
+    _check_scored_groups(config, mesh.size)
+
+
+def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """As `check`, of all but how the work is divided.
+
+    Raises:
+      ValueError: what does not fit, and the mend.
+    """
+    _check(config)
+    for name, task in config.tasks.items():
+        check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if not config.tasks:
+        raise ValueError("config.tasks is empty: name at least one task.")
+    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
+        raise ValueError(
+            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
+            f"and config.sampler.steps={config.sampler.steps}."
+        )
+    if config.sampler.eta <= 0:
+        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
+    if not (config.timesteps_per_iteration or config.pretraining.weight):
+        raise ValueError(
+            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
+        )
+    weight = kl_weight(config)
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"config.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
+            "base model."
+        )
+    if weight and not config.timesteps_per_iteration:
+        raise ValueError(
+            f"config.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
+            "taken at the steps that are trained on."
+        )
+    if config.sampler.eta > 1:
+        raise ValueError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
+    if config.optimizer.gradient_clip < 0:
+        raise ValueError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
+    for name in ("evaluation", "checkpoint"):
+        if config[name].every < 1:
+            raise ValueError(
+                f"config.{name}.every={config[name].every} must be at least 1; the last "
+                "iteration's comes in any case."
+            )
+    if config.pretraining.weight and not config.pretraining.pictures:
+        raise ValueError(
+            "config.pretraining.pictures is empty: name some as docs/data.md says, or set "
+            "config.pretraining.weight=0 to train without."
+        )
+    if config.pretraining.weight and config.pretraining.pictures.startswith(BASE):
+        picture_count(config)
+    for task in config.tasks.values():
+        check_scorer(task.scorer)
+
+
+def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None:
+    """A microbatch divides what a device takes at once."""
+    share = config.batch_size // devices
+    of_all_tasks = len(config.tasks) * share
+    shares = {"sample": of_all_tasks, "decode": of_all_tasks, "score": share, "train": share}
+    for name, samples in shares.items():
+        size = score_microbatch(config) if name == "score" else config.microbatch[name]
+        if 0 < size < samples and samples % size:
+            raise ValueError(
+                f"config.microbatch.{name}={size} must divide the {samples} samples that each "
+                f"device has at a time, of a batch_size of {config.batch_size} on {devices} "
+                "devices; or be 0 to be chosen."
+            )
+
+
+def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Sampling and training round alike only if the UNet sees equally many samples in both."""
+    share = config.batch_size // devices
+    shares = {"sample": len(config.tasks) * share, "train": share}
+    sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
+    if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
+        raise ValueError(
+            f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
+            f"training see equally many samples at a time: a device samples {sizes['sample']} and "
+            f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
+        )
+
+
+def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
+    """A reward may compare the images of a group, so a microbatch holds whole ones."""
+    size = score_microbatch(config)
+    for name, task in config.tasks.items():
+        if 0 < size < config.batch_size // devices and size % task.group_size:
+            raise ValueError(
+                f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
+                f"{task.group_size}, or 0 to be chosen."
+            )
+
+
+def check_task_prompts(
+    name: str, config: ml_collections.ConfigDict, source: prompts.PromptSource, reward: Reward
+) -> None:
+    """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
+
+    Raises:
+      ValueError: the reward refuses one; the message names the task.
+    """
+    task = config.tasks[name]
+    drawn = config.iterations * (config.batch_size // task.group_size)
+    try:
+        check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
+    except ValueError as error:
+        raise ValueError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None

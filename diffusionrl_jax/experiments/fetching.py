@@ -1,0 +1,262 @@
+"""What a config names: looked for all at once, and brought here, before any of it is opened."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+from diffusionrl_jax.data import hub_files, prompt_sources, sources
+from diffusionrl_jax.data.files import (
+    as_path,
+    in_bucket,
+    partial_path,
+    readable_size,
+    remove_partials,
+    resolve,
+    write_whole,
+)
+from diffusionrl_jax.data.hub_files import Held, Need
+from diffusionrl_jax.distributed import processes
+from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.rewards import folders
+from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
+
+MODEL, PROMPTS, PICTURES = "model", "prompts", "pictures"
+PICTURE_FOLDERS = ("array_record", "latents")
+EMOJI = "emoji:"
+COPY_BYTES = 2**24
+# Beside what was copied, when it was copied whole.
+MARK_FILE = "fetched.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Something that a config names.
+
+    Attributes:
+      kind: `MODEL`, `PROMPTS`, `PICTURES`, or whose reward's folder it is.
+      name: as the config has it.
+      fields: of the config, that name it.
+    """
+
+    kind: str
+    name: str
+    fields: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """Something that a config names and that came from the hub.
+
+    Attributes:
+      named: by which name.
+      held: where it is here.
+    """
+
+    named: Named
+    held: Held
+
+
+def _fields(
+    config: ml_collections.ConfigDict, for_training: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and field of all that is opened when a config is trained, or only evaluated."""
+    yield MODEL, config.model, "config.model"
+    if for_training:
+        for name, task in config.tasks.items():
+            yield from _scorer_fields(task.scorer, f"config.tasks.{name}.scorer")
+            yield PROMPTS, task.prompts, f"config.tasks.{name}.prompts"
+        if config.pretraining.weight:
+            yield PICTURES, config.pretraining.pictures, "config.pretraining.pictures"
+    evaluation = config.evaluation
+    for name, chosen in evaluation.sets.items():
+        yield PROMPTS, chosen.prompts, f"config.evaluation.sets.{name}.prompts"
+    used = {name for chosen in evaluation.sets.values() for name in chosen.scorers}
+    for name, scorer in evaluation.scorers.items():
+        if name in used:
+            yield from _scorer_fields(scorer, f"config.evaluation.scorers.{name}")
+
+
+def _scorer_fields(scorer, field: str) -> Iterator[tuple[str, str, str]]:
+    if scorer.reward == WEIGHTED_SUM:
+        for name, part in scorer.options.scorers.items():
+            yield from _scorer_fields(part, f"{field}.options.scorers.{name}")
+    else:
+        yield scorer.reward, scorer.path, f"{field}.path"
+
+
+def list_named(config: ml_collections.ConfigDict, for_training: bool = True) -> list[Named]:
+    """All that a config names, each once; arguments as of `bring`."""
+    fields: dict[tuple[str, str], list[str]] = {}
+    for kind, name, field in _fields(config, for_training):
+        if field not in (known := fields.setdefault((kind, name), [])):
+            known.append(field)
+    return [Named(*key, tuple(names)) for key, names in fields.items()]
+
+
+def _is_on_hub(named: Named) -> bool:
+    if named.kind == MODEL:
+        return bool(named.name) and hub.is_hub_id(named.name, named.fields[0])
+    if named.kind == PROMPTS:
+        return _prompt_source(named).kind == prompt_sources.HUB
+    # Of no kind else but a reward with a folder.
+    return folders.is_hub_id(named.kind, named.name)
+
+
+def _describe(named: Named) -> Need | None:
+    if named.kind == MODEL:
+        return hub.describe(named.name)
+    if named.kind == PROMPTS:
+        return prompt_sources.describe_hub_file(_prompt_source(named))
+    return folders.describe(named.kind, named.name)
+
+
+def _prompt_source(named: Named) -> sources.Source:
+    return sources.parse(named.name, (EMOJI.removesuffix(":"), *prompt_sources.KINDS))
+
+
+def _missing(named: Named) -> str:
+    """What is wrong with the path of something that is not on the hub; "" if nothing is."""
+    try:
+        if named.kind == MODEL and named.name:
+            hub.locate(named.name, named.fields[0])
+        elif named.kind == PROMPTS and not (source := _prompt_source(named)).kind:
+            sources.find_files(source.name)
+        elif named.kind == PICTURES:
+            source = sources.parse(named.name, PICTURE_FOLDERS)
+            if source.kind and not as_path(source.name, source.kind).exists():
+                return f"{named.fields[0]}: there is no folder {source.name}; docs/data.md."
+        elif named.kind in folders.LAYOUTS and not (
+            named.name and resolve(named.name, named.fields[0]).exists()
+        ):
+            return (
+                f"{named.fields[0]}: {named.name or 'the empty path'} does not exist: give "
+                f"{named.kind}'s folder, or a Hugging Face hub id; docs/reward_models.md."
+            )
+    except FileNotFoundError as error:
+        return f"{named.fields[0]}: {error}"
+    return ""
+
+
+def bring(
+    config: ml_collections.ConfigDict, for_training: bool = True, only_hub: bool = False
+) -> list[Fetched]:
+    """Has all that a config names here: fetches and converts what is not, once.
+
+    Of several processes each does so, into its own machine's cache; those that share one take
+    turns. That they all have the same revisions is made sure of.
+
+    Args:
+      config: see `configs/common.py`.
+      for_training: whether what is trained with is needed, too, beside what is evaluated with.
+      only_hub: whether folders and files that the config names by a path may be missing here.
+
+    Returns:
+      What came from the hub, now or earlier.
+
+    Raises:
+      FileNotFoundError: lists all that is missing, before anything large is fetched.
+      OSError, ValueError: see `hub_files.fetch` and `conversion.convert`.
+    """
+    everything = list_named(config, for_training)
+    on_hub = [named for named in everything if _is_on_hub(named)]
+    others = () if only_hub else (named for named in everything if named not in on_hub)
+    missing = [text for named in others if (text := _missing(named))]
+    needs = [need for named in on_hub if (need := _describe(named)) is not None]
+    hub_files.fetch(needs, missing)
+    fetched = [Fetched(named, _hold(named)) for named in on_hub]
+    for line in describe(fetched):
+        logging.info("The config names %s.", line)
+    _check_same_everywhere(fetched)
+    return fetched
+
+
+def _hold(named: Named) -> Held:
+    if named.kind in (MODEL, PROMPTS):
+        (held,) = hub_files.fetch([_describe(named)])
+        return held
+    return folders.hold(named.kind, named.name)
+
+
+def describe(fetched: Sequence[Fetched]) -> list[str]:
+    """A line for each thing, with its repository, revision, size and place, for people to read."""
+    different = {(each.held.repository, each.held.folder): each.held for each in fetched}
+    return [
+        f"{held.repository} at revision {held.revision[:12]}, {readable_size(held.size)} in "
+        f"{held.folder}"
+        for held in different.values()
+    ]
+
+
+def _check_same_everywhere(fetched: Sequence[Fetched]) -> None:
+    revisions = [(each.named.name, each.held.revision) for each in fetched]
+    digest = hashlib.sha256(repr(revisions).encode()).digest()[:4]
+    if len(set(processes.gather(np.frombuffer(digest, np.uint32)).ravel().tolist())) > 1:
+        raise ValueError(
+            "The processes have different revisions of what the config names in their caches, as "
+            "the log of each says: remove the older ones, or fetch into a folder that all can "
+            "read (`python -m diffusionrl_jax.fetch --output=FOLDER`) and train from there."
+        )
+
+
+def copy(fetched: Sequence[Fetched], output: str) -> list[str]:
+    """Copies what was fetched to a folder; what is there whole is left as it is.
+
+    Args:
+      fetched: from `bring`.
+      output: a folder, local or remote.
+
+    Returns:
+      The flags with which a config takes everything from there, not quoted.
+    """
+    overrides = []
+    for each in fetched:
+        named, held = each.named, each.held
+        # One folder for each kind and name, whose characters every file system takes.
+        place = named.name.partition("?")[0].replace("/", "--").replace(":", "--")
+        target = epath.Path(output) / named.kind / place
+        _copy_whole(held, target)
+        value = str(target)
+        if named.kind == PROMPTS:
+            _, question, options = named.name.partition("?")
+            value = f"{target / held.files[0]}{question}{options}"
+        overrides += [f"--{field}={value}" for field in named.fields]
+    return overrides
+
+
+def _copy_whole(held: Held, target: epath.Path) -> None:
+    sizes = {name: (held.folder / name).stat().st_size for name in held.files}
+    origin = {"repository": held.repository, "revision": held.revision, "files": sizes}
+    mark = target / MARK_FILE
+    if mark.exists():
+        if mark.read_text() == _as_text(origin) and _sizes(target, sizes) == sizes:
+            logging.info("%s is there already.", target)
+            return
+        mark.unlink()
+    for folder in {(target / name).parent for name in held.files}:
+        remove_partials(folder)
+    logging.info("Copying %s to %s.", readable_size(sum(sizes.values())), target)
+    for name in held.files:
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # In a bucket a file appears when it is complete.
+        partial = file if in_bucket(file) else partial_path(file)
+        with (held.folder / name).open("rb") as read, partial.open("wb") as written:
+            shutil.copyfileobj(read, written, COPY_BYTES)
+        if partial != file:
+            partial.replace(file)
+    write_whole(mark, _as_text(origin).encode())
+
+
+def _as_text(origin: dict) -> str:
+    return json.dumps(origin, indent=2) + "\n"
+
+
+def _sizes(folder: epath.Path, names: Sequence[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().length for name in names if (folder / name).exists()}

@@ -1,0 +1,274 @@
+"""What an experiment takes on each chip, by arithmetic on its config: a model.
+
+It compiles and traces nothing. Of what is on a disk it reads configs and the heads of weights'
+files; for what is not, the published checkpoint's sizes are taken.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.models.folders import hub, published, tensor_files
+from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
+from diffusionrl_jax.models.stable_diffusion import arithmetic
+from diffusionrl_jax.models.stable_diffusion import supported as model_configs
+from diffusionrl_jax.models.stable_diffusion.arithmetic import Network
+from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM, is_on_host
+
+FLOAT = 4  # bytes
+IMAGES_OF_A_REWARD = 16  # What a reward network holds of an image, by the bytes of it, at most.
+OWLV2_IMAGE = 2.5 * 2**30  # It attends from 3,601 tokens to as many, in float32.
+# Of LoRA: factors by the UNet's parameters and the rank; and bytes of the gradients of the kernels
+# that they change, by the UNet's parameters.
+FACTORS, CHANGED = 1 / 4000, 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of an experiment.
+
+    Attributes:
+      parameters: numbers of the model's, by network ("unet", "vae", "text_encoder").
+      trained: number of those that are trained.
+      copies: how many float32 numbers the train state has for each.
+      rewards: number of parameters of each task's reward.
+      judges: of all that evaluation scores by, and no task does.
+      rewarded: bytes that scoring an image takes, of each task.
+      network: the UNet's blocks.
+      passes: of the UNet for a sample.
+      itemsize: bytes of what the UNet computes in.
+      kernel: whether attention to many tokens is a kernel that holds no probabilities.
+      latent, image, text: bytes of one of them; of the text for all passes.
+      decoded: bytes that decoding an image takes.
+      steps: that a sample is trained on.
+      tasks: how many.
+      pretrains, near_base, lora, on_host: whether there are the pretraining loss, the KL to the
+        base model, LoRA, rewards on the host.
+      split_frozen: as `config.mesh.split_frozen`.
+    """
+
+    parameters: Mapping[str, int]
+    trained: int
+    copies: int
+    rewards: tuple[int, ...]
+    judges: int
+    rewarded: tuple[float, ...]
+    network: Network
+    passes: int
+    itemsize: int
+    kernel: bool
+    latent: int
+    image: int
+    text: int
+    decoded: float
+    steps: int
+    tasks: int
+    pretrains: bool
+    near_base: bool
+    lora: bool
+    on_host: bool
+    split_frozen: bool
+
+
+def _model(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    """The configs and the numbers of parameters of a folder, here or on the hub."""
+    if not name:
+        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
+    folder = assets.resolve(name)
+    known = {repository: short for short, repository in published.HUB_IDS.items()}
+    if not folder.exists() and (short := known.get(name, name)) in published.CONFIGS:
+        return published.CONFIGS[short], published.PARAMETERS[short]
+    folder = hub.locate(folder)
+    names = NETWORKS_XL if (folder / SECOND).exists() else NETWORKS
+    configs = {name: tensor_files.read_json(folder / name / "config.json") for name in names}
+    stored = tensor_files.open_networks({folder / name: STEMS[name] for name in names})
+    counted = {name: _count(tensors) for name, tensors in stored.items()}
+    counted["text_encoder"] += counted.pop(SECOND, 0)
+    return configs, counted
+
+
+def _count(tensors: Mapping[str, Any]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def _reward(scorer: ml_collections.ConfigDict) -> int:
+    """Parameters of a reward."""
+    if scorer.reward == WEIGHTED_SUM:
+        return sum(map(_reward, scorer.options.scorers.values()))
+    if scorer.reward == HOST_REWARD or not scorer.path:
+        return 0
+    folder = assets.resolve(scorer.path)
+    if folder.exists():
+        return sum(_count(tensor_files.read_header(file)) for file in folder.glob("*.safetensors"))
+    return published.REWARD_PARAMETERS.get("owlv2" if _is_owlv2(scorer) else scorer.reward, 0)
+
+
+def _is_owlv2(scorer: ml_collections.ConfigDict) -> bool:
+    if scorer.reward == WEIGHTED_SUM:
+        return any(map(_is_owlv2, scorer.options.scorers.values()))
+    return scorer.reward == "detection" and "owlv2" in scorer.path.lower()
+
+
+def _judges(config: ml_collections.ConfigDict) -> int:
+    """Parameters of the scorers that `Evaluator` opens beside the tasks'."""
+    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
+    total = 0
+    for chosen in config.evaluation.sets.values():
+        for name in chosen.scorers:
+            scorer = config.evaluation.scorers.get(name)
+            if scorer is None:  # `Evaluator` says so.
+                continue
+            if (key := (scorer.to_dict(), chosen.group_size)) not in opened:
+                opened.append(key)
+                total += _reward(scorer)
+    return total
+
+
+def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
+    """Of a config.
+
+    Args:
+      config: see `configs/common.py`.
+      kernel: whether `config.attention` "auto" is the kernel for TPUs.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model, or it is not supported.
+    """
+    configs, parameters = _model(config.model)
+    unet, vae = configs["unet"], configs["vae"]
+    model_configs.check_unet(unet)
+    texts = [configs[name] for name in ("text_encoder", SECOND) if name in configs]
+    tokens = texts[0].get("max_position_embeddings", 77)
+    itemsize = jnp.dtype(config.dtype).itemsize
+    passes = 1 if config.sampler.guidance_scale == 1 else 2
+    latent_pixels = unet["sample_size"] ** 2
+    pixels = latent_pixels * 4 ** (len(vae["block_out_channels"]) - 1)
+    image = FLOAT * 3 * pixels
+    rank = (config.get("lora") or {}).get("rank", 0)
+    trained = int(parameters["unet"] * rank * FACTORS) if rank else parameters["unet"]
+    on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
+    ahead = on_host and config.overlap_scoring
+    return Sizes(
+        parameters=parameters,
+        trained=trained,
+        copies=3 + bool(config.ema_decay) + ahead,
+        rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
+        judges=_judges(config),
+        rewarded=tuple(
+            OWLV2_IMAGE if _is_owlv2(task.scorer) else image * IMAGES_OF_A_REWARD
+            for task in config.tasks.values()
+        ),
+        network=arithmetic.network(unet, tokens),
+        passes=passes,
+        itemsize=itemsize,
+        kernel=kernel if config.attention == "auto" else config.attention == "splash",
+        latent=FLOAT * unet["in_channels"] * latent_pixels,
+        image=image,
+        text=itemsize * passes * tokens * unet["cross_attention_dim"],
+        decoded=arithmetic.decoder(vae, pixels, itemsize),
+        steps=config.timesteps_per_iteration,
+        tasks=len(config.tasks),
+        pretrains=bool(config.pretraining.weight),
+        near_base=checks.kl_weight(config) > 0,
+        lora=bool(rank),
+        on_host=on_host,
+        split_frozen=config.mesh.get("split_frozen", True),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How an experiment is divided over chips, and over time.
+
+    Attributes:
+      chips: how many.
+      share: samples of a task on each chip.
+      fsdp: over how many chips large parameters are split.
+      sample, decode, score, train: samples of a chip at a time.
+      remat: as `config.remat`, but not "auto".
+    """
+
+    chips: int
+    share: int
+    fsdp: int
+    sample: int
+    decode: int
+    score: int
+    train: int
+    remat: str
+
+
+def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
+    """Bytes that each chip holds throughout: parameters, the train state, the latents of pictures.
+
+    Args:
+      sizes, division, trains: as of `needed`.
+    """
+    frozen_split = division.fsdp if sizes.split_frozen else 1
+    unet = sizes.parameters["unet"]
+    frozen = sizes.parameters["text_encoder"] + sizes.parameters["vae"]
+    frozen += sum(sizes.rewards) + sizes.judges
+    # A checkpoint's parameters, where it is not trained, beside those that it started from.
+    state = sizes.copies * sizes.trained if trains else unet
+    pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
+    return FLOAT * (state + unet) / division.fsdp + FLOAT * frozen / frozen_split + pictures
+
+
+def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:
+    """Bytes on each chip in each phase of an iteration; "whole step" is all of it as one program.
+
+    Args:
+      sizes: of the experiment.
+      division: how it is divided.
+      trains: whether it is trained, or only sampled and scored.
+    """
+    always, share = held(sizes, division, trains), division.share
+    is_split, is_cast = division.fsdp > 1, sizes.itemsize < FLOAT
+    # Split parameters are whole where they are used, the UNet's kernels in what they are computed
+    # in. Where they are whole already the compiler casts them before the loop.
+    whole = lambda number: FLOAT * number if is_split and sizes.split_frozen else 0
+    cast_anyway = lambda number: sizes.itemsize * number if is_cast else 0
+    unet, text_encoder = sizes.parameters["unet"], sizes.parameters["text_encoder"]
+    cast = sizes.itemsize * unet if is_split else cast_anyway(unet)
+    cast_text = whole(text_encoder) or cast_anyway(text_encoder)
+
+    samples = share * sizes.tasks if trains else division.sample
+    drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
+    forward = sizes.passes * sizes.network.forward(sizes.itemsize, sizes.kernel)
+    sampling = min(division.sample, samples) * forward
+    # What the loop over microbatches leaves is put in order once more.
+    phases = {"sample": always + cast + cast_text + sampling + 2 * drawn}
+
+    in_parts = trains and division.score < share and not sizes.on_host
+    scored = min(division.score, share if trains else samples)
+    images = (scored if in_parts else samples) * sizes.image
+    decoding = min(division.decode, samples) * sizes.decoded
+    rewarding = scored * max(sizes.rewarded, default=0)
+    networks = whole(sizes.parameters["vae"]) + whole(max(sizes.rewards, default=0))
+    phases["score"] = always + drawn + networks + 2 * images + max(decoding, rewarding)
+    if not trains:
+        return phases
+
+    count = sizes.tasks * sizes.steps + sizes.pretrains
+    updates = count * share * (2 + sizes.near_base) * sizes.latent
+    text = share * (sizes.tasks + sizes.pretrains) * sizes.text
+    captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
+    reference = cast + min(division.train, share) * forward if sizes.near_base else 0
+    phases["prepare"] = always + drawn + updates + text + max(captions, reference)
+
+    # Of several microbatches the whole gradient is added up; of one it is split as it is made.
+    whole_gradient = sizes.trained if division.train < share else sizes.trained / division.fsdp
+    gradient = CHANGED * unet if sizes.lora else FLOAT * whole_gradient
+    backward = sizes.network.backward(division.remat, sizes.itemsize, sizes.kernel)
+    activations = min(division.train, share) * sizes.passes * backward
+    one = share * (3 * sizes.latent + sizes.text)
+    phases["update"] = always + updates + text + one + cast + gradient + activations
+    # One program frees the samples later, and keeps the cast parameters of both loops.
+    phases["whole step"] = phases["update"] + drawn + cast
+    return phases

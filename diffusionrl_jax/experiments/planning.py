@@ -1,0 +1,382 @@
+"""Chooses how an experiment is divided over the chips that are there, by arithmetic.
+
+Of `config.mesh.fsdp`, `config.microbatch.*` and `config.remat` what is 0 or "auto" is chosen from
+the number of chips and their memory, by the model of `experiments/memory.py`; what a user sets is
+obeyed. None of them says what is computed, beyond rounding. On CPUs all is done at once but for
+sampling, as long as the machine has room for that.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import AbstractMesh
+
+from diffusionrl_jax.distributed import chips, processes
+from diffusionrl_jax.distributed.mesh import BATCH_AXES
+from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiments import checks, memory
+from diffusionrl_jax.experiments.memory import Division, Sizes
+
+GIB = 2**30
+MICROBATCHES = ("sample", "decode", "score", "train")
+# Of the memory, what a plan uses if it can: the model is a few percent off.
+USED = 0.94
+# More chips than these share parameters only where they have to.
+FSDP = 16
+# Of the memory, what a state that is not split may take.
+WHOLE_STATE = 1 / 16
+# Samples at a time beyond which a UNet of Stable Diffusion's size gains nothing, and below which it
+# reads its parameters more often than it should; smaller networks take more.
+MOST, FEWEST = 8, 4
+USUAL_VALUES = 64 * 64 * 320
+# Of the memory, what the images of one microbatch may take while they are scored, or decoded.
+SCORED, DECODED = 1 / 8, 1 / 6
+ON_A_CPU = 20  # In small pieces it samples faster.
+LORA_RANK = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What an experiment runs on.
+
+    Attributes:
+      count: of chips.
+      kind: their name.
+      platform: "tpu", "gpu" or "cpu".
+      memory: bytes that each leaves to a program; None if that is not known.
+    """
+
+    count: int
+    kind: str
+    platform: str
+    memory: float | None
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.kind} chip{'s' if self.count > 1 else ''}"
+
+
+def devices_here() -> Devices:
+    """The devices of this program; every process is told of the least memory."""
+    first = jax.devices()[0]
+    found = [chips.memory_of_device(device) for device in jax.local_devices()]
+    least = math.nan if None in found else min(found)
+    least = float(processes.gather(np.array(least)).min())
+    known = None if math.isnan(least) else least
+    platform = "gpu" if first.platform in ("cuda", "rocm") else first.platform
+    return Devices(jax.device_count(), first.device_kind, platform, known)
+
+
+def devices_of_topology(topology: str) -> Devices:
+    """The chips of a topology such as v5e:4x4, or of GPUs such as h100-80gb:8.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    chip = chips.of_topology(topology)
+    kind, _, shape = topology.partition(":")
+    sides = shape.split("x")
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise ValueError(f"The topology {topology!r} is not of the form v5e:4x4.")
+    platform = "tpu" if kind in chips.TPUS else "gpu"
+    return Devices(math.prod(map(int, sides)), kind, platform, chip.memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A choice, and what it takes.
+
+    Attributes:
+      devices: that it was made for.
+      division: the choice.
+      split: whether an iteration takes one program a phase, since as one it would not fit.
+      memory: bytes that each chip needs at the fullest; a model.
+      phase: where that is.
+    """
+
+    devices: Devices
+    division: Division
+    split: bool
+    memory: float
+    phase: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room by the model."""
+        return self.devices.memory is None or self.memory <= self.devices.memory
+
+    def __str__(self) -> str:
+        at_once, share = self.division.train, self.division.share
+        batches = "all samples at once" if at_once >= share else f"microbatches of {at_once}"
+        remat = "" if self.division.remat == "none" else f", remat {self.division.remat}"
+        text = f"fsdp {self.division.fsdp}, {batches}{remat}: {self.memory / GIB:.1f}"
+        if self.devices.memory is not None:
+            text += f" of {self.devices.memory / GIB:.4g}"
+        return f"{text} GiB a chip"
+
+    def to_json(self) -> dict:
+        """For config.json."""
+        return dataclasses.asdict(self)
+
+
+def usual_split(count: int) -> int:
+    """Over how many of so many chips parameters are split where the memory asks for no more."""
+    return largest_divisor(count, min(FSDP, count))
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
+    """Values of fsdp, the best first."""
+    if config.mesh.fsdp:
+        return [config.mesh.fsdp]
+    divisors = _divisors(devices.count)
+    state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.parameters["unet"])
+    usual = usual_split(devices.count)
+    more = [number for number in divisors if number > usual]
+    small = devices.memory is None or state <= WHOLE_STATE * devices.memory
+    if devices.platform == "cpu" or small:
+        return [1, *(number for number in (usual, *more) if number > 1)]
+    return [usual, *more]
+
+
+def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
+    """Pairs of remat and samples to train on at a time, the best first."""
+    set_by_user = config.microbatch.train
+    if not set_by_user and config.dtype != "float32":
+        set_by_user = config.microbatch.sample  # One number, or they would round differently.
+    block = sizes.network.parts[0][0]
+    values = max(1, block.read)
+    most = max(MOST, MOST * USUAL_VALUES // values)
+    counts = [size for size in _divisors(share) if size <= most][::-1]
+    few = [size for size in counts if size < min(FEWEST, counts[0])]
+    many = [size for size in counts if size not in few]
+    if set_by_user:
+        few, many = [], [set_by_user]
+    policies = ["none", "blocks", "full"] if config.remat == "auto" else [config.remat]
+    for sizes_tried in (many, few):
+        # Nothing recomputed gains more than more samples at a time.
+        yield from itertools.product(policies, sizes_tried)
+
+
+def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
+    """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
+    if chosen := checks.score_microbatch(config):
+        return chosen
+    groups = math.lcm(*(task.group_size for task in config.tasks.values()))
+    possible = [size for size in _divisors(share) if size % groups == 0] or [share]
+    of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
+    room = SCORED * devices.memory / of_image
+    return max((size for size in possible if size <= room), default=min(possible))
+
+
+def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) -> int:
+    if chosen := config.microbatch.decode:
+        return chosen
+    among = scored if scored < share else sizes.tasks * share
+    room = int(DECODED * devices.memory / sizes.decoded)
+    return largest_divisor(among, max(1, min(room, among)))
+
+
+def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
+    """All at once, but for sampling."""
+    total = sizes.tasks * share
+    if config.dtype == "float32":
+        sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
+        train = max(share, ON_A_CPU)
+    else:
+        sample = train = largest_divisor(share, ON_A_CPU) if share > ON_A_CPU else share
+    chosen = config.microbatch
+    if config.dtype != "float32":
+        sample, train = chosen.train or sample, chosen.sample or train
+    return Division(
+        chips=devices.count,
+        share=share,
+        fsdp=config.mesh.fsdp or 1,
+        sample=chosen.sample or sample,
+        decode=chosen.decode or max(total, ON_A_CPU),
+        score=checks.score_microbatch(config) or max(share, ON_A_CPU),
+        train=chosen.train or train,
+        remat=checks.remat(config),
+    )
+
+
+def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
+    """Choices that what is set allows, the best first."""
+    share = max(1, config.batch_size // devices.count)
+    if devices.platform == "cpu":
+        yield _on_a_cpu(config, sizes, devices, share)
+    scored = _scored(config, sizes, devices, share)
+    decoded = _decoded(config, sizes, devices, share, scored)
+    for (remat, size), fsdp in itertools.product(
+        _pairs(config, sizes, share), _splits(config, sizes, devices)
+    ):
+        yield Division(
+            chips=devices.count,
+            share=share,
+            fsdp=fsdp,
+            # One number of both, where a task's samples are trained on all at once too.
+            sample=config.microbatch.sample or min(size, share),
+            decode=decoded,
+            score=scored,
+            train=size,
+            remat=remat,
+        )
+
+
+def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bool) -> Plan:
+    """What a division takes, as one program where that is possible."""
+    needed = memory.needed(sizes, division, trains)
+    whole = needed.pop("whole step", 0)
+    phase = max(needed, key=needed.get)
+    split = devices.platform == "cpu" or sizes.on_host or config.execution == "split"
+    if config.execution == "auto" and devices.memory is not None:
+        split |= whole > USED * devices.memory
+    if not split and whole > needed[phase]:
+        return Plan(devices, division, split, whole, "whole step")
+    return Plan(devices, division, split, needed[phase], phase)
+
+
+def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = True) -> Plan:
+    """The best division that fits; the one that needs least where none does.
+
+    Args:
+      config: see `configs/common.py`; what is set there is kept.
+      devices: what it is to run on.
+      trains: whether it is to be trained, or only sampled and scored.
+
+    Raises:
+      ValueError: something is to be chosen, and the chips' memory is not known.
+      ValueError, FileNotFoundError: as `config_checks.check_experiment` and `memory.sizes`.
+    """
+    if devices.memory is None and _is_automatic(config):
+        raise ValueError(
+            f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "
+            "config.mesh.fsdp, config.microbatch.sample, decode, score and train, and config.remat."
+        )
+    if trains:
+        mesh = AbstractMesh((devices.count, 1), BATCH_AXES)
+        checks.check_experiment(config, mesh)
+    sizes = memory.sizes(config, kernel=devices.platform == "tpu")
+    room = math.inf if devices.memory is None else USED * devices.memory
+    plans = []
+    for division in _divisions(config, sizes, devices):
+        plan = _plan(config, sizes, devices, division, trains)
+        if plan.memory <= room:
+            return plan
+        plans.append(plan)
+    return min(plans, key=lambda plan: plan.memory)
+
+
+def _is_automatic(config: ml_collections.ConfigDict) -> bool:
+    """Whether anything is left to the plan."""
+    sizes = [config.microbatch.get(name, 0) for name in MICROBATCHES]
+    return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
+
+
+def resolve(
+    config: ml_collections.ConfigDict,
+    devices: Devices | None = None,
+    *,
+    trains: bool = True,
+    refuse: bool = True,
+) -> tuple[ml_collections.ConfigDict, Plan]:
+    """Puts a plan in place of what a config leaves open.
+
+    Args:
+      config: see `configs/common.py`; it is not changed.
+      devices: what it is to run on; None for those that are here.
+      trains: as of `choose`.
+      refuse: whether what does not fit is an error, where anything is left open and the devices are
+        no CPUs; else it is a warning, and the plan is the one that needs least.
+
+    Returns:
+      A config with nothing left open, and the plan.
+
+    Raises:
+      ValueError: it does not fit, and what would.
+      ValueError, FileNotFoundError: as `choose`.
+    """
+    devices = devices or devices_here()
+    plan = choose(config, devices, trains)
+    if not plan.fits:
+        message = _too_large(config, devices, plan, trains)
+        # What a user sets is obeyed, and a CPU can swap.
+        if refuse and _is_automatic(config) and devices.platform != "cpu":
+            raise ValueError(message)
+        logging.warning("%s", message)
+    return _filled(config, plan), plan
+
+
+def _filled(config: ml_collections.ConfigDict, plan: Plan) -> ml_collections.ConfigDict:
+    filled, division = config.copy_and_resolve_references(), plan.division
+    with filled.unlocked():
+        filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
+        for name in MICROBATCHES:
+            filled.microbatch[name] = getattr(division, name)
+        if plan.split and plan.devices.platform != "cpu":
+            filled.execution = "split"
+    return filled
+
+
+def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[str, int], Plan]:
+    """The least change with which a config fits, and the plan of that.
+
+    Args:
+      config: see `configs/common.py`.
+      devices: what it is to run on.
+
+    Returns:
+      Fields to change, by dotted names: none where it fits as it is, or by none that are known.
+    """
+    plan = choose(config, devices)
+    if plan.fits:
+        return {}, plan
+    for changes in _mends(config, devices):
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.update_from_flattened_dict(changes)
+        if (fitting := choose(changed, devices)).fits:
+            return changes, fitting
+    return {}, plan
+
+
+def _too_large(
+    config: ml_collections.ConfigDict, devices: Devices, plan: Plan, trains: bool
+) -> str:
+    """What does not fit, and what would."""
+    text = (
+        f"{config.model} with the tasks {', '.join(config.tasks)} does not fit {devices}, by a "
+        f"model of the memory: it takes {plan} in {plan.phase}, at least. Take more chips"
+    )
+    changes, fitting = propose(config, devices) if trains else ({}, plan)
+    if changes:
+        mend = " ".join(f"--config.{name}={value}" for name, value in changes.items())
+        text += f", or {mend} ({fitting.memory / GIB:.1f} GiB a chip)"
+    filled = _filled(config, plan)
+    sizes = " ".join(
+        f"--config.microbatch.{name}={filled.microbatch[name]}" for name in MICROBATCHES
+    )
+    return (
+        f"{text}. To try it all the same, set what the plan would choose: "
+        f"--config.mesh.fsdp={filled.mesh.fsdp} {sizes} --config.remat={filled.remat}"
+    )
+
+
+def _mends(config: ml_collections.ConfigDict, devices: Devices) -> Iterator[dict[str, int]]:
+    """Changes to a config that make it smaller, the least first: LoRA, then smaller batches."""
+    lora = {} if (config.get("lora") or {}).get("rank", 0) else {"lora.rank": LORA_RANK}
+    if lora:
+        yield lora
+    unit = math.lcm(devices.count, *(task.group_size for task in config.tasks.values()))
+    size = config.batch_size // 2 // unit * unit
+    while size:
+        yield lora | {"batch_size": size}
+        size = size // 2 // unit * unit

@@ -1,0 +1,66 @@
+"""What a pipeline's folder has beside the networks that draw: a safety checker, and its input.
+
+They are neither trained nor run here, and taken along so that an export is as whole as its base.
+"""
+
+from absl import logging
+from etils import epath
+
+from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.folders.networks import with_dtype
+from diffusionrl_jax.models.folders.tensor_files import open_networks, write_json
+
+COMPANIONS = ("safety_checker", "feature_extractor")
+STEM = "model"
+
+
+def copy_companions(base: epath.Path, path: epath.Path, dtype: str) -> dict[str, object]:
+    """Copies the companions that a folder has; a warning names one that it lacks the files of.
+
+    Args:
+      base: a folder in diffusers' layout.
+      path: the folder to write.
+      dtype: what weights are stored as; see `weights.write_safetensors`.
+
+    Returns:
+      The fields of model_index.json that speak of what was copied.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is damaged or a shard is missing; see
+        `tensor_files.open_networks`.
+    """
+    index = base / "model_index.json"
+    pipeline = read_json(index) if index.exists() else {}
+    # A pipeline without one has [null, null].
+    named = [name for name in COMPANIONS if any(pipeline.get(name) or ())]
+    copied = {name: pipeline[name] for name in named if _copy(base / name, path / name, dtype)}
+    if "safety_checker" in copied:
+        copied["requires_safety_checker"] = pipeline.get("requires_safety_checker", True)
+    return copied
+
+
+def _copy(source: epath.Path, target: epath.Path, dtype: str) -> bool:
+    """Copies a folder of JSON and perhaps weights; whether it had all that it takes."""
+    files = {file.name: file for file in source.iterdir()} if source.exists() else {}
+    is_network = "config.json" in files
+    if not files or (is_network and not any(name.endswith(".safetensors") for name in files)):
+        missing = "safetensors weights" if files else "files"
+        logging.warning(
+            "Left out: the pipeline names a %s, but there are no %s in %s. Put them there, and "
+            "export again, if it is needed.",
+            source.name,
+            missing,
+            source,
+        )
+        return False
+    for name, file in files.items():
+        if name.endswith(".json") and ".index." not in name:
+            fields = read_json(file)
+            if name == "config.json":
+                fields = with_dtype(fields, dtype)
+            write_json(target / name, fields)
+    if is_network:
+        tensors = open_networks({source: STEM})[source.name]
+        weights.write_safetensors(target / f"{STEM}.safetensors", tensors, dtype)
+    return True

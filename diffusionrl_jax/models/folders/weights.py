@@ -1,0 +1,357 @@
+"""Published PyTorch checkpoints as Flax parameters and back: one name-and-layout mapping.
+
+The mapping is computed from the Flax side only: a parameter's path in the Flax tree determines its
+PyTorch name, and its leaf name and rank determine its layout. Reading looks every name up,
+exporting writes every name out, so the two are inverse to each other by construction:
+
+    Flax path                               PyTorch name                        layout
+    down_blocks_0/resnets_0/conv1/kernel    down_blocks.0.resnets.0.conv1.weight
+                                                                                HWIO <-> OIHW
+    mid_block/attentions_0/proj_in/kernel   mid_block.attentions.0.proj_in.weight
+                                                                                [I, O] <-> [O, I]
+    conv_norm_out/scale                     conv_norm_out.weight                as it is
+    token_embedding/embedding               token_embedding.weight              as it is
+
+Nothing here imports torch, and nothing is ever unpickled.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
+from diffusionrl_jax.models.folders.tensor_files import read_header, some
+
+Parameters = Mapping[str, Any]
+Path = tuple[str, ...]
+Rename = Callable[[str], str]
+Tensor = np.ndarray | StoredTensor
+
+# Buffers that older checkpoints store beside the weights; Flax computes them.
+BUFFERS = (r"(^|\.)position_ids$",)
+
+WEIGHTS_LEAVES = ("kernel", "scale", "embedding")
+
+
+def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
+    """Reads every tensor of a safetensors file.
+
+    Args:
+      path: a local or remote (`gs://`) file.
+      upcast: floating tensors become float32, whatever they are stored as; integers stay.
+
+    Returns:
+      PyTorch name -> array, in PyTorch's layout.
+
+    Raises:
+      FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
+      ValueError: the file is truncated or corrupt, holds a dtype that is not supported, or a number
+        that is not finite, or not in float32.
+    """
+    state = {name: np.asarray(tensor) for name, tensor in read_header(path).items()}
+    if upcast:
+        state = {
+            name: _cast(tensor, np.float32, name, path) if _is_floating(tensor) else tensor
+            for name, tensor in state.items()
+        }
+    return state
+
+
+def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float32") -> None:
+    """Writes tensors as a safetensors file that PyTorch libraries open.
+
+    Args:
+      path: the file to write, local or remote; its folder is made.
+      state: PyTorch name -> array in PyTorch's layout.
+      dtype: "float32", "float16" or "bfloat16", for the floating tensors.
+
+    Raises:
+      ValueError: a finite value that float16 cannot hold, or an unknown dtype.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
+    target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    tensors = {}
+    for name, tensor in state.items():
+        tensor = np.asarray(tensor)
+        if _is_floating(tensor):
+            with np.errstate(over="ignore"):
+                stored = tensor.astype(target)
+            if np.isinf(stored).sum() > np.isinf(tensor).sum():
+                raise ValueError(
+                    f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
+                )
+            tensor = stored
+        # safetensors reads raw memory and does not look at strides. (ascontiguousarray would make
+        # a vector of a scalar.)
+        tensors[name] = np.asarray(tensor, order="C")
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # transformers refuses a file without this entry.
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+
+
+def pytorch_name(path: Iterable[str]) -> str:
+    """The PyTorch name of the parameter at a Flax path.
+
+    `to_out_0` is `to_out.0`: Flax cannot hold a list of submodules and numbers their names.
+    `linear_1` stays, since PyTorch calls it so as well.
+    """
+    *modules, leaf = path
+    names = [
+        re.sub(r"_(\d+)$", r".\1", module) if not re.fullmatch(r"linear_\d+", module) else module
+        for module in modules
+    ]
+    return ".".join([*names, "weight" if leaf in WEIGHTS_LEAVES else leaf])
+
+
+def substitution(*pairs: tuple[str, str]) -> Rename:
+    """A rename made of regular expressions: each (pattern, replacement) is applied in turn."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in pairs:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return rename
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedProjections:
+    """Attention's projections of queries, keys and values, stored as one tensor.
+
+    Attributes:
+      fused: the one tensor's name, with {module} and {leaf} (weight or bias).
+      part: a part's name, with {module}, {role} and {leaf}.
+      roles: of the parts, in the order in which they are stacked.
+    """
+
+    fused: str
+    part: str
+    roles: tuple[str, str, str]
+
+    @staticmethod
+    def _match(template: str, name: str) -> dict[str, str] | None:
+        pattern = re.escape(template).replace(r"\{module\}", "(?P<module>.*)")
+        match = re.fullmatch(pattern.replace(r"\{leaf\}", "(?P<leaf>weight|bias)"), name)
+        return match and match.groupdict()
+
+    def split(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The state with each fused tensor as its three parts (views)."""
+        result = {}
+        for name, tensor in state.items():
+            if fields := self._match(self.fused, name):
+                for role, part in zip(self.roles, np.split(tensor, 3), strict=True):
+                    result[self.part.format(role=role, **fields)] = part
+            else:
+                result[name] = tensor
+        return result
+
+    def join(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse of `split`."""
+        result = dict(state)
+        for name in state:
+            if fields := self._match(self.part.replace("{role}", self.roles[0]), name):
+                names = [self.part.format(role=role, **fields) for role in self.roles]
+                parts = [result.pop(part) for part in names]
+                result[self.fused.format(**fields)] = np.concatenate(parts)
+        return result
+
+
+def match(
+    state: Mapping[str, Tensor],
+    template: Parameters,
+    *,
+    rename: Rename | None = None,
+    ignore: Iterable[str] = BUFFERS,
+    source: str = "the checkpoint",
+) -> dict[Path, Tensor]:
+    """Which tensor of a PyTorch state is which Flax parameter; none is read.
+
+    Args:
+      state: PyTorch name -> array in PyTorch's layout, or where it lies in a file.
+      template: the Flax tree; its leaves need only a shape and a dtype (`jax.eval_shape` of the
+        init).
+      rename: from `pytorch_name`'s result to the checkpoint's name, where a checkpoint has names
+        of its own. Must not send two parameters to one name.
+      ignore: regular expressions (`re.search`) for tensors that may be left over: buffers, unused
+        heads.
+      source: what errors call the checkpoint: its file.
+
+    Returns:
+      Path in the Flax tree -> the tensor, as it is in the state.
+
+    Raises:
+      ValueError: a tensor is missing, left over, of integers, or has another shape than the
+        model's.
+    """
+    flat, names = _named(template, rename)
+    missing = [name for name in names.values() if name not in state]
+    known = set(names.values())
+    extra = [
+        name
+        for name in state
+        if name not in known and not any(re.search(pattern, name) for pattern in ignore)
+    ]
+    if missing:
+        hint = f" It has tensors the model does not know: {some(extra)}." if extra else ""
+        raise ValueError(
+            f"{source} lacks {some(missing)}.{hint} Its weights belong to another architecture "
+            "than its config.json describes, or to another model: use the folder's own files."
+        )
+    if extra:
+        raise ValueError(
+            f"{source} has tensors the model does not know: {some(extra)}. Its config.json "
+            "describes a smaller or different architecture: use the folder's own files."
+        )
+    for path, leaf in flat.items():
+        tensor = state[names[path]]
+        expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
+        if _without_window(tensor.shape) != _without_window(expected):
+            raise ValueError(
+                f"Tensor {names[path]!r} in {source} has shape {tuple(tensor.shape)}, but the "
+                f"model needs {expected}: config.json and the weights do not belong together."
+            )
+        if not _is_floating(tensor):
+            raise ValueError(
+                f"Tensor {names[path]!r} in {source} is {tensor.dtype}, not floating point: "
+                "quantised weights are not supported, use the float32 or float16 ones."
+            )
+    return {path: state[name] for path, name in names.items()}
+
+
+def to_flax(
+    state: Mapping[str, Tensor],
+    template: Parameters,
+    *,
+    rename: Rename | None = None,
+    ignore: Iterable[str] = BUFFERS,
+    source: str = "the checkpoint",
+    shardings: Any = None,
+) -> dict[str, Any]:
+    """Flax parameters from a PyTorch state, one tensor after another.
+
+    A tensor that lies in a file is read when its turn comes, and dropped once it is placed.
+
+    Args:
+      state, template, rename, ignore, source: as for `match`.
+      shardings: a tree like the template, of the sharding that each parameter is placed under; None
+        keeps all on the host.
+
+    Returns:
+      A tree with the template's structure, shapes and dtypes: of `jax.Array`s, or of host arrays
+      (views where only the layout differs).
+
+    Raises:
+      ValueError: as `match`, before anything is read; or a number is not finite, or not in the
+        parameter's dtype.
+    """
+    matched = match(state, template, rename=rename, ignore=ignore, source=source)
+    _, names = _named(template, rename)
+    leaves = traverse_util.flatten_dict(template)
+    places = None if shardings is None else traverse_util.flatten_dict(shardings)
+    params = {}
+    for path, tensor in matched.items():
+        leaf, value = leaves[path], np.asarray(tensor)
+        if not isinstance(tensor, StoredTensor):  # These were looked at when they were read.
+            check_finite(value, names[path], source)
+        value = _cast(value, leaf.dtype, names[path], source)
+        value = _to_flax_layout(value, path[-1], len(leaf.shape))
+        if places is not None:
+            value = _place(value, places[path])
+        params[path] = value
+    return traverse_util.unflatten_dict(params)
+
+
+def _cast(tensor: np.ndarray, dtype: Any, name: str, source: Any) -> np.ndarray:
+    """A finite tensor in another dtype; refused if it is not finite there."""
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype, copy=False)
+    is_narrower = cast.dtype.itemsize < tensor.dtype.itemsize
+    return check_finite(cast, name, source) if is_narrower else cast
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Each process hands its devices their own parts; all of them have read the whole."""
+    placed = jax.make_array_from_callback(
+        value.shape, sharding, lambda index: np.ascontiguousarray(value[index])
+    )
+    # Otherwise the host reads ahead of the transfers, and holds what waits for them.
+    return placed.block_until_ready()
+
+
+def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str, np.ndarray]:
+    """The PyTorch state of Flax parameters: the inverse of `to_flax` with the same `rename`.
+
+    Args:
+      params: the Flax tree, of arrays that this process can read whole.
+      rename: as for `to_flax`.
+
+    Returns:
+      PyTorch name -> host array in PyTorch's layout (a view where only the layout differs).
+    """
+    flat, names = _named(params, rename)
+    flat = jax.device_get(flat)
+    state = {}
+    for path, value in flat.items():
+        value = np.asarray(value)
+        if path[-1] == "kernel":
+            value = value.transpose(_to_pytorch_axes(value.ndim))
+        state[names[path]] = value
+    return state
+
+
+def _named(tree: Parameters, rename: Rename | None):
+    """The flattened tree, and the checkpoint's name of every path in it."""
+    flat = traverse_util.flatten_dict(tree)
+    names = {path: pytorch_name(path) for path in flat}
+    if rename is not None:
+        names = {path: rename(name) for path, name in names.items()}
+    if len(set(names.values())) != len(names):
+        taken = sorted(names.values())
+        twice = [
+            name for name, following in zip(taken, taken[1:], strict=False) if name == following
+        ]
+        raise ValueError(f"The renaming sends two parameters to one name: {some(twice)}.")
+    return flat, names
+
+
+def _to_pytorch_axes(rank: int) -> tuple[int, ...]:
+    """Axes from Flax's [*window, in, out] to PyTorch's [out, in, *window]; rank 1 stays."""
+    return (rank - 1, rank - 2, *range(rank - 2)) if rank >= 2 else tuple(range(rank))
+
+
+def _to_pytorch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
+    if leaf != "kernel":
+        return shape
+    return tuple(shape[axis] for axis in _to_pytorch_axes(len(shape)))
+
+
+def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a linear layer and a 1x1 convolution are the same."""
+    return tuple(shape[:2]) if len(shape) == 4 and tuple(shape[2:]) == (1, 1) else tuple(shape)
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.dtype.type in FLOATING
+
+
+def _to_flax_layout(tensor: np.ndarray, leaf: str, rank: int) -> np.ndarray:
+    """A PyTorch tensor in Flax's layout; `rank` is the Flax parameter's."""
+    if leaf != "kernel" or tensor.ndim < 2:
+        return tensor
+    # The same projection is stored as a linear layer by some checkpoints and as a 1x1 convolution
+    # by others (proj_in, the VAE's attention): the model's own choice decides.
+    if rank == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    elif rank == 4 and tensor.ndim == 2:
+        tensor = tensor[:, :, None, None]
+    return tensor.transpose(*range(2, tensor.ndim), 1, 0)

@@ -1,0 +1,218 @@
+"""What diffusers' Flax modules lack, added from outside with `flax.linen.intercept_methods`.
+
+The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), UNet and VAE compute
+attention with an explicit probability matrix in the compute dtype, and the UNet can neither be
+rematerialised nor take several texts for a sample. The modules and their parameter names stay
+diffusers'; only these calls are replaced.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from diffusers.models.attention_flax import (
+    FlaxAttention,
+    FlaxBasicTransformerBlock,
+    FlaxGEGLU,
+    FlaxTransformer2DModel,
+)
+from diffusers.models.resnet_flax import FlaxResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks_flax import (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+from diffusers.models.vae_flax import FlaxAttentionBlock
+from jax.sharding import Mesh
+
+from diffusionrl_jax.models.attention import attend, choose
+from diffusionrl_jax.models.stable_diffusion import convolution as taps
+
+BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
+LEVELS = (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+# Policy -> the modules that keep only their inputs for the backward pass. One checkpoint around the
+# whole UNet would save nothing: its backward pass would hold what "none" holds.
+REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
+CONVOLUTION = ("xla", "taps")
+
+
+@contextlib.contextmanager
+def interception(
+    remat: str = "none",
+    convolution: str = "xla",
+    attention: str = "auto",
+    mesh: Mesh | None = None,
+) -> Iterator[None]:
+    """Everything below, for the `apply` calls traced inside this context.
+
+    Args:
+      remat: "none"; "blocks": transformer and residual blocks of the UNet keep only their inputs
+        for the backward pass; "full": so do the down, mid and up blocks that these lie in, whose
+        insides are then computed three times.
+      convolution: "xla", or "taps": kernel gradients by `convolution.py`, for training on the CPU
+        inside a scan.
+      attention, mesh: "auto", "dot_product", "splash" or "cudnn", and the devices that the program
+        is compiled for; see `models/attention.py`.
+
+    Raises:
+      ValueError: an option that does not exist.
+    """
+    if remat not in REMATERIALISATION:
+        raise ValueError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
+    if convolution not in CONVOLUTION:
+        raise ValueError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
+    interceptors = [
+        exact_gelu,
+        transformer_epsilon,
+        float32_attention(choose(attention, mesh), mesh),
+    ]
+    if convolution == "taps":
+        interceptors.append(tap_convolution)
+    if kinds := REMATERIALISATION[remat]:
+        interceptors.append(rematerialisation(kinds))
+    # Last, and so within rematerialisation: inputs are kept before they are repeated.
+    interceptors.append(several_texts)
+    with contextlib.ExitStack() as stack:
+        for interceptor in interceptors:
+            stack.enter_context(nn.intercept_methods(interceptor))
+        yield
+
+
+def _is_call(context: nn.module.InterceptorContext, *kinds: type) -> bool:
+    return context.method_name == "__call__" and isinstance(context.module, kinds)
+
+
+def _set(module: nn.Module, name: str, value) -> None:
+    """Sets a field of a module bound for the current `apply` only (Flax freezes modules)."""
+    object.__setattr__(module, name, value)
+
+
+def exact_gelu(next_function, args, kwargs, context):
+    """The erf GELU in the feed-forward layers, as in PyTorch; diffusers' Flax uses the tanh one."""
+    module = context.module
+    if not _is_call(context, FlaxGEGLU):
+        return next_function(*args, **kwargs)
+    linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+    deterministic = kwargs.get("deterministic", True)
+    return module.dropout_layer(
+        linear * nn.gelu(gate, approximate=False), deterministic=deterministic
+    )
+
+
+def transformer_epsilon(next_function, args, kwargs, context):
+    """Epsilon 1e-6 in the transformers' GroupNorm, as in PyTorch; diffusers' Flax has 1e-5."""
+    module = context.module
+    if _is_call(context, nn.GroupNorm) and isinstance(module.parent, FlaxTransformer2DModel):
+        _set(module, "epsilon", 1e-6)
+    return next_function(*args, **kwargs)
+
+
+def float32_attention(attention: str, mesh: Mesh | None):
+    """An interceptor that computes the UNet's and the VAE's attention with `attend`."""
+
+    def attended(module, hidden_states, context, heads, scale):
+        context = hidden_states if context is None else context
+
+        def split(projected):
+            return projected.reshape(*projected.shape[:2], heads, -1)
+
+        result = attend(
+            split(module.query(hidden_states)),
+            split(module.key(context)),
+            split(module.value(context)),
+            scale=scale,
+            attention=attention,
+            mesh=mesh,
+        )
+        return module.proj_attn(result.reshape(*hidden_states.shape[:2], -1))
+
+    def of_unet(module, hidden_states, context=None, deterministic=True):
+        result = attended(module, hidden_states, context, module.heads, module.scale)
+        return module.dropout_layer(result, deterministic=deterministic)
+
+    def of_vae(module, hidden_states):
+        batch, height, width, channels = hidden_states.shape
+        tokens = module.group_norm(hidden_states).reshape(batch, height * width, channels)
+        scale = (channels // module.num_heads) ** -0.5
+        result = attended(module, tokens, None, module.num_heads, scale)
+        return result.reshape(hidden_states.shape) + hidden_states
+
+    def interceptor(next_function, args, kwargs, context):
+        if _is_call(context, FlaxAttention):
+            return of_unet(context.module, *args, **kwargs)
+        if _is_call(context, FlaxAttentionBlock):
+            return of_vae(context.module, *args, **kwargs)
+        return next_function(*args, **kwargs)
+
+    return interceptor
+
+
+def tap_convolution(next_function, args, kwargs, context):
+    """Kernel gradients as matrix products; see `models/stable_diffusion/convolution.py`."""
+    if _is_call(context, nn.Conv):
+        _set(context.module, "conv_general_dilated", taps.conv_general_dilated)
+    return next_function(*args, **kwargs)
+
+
+def several_texts(next_function, args, kwargs, context):
+    """Lets P rows of text, one after another, share one row of latents and timesteps.
+
+    What comes before the first cross-attention is computed once. There every row is repeated P
+    times, and so is later what meets the repeated ones: a skip connection, the time's embedding.
+    """
+
+    def transformer(hidden_states, text, **options):
+        return next_function(_repeat(hidden_states, text), text, **options)
+
+    def residual_block(hidden_states, time, **options):
+        return next_function(hidden_states, _repeat(time, hidden_states), **options)
+
+    def up_block(hidden_states, res_hidden_states_tuple, **options):
+        skips = tuple(_repeat(skip, hidden_states) for skip in res_hidden_states_tuple)
+        return next_function(hidden_states, res_hidden_states_tuple=skips, **options)
+
+    if _is_call(context, FlaxTransformer2DModel):
+        return transformer(*args, **kwargs)
+    if _is_call(context, FlaxResnetBlock2D):
+        return residual_block(*args, **kwargs)
+    # The middle block has a cross-attention: from there on all rows are the text's.
+    if _is_call(context, FlaxCrossAttnUpBlock2D, FlaxUpBlock2D):
+        return up_block(*args, **kwargs)
+    return next_function(*args, **kwargs)
+
+
+def _repeat(array: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.repeat(array, len(like) // len(array), axis=0)
+
+
+def rematerialisation(kinds: tuple[type, ...]):
+    """An interceptor that recomputes each module of these kinds in the backward pass."""
+    # Inside `nn.remat` the module is called again and intercepted again: this is how it is known.
+    within = set()
+
+    def interceptor(next_function, args, kwargs, context):
+        if not _is_call(context, *kinds) or (path := context.module.path) in within:
+            return next_function(*args, **kwargs)
+        static = {name: value for name, value in kwargs.items() if isinstance(value, bool)}
+        arrays = {name: value for name, value in kwargs.items() if name not in static}
+
+        def call(module, args, arrays):
+            within.add(path)
+            try:
+                return module(*args, **arrays, **static)
+            finally:
+                within.discard(path)
+
+        return nn.remat(call)(context.module, args, arrays)
+
+    return interceptor

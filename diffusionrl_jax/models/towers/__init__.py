@@ -1,0 +1,1 @@
+"""Networks that rewards are made of."""

@@ -1,0 +1,159 @@
+"""OWL-ViT's and OWLv2's open-vocabulary classification of image patches.
+
+Minderer et al., arXiv 2205.06230 and 2306.09683: CLIP towers, a normalisation and the class head.
+The box head is left out, since a score needs no boxes, and so is OWLv2's objectness head, which
+tells objects from background without a query. Parameter names follow transformers'
+OwlViTForObjectDetection and Owlv2ForObjectDetection, which otherwise are the same network.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from transformers import Owlv2Config, OwlViTConfig
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
+
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.towers import clip, heads
+
+EPSILON = 1e-6  # of the norms, as in OwlViTClassPredictionHead
+CONFIGS = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
+# Tensors of the published checkpoints that a score does not need.
+UNUSED = (
+    r"^(box|objectness)_head\.",
+    r"^box_bias$",
+    r"^owl(vit|v2)\.visual_projection\.",
+    r"^owl(vit|v2)\.logit_scale$",
+    *weights.BUFFERS,
+)
+# CLIP's own module misspells it, and OWL-ViT does not.
+_SPELLING = (r"\.pre_layrnorm\.", ".pre_layernorm.")
+# From the names of `template` to a checkpoint's, by its model_type.
+RENAMES = {
+    "owlvit": weights.substitution(_SPELLING),
+    "owlv2": weights.substitution(_SPELLING, (r"^owlvit\.", "owlv2.")),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwlViT:
+    """The two towers; the head's parameters stand beside theirs in the tree.
+
+    Attributes:
+      vision, text: the towers.
+      model_type: "owlvit" or "owlv2", which differ in their preprocessing.
+    """
+
+    vision: FlaxCLIPVisionModule
+    text: FlaxCLIPTextModule
+    model_type: str = "owlvit"
+
+
+def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
+    """The model from OwlViTConfig's or Owlv2Config's fields.
+
+    Args:
+      config: "vision_config" and "text_config"; what they leave out is transformers' default.
+        "model_type" is "owlvit" where it is not given.
+      dtype: of the towers' computation.
+
+    Raises:
+      ValueError: if the model_type is another.
+    """
+    model_type = config.get("model_type", "owlvit")
+    if model_type not in CONFIGS:
+        raise ValueError(
+            f"The detector's model_type is {model_type!r}; known are {' and '.join(CONFIGS)}."
+        )
+    filled = CONFIGS[model_type](
+        vision_config=dict(config["vision_config"]), text_config=dict(config["text_config"])
+    )
+    # With eos_token_id 2, transformers takes the token of the highest id as the end: OWL-ViT's way.
+    text = filled.text_config.to_dict() | {"eos_token_id": 2}
+    return OwlViT(
+        vision=clip.vision_tower(filled.vision_config.to_dict(), dtype),
+        text=clip.text_tower(text, dtype),
+        model_type=model_type,
+    )
+
+
+def template(model: OwlViT) -> dict:
+    """Shapes of all parameters, named and nested as the checkpoint's keys are."""
+    width, text_width = model.vision.config.hidden_size, model.text.config.hidden_size
+    projection = jax.ShapeDtypeStruct((text_width, text_width), jnp.float32)
+    scale = jax.ShapeDtypeStruct((width,), jnp.float32)
+    return {
+        "owlvit": {
+            **clip.vision_template(model.vision),
+            **clip.text_template(model.text),
+            "text_projection": {"kernel": projection},
+        },
+        "class_head": {
+            "dense0": heads.dense_template(width, text_width),
+            "logit_shift": heads.dense_template(width, 1),
+            "logit_scale": heads.dense_template(width, 1),
+        },
+        "layer_norm": {"scale": scale, "bias": scale},
+    }
+
+
+def _layer_norm(params: Mapping, epsilon: float, inputs: jax.Array) -> jax.Array:
+    return nn.LayerNorm(epsilon=epsilon).apply({"params": params}, inputs)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    return vectors / (jnp.linalg.norm(vectors, axis=-1, keepdims=True) + EPSILON)
+
+
+def embed_queries(model: OwlViT, params: Mapping, input_ids: jax.Array) -> jax.Array:
+    """Query embeddings of norm 1.
+
+    Args:
+      model: the towers.
+      params: the full tree of `template`.
+      input_ids: int32 [queries, tokens], padded with 0; the end-of-text id is the largest.
+
+    Returns:
+      float32 [queries, text width].
+    """
+    pooled = clip.pooled_text(model.text, params["owlvit"], input_ids).astype(jnp.float32)
+    embedded = pooled @ params["owlvit"]["text_projection"]["kernel"]
+    return embedded / jnp.linalg.norm(embedded, axis=-1, keepdims=True)
+
+
+def patch_features(model: OwlViT, params: Mapping, pixels: jax.Array) -> jax.Array:
+    """Patch tokens merged with the class token: float32 [n, patches, width].
+
+    Args:
+      model: the towers.
+      params: the tree of `template`; the text tower is not needed.
+      pixels: normalised float [n, size, size, 3].
+    """
+    epsilon = model.vision.config.layer_norm_eps
+    tokens = clip.image_tokens(model.vision, params["owlvit"], pixels).astype(jnp.float32)
+    tokens = _layer_norm(params["owlvit"]["vision_model"]["post_layernorm"], epsilon, tokens)
+    return _layer_norm(params["layer_norm"], epsilon, tokens[:, 1:] * tokens[:, :1])
+
+
+def class_logits(params: Mapping, features: jax.Array, queries: jax.Array) -> jax.Array:
+    """How well each patch fits each query.
+
+    Args:
+      params: holds "class_head".
+      features: float32 [n, patches, width], from `patch_features`.
+      queries: float32 [n, queries, text width], or [queries, text width] for all pictures.
+
+    Returns:
+      float32 [n, patches, queries].
+    """
+    head = params["class_head"]
+    similarity = jnp.einsum(
+        "npd,qd->npq" if queries.ndim == 2 else "npd,nqd->npq",
+        _unit(heads.dense(head["dense0"], features)),
+        _unit(queries),
+    )
+    shift = heads.dense(head["logit_shift"], features)
+    scale = nn.elu(heads.dense(head["logit_scale"], features)) + 1
+    return (similarity + shift) * scale

@@ -1,0 +1,408 @@
+"""Checkpoints that survive: saved in the background, restored onto any mesh, whole or not at all.
+
+A thin layer over Orbax. It adds what a long run needs: what is restored is what was saved, the
+newest whole checkpoint is found when newer ones are damaged, nothing damaged is deleted, nothing
+that is not finite is saved, and the best checkpoints by a metric are kept.
+
+A step's folder holds Orbax's "state", and beside it "record": the metrics that it was saved with,
+and a digest of each of the state's arrays.
+"""
+
+import contextlib
+import math
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from diffusionrl_jax.data.files import in_bucket, readable_size
+from diffusionrl_jax.data.literal_path import LiteralPath
+from diffusionrl_jax.distributed.digests import digests, not_finite
+from diffusionrl_jax.distributed.processes import gather, true_everywhere
+from diffusionrl_jax.runs.checkpoint_records import (
+    RECORD,
+    DamagedError,
+    KeepLastAndBest,
+    read_record,
+    read_score,
+    seal,
+)
+from diffusionrl_jax.runs.checkpoint_states import check_digests, fill_empty, size_of, without_empty
+
+PyTree = Any
+STATE = "state"
+# How TensorStore says what the file system said.
+TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+
+
+class SaveError(OSError):
+    """A checkpoint could not be saved: the message names it, and how the run goes on."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, one numbered folder a step.
+
+    Args:
+      directory: where they are, on a disk or in a bucket; made by the first save.
+      keep_last: how many of the newest are kept.
+      keep_best: how many of the best by `best_metric` are kept besides. One whose metric cannot be
+        read is never deleted for others.
+      best_metric: the name of the metric, larger is better; needed if `keep_best` is not 0.
+
+    Raises:
+      ValueError: `keep_last` is below 1, `keep_best` is asked for without `best_metric`, or the
+        folder's path has a backslash, which TensorStore takes for a slash.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_metric: str | None = None,
+    ):
+        if keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
+        if keep_best and not best_metric:
+            raise ValueError(
+                f"keep_best={keep_best} needs best_metric: name the metric to keep by."
+            )
+        if "\\" in str(directory):
+            raise ValueError(
+                f"Checkpoints cannot be kept in {directory}: its path has a backslash. Choose a "
+                "folder without."
+            )
+        path = LiteralPath(directory)
+        self.directory = path if in_bucket(path) else path.absolute()
+        self.best_metric = best_metric
+        self._keep = KeepLastAndBest(keep_last, keep_best, self._score)
+        self._scores: dict[int, float | None] = {}
+        self._broken_steps: list[int] = []
+        self._opened: ocp.CheckpointManager | None = None
+        self._saving: tuple[int, int] | None = None  # A step, and its bytes.
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._opened is None:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep, enable_async_checkpointing=True
+            )
+            # Named and typed here, or Orbax guesses both from the folders, damaged ones too.
+            handlers = {
+                STATE: ocp.PyTreeCheckpointHandler(),
+                RECORD: ocp.JsonCheckpointHandler(),
+            }
+            self._opened = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
+        return self._opened
+
+    def steps(self) -> tuple[int, ...]:
+        """The steps whose save was completed, ascending; damage done later is not looked for."""
+        return tuple(sorted(self._manager.all_steps())) if self.directory.exists() else ()
+
+    def whole_steps(self) -> tuple[int, ...]:
+        """`steps` but for those that the last `restore` found broken."""
+        return tuple(step for step in self.steps() if step not in self._broken_steps)
+
+    def clean_up(self) -> None:
+        """Removes what was being written when a run was killed; only for the one that trains here.
+
+        All processes must call it.
+        """
+        if jax.process_index() == 0 and self.directory.exists():
+            _remove_unfinished(self.directory)
+        true_everywhere(True)  # A barrier: nobody writes before.
+
+    def check_room(self, state: PyTree) -> None:
+        """Refuses a disk on which there is no room for one more checkpoint.
+
+        Args:
+          state: as of `save`, or its shapes.
+
+        Raises:
+          SaveError: there is not; in every process alike.
+        """
+        size, free = size_of(state), math.inf
+        if not in_bucket(self.directory):
+            folder = self.directory
+            while not folder.exists():
+                folder = folder.parent
+            free = shutil.disk_usage(folder).free
+        if not true_everywhere(free >= size):
+            raise SaveError(
+                f"There is no room for a checkpoint in {self.directory}: one needs "
+                f"{readable_size(size)}, and {readable_size(free)} are free. Make room, and the "
+                "same command goes on."
+            )
+
+    def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
+        """Starts saving the state in the background; the state may be donated at once.
+
+        Checkpoints that the last `restore` found broken are renamed to "<step>.broken" first, so
+        that the run can pass through those steps again.
+
+        Args:
+          step: how many steps the state has been trained for.
+          state: any pytree of arrays and numbers, sharded or not; None and empty arrays may occur.
+          metrics: numbers by name, kept with the checkpoint; NaN counts as the worst.
+
+        Returns:
+          False if this very step is saved already, and nothing was done.
+
+        Raises:
+          ValueError: a later step exists, or `best_metric` is not among the metrics.
+          FloatingPointError: a number of the state is not finite. Nothing is saved.
+          SaveError: the folder cannot be written to, or the save before this one failed.
+        """
+        if self._saving:
+            self.wait()
+        manager = self._manager
+        self._move_broken_aside()
+        latest = manager.latest_step()
+        if latest is not None and step <= latest:
+            if step in manager.all_steps():
+                return False
+            raise ValueError(
+                f"Cannot save step {step} in {self.directory}: it holds the later step {latest}, of"
+                " another run. Choose an empty folder, or resume from it."
+            )
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        if self._keep.best and self.best_metric not in metrics:
+            raise ValueError(
+                f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
+                f" {sorted(metrics)}: mend best_metric."
+            )
+        state = without_empty(state)
+        found = digests(state)
+        if broken := not_finite(found):
+            raise FloatingPointError(
+                f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
+                "arrays are not): it is not saved."
+            )
+        self._scores[step] = metrics.get(self.best_metric, math.nan)
+        arguments = ocp.args.Composite(
+            **{
+                STATE: ocp.args.PyTreeSave(state),
+                RECORD: ocp.args.JsonSave(seal({"metrics": metrics, "digests": found})),
+            }
+        )
+        self._saving = step, size_of(state)
+        try:
+            return manager.save(step, args=arguments)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def is_best(self, score: float) -> bool:
+        """Whether a checkpoint of this score would be kept as one of the best; all processes ask.
+
+        Args:
+          score: of `best_metric`.
+        """
+        if not self._keep.best or not math.isfinite(score):
+            return False
+        scores = [self._score(step) for step in self.steps()]
+        better = [other for other in scores if other is not None and other >= score]
+        return bool(gather(np.array(len(better) < self._keep.best))[0])  # As process 0 reads them.
+
+    def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
+        """The newest whole checkpoint; a broken one is passed over with a printed warning.
+
+        Args:
+          abstract_state: the state's pytree with a `jax.ShapeDtypeStruct` with sharding for each
+            array; the arrays are placed by it. What is `ocp.PLACEHOLDER` instead
+            is passed over and stays it.
+
+        Returns:
+          The step and the state, bit for bit as saved; None if there is no checkpoint at all.
+
+        Raises:
+          RuntimeError: there are checkpoints, and none can be restored; or the newest does not fit
+            into the devices' memory.
+        """
+        failures = {}
+        for step in reversed(self.steps()):
+            failure = None
+            try:
+                state = self.restore_step(step, abstract_state)
+            except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
+                failure = str(error) if isinstance(error, DamagedError) else _first_line(error)
+                if "RESOURCE_EXHAUSTED" in failure:
+                    raise RuntimeError(
+                        f"Checkpoint {step} in {self.directory} does not fit into the devices' "
+                        f"memory: take more of them, or a larger config.mesh.fsdp. ({failure})"
+                    ) from error
+            if true_everywhere(failure is None):
+                self._broken_steps = list(failures)
+                return step, state
+            failures[step] = failure or "it failed in another process"
+            print(
+                f"WARNING: checkpoint {self.directory / str(step)} cannot be restored, trying the"
+                f" one before ({failures[step]})",
+                file=sys.stderr,
+                flush=True,
+            )
+        if failures:
+            reasons = "; ".join(f"step {step}: {failure}" for step, failure in failures.items())
+            raise RuntimeError(
+                f"None of the checkpoints in {self.directory} can be restored: they are damaged, or"
+                f" saved with another configuration (see config.json). {reasons}"
+            )
+        return None
+
+    def check_step(self, step: int) -> None:
+        """Raises a FileNotFoundError if there is no such step."""
+        if step not in self.steps():
+            raise FileNotFoundError(
+                f"There is no checkpoint of step {step} in {self.directory}: choose one of"
+                f" {list(self.steps())}."
+            )
+
+    def restore_step(self, step: int, abstract_state: PyTree) -> PyTree:
+        """The state of one step, as `restore` gives it.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          DamagedError: what was read is not what was saved.
+          Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
+        """
+        self.check_step(step)
+        item = without_empty(abstract_state)
+        arguments = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        )
+        failure = None
+        try:
+            record = read_record(self.directory, step)
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
+        except Exception as error:
+            failure = error
+        # The digests are computed together, and one process alone may have failed to read.
+        if not true_everywhere(failure is None):
+            raise failure or DamagedError("it cannot be read in another process")
+        check_digests(restored, record)
+        return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
+
+    def best_step(self) -> int:
+        """The step whose checkpoint has the largest `best_metric`.
+
+        Raises:
+          ValueError: no checkpoint has been evaluated.
+        """
+        scores = {step: self._score(step) for step in self.steps()}
+        ranked = [step for step, score in scores.items() if score is not None]
+        ranked = [step for step in ranked if math.isfinite(scores[step])]
+        if not ranked:
+            raise ValueError(
+                f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
+                f" steps {list(self.steps())}."
+            )
+        return max(ranked, key=lambda step: (scores[step], step))
+
+    def check(self) -> None:
+        """Raises what went wrong in a save that has ended meanwhile; does not wait for one."""
+        if self._saving and not self._opened.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the running save is complete.
+
+        Raises:
+          SaveError: it failed.
+        """
+        if self._saving:
+            try:
+                self._opened.wait_until_finished()
+            except Exception as error:
+                raise self._failed(error) from error
+            self._saving = None
+
+    def close(self) -> None:
+        """Waits for the running save and lets the folder go."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            opened.close()
+
+    def _failed(self, error: Exception) -> Exception:
+        """What to raise for what went wrong in a save; what was written of it is removed."""
+        (step, size), self._saving = self._saving, None
+        is_of_the_file_system = isinstance(error, OSError) or (
+            isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))
+        )
+        if not is_of_the_file_system:
+            return error
+        steps = self.whole_steps()
+        with contextlib.suppress(Exception):  # It fails once more.
+            self.close()
+        if jax.process_index() == 0:
+            _remove_what_is_still_written(self.directory)
+        goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
+        return SaveError(
+            f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
+            f"{readable_size(size)} ({_reason(error)}): mend that, and the same command {goes_on}."
+        )
+
+    def _move_broken_aside(self) -> None:
+        if not self._broken_steps:
+            return
+        if jax.process_index() == 0:
+            for step in self._broken_steps:
+                folder = self.directory / str(step)
+                target = folder.with_name(f"{step}.broken")
+                while target.exists():
+                    target = target.with_name(f"{target.name}.broken")
+                folder.rename(target)
+        true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
+        self._broken_steps = []
+        self._manager.reload()
+
+    def _score(self, step: int) -> float | None:
+        """As of `checkpoint_records.read_score`; each is read once."""
+        if step not in self._scores:
+            try:
+                score = read_score(self.directory, step, self.best_metric)
+            except DamagedError as error:
+                score = None
+                print(f"WARNING: {error}: checkpoint {step} is not deleted", file=sys.stderr)
+            self._scores[step] = score
+        return self._scores[step]
+
+
+def _remove_unfinished(directory: epath.Path) -> bool:
+    """Removes what no save has completed; returns whether there was anything."""
+    unfinished = [path for path in directory.iterdir() if UNFINISHED.fullmatch(path.name)]
+    for path in unfinished:
+        path.rmtree()
+    return bool(unfinished)
+
+
+def _remove_what_is_still_written(directory: epath.Path) -> None:
+    """Removes what a failed save left, until nothing has come after it for a second.
+
+    Orbax waits for the first of a save's threads that fails, not for the others.
+    """
+    deadline, quiet = time.monotonic() + 10, 0
+    while quiet < 5 and time.monotonic() < deadline:
+        try:
+            quiet = 0 if _remove_unfinished(directory) else quiet + 1
+        except OSError:  # It was written to while it was removed.
+            quiet = 0
+        time.sleep(0.2)
+
+
+def _reason(error: Exception) -> str:
+    """What the file system said, without what a library says around it."""
+    said = re.search(r"([^:]*) \[os_error_code=", str(error))
+    return getattr(error, "strerror", None) or (said and said[1].strip()) or _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

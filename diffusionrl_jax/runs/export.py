@@ -1,0 +1,112 @@
+"""Writes what a run has trained for PyTorch's diffusers: as a whole folder, or as a LoRA file."""
+
+import contextlib
+from collections.abc import Iterator
+
+from absl import logging
+from etils import epath
+
+from diffusionrl_jax.data.files import (
+    clear_full_disk,
+    in_bucket,
+    partial_path,
+    prepare_folder,
+    remove_partials,
+)
+from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.learning.adaptation import make_lora
+from diffusionrl_jax.models import lora
+from diffusionrl_jax.models.folders import hub, weights
+from diffusionrl_jax.models.stable_diffusion.model import save_stable_diffusion
+from diffusionrl_jax.runs import trained
+
+INDEX = "model_index.json"
+
+
+def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
+    """Makes the folder and tries it, before anything is loaded.
+
+    Raises:
+      ValueError: it cannot be written to, or holds something and is not to be overwritten.
+    """
+    output = prepare_folder(path, "--output")
+    remove_partials(output)  # Of an export that was killed.
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ValueError(
+            f"--output={path} is not empty: choose another folder, or write over its files "
+            "with --overwrite."
+        )
+    return output
+
+
+@contextlib.contextmanager
+def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
+    """A folder to write to, whose files are then moved to the output, model_index.json at last.
+
+    So the output is not taken for a pipeline before it is one. In a bucket nothing can be moved;
+    there `save_stable_diffusion` writes that file last.
+    """
+    output = epath.Path(output)
+    if in_bucket(output):
+        yield output
+        return
+    partial = partial_path(output / INDEX)
+    try:
+        with clear_full_disk(output):
+            partial.mkdir()
+            yield partial
+        (output / INDEX).unlink(missing_ok=True)
+        _move(partial, output)
+    finally:
+        partial.rmtree(missing_ok=True)
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    """Moves files into a folder, those of folders first, over what is there."""
+    entries = sorted(source.iterdir(), key=lambda entry: not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            (target / entry.name).mkdir(exist_ok=True)
+            _move(entry, target / entry.name)
+        else:
+            entry.replace(target / entry.name)
+
+
+def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
+    """Writes a complete folder in diffusers' layout.
+
+    Args:
+      checkpoint: a run's workdir (PATH, PATH@step, @best or @last), a diffusers folder, asset:... ,
+        or a Hugging Face hub id. What the pipeline has beside the networks is copied from the
+        folder that it, or the run, started from.
+      output: an existing folder.
+      dtype: what the weights are stored as.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
+    """
+    path, step = trained.parse_model(checkpoint, "--checkpoint")
+    config = trained.opening_config(path)
+    policy = trained.load_trained(path, config, step)
+    base = hub.locate(config.model)
+    with _whole_folder(output) as folder:
+        save_stable_diffusion(folder, policy.model, policy.params, dtype, base)
+
+
+def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
+    """Writes the LoRA factors of a run, as `export_pipeline`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
+    """
+    path, step = trained.parse_model(checkpoint, "--checkpoint")
+    if not trained.is_run(path):
+        raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
+    config = trained.opening_config(path)
+    adaptation = make_lora(config)
+    if adaptation is None:
+        raise ValueError(f"{path} has trained all of the UNet (config.lora.rank=0), not LoRA.")
+    factors = trained.load_params(path, load_policy(config), step or "last")
+    with _whole_folder(output) as folder:
+        weights.write_safetensors(folder / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
+    logging.info("The factors belong to %s.", config.model)

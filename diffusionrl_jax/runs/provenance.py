@@ -1,0 +1,57 @@
+"""What is needed to repeat a run: its config, versions and revision."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from diffusionrl_jax.data.files import write_whole
+
+
+def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:
+    """Writes config.json and versions.json, what is needed to repeat the run.
+
+    Args:
+      workdir: an existing folder.
+      config: an `ml_collections.ConfigDict` or a dict; values that JSON lacks become strings.
+    """
+    if jax.process_index():
+        return
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    versions = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "git_revision": git_revision(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+    folder = epath.Path(workdir)
+    content = json.dumps(plain, indent=2, default=str) + "\n"
+    write_whole(folder / "config.json", content.encode())
+    write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
+
+
+def git_revision() -> str | None:
+    """The revision of this package's checkout, "+changes" if it is modified; None without one."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # Installed into some other project's folder.
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,326 @@
+"""Opens what has been trained: the workdir of a run, or a diffusers folder."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+
+from diffusionrl_jax.data.files import read_json, split_step
+from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
+from diffusionrl_jax.experiments.experiment import (
+    Policy,
+    initial_state,
+    load_policy,
+    scores_on_host,
+)
+from diffusionrl_jax.learning.adaptation import make_lora, make_merge
+from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.models.folders.hub import is_run
+from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.runs.checkpoints import Checkpoints
+
+# What may change when a run is resumed: how long it takes, how it is watched, where it runs.
+FREE_FIELDS = (
+    "iterations",
+    "evaluation",
+    "checkpoint",
+    "microbatch",
+    "mesh",
+    "execution",
+    "convolution",
+    "remat",
+    "attention",
+    "plan",  # What was chosen for those of the above that were left open.
+)
+
+
+def open_checkpoints(workdir: str, config: ml_collections.ConfigDict) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(
+        str(epath.Path(workdir) / "checkpoints"),
+        config.checkpoint.keep_last,
+        config.checkpoint.keep_best,
+        "best",
+    )
+
+
+def restore_state(checkpoints: Checkpoints, state: Any) -> tuple[int, Any] | None:
+    """As `Checkpoints.restore`, for a program that a person has started.
+
+    Raises:
+      ValueError: there are checkpoints, and none can be restored.
+    """
+    try:
+        return checkpoints.restore(state)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_config(workdir: str) -> ml_collections.ConfigDict:
+    """The config that a run was last started with.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json"))
+
+
+def opening_config(path: str) -> ml_collections.ConfigDict:
+    """How to open and sample a model on all devices, as `load_trained` needs to know.
+
+    Each device gets a part of the model: a copy for each may be more than there is room for.
+
+    Args:
+      path: the workdir of a run, whose own config it is; or a diffusers folder or a hub id, which
+        gets Stable Diffusion's usual one.
+    """
+    if is_run(path):
+        config = read_config(path)
+    else:
+        config = ml_collections.ConfigDict(
+            {
+                "model": path,
+                "dtype": "float32",
+                "convolution": "xla",
+                "remat": "none",
+                "attention": "auto",
+                "mesh": {},
+                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
+            }
+        )
+    config.mesh.fsdp = jax.device_count()
+    return config
+
+
+def differing_fields(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "config"
+) -> list[str]:
+    """Names, with both values, of the fields in which two configs differ."""
+    differences = []
+    for name in sorted({*earlier, *now}):
+        old, new = (values.get(name, "absent") for values in (earlier, now))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differences += differing_fields(old, new, f"{prefix}.{name}")
+        elif old != new:
+            differences.append(f"{prefix}.{name} (was {_short(old)}, now {_short(new)})")
+    return differences
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Refuses to resume a run as another experiment.
+
+    Args:
+      workdir: of the run, with checkpoints in it.
+      config: of now; `FREE_FIELDS` may differ.
+
+    Raises:
+      ValueError: a field that matters differs, and the message names each; or there is no
+        config.json to tell.
+    """
+    if not is_run(workdir):
+        raise ValueError(
+            f"{workdir} has checkpoints, but no config.json that says of which experiment: put it "
+            "back, or choose another --workdir."
+        )
+    now = json.loads(json.dumps(config.to_dict(), default=str))
+    # Where nothing is scored on the host, nothing can be overlapped.
+    free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
+    earlier, now = (
+        {name: value for name, value in values.items() if name not in free}
+        for values in (read_config(workdir).to_dict(), now)
+    )
+    if differences := differing_fields(earlier, now):
+        raise ValueError(
+            f"{workdir} holds a run of another experiment: {'; '.join(differences)}. Set back what "
+            "differs to resume it, or choose another --workdir."
+        )
+
+
+def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
+    """The UNet that a run draws its pictures with: `load_params`, LoRA's factors merged."""
+    lora = make_lora(read_config(workdir))
+    merge = make_merge(policy.mesh, policy.params["unet"], lora)
+    return merge(load_params(workdir, policy, step))
+
+
+def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
+    """What a run has trained, all of the UNet or LoRA's factors: the average where it kept one.
+
+    Args:
+      workdir: of the run.
+      policy: the model that the run started from, on whose mesh the parameters are placed.
+      step: "last" (the newest whole checkpoint), "best" (by config.evaluation.best), or a number.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
+    """
+    config = read_config(workdir)
+    shapes = jax.eval_shape(functools.partial(initial_state, config), policy.params["unet"])
+    wanted = abstract_arrays(shapes.params, parameter_sharding(policy.mesh, shapes.params))
+    # Of the train state's structure all is passed over but the parameters that are asked for.
+    state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
+    chosen = "params" if state.ema_params is None else "ema_params"
+    state = state.replace(**{chosen: wanted})
+    checkpoints = open_checkpoints(workdir, config)
+    try:
+        if step == "last":
+            restored = restore_state(checkpoints, state)
+            if restored is None:
+                raise ValueError(_no_checkpoint(workdir, config))
+            return getattr(restored[1], chosen)
+        number = checkpoints.best_step() if step == "best" else _step_number(step)
+        return getattr(_restore_step(checkpoints, number, state), chosen)
+    finally:
+        checkpoints.close()
+
+
+def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
+    return (
+        f"{workdir} has no checkpoint yet: wait for the first, every {config.checkpoint.every} "
+        f"iterations, or name the model {config.model}."
+    )
+
+
+def parse_model(text: str, name: str) -> tuple[str, str]:
+    """What a user names a model by, wherever a checkpoint of a run may be one.
+
+    Args:
+      text: PATH, or a run's PATH@12, PATH@best or PATH@last; see `data.files.split_step`.
+      name: the flag that named it, for messages.
+
+    Returns:
+      The path in full, as `hub.expand` has it, and the step, empty where none is named: what
+      `load_trained` and `check_trained` take.
+
+    Raises:
+      ValueError: nothing can be there, or the step is none.
+    """
+    path, step = split_step(text)
+    if path != text and step not in ("best", "last") and not step.isdecimal():
+        raise ValueError(
+            f"{name}={text}: the step {step!r} is not a number, 'best' or 'last', and there is no "
+            "folder of that whole name."
+        )
+    return hub.expand(path, name), step
+
+
+def _step_number(step: str) -> int:
+    if not step.isdecimal():
+        raise ValueError(f"The step {step!r} is not a number, 'best' or 'last'.")
+    return int(step)
+
+
+def _restore_step(checkpoints: Checkpoints, step: int, state: TrainState) -> TrainState:
+    try:
+        return checkpoints.restore_step(step, state)
+    except FileNotFoundError:
+        if step in checkpoints.steps():
+            raise ValueError(_damaged(checkpoints, step, "a file is missing")) from None
+        raise
+    except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(_damaged(checkpoints, step, reason)) from error
+
+
+def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
+    return (
+        f"Checkpoint {step} in {checkpoints.directory} cannot be restored ({reason}): choose "
+        f"another of {list(checkpoints.steps())}."
+    )
+
+
+def _locate_folder(path: str, step: str) -> epath.Path:
+    """The diffusers folder of a path or a hub id, which has no step."""
+    if step:
+        raise ValueError(
+            f"{path} is not the workdir of a run (it has no config.json), so it has no step "
+            f"{step!r}: mend the path, or leave out the step of a model."
+        )
+    neither = f"{path} is neither the workdir of a run (it has no config.json) nor a diffusers"
+    try:
+        folder = hub.locate(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{neither} folder: {error}") from None
+    if not (folder / "unet").exists():
+        raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
+    return folder
+
+
+def check_trained(path: str, step: str) -> None:
+    """Refuses what `load_trained` would not find; whether it is whole is seen when it is loaded.
+
+    Args:
+      path, step: as of `load_trained`.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model or step.
+    """
+    if not is_run(path):
+        _locate_folder(path, step)
+        return
+    config = read_config(path)
+    with contextlib.closing(open_checkpoints(path, config)) as checkpoints:
+        if step == "best":
+            checkpoints.best_step()
+        elif step not in ("", "last"):
+            checkpoints.check_step(_step_number(step))
+        elif not checkpoints.steps():
+            raise ValueError(_no_checkpoint(path, config))
+
+
+def load_trained(
+    path: str, config: ml_collections.ConfigDict, step: str = "", base: Policy | None = None
+) -> Policy:
+    """A model with the networks that a run, or anybody, has trained.
+
+    Args:
+      path: the workdir of a run, a diffusers folder, asset:... , or a Hugging Face hub id.
+      config: says how to sample it, and on which devices; for a run, `model` is the run's own.
+      step: of a run, as in `load_unet_params`; "last" if empty.
+      base: the model `config.model`, if it is open already.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model or step.
+    """
+    if not is_run(path):
+        return load_policy(config, str(_locate_folder(path, step)))
+    model = read_config(path).model
+    start = base if base is not None and model == config.model else load_policy(config, model)
+    unet = load_unet_params(path, start, step or "last")
+    return dataclasses.replace(start, params={**start.params, "unet": unet})
+
+
+def same_networks(model: StableDiffusion, other: StableDiffusion) -> bool:
+    """Whether two models differ in their parameters alone, so that one program serves both."""
+    configs, others = (
+        {
+            name: {field: value for field, value in values.items() if _matters(field)}
+            for name, values in each.configs.items()
+        }
+        for each in (model, other)
+    )
+    same_words = model.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return same_words and configs == others
+
+
+def _matters(field: str) -> bool:
+    """Whether a field of a diffusers or transformers config says what is computed."""
+    return not field.startswith("_") and field not in (
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+    )

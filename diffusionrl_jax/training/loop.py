@@ -1,0 +1,210 @@
+"""The training of an experiment in a workdir: started, watched, saved, stopped and gone on with."""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import time
+
+import jax
+from absl import logging
+from etils import epath
+
+from diffusionrl_jax.data.files import prepare_folder, remove_partials
+from diffusionrl_jax.distributed import processes
+from diffusionrl_jax.distributed.digests import digests, not_finite
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
+from diffusionrl_jax.experiments import announcement, checks, fetching, planning
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.learning import summary
+from diffusionrl_jax.learning.execution import choose_execution, make_train_step
+from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
+from diffusionrl_jax.monitoring.metrics import MetricWriter
+from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
+from diffusionrl_jax.rewards.host_reward import ScorerError
+from diffusionrl_jax.runs import trained
+from diffusionrl_jax.runs.checkpoints import Checkpoints
+from diffusionrl_jax.runs.lease import Lease
+from diffusionrl_jax.runs.preemption import PreemptionGuard
+from diffusionrl_jax.runs.provenance import write_run_information
+
+
+def train(config, workdir: str) -> None:
+    """Runs, or resumes, an experiment.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: a folder; what an earlier run left in it is continued.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input, before compute is spent.
+      SaveError: there is no room for a checkpoint, or one could not be saved.
+      FloatingPointError: when the parameters or all rewards of a task are no longer finite.
+      ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
+    """
+    workdir = str(prepare_folder(workdir, "--workdir"))
+    with (
+        contextlib.closing(trained.open_checkpoints(workdir, config)) as checkpoints,
+        Lease(workdir) as lease,
+    ):
+        checkpoints.clean_up()
+        if jax.process_index() == 0:
+            remove_partials(epath.Path(workdir))
+        if steps := checkpoints.steps():
+            trained.check_same_experiment(workdir, config)
+        checks.check_experiment(config, make_mesh(1))
+        fetching.bring(config)
+        described = config.to_dict()
+        config, plan = planning.resolve(config)
+        execution = choose_execution(config.execution, experiments.scores_on_host(config))
+        experiment = experiments.build(config)
+        if jax.process_index() == 0:
+            print(announcement.announce(experiment, plan, workdir), flush=True)
+        if not steps or steps[-1] < config.iterations:
+            checkpoints.check_room(experiment.abstract_state())
+        evaluator = Evaluator(experiment.policy, config, experiment.opened_scorers())
+        experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
+        restored = trained.restore_state(checkpoints, experiment.abstract_state())
+        first, state = restored or (0, experiment.init_state())
+        lease.check()
+        write_run_information(workdir, described | {"plan": plan.to_json()})
+        if first < config.iterations:
+            if first:
+                logging.info("Resumed after iteration %d.", first)
+            run = Run(experiment, evaluator, checkpoints, lease, workdir)
+            state = iterate(run, state, first, execution)
+        else:
+            logging.info(
+                "%s is complete with %d iterations: nothing is left to do. To go on, raise "
+                "--config.iterations=%d.",
+                *(workdir, first, config.iterations),
+            )
+    picture = epath.Path(workdir) / "before_after.png"
+    complete, goes_on = int(state.step) >= config.iterations, int(state.step) > first
+    drawn = not goes_on and processes.true_everywhere(picture.exists())
+    if complete and evaluator.prompts and not drawn:
+        draw_before_after(evaluator, experiment.merge(state.evaluation_params), picture)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What an experiment runs with.
+
+    Attributes:
+      experiment, evaluator: what is trained and watched.
+      checkpoints: where it is saved.
+      lease: of the workdir.
+      workdir: where metrics and pictures go.
+    """
+
+    experiment: experiments.Experiment
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    lease: Lease
+    workdir: str
+
+    def evaluate(self, state: TrainState) -> tuple[dict[str, float], dict]:
+        """`Evaluator.watch` of what the state draws with.
+
+        Raises:
+          FloatingPointError: a parameter is not finite.
+        """
+        drawing = state.evaluation_params
+        if broken := not_finite(digests(drawing)):
+            raise FloatingPointError(f"{broken[0]} is not finite after iteration {state.step}.")
+        unet = self.experiment.merge(drawing)
+        return self.evaluator.watch(self.experiment.policy.params | {"unet": unet})
+
+    def save(self, state: TrainState, score: float = math.nan) -> None:
+        """Begins to save the state with its score, NaN without an evaluation."""
+        self.lease.check()
+        self.checkpoints.save(int(state.step), state, {"best": score})
+
+    def what_is_saved(self) -> str:
+        """For the message of a run that cannot go on."""
+        self.checkpoints.wait()
+        lower = "a lower config.optimizer.learning_rate"
+        if not (steps := self.checkpoints.whole_steps()):
+            return f"No checkpoint was saved: start anew with {lower}, if that was the reason."
+        checkpoint = shlex.quote(f"{self.workdir}@{steps[-1]}")
+        return (
+            f"Checkpoint {steps[-1]} in {self.checkpoints.directory} is from before. If learning "
+            f"was too fast, export it (python -m diffusionrl_jax.export --checkpoint={checkpoint} "
+            f"--output=DIR) and train DIR as config.model in another workdir with {lower}."
+        )
+
+
+def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainState:
+    """The training loop: from iteration `first` to the last, or until it is told to stop.
+
+    Returns:
+      The last state, which is saved.
+
+    Raises:
+      SaveError, FloatingPointError, ScorerError: as of `train`.
+    """
+    experiment, checkpoints = run.experiment, run.checkpoints
+    config = experiment.config
+    timer = PhaseTimer()
+    step = make_train_step(experiment.algorithm, state, execution, timer)
+    images_per_step = config.batch_size * len(experiment.task_names)
+
+    def evaluate(state) -> tuple[dict[str, float], dict]:
+        with timer.phase("evaluation"):
+            return run.evaluate(state)
+
+    with (
+        contextlib.closing(MetricWriter(run.workdir, first + 1 if first else 0)) as writer,
+        PreemptionGuard() as guard,
+        Progress(config.iterations, first) as progress,
+    ):
+        try:
+            if first == 0:
+                scores, grids = evaluate(state)
+                writer.scalars(0, scores | timer.collect())
+                writer.images(0, grids)
+            following = None
+            for done in range(first + 1, config.iterations + 1):
+                begun = time.monotonic()
+                batch = following or experiment.batch(done - 1)
+                ahead = isinstance(state, TrainStateAhead) and done < config.iterations
+                following = experiment.batch(done) if ahead else None
+                state, metrics = step(state, experiment.frozen, batch, following)
+                metrics = jax.device_get(metrics)
+                values = summary.summarise(
+                    metrics, experiment.task_names, experiment.algorithm.hyperparameters
+                )
+                summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
+                checkpoints.check()  # Nothing is computed that cannot be saved.
+                values["images_per_second"] = images_per_step / (time.monotonic() - begun)
+                rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
+                progress.update(rewards, values["images_per_second"])
+                stopping, last = guard.should_stop(), done == config.iterations
+                scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+                try:
+                    if last or (done % config.evaluation.every == 0 and not stopping):
+                        scores, grids = evaluate(state)
+                        values |= scores
+                        # Evaluating may take as long as an iteration.
+                        stopping = guard.should_stop()
+                finally:  # An evaluation that fails takes nothing with it.
+                    writer.scalars(done, values | timer.collect())
+                writer.images(done, grids)
+                is_due = stopping or last or done % config.checkpoint.every == 0
+                if is_due or checkpoints.is_best(scores["best"]):
+                    run.save(state, scores["best"])
+                if stopping:
+                    break
+            # Told to stop, or again, it still completes what it is saving.
+            checkpoints.wait()
+        except ScorerError as error:
+            run.save(state)
+            checkpoints.wait()
+            mend = (
+                f"Iteration {state.step} is saved: mend the scorer, and the same command goes on."
+            )
+            raise ScorerError(f"{error} {mend}") from error
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} {run.what_is_saved()}") from error
+    return state

@@ -1,0 +1,116 @@
+"""The shipped emoji world opens in PyTorch, draws the same pictures there, and is good enough."""
+
+import importlib.resources
+import pathlib
+import re
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data.emoji import pictures, vocabulary
+from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
+from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+
+FOLDER = "asset:emoji/stable_diffusion"
+PROMPTS = [
+    "an apple next to a cake",
+    "a portrait of a judge",
+    "a zebra",
+    "a fox on side of a book",
+    "a portrait of a police officer",
+    "an umbrella and a lion",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_stable_diffusion(assets.resolve(FOLDER))
+
+
+@pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
+    model, params = loaded
+    schedule = make_schedule(model.scheduler_config, 20)
+    keys = noise_keys(jax.random.split(jax.random.key(3), len(PROMPTS)), 20)
+
+    @jax.jit
+    def draw(params, ids, empty_ids):
+        encode = lambda ids: model.encode_text(params["text_encoder"], ids)
+        text = conditions(encode(ids), encode(empty_ids)[0], guidance_scale)
+        latents, steps = rollout(
+            *(model, schedule, params["unet"], text, keys, jnp.zeros((len(ids), 1), jnp.int32)),
+            eta=0.0,
+            guidance_scale=guidance_scale,
+        )
+        return steps.latents[:, 0], model.decode(params["vae"], latents)
+
+    with jax.default_matmul_precision("highest"):
+        latents, ours = draw(params, model.tokenize(PROMPTS), model.tokenize([""]))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(assets.resolve(FOLDER)), safety_checker=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS,
+        latents=torch.tensor(np.asarray(latents)),
+        num_inference_steps=20,
+        guidance_scale=guidance_scale,
+        eta=0.0,
+        output_type="np",
+    ).images
+    # Only float32 rounding, through 20 steps.
+    assert np.abs(np.asarray(ours) - theirs).mean() < 1e-4
+    assert theirs.std() > 0.1  # pictures, not a blank canvas
+
+
+def test_vae_reconstructs_held_out_pictures(loaded):
+    model, params = loaded
+    images = np.stack(
+        [pictures.random_example(np.random.default_rng((77, i))).image for i in range(256)]
+    )
+    images = images.astype(np.float32) / 255
+
+    @jax.jit
+    def reconstruct(vae, images):
+        return model.decode(vae, model.encode(vae, images)[0])
+
+    error = np.mean(np.square(np.asarray(reconstruct(params["vae"], images)) - images))
+    assert -10 * np.log10(error) > 28  # dB of PSNR
+
+
+def test_assets_are_small():
+    folder = pathlib.Path(assets.resolve("asset:emoji"))
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) < 15e6
+
+
+@pytest.mark.parametrize(
+    "path", ["emoji/nothing", "", ".", "../assets", "../../setup.cfg", "emoji/../..", "/etc/passwd"]
+)
+def test_what_is_not_shipped_is_named(path):
+    with pytest.raises(FileNotFoundError, match=f"'asset:{re.escape(path)}' is not shipped"):
+        assets.resolve(f"asset:{path}")
+
+
+def test_no_link_leads_out_of_the_package(monkeypatch, tmp_path):
+    package, outside = tmp_path / "package", tmp_path / "outside"
+    for folder in (package / "emoji", package / "words", outside):
+        folder.mkdir(parents=True)
+    (package / "link").symlink_to(outside)
+    monkeypatch.setattr(importlib.resources, "files", lambda name: package)
+    assert assets.resolve("asset:emoji").exists()
+    with pytest.raises(FileNotFoundError, match="'asset:link' is not shipped"):
+        assets.resolve("asset:link")
+
+
+def test_vocabulary_has_what_is_held_out():
+    assert len(vocabulary.OBJECTS) >= 100 and len(vocabulary.OCCUPATIONS) >= 20
+    assert set(vocabulary.HELD_OUT_OBJECTS) < set(vocabulary.OBJECTS)
+    assert set(vocabulary.HELD_OUT_OCCUPATIONS) < set(vocabulary.OCCUPATIONS)
+    assert min(vocabulary.TONE_FREQUENCIES) >= 0.08

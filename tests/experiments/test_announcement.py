@@ -1,0 +1,51 @@
+"""What is said before a run computes anything."""
+
+import dataclasses
+
+import pytest
+
+from diffusionrl_jax.experiments import announcement, experiment, planning
+from diffusionrl_jax.models.lora import count
+
+TPU = planning.Devices(4, "TPU v5 lite", "tpu", 2**34)
+
+
+@pytest.fixture(scope="module")
+def made(make_config):
+    config = make_config(
+        **{"batch_size": 16, "timesteps_per_iteration": 2, "pretraining.weight": 1.0}
+        | {"pretraining.pictures": "emoji", "iterations": 7200, "sampler.guidance_scale": 3.0}
+    )
+    config, plan = planning.resolve(config)
+    return experiment.build(config), plan
+
+
+def test_all_that_is_to_be_known(made):
+    built, plan = made
+    text = announcement.announce(built, plan, "/runs/mine")
+    lines = dict(line.split("  ", 1) for line in text.splitlines())
+    lines = {name.strip(): value.strip() for name, value in lines.items()}
+    unet = count(built.policy.params["unet"])
+    assert lines["model"] == built.config.model
+    assert lines["trained"] == f"all {unet:,} parameters of the UNet"
+    assert lines["devices"] == "8 cpu chips"
+    assert lines["plan"].startswith("fsdp 1, all samples at once: 0.")
+    # A CPU's peak is not known, so no time is.
+    assert lines["an iteration"] == "16 images" and lines["iterations"] == "7,200"
+    where, every, size, kept = lines["checkpoints"].replace(";", ",").split(", ")
+    assert (where, every) == ("/runs/mine/checkpoints", "every 1 iterations")
+    # Parameters, two moments and the average, float32, and some counters.
+    number, unit, _ = size.split()
+    assert unit == "MB" and float(number) == pytest.approx(16 * unet / 1e6, rel=0.01)
+    assert kept == "the last 2 and the best 1 are kept"
+
+
+def test_the_least_seconds_are_those_of_the_operations(made):
+    built, plan = made
+    # 16 images of 3 steps, and 3 times as much for 2 steps and the 16 pictures; 2 passes each.
+    once = announcement.iteration_operations(built) / (2 * (16 * 3 + 3 * (16 * 2 + 16)))
+    changed = dataclasses.replace(plan, devices=TPU)
+    seconds = 2 * 192 * once / 4 / 197e12
+    text = announcement.announce(built, changed, "/runs/mine")
+    assert f"16 images, at least {seconds:.3g} s (a model)" in text
+    assert f"7,200, at least {2 * seconds:.3g} hours (a model)" in text

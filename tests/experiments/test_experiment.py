@@ -1,0 +1,259 @@
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common, emoji
+from diffusionrl_jax.data.emoji import pictures, world
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.learning import summary
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.monitoring.progress import PhaseTimer
+
+DETECTION = common.make_scorer("detection", "asset:emoji/detection")
+
+
+@pytest.fixture(scope="module")
+def experiment(make_config, compilation_cache, tmp_path_factory):
+    """Two tasks and the pretraining loss on a few pictures."""
+    config = make_config(**{"pretraining.weight": 1.0, "pretraining.pictures": "emoji"})
+    config.tasks.people = config.tasks.small.copy_and_resolve_references()
+    config.tasks.people.prompts, config.tasks.people.group_size = "emoji:portraits", 4
+    config.sampler.guidance_scale = 3.0
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "SPLITS", {"train": 12})
+        yield experiments.build(config).with_pictures(str(cache))
+        assert len(list(cache.glob("latents-*/index.json"))) == 1
+
+
+def test_batch_is_a_function_of_the_step(experiment):
+    first, again, next_step = (jax.device_get(experiment.batch(step)) for step in (3, 3, 4))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
+    assert not np.array_equal(first.input_ids, next_step.input_ids)
+
+
+@pytest.mark.parametrize(("fsdp", "devices"), [(2, 8), (4, 4), (1, 2)])
+def test_batch_does_not_depend_on_the_mesh(experiment, fsdp, devices):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    policy = dataclasses.replace(experiment.policy, mesh=mesh)
+    other = dataclasses.replace(experiment, policy=policy).batch(3)
+    assert other.input_ids.sharding.mesh == other.pretraining["input_ids"].sharding.mesh == mesh
+    same = jax.tree.map(np.array_equal, jax.device_get(other), jax.device_get(experiment.batch(3)))
+    assert jax.tree.all(same)
+
+
+def test_batch_has_every_tasks_prompts(experiment):
+    batch = jax.device_get(experiment.batch(0))
+    tokenizer = experiment.policy.model.tokenizer
+    assert experiment.task_names == ("people", "small")
+    people, pairs = (
+        tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in batch.input_ids
+    )
+    assert people == [experiment.sources[0][index] for index in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert pairs == [experiment.sources[1][index] for index in range(8)]
+
+
+def test_a_batch_has_a_pretraining_picture_for_each_sample(experiment):
+    pretraining = jax.device_get(experiment.batch(0)).pretraining
+    assert pretraining["latent_mean"].shape == (8, 4, 16, 16)
+    assert pretraining["input_ids"].shape == (8, 16)
+
+
+def test_pretraining_latents_are_the_encoders(experiment):
+    policy, dataset = experiment.policy, experiment.pictures
+    assert len(dataset) == 12
+    examples = [pictures.random_example(np.random.default_rng((0, n))) for n in range(12)]
+    prompts = experiment.policy.model.tokenize([example.prompt for example in examples])
+    encoded = {name: values[0] for name, values in dataset.read([0]).items()}
+    (index,) = np.flatnonzero((prompts == encoded["input_ids"]).all(axis=1))
+    image = examples[index].image.astype(np.float32) / 255
+    mean, std = jax.jit(policy.model.encode)(policy.params["vae"], image[None])
+    # Convolutions of another batch size add up in another order.
+    np.testing.assert_allclose(encoded["latent_mean"], mean[0], atol=1e-4)
+    np.testing.assert_allclose(encoded["latent_std"], std[0], atol=1e-4)
+
+
+def test_state_starts_with_the_models_parameters(experiment):
+    state = experiment.init_state()
+    assert int(state.step) == 0
+    for params in (state.params, state.ema_params):
+        same = jax.tree.map(np.array_equal, params, experiment.policy.params["unet"])
+        assert jax.tree.all(same)
+    assert state.evaluation_params is state.ema_params
+
+
+def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
+    task = common.make_task(
+        common.make_scorer("jpeg_size"), "emoji:portraits", 2, normalisation="prompt"
+    )
+    config = make_config(**{"tasks.people": task})
+    experiment = experiments.build(config)
+    people, small = map(experiment.task_names.index, ("people", "small"))
+    batches = [experiment.batch(step) for step in range(4)]
+    assert all(batch.prompt_places[small] is None for batch in batches)
+    places = np.concatenate([batch.prompt_places[people] for batch in batches])
+    ids = np.concatenate([batch.input_ids[people] for batch in batches])
+    same_prompt = (ids[:, None] == ids).all(-1)
+    np.testing.assert_array_equal(places[:, None] == places, same_prompt)
+    assert 4 <= len(set(places.tolist())) and max(places) < len(experiment.prompt_places[people])
+    past_rewards = experiment.init_state().past_rewards
+    assert past_rewards[small] is None and past_rewards[people].rewards.shape == (4096, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "config.model is empty"),
+        ({"batch_size": 12}, r"config.batch_size \(task small\)=12 must be a multiple of 8"),
+        ({"tasks.small.group_size": 3}, "groups of 3"),
+        ({"timesteps_per_iteration": 4}, "timesteps_per_iteration"),
+        ({"timesteps_per_iteration": 0}, "Nothing is trained"),
+        ({"sampler.eta": 0.0}, "eta must be above 0"),
+        ({"sampler.eta": 1.5}, "eta=1.5 must be at most 1"),
+        ({"optimizer.gradient_clip": -1.0}, "gradient_clip must be above 0, or 0"),
+        ({"evaluation.every": 0}, "evaluation.every=0 must be at least 1"),
+        ({"checkpoint.every": 0}, "checkpoint.every=0 must be at least 1"),
+        (
+            {"batch_size": 48, "microbatch.sample": 4},
+            "microbatch.sample=4 must divide the 6 samples that each device has",
+        ),
+        ({"batch_size": 48, "microbatch.train": 4}, "microbatch.train=4 must divide the 6"),
+        ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
+        ({"tasks.small.prompts": "emoji:dragons"}, "There are no prompts 'emoji:dragons'"),
+        ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
+        (
+            {"tasks.small.scorer": common.make_weighted_sum(a=(common.make_scorer("beauty"), 1))},
+            "reward='beauty' is not one of",
+        ),
+        (
+            {"dtype": "bfloat16", "batch_size": 16, "microbatch.train": 1},
+            "a device samples 2 and trains on 1\\.",
+        ),
+        (
+            {"batch_size": 32, "tasks.small.group_size": 4, "microbatch.score": 2},
+            "microbatch.score=2 must be a multiple of task small's group_size, 4,",
+        ),
+        ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
+        ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
+        ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
+        ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the UNet has no such"),
+        ({"tasks.small.normalisation": "image"}, "normalisation='image' must be one of"),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.most_prompts": 9},
+            "'emoji:pairs': There are [0-9]+, more than 9. Raise most_prompts, or",
+        ),
+        (
+            {"tasks.small.normalisation": "prompt", "tasks.small.prompt_min_count": 33},
+            "prompt_min_count=33 must be between 1 and prompt_buffer=32",
+        ),
+        ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
+        ({"kl_weight": -0.1}, "config.kl_weight=-0.1 must be a finite number of 0 or more"),
+        ({"kl_weight": math.nan}, "config.kl_weight=nan must be a finite number of 0 or more"),
+        (
+            {"kl_weight": 0.1, "timesteps_per_iteration": 0, "pretraining.weight": 1.0},
+            "config.kl_weight=0.1 is of no effect with timesteps_per_iteration=0",
+        ),
+        (
+            {"tasks.small.prompts": "emoji:portraits", "tasks.small.scorer": DETECTION},
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
+        (
+            {
+                "tasks.small.prompts": "emoji:portraits",
+                "tasks.small.scorer": common.make_weighted_sum(
+                    size=(common.make_scorer("jpeg_size"), 1.0), objects=(DETECTION, 1.0)
+                ),
+            },
+            "config.tasks.small.prompts='emoji:portraits': The prompt 'a portrait of .* names none",
+        ),
+    ],
+)
+def test_bad_config_is_one_clear_error(changes, message, make_config):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        experiments.build(make_config(**changes))
+
+
+def test_without_tasks_there_is_nothing_to_do(make_config):
+    config = make_config()
+    del config.tasks.small
+    with pytest.raises(ValueError, match="config.tasks is empty"):
+        experiments.build(config)
+
+
+def test_options_of_rewards_are_checked(make_config):
+    scorer = make_config().tasks.small.scorer
+    scorer.options.quality = 50
+    reward, _ = experiments.load_scorer(scorer, group_size=1)
+    assert reward.quality == 50
+    scorer.options.weight = 1
+    with pytest.raises(ValueError, match=r"jpeg_size has no option \['weight'\]"):
+        experiments.load_scorer(scorer, group_size=1)
+
+
+def metrics(count, tasks=2):
+    updates = tasks * count + 1
+    values = {
+        name: np.arange(updates, dtype=np.float32)
+        for name in ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm")
+    }
+    values |= {name: np.full(updates, 0.25) for name in ("ratio_error_mean", "ratio_error_max")}
+    values |= {name: np.arange(2.0) for name in ("reward_mean", "reward_std")}
+    return values | {"invalid_rewards": np.array([0, 8])}
+
+
+def test_metrics_are_named_by_task(experiment):
+    values = summary.summarise(
+        metrics(1), experiment.task_names, experiment.algorithm.hyperparameters
+    )
+    assert json.loads(json.dumps(values)) == values
+    assert values["people/loss"] == 0.0
+    assert values["small/loss"] == 1.0
+    assert values["pretraining/loss"] == 2.0
+    assert values["small/reward_mean"] == 1.0
+    assert values["ratio_check/max"] == 0.25
+
+
+def test_the_kl_to_the_base_is_a_metric_where_it_has_a_weight(experiment):
+    numbers = experiment.algorithm.hyperparameters
+    assert not any("kl_to_base" in name for name in summary.summarise(metrics(1), "ab", numbers))
+    weighted = dataclasses.replace(numbers, kl_weight=1.0)
+    values = metrics(1) | {"kl_to_base": np.arange(3, dtype=np.float32)}
+    assert summary.summarise(values, "ab", weighted)["b/kl_to_base"] == 1.0
+
+
+def test_what_is_not_finite_stops_the_run():
+    values = {"small/gradient_norm": 1.0}
+    names = ("small", "people")
+    with pytest.raises(FloatingPointError, match="All 8 rewards of task 'people' are NaN"):
+        summary.check_finite(values, metrics(1), names, batch_size=8)
+    summary.check_finite(values, metrics(1), names, batch_size=16)
+    with pytest.raises(FloatingPointError, match="small/gradient_norm is nan"):
+        summary.check_finite({"small/gradient_norm": math.nan}, metrics(1), names, 16)
+
+
+@pytest.mark.slow
+def test_the_main_jobs_ratio_is_one_at_unchanged_parameters(compilation_cache):
+    """Of the shipped model in every step of the chain that it is trained on."""
+    config = emoji.get_config()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 160,
+            "timesteps_per_iteration": 3,
+            "microbatch.sample": 10,  # Sums are taken in another order than in training.
+            "pretraining.weight": 0.0,
+            "optimizer.learning_rate": 0.0,
+        }
+    )
+    experiment = experiments.build(config)
+    state = experiment.init_state()
+    step = make_train_step(experiment.algorithm, state, "split", PhaseTimer())
+    _, metrics = step(state, experiment.frozen, experiment.batch(0))
+    assert metrics["ratio_error_mean"].shape == (9,)
+    assert metrics["gradient_norm"].min() > 0
+    assert 0 < metrics["ratio_error_mean"].max() < 1e-6
+    assert metrics["ratio_error_max"].max() < 1e-5

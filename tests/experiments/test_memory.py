@@ -1,0 +1,142 @@
+"""The model of memory, against sums by hand and against the shapes of a dry run."""
+
+import dataclasses
+
+import pytest
+
+from diffusionrl_jax.costs import abstract, mathematics, phases
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import memory, planning
+from diffusionrl_jax.models.folders import published
+from diffusionrl_jax.models.stable_diffusion import arithmetic
+
+# One residual block of which 2 values are read and 10 kept.
+NETWORK = arithmetic.Network(((arithmetic.Block(100.0, 2, 10),),), 100.0, skips=4)
+SIZES = memory.Sizes(
+    parameters={"unet": 800, "vae": 80, "text_encoder": 160},
+    trained=800,
+    copies=3,
+    rewards=(240, 320),
+    judges=40,
+    rewarded=(50.0, 70.0),
+    network=NETWORK,
+    passes=2,
+    itemsize=2,
+    kernel=True,
+    latent=16,
+    image=60,
+    text=24,
+    decoded=300.0,
+    steps=5,
+    tasks=2,
+    pretrains=True,
+    near_base=False,
+    lora=False,
+    on_host=False,
+    split_frozen=True,
+)
+DIVISION = memory.Division(
+    chips=8, share=6, fsdp=4, sample=3, decode=2, score=2, train=3, remat="none"
+)
+
+
+def test_sums_by_hand():
+    # State and base model 4 * 4 * 800 / 4; frozen 4 * 840 / 4; two latents of each of 6 pictures.
+    held = 3200 + 840 + 192
+    assert memory.held(SIZES, DIVISION) == held
+    # Of 12 samples: 5 steps' two latents, the text, and the latent that the chain ends in.
+    drawn = 12 * (160 + 24 + 16)
+    # Of a pass: the skips, and half of what a block keeps, 2 bytes each.
+    forward = 2 * 4 + 0.5 * 2 * 10
+    needed = memory.needed(SIZES, DIVISION)
+    assert needed["sample"] == held + 2 * 800 + 4 * 160 + 3 * 2 * forward + 2 * drawn
+    # VAE and the larger reward whole, two images of a microbatch, and decoding two.
+    assert needed["score"] == held + drawn + 4 * (80 + 320) + 2 * 2 * 60 + 600
+    updates, text = 11 * 6 * 2 * 16, 6 * 3 * 24
+    assert needed["prepare"] == held + drawn + updates + text + 4 * 160 + 2 * 6 * 24
+    one = 6 * (3 * 16 + 24)
+    update = held + updates + text + one + 2 * 800 + 4 * 800 + 3 * 2 * max(20, 2.5 * 20)
+    assert needed["update"] == update
+    assert needed["whole step"] == update + drawn + 2 * 800
+
+
+def test_what_is_held_of_images_does_not_grow_with_the_batch():
+    larger = dataclasses.replace(DIVISION, share=600)
+    drawn = lambda share: 2 * share * 200 + 192 * share / 6
+    grown = memory.needed(SIZES, larger)["score"] - memory.needed(SIZES, DIVISION)["score"]
+    assert grown == drawn(600) - drawn(6)
+    whole = memory.needed(SIZES, dataclasses.replace(larger, score=600))["score"]
+    assert whole > 2 * 2 * 600 * SIZES.image
+
+
+def test_on_whole_devices_nothing_is_gathered():
+    one = dataclasses.replace(DIVISION, fsdp=1)
+    in_full = memory.needed(dataclasses.replace(SIZES, itemsize=4), one)
+    held = memory.held(SIZES, one)
+    assert in_full["sample"] == held + 3 * 2 * (16 + 20) + 2 * 12 * 200
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
+def test_operations_of_published_networks(name):
+    """Those that were counted on the jaxpr: docs/performance.md; 100 passes are an image's."""
+    # In them are the text encoder's; less is what both passes share before the first attention.
+    counted = {"sd15": 77.44, "sd2": 77.58, "sdxl": 672.6}[name]
+    network = arithmetic.network(published.CONFIGS[name]["unet"], 77)
+    assert 100 * network.operations / 1e12 == pytest.approx(counted, rel=0.015)
+
+
+def test_operations_against_the_jaxpr(make_config):
+    config = make_config(model="asset:emoji/stable_diffusion")
+    changes = {"batch_size": 1, "timesteps_per_iteration": 0, "pretraining.pictures": "emoji"}
+
+    def sampled(steps):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(
+            changes | {"pretraining.weight": 1.0, "sampler.steps": steps}
+        )
+        made = phases.make_phases(phases.plain_experiment(changed))[0]
+        return mathematics.operations(made.function, *made.arguments)
+
+    model, _ = abstract.make_model(config, None)
+    network = arithmetic.network(model.configs["unet"], model.tokenize([""]).shape[1])
+    # The embeddings of the time are left out.
+    assert network.operations == pytest.approx(sampled(2) - sampled(1), rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pretraining.weight": 1.0, "kl_weight": 0.5}])
+def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
+    config = make_config(**{"batch_size": 64, "pretraining.pictures": "emoji"} | changes)
+    devices = planning.Devices(8, "v5e", "tpu", 2**34)
+    config, plan = planning.resolve(config, devices)
+    sizes = memory.sizes(config, kernel=True)
+    made = phases.make_phases(abstract.build(config, make_mesh(config.mesh.fsdp)))
+    held = {phase.name: phase.resident for phase in made}
+    assert memory.held(sizes, plan.division) == pytest.approx(held["sample"], rel=0.02)
+    # And in the update what is trained on, with its text.
+    count = sizes.tasks * sizes.steps + sizes.pretrains
+    trained_on = plan.division.share * (
+        count * (2 + sizes.near_base) * sizes.latent + (sizes.tasks + sizes.pretrains) * sizes.text
+    )
+    found = held["update"] - held["sample"]
+    assert trained_on == pytest.approx(found, rel=0.1)
+
+
+def test_published_numbers_of_parameters(make_config):
+    from diffusionrl_jax.models import lora
+
+    scorer = make_config().tasks.small.scorer
+    for name in ("detection", "clip_score"):
+        scorer.update(reward=name, path="not/here")
+        _, params, _ = abstract.make_reward(scorer, 1)
+        assert lora.count(params) == published.REWARD_PARAMETERS[name]
+
+
+def test_numbers_of_parameters_of_a_folder(make_config):
+    config = make_config()
+    experiment = abstract.build(config, make_mesh(1))
+    from diffusionrl_jax.models import lora
+
+    sizes = memory.sizes(config, kernel=False)
+    assert sizes.trained == lora.count(experiment.state.params)
+    frozen = sizes.parameters["vae"] + sizes.parameters["text_encoder"]
+    assert frozen == lora.count((experiment.frozen.vae, experiment.frozen.text_encoder))

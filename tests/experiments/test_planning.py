@@ -1,0 +1,145 @@
+"""What is chosen for the devices that are there."""
+
+import itertools
+import json
+
+import pytest
+from jax.sharding import AbstractMesh
+
+from configs import emoji, hps, joint
+from diffusionrl_jax.costs.commands import plan as plans
+from diffusionrl_jax.distributed.mesh import BATCH_AXES
+from diffusionrl_jax.experiments import checks, planning
+from diffusionrl_jax.runs import trained
+
+XL = "stable_diffusion_xl"
+GIB = 2**30
+
+
+def devices(count, memory=95 * GIB, platform="tpu"):
+    return planning.Devices(count, "v5p", platform, memory)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    itertools.product(
+        [hps.get_config, joint.get_config, lambda: joint.get_config(XL)],
+        [1, 2, 4, 8, 16, 64, 256],
+    ),
+)
+def test_a_plan_passes_all_checks(make, count):
+    for lora, dtype in itertools.product((0, 16), ("bfloat16", "float32")):
+        config = make()
+        config.lora.rank, config.dtype = lora, dtype
+        config, plan = planning.resolve(config, devices(count), refuse=False)
+        assert count % config.mesh.fsdp == 0
+        mesh = AbstractMesh((count // config.mesh.fsdp, config.mesh.fsdp), BATCH_AXES)
+        checks.check(config, mesh)
+        assert not planning._is_automatic(config)
+        assert plan.fits or (count, lora) == (1, 0) or count == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
+def test_the_emoji_world_is_computed_on_cpus_as_it_was(count):
+    """20 samples are drawn at a time, and all else is done at once."""
+    config, _ = planning.resolve(emoji.get_config(), devices(count, 4 * GIB, "cpu"))
+    share = 320 // count
+    assert config.microbatch.sample == 20 and 3 * share % 20 == 0
+    assert config.microbatch.decode >= 3 * share
+    assert config.microbatch.score >= share and config.microbatch.train >= share
+    assert (config.mesh.fsdp, config.remat, config.execution) == (1, "none", "auto")
+
+
+def test_a_machine_without_room_for_all_at_once(make_config):
+    config = hps.get_config()
+    config.dtype = "float32"
+    _, plan = planning.resolve(config, devices(1, 64 * GIB, "cpu"))
+    assert plan.fits and plan.division.train < 2048
+
+
+def test_what_is_set_is_kept():
+    config = joint.get_config()
+    changes = {
+        "mesh.fsdp": 2,
+        "remat": "full",
+        "microbatch.sample": 2,
+        "microbatch.decode": 8,
+        "microbatch.score": 64,
+        "microbatch.train": 2,
+        "execution": "split",
+    }
+    config.update_from_flattened_dict(changes)
+    filled, plan = planning.resolve(config, devices(8))
+    assert filled.to_dict() == config.to_dict()
+    assert plan.split
+
+
+@pytest.mark.parametrize("name", ["sample", "train"])
+def test_in_bfloat16_one_number_is_both(name):
+    config = joint.get_config()
+    config.microbatch[name] = 2
+    filled, _ = planning.resolve(config, devices(8))
+    assert filled.microbatch.sample == filled.microbatch.train == 2
+
+
+def test_more_memory_recomputes_less():
+    remat = {"none": 0, "blocks": 1, "full": 2}
+    found = [
+        planning.choose(joint.get_config(), devices(8, memory * GIB)).division
+        for memory in (10, 13, 16, 32, 95)
+    ]
+    kept = [remat[division.remat] for division in found]
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 0 < kept[0]
+
+
+def test_one_line_with_its_reason():
+    plan = planning.choose(hps.get_config(), planning.devices_of_topology("v6e:2x4"))
+    assert str(plan).startswith("fsdp 8, microbatches of 8: ")
+    assert str(plan).endswith(" of 31.24 GiB a chip")
+
+
+def test_lora_is_proposed_by_name():
+    with pytest.raises(ValueError, match=r"does not fit 1 v5e chip.*--config\.lora\.rank=16 \("):
+        planning.resolve(hps.get_config(), planning.devices_of_topology("v5e:1x1"))
+
+
+def test_a_smaller_batch_is_proposed():
+    config = joint.get_config()
+    config.lora.rank = 16
+    with pytest.raises(ValueError, match=r"or --config\.batch_size=\d+ \("):
+        planning.resolve(config, planning.devices_of_topology("v5e:1x1"))
+
+
+def test_memory_that_is_not_known():
+    with pytest.raises(ValueError, match="memory of 'v5p' is not known.*config.mesh.fsdp"):
+        planning.choose(hps.get_config(), devices(8, None))
+
+
+def test_batches_that_do_not_divide_are_refused():
+    config = hps.get_config()
+    with pytest.raises(ValueError, match="config.batch_size .*must be a multiple of 3"):
+        planning.choose(config, devices(3))
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:2xa", "v9:2x2"])
+def test_unknown_topologies(topology):
+    with pytest.raises(ValueError, match="topology"):
+        planning.devices_of_topology(topology)
+
+
+def test_the_table():
+    text = plans.markdown({"configs/hps.py": ("v5e:1x1", "h100-80gb:8")})
+    first, second = text.splitlines()[2:]
+    assert first.startswith("| hps | v5e:1x1 (v5litepod-1) | lora.rank=16 | 1 |")
+    assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
+
+
+def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):
+    config = make_config()
+    for count in (1, 8):
+        _, plan = planning.resolve(config, devices(count))
+        trained.check_same_experiment(str(tmp_path), config)
+        described = config.to_dict() | {"plan": plan.to_json()}
+        (tmp_path / "config.json").write_text(json.dumps(described))
+    read = trained.read_config(str(tmp_path))
+    assert (read.mesh.fsdp, read.plan.devices.count) == (0, 8)

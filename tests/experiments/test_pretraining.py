@@ -1,0 +1,137 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from diffusionrl_jax.data.emoji import pictures, world
+from diffusionrl_jax.data.latents import LatentDataset
+from diffusionrl_jax.experiments import caching, pretraining
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.models import text_encoders
+
+
+@pytest.fixture(scope="module")
+def dataset_name(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "SPLITS", {"train": 20})
+        world.load("train", str(folder))
+    return f"tfds:emoji_world?text=prompt&data_dir={folder}"
+
+
+@pytest.fixture(scope="module")
+def cached(make_config, dataset_name, compilation_cache, tmp_path_factory):
+    """The config, the latents of the command, and the policy that they are for."""
+    folder = tmp_path_factory.mktemp("latents")
+    changes = {"pretraining.weight": 1.0, "pretraining.pictures": dataset_name}
+    config = make_config(**changes)
+    caching.cache_latents(config, str(folder))
+    config.pretraining.pictures = f"latents:{folder}"
+    return config, folder, experiments.load_policy(config)
+
+
+def load(config, policy, cache_dir, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return pretraining.load_pictures(
+        config, policy.model, policy.params, policy.mesh, str(cache_dir), ()
+    )
+
+
+def changed(policy, network):
+    params = {network: jax.tree.map(lambda leaf: leaf + 1e-3, policy.params[network])}
+    return dataclasses.replace(policy, params=dict(policy.params) | params)
+
+
+def test_cached_latents_are_the_encoders(cached, tmp_path):
+    config, _, policy = cached
+    arrays = load(config, policy, tmp_path).read(range(20))
+    assert not list(tmp_path.iterdir())
+    drawn = [pictures.random_example(np.random.default_rng((0, n))) for n in range(20)]
+    by_text = {tuple(policy.model.tokenize([example.prompt])[0]): example for example in drawn}
+    image = by_text[tuple(arrays["input_ids"][19])].image.astype(np.float32) / 255
+    mean, std = jax.jit(policy.model.encode)(policy.params["vae"], image[None])
+    # Convolutions of another batch size add up in another order.
+    np.testing.assert_allclose(arrays["latent_mean"][19], mean[0], atol=1e-4)
+    np.testing.assert_allclose(arrays["latent_std"][19], std[0], atol=1e-4)
+
+
+def test_training_encodes_what_is_not_cached(cached, dataset_name, tmp_path):
+    config, folder, policy = cached
+    dataset = load(config, policy, tmp_path, **{"pretraining.pictures": dataset_name})
+    (made,) = tmp_path.iterdir()
+    for path in made.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert len(dataset) == 20
+
+
+def test_a_damaged_cache_of_a_run_is_made_anew(cached, dataset_name, tmp_path, caplog):
+    config, folder, policy = cached
+    changes = {"pretraining.pictures": dataset_name}
+    load(config, policy, tmp_path, **changes)
+    (made,) = tmp_path.iterdir()
+    for path in made.iterdir():
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :])
+    caplog.clear()
+    dataset = load(config, policy, tmp_path, **changes)
+    assert "1 files in" in caplog.text
+    for path in made.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    (path,) = made.glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-20000] + bytes(20000))
+    with pytest.raises(ValueError, match="start the same command again, which makes it anew"):
+        dataset.read(range(20))
+
+
+def test_every_device_holds_its_rows(cached):
+    _, folder, policy = cached
+    dataset = LatentDataset(folder)
+    batch = pretraining.pretraining_batch(dataset, 3, 16, 5, policy.mesh)
+    for name, values in dataset.batch(3, 16, 5).items():
+        assert len(batch[name].addressable_shards) == 8
+        assert batch[name].addressable_shards[0].data.shape[0] == 2
+        np.testing.assert_array_equal(batch[name], values)
+
+
+def test_latents_of_another_model_are_refused(cached, tmp_path):
+    config, _, policy = cached
+    with pytest.raises(ValueError, match="encoded by another VAE or tokenizer.*cache_latents"):
+        load(config, changed(policy, "vae"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no complete latents"):
+        load(config, policy, tmp_path, **{"pretraining.pictures": f"latents:{tmp_path}"})
+    assert load(config, policy, tmp_path, **{"pretraining.weight": 0.0}) is None
+    # Without embeddings the text encoder does not matter.
+    assert load(config, changed(policy, "text_encoder"), tmp_path)
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["", "xl"])
+def test_cached_texts_are_the_encoders(
+    xl, make_config, tiny_xl_model, dataset_name, compilation_cache, tmp_path
+):
+    changes = {"pretraining.weight": 1.0, "pretraining.pictures": dataset_name}
+    config = make_config(**changes, **({"model": tiny_xl_model} if xl else {}))
+    caching.cache_latents(config, str(tmp_path), text_embeddings=True)
+    config.pretraining.pictures = f"latents:{tmp_path}"
+    policy = experiments.load_policy(config)
+    batch = load(config, policy, tmp_path).batch(1, 8, seed=0)
+    text = policy.model.encode_text(policy.params["text_encoder"], batch["input_ids"])
+    kept = text_encoders.text_from_arrays(batch)
+    # Another batch size adds up in another order.
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(assert_close, kept, text)
+    with pytest.raises(ValueError, match="are of another text encoder .*--text_embeddings"):
+        load(config, changed(policy, "text_encoder"), tmp_path)
+    config.pretraining.pictures = dataset_name
+    with pytest.raises(ValueError, match="another model or other pictures"):
+        caching.cache_latents(config, str(tmp_path))
+
+
+def test_the_command_takes_pictures_alone(cached, tmp_path):
+    config, _, _ = cached
+    with pytest.raises(ValueError, match="names no pictures to encode"):
+        caching.cache_latents(config, str(tmp_path))

@@ -1,0 +1,45 @@
+"""How a checkpoint is named."""
+
+import pytest
+
+from diffusionrl_jax.evaluation.compare import parse_checkpoint
+from diffusionrl_jax.runs import export, trained
+
+
+@pytest.mark.parametrize("name", ["a@best", "a@12", "a@b"])
+def test_a_folder_that_is_there_wins(name, tmp_path):
+    path, _, step = name.partition("@")
+    assert trained.split_step(f"{tmp_path}/{name}") == (f"{tmp_path}/{path}", step)
+    (tmp_path / name).mkdir()
+    assert trained.split_step(f"{tmp_path}/{name}") == (f"{tmp_path}/{name}", "")
+    assert trained.split_step(f"{tmp_path}/{name}@last") == (f"{tmp_path}/{name}", "last")
+
+
+@pytest.mark.parametrize("step", ["", "last", "best", "12"])
+def test_a_step_means_the_same_wherever_a_checkpoint_is_named(step, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    after = f"@{step}" if step else ""
+    assert trained.parse_model(f"runs/hps/{after}", "--model")[1] == step
+    (tmp_path / "runs" / "hps").mkdir(parents=True)
+    expected = (f"{tmp_path}/runs/hps", step)
+    assert trained.parse_model(f"runs/hps{after}", "--model") == expected
+    assert parse_checkpoint(f"mine=runs/hps{after}") == ("mine", *expected)
+
+
+@pytest.mark.parametrize("step", ["", "bset", "-1", "1.5", "best "])
+def test_steps_that_cannot_be(step):
+    for parse in (
+        lambda text: trained.parse_model(text, "--model"),
+        lambda text: parse_checkpoint(f"a={text}"),
+        lambda text: export.export_pipeline(text, None, "float32"),
+        lambda text: export.export_lora(text, None, "float32"),
+    ):
+        with pytest.raises(ValueError, match=f"the step '{step}' is not a number"):
+            parse(f"/runs/a@{step}")
+
+
+@pytest.mark.parametrize("path", ["asset:emoji/stable_diffusion", "nobody/nothing", "/no/such"])
+def test_what_is_no_run_has_no_step(path):
+    for step in ("best", "3"):
+        with pytest.raises(ValueError, match=f"{path} is not .* so it has no step '{step}'"):
+            trained.check_trained(*trained.parse_model(f"{path}@{step}", "--model"))
