@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from configs import common
+from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.data.prompts import prompt_batch
-from diffusionrl_jax.experiments.experiment import load_policy, make_prompts
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import LATENTS, encode_pictures, model_fingerprint
 from diffusionrl_jax.runs.trained import read_config
 from tests.processes import finish, free_address, launcher, saved_state, steps_of, wait_for_step

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusionrl_jax import main, rewards
 from diffusionrl_jax.distributed import mesh
-from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.monitoring.metrics import read_rows

@@ -23,7 +23,12 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
 )
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments.algorithm import (
+    initial_state,
+    make_algorithm,
+    needs_base,
+    scores_on_host,
+)
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
@@ -270,29 +275,27 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
       ValueError: what does not fit, and the mend.
     """
     checks.check(config, mesh)
-    if experiments.scores_on_host(config):
+    if scores_on_host(config):
         raise ValueError("A host_reward is not compiled: leave its task out of the dry run.")
     model, assumed = make_model(config, mesh)
     made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
     rewards = [reward for reward, _, _ in made]
-    algorithm = experiments.make_algorithm(config, model, mesh, rewards)
+    algorithm = make_algorithm(config, model, mesh, rewards)
     params = parameter_template(model)
     if algorithm.lora is not None:
         algorithm.lora.kernels(params["unet"])  # Refuses targets that are not there.
-    state = jax.eval_shape(functools.partial(experiments.initial_state, config), params["unet"])
+    state = jax.eval_shape(functools.partial(initial_state, config), params["unet"])
     empty_ids = jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32)
     frozen = Frozen(
         text_encoder=params["text_encoder"],
         vae=params["vae"],
         rewards=tuple(params for _, params, _ in made),
         empty_ids=empty_ids,
-        unet=params["unet"] if experiments.needs_base(config) else None,
+        unet=params["unet"] if needs_base(config) else None,
     )
-    shardings = frozen_sharding(mesh, frozen, experiments.split_frozen(config))
+    shardings = frozen_sharding(mesh, frozen, checks.split_frozen(config))
     scorers = _evaluation_scorers(config)
-    scorers = abstract_arrays(
-        scorers, frozen_sharding(mesh, scorers, experiments.split_frozen(config))
-    )
+    scorers = abstract_arrays(scorers, frozen_sharding(mesh, scorers, checks.split_frozen(config)))
     # LoRA's and the KL's is among the frozen parameters.
     unet = () if frozen.unet else params["unet"]
     kept = scorers, abstract_arrays(unet, parameter_sharding(mesh, unet))

@@ -15,6 +15,7 @@ from diffusionrl_jax.costs.report import table
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
@@ -109,7 +110,7 @@ def measure(
       ValueError, FileNotFoundError: what does not fit, and the mend.
     """
     config, _ = planning.resolve(config)
-    execution = choose_execution(config.execution, experiments.scores_on_host(config))
+    execution = choose_execution(config.execution, scores_on_host(config))
     needed = _operations(config)
     experiment = experiments.build(config).with_pictures(cache_dir)
     timer = PhaseTimer()

@@ -9,14 +9,31 @@ import re
 from collections.abc import Iterator
 
 from diffusionrl_jax.data import hub_files, prompt_index, records, word_lists
+from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.prompt_files import TABLES, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
 
+EMOJI = "emoji:"
 HUB = "hub"
 KINDS = (HUB, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
+
+
+def make_prompts(name: str, seed: int) -> PromptSource:
+    """The prompts that a config names: `emoji:pairs` and the like, or as `open_prompts` knows.
+
+    Raises:
+      ValueError, OSError: if there are no such prompts, or one is broken.
+    """
+    if not name.startswith(EMOJI):
+        return open_prompts(name, seed)
+    chosen = name.removeprefix(EMOJI)
+    if chosen not in prompt_sets.PROMPT_SETS:
+        known = [EMOJI + known for known in prompt_sets.PROMPT_SETS]
+        raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a file.")
+    return prompt_sets.PROMPT_SETS[chosen](seed)
 
 
 def open_prompts(name: str, seed: int) -> PromptSource:

@@ -7,9 +7,9 @@ import ml_collections
 import numpy as np
 
 from diffusionrl_jax.diffusion.drawing import draw_latents
+from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.experiments.experiment import Policy
 from diffusionrl_jax.models.stable_diffusion.model import Parameters
 
 

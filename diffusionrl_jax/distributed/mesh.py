@@ -140,14 +140,6 @@ def frozen_sharding(mesh: Mesh, tree, split: bool):
     return jax.tree.map(lambda _: replicated(mesh), tree)
 
 
-def network_sharding(mesh: Mesh, split: bool, networks):
-    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
-    return {
-        name: frozen_sharding(mesh, params, split or name == "unet")
-        for name, params in networks.items()
-    }
-
-
 def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
     """The parts of an array's first axis that this process' devices hold, each once, in order."""
     indices = sharding.addressable_devices_indices_map((length,)).values()

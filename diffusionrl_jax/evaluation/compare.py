@@ -15,7 +15,7 @@ from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.evaluation import statistics, tables
 from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiments import fetching, planning
-from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 

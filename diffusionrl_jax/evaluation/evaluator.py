@@ -11,7 +11,9 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.data.prompts import prompt_batch
+from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
@@ -22,8 +24,8 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiments.checks import score_microbatch
-from diffusionrl_jax.experiments.experiment import OpenedScorer, Policy, make_prompts, split_frozen
+from diffusionrl_jax.experiments.checks import score_microbatch, split_frozen
+from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.stable_diffusion.model import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png

@@ -6,6 +6,7 @@ import ml_collections
 from absl import logging
 
 from diffusionrl_jax.data.files import prepare_folder
+from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.experiments.base_pictures import (
     BASE,
@@ -13,7 +14,7 @@ from diffusionrl_jax.experiments.base_pictures import (
     draw_pictures,
     picture_count,
 )
-from diffusionrl_jax.experiments.experiment import load_policy, make_prompts
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import (
     LATENTS,
     encode_pictures,

@@ -20,6 +20,11 @@ def score_microbatch(config: ml_collections.ConfigDict) -> int:
     return config.microbatch.get("score", 0)
 
 
+def split_frozen(config: ml_collections.ConfigDict) -> bool:
+    """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
+    return config.mesh.get("split_frozen", True)
+
+
 def fsdp(config: ml_collections.ConfigDict) -> int:
     """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
     return config.mesh.fsdp or 1

@@ -13,7 +13,7 @@ from diffusionrl_jax.data.files import (
     prepare_folder,
     remove_partials,
 )
-from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import hub, weights

@@ -13,13 +13,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from diffusionrl_jax.data.files import read_json, split_step
+from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
-from diffusionrl_jax.experiments.experiment import (
-    Policy,
-    initial_state,
-    load_policy,
-    scores_on_host,
-)
+from diffusionrl_jax.experiments.algorithm import initial_state, scores_on_host
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.folders import hub

@@ -17,6 +17,7 @@ from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
 from diffusionrl_jax.experiments import announcement, checks, fetching, planning
 from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
@@ -57,7 +58,7 @@ def train(config, workdir: str) -> None:
         fetching.bring(config)
         described = config.to_dict()
         config, plan = planning.resolve(config)
-        execution = choose_execution(config.execution, experiments.scores_on_host(config))
+        execution = choose_execution(config.execution, scores_on_host(config))
         experiment = experiments.build(config)
         if jax.process_index() == 0:
             print(announcement.announce(experiment, plan, workdir), flush=True)

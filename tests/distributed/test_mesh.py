@@ -15,11 +15,11 @@ from diffusionrl_jax.distributed.mesh import (
     local_slices,
     make_mesh,
     mean_over_devices,
-    network_sharding,
     parameter_sharding,
     place,
     replicated,
 )
+from diffusionrl_jax.experiments.loading import network_sharding
 from diffusionrl_jax.learning.state import init_state
 
 

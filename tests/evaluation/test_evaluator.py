@@ -12,7 +12,7 @@ from configs import common
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.evaluation import compare, statistics, tables
 from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, best_score
-from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.experiments.loading import load_policy
 
 
 def measure(bootstrap, values):

@@ -8,7 +8,7 @@ import pytest
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.experiments import caching, pretraining
-from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.models import text_encoders
 
 
@@ -29,7 +29,7 @@ def cached(make_config, dataset_name, compilation_cache, tmp_path_factory):
     config = make_config(**changes)
     caching.cache_latents(config, str(folder))
     config.pretraining.pictures = f"latents:{folder}"
-    return config, folder, experiments.load_policy(config)
+    return config, folder, load_policy(config)
 
 
 def load(config, policy, cache_dir, **changes):
@@ -117,7 +117,7 @@ def test_cached_texts_are_the_encoders(
     config = make_config(**changes, **({"model": tiny_xl_model} if xl else {}))
     caching.cache_latents(config, str(tmp_path), text_embeddings=True)
     config.pretraining.pictures = f"latents:{tmp_path}"
-    policy = experiments.load_policy(config)
+    policy = load_policy(config)
     batch = load(config, policy, tmp_path).batch(1, 8, seed=0)
     text = policy.model.encode_text(policy.params["text_encoder"], batch["input_ids"])
     kept = text_encoders.text_from_arrays(batch)

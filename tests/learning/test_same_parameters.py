@@ -67,12 +67,13 @@ def train(name: str, folder: str) -> dict:
 
     from diffusionrl_jax.experiments import experiment as experiments
     from diffusionrl_jax.experiments import planning
+    from diffusionrl_jax.experiments.algorithm import scores_on_host
     from diffusionrl_jax.learning.execution import choose_execution, make_train_step
     from diffusionrl_jax.monitoring.progress import PhaseTimer
 
     config, _ = planning.resolve(SETTINGS[name]())
     experiment = experiments.build(config).with_pictures(folder)
-    execution = choose_execution(config.execution, experiments.scores_on_host(config))
+    execution = choose_execution(config.execution, scores_on_host(config))
     step = make_train_step(
         experiment.algorithm, experiment.abstract_state(), execution, PhaseTimer()
     )

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from diffusionrl_jax import main
 from diffusionrl_jax.diffusion.rollout import noise_keys
 from diffusionrl_jax.diffusion.sampler import Sampler
-from diffusionrl_jax.experiments.experiment import load_policy
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.models.folders.weights import read_safetensors
 from diffusionrl_jax.models.lora import FILE_NAME
 from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion

@@ -1,0 +1,95 @@
+"""What iterations take from the host: prompts, what rewards need of them, pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.latents import LatentDataset
+from diffusionrl_jax.diffusion.pipeline import Policy
+from diffusionrl_jax.distributed.mesh import batch_sharding, place
+from diffusionrl_jax.experiments.pretraining import pretraining_batch
+from diffusionrl_jax.learning.iteration import Batch
+from diffusionrl_jax.rewards import Reward
+from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
+from diffusionrl_jax.rewards.scorers import prepare
+
+
+def prompt_places_of(
+    name: str, task: ml_collections.ConfigDict, source: prompts.PromptSource
+) -> dict[str, int] | None:
+    if task.normalisation != "prompt":
+        return None
+    if not 1 <= task.prompt_min_count <= task.prompt_buffer:
+        raise ValueError(
+            f"config.tasks.{name}.prompt_min_count={task.prompt_min_count} must be between 1 and "
+            f"prompt_buffer={task.prompt_buffer}."
+        )
+    try:
+        return prompts.prompt_places(source, task.most_prompts)
+    except ValueError as error:
+        raise ValueError(
+            f"config.tasks.{name} is normalised by prompt, but not with the prompts "
+            f"{task.prompts!r}: {error} Raise most_prompts, or normalise by batch or group."
+        ) from None
+
+
+def make_batch(
+    config: ml_collections.ConfigDict,
+    policy: Policy,
+    rewards: Sequence[Reward],
+    sources: Sequence[prompts.PromptSource],
+    places: Sequence[Mapping[str, int] | None],
+    pictures: LatentDataset | None,
+    step: int,
+) -> Batch:
+    """What iteration `step` takes from the host: a pure function of the config and the step.
+
+    Args:
+      config: see `configs/common.py`.
+      policy: whose tokenizer and mesh are used.
+      rewards, sources, places: one per task; see `Experiment`.
+      pictures: for the pretraining loss, or None.
+      step: which iteration.
+    """
+    mesh, names = policy.mesh, tuple(config.tasks)
+    texts = [
+        prompts.prompt_batch(source, step, config.batch_size, config.tasks[name].group_size)
+        for name, source in zip(names, sources, strict=True)
+    ]
+    of_tasks = zip(rewards, texts, strict=True)
+    inputs = tuple(prepare(reward, prompts_of_task) for reward, prompts_of_task in of_tasks)
+    ids = np.stack([policy.model.tokenize(prompts_of_task) for prompts_of_task in texts])
+    numbers = ()
+    if any(of_task is not None for of_task in places):
+        numbers = tuple(
+            None if of_task is None else np.array([of_task[text] for text in prompts_of_task])
+            for of_task, prompts_of_task in zip(places, texts, strict=True)
+        )
+    pretraining = None
+    if pictures is not None:
+        pretraining = pretraining_batch(pictures, step, config.batch_size, config.seed, mesh)
+    return Batch(
+        input_ids=place(ids, batch_sharding(mesh, axis=1)),
+        reward_inputs=place(inputs, batch_sharding(mesh)),
+        pretraining=pretraining,
+        prompt_places=place(numbers, batch_sharding(mesh)),
+        questions=_questions(config, rewards, texts, step),
+    )
+
+
+def _questions(
+    config: ml_collections.ConfigDict,
+    rewards: Sequence[Reward],
+    texts: Sequence[Sequence[str]],
+    step: int,
+) -> tuple[Questions, ...]:
+    """What scorers on the host are told."""
+    if not any(map(host_rewards, rewards)):
+        return ()
+    rows = range(config.batch_size)
+    return tuple(
+        Questions(asked, [{"task": name, "iteration": step, "index": row} for row in rows])
+        for name, asked in zip(config.tasks, texts, strict=True)
+    )

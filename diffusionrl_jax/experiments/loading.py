@@ -1,0 +1,43 @@
+"""Opens the model that a config names, on the devices."""
+
+import functools
+
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from diffusionrl_jax.diffusion.pipeline import Policy
+from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+
+
+def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> Policy:
+    """Opens the model of a config (or another folder), sharded over the config's mesh.
+
+    Raises:
+      ValueError, FileNotFoundError: a field or a weight that does not fit; the message names it.
+    """
+    if not (path or config.model):
+        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
+    mesh = make_mesh(checks.fsdp(config))
+    model, params = load_stable_diffusion(
+        path or config.model,
+        dtype=jnp.dtype(config.dtype),
+        convolution=config.convolution,
+        remat=checks.remat(config),
+        sharding=functools.partial(network_sharding, mesh, checks.split_frozen(config)),
+        attention=config.attention,
+        mesh=mesh,
+    )
+    schedule = make_schedule(model.scheduler_config, config.sampler.steps)
+    return Policy(model, schedule, params, mesh)
+
+
+def network_sharding(mesh: Mesh, split: bool, networks):
+    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
+    return {
+        name: frozen_sharding(mesh, params, split or name == "unet")
+        for name, params in networks.items()
+    }
