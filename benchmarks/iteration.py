@@ -17,7 +17,8 @@ from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import init_state, make_optimizer
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 # Of both sides; they do not change the work.

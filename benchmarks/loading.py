@@ -36,11 +36,11 @@ def write_checkpoint(folder: Path, dtype: str) -> None:
     import jax
 
     from diffusionrl_jax.emoji_world import emoji_model
-    from diffusionrl_jax.models.stable_diffusion.model import (
+    from diffusionrl_jax.models.stable_diffusion.build import (
         build_stable_diffusion,
         parameter_template,
-        save_stable_diffusion,
     )
+    from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 
     configs = dict(CONFIGS["sd15"])
     configs["unet"] = configs["unet"] | {"block_out_channels": CHANNELS}
@@ -55,7 +55,7 @@ def load(folder: Path, devices: int, whole: bool) -> dict[str, int]:
     import jax
 
     from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
-    from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+    from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
     mesh = make_mesh(fsdp=devices)
     sharding = lambda tree: parameter_sharding(mesh, tree)

@@ -135,7 +135,7 @@ def run_ours(configs: Mapping, part: str, inputs: Mapping, folder: Path, threads
     import jax
 
     from diffusionrl_jax.models.folders.networks import join_networks, read_networks, split_networks
-    from diffusionrl_jax.models.stable_diffusion.model import (
+    from diffusionrl_jax.models.stable_diffusion.build import (
         build_stable_diffusion,
         parameter_template,
     )

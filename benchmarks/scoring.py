@@ -20,7 +20,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.costs import mathematics
 from diffusionrl_jax.costs.compiled import compile_cost
 from diffusionrl_jax.models.folders import published
-from diffusionrl_jax.models.stable_diffusion.model import build_stable_diffusion, parameter_template
+from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
 from diffusionrl_jax.models.text_encoders import load_tokenizer
 from diffusionrl_jax.rewards import REWARDS
 

@@ -21,10 +21,8 @@ import jax
 from iteration import Ours, Work, emoji_prompts
 
 from diffusionrl_jax.emoji_world import emoji_model
-from diffusionrl_jax.models.stable_diffusion.model import (
-    init_stable_diffusion,
-    save_stable_diffusion,
-)
+from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 
 WORKER = Path(__file__).with_name("trl_ddpo.py")
 PHASES = ("sampling", "training", "iteration")

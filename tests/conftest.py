@@ -114,10 +114,8 @@ def write_tiny_model(folder, xl=False):
     import jax
 
     from diffusionrl_jax.emoji_world import emoji_model
-    from diffusionrl_jax.models.stable_diffusion.model import (
-        init_stable_diffusion,
-        save_stable_diffusion,
-    )
+    from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
+    from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 
     tokenizer, options = emoji_model.train_tokenizer(), {}
     networks = tiny_configs(tokenizer)

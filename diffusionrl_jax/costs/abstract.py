@@ -34,11 +34,8 @@ from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.folders import published
 from diffusionrl_jax.models.folders.networks import read_configs
-from diffusionrl_jax.models.stable_diffusion.model import (
-    StableDiffusion,
-    build_stable_diffusion,
-    parameter_template,
-)
+from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import load_tokenizer
 from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity

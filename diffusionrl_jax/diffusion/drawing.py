@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import Schedule
 from diffusionrl_jax.distributed.mesh import gather_parameters
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 
 def draw_latents(

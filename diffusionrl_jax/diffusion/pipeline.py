@@ -6,7 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusionrl_jax.diffusion.schedule import Schedule
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True)

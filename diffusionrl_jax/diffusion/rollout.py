@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion import policy
 from diffusionrl_jax.diffusion.schedule import Schedule
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text
 
 

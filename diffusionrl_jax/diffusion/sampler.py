@@ -10,7 +10,7 @@ from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 
 
 class Sampler:

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 OBJECTS = tuple(vocabulary.OBJECTS)
 OCCUPATIONS = tuple(vocabulary.OCCUPATIONS)

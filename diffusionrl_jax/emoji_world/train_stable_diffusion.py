@@ -22,9 +22,11 @@ from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from diffusionrl_jax.emoji_world import emoji_model
-from diffusionrl_jax.models.stable_diffusion.model import (
+from diffusionrl_jax.models.stable_diffusion.build import (
     build_stable_diffusion,
     init_stable_diffusion,
+)
+from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
     save_stable_diffusion,
 )

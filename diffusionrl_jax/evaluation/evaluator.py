@@ -27,7 +27,7 @@ from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments.checks import score_microbatch, split_frozen
 from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards

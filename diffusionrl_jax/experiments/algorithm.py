@@ -12,7 +12,8 @@ from diffusionrl_jax.learning.iteration import Hyperparameters
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import is_on_host
 

@@ -9,7 +9,7 @@ from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
-from diffusionrl_jax.models.lora import count
+from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.models.stable_diffusion import arithmetic
 
 # A backward pass computes twice what a forward pass does.

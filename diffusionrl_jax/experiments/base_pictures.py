@@ -24,7 +24,8 @@ from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 BASE = "base:"
 

@@ -29,8 +29,7 @@ from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
-from diffusionrl_jax.models.lora import count
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters, count
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import load_scorer
 

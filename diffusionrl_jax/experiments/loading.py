@@ -10,7 +10,7 @@ from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 
 def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> Policy:

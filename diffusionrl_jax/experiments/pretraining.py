@@ -25,7 +25,8 @@ from diffusionrl_jax.experiments.base_pictures import (
     draw_pictures,
 )
 from diffusionrl_jax.models.folders.networks import TEXT_ENCODERS
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import text_to_arrays
 
 LATENTS = "latents:"

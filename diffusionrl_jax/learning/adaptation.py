@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.distributed.mesh import parameter_sharding
 from diffusionrl_jax.models.lora import Lora
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 
 
 def make_lora(config: ml_collections.ConfigDict) -> Lora | None:

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 
 from diffusionrl_jax.diffusion.rollout import Steps
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_encoders import Text
 from diffusionrl_jax.rewards.host_reward import Questions
 

@@ -42,7 +42,8 @@ from diffusionrl_jax.learning.updates import (
     pretraining_update,
 )
 from diffusionrl_jax.models.lora import Lora
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import Text, text_from_arrays
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import host_rewards

@@ -7,7 +7,7 @@ import ml_collections
 import optax
 
 from diffusionrl_jax.learning.prompt_statistics import PastRewards
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 
 
 @flax.struct.dataclass

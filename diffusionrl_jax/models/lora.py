@@ -12,7 +12,6 @@ window, the second is 1 by 1, as in PEFT: the project's mapping of names gives P
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +22,8 @@ import numpy as np
 from flax import traverse_util
 
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import Parameters
 
-Parameters = Mapping[str, Any]
 Path = tuple[str, ...]
 
 DOWN, UP = "lora_A", "lora_B"
@@ -176,11 +175,6 @@ class Lora:
             for name, tensor in state.items()
         }
         return weights.to_flax(unscaled, template, rename=lambda name: PREFIX + name, source=source)
-
-
-def count(params: Parameters) -> int:
-    """How many numbers a tree of parameters, or of shapes, has."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _ends_in(name: str, target: str) -> bool:

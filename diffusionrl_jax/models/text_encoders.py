@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +11,7 @@ import numpy as np
 from etils import epath
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-Parameters = Mapping[str, Any]
+from diffusionrl_jax.models.parameters import Parameters
 
 
 @flax.struct.dataclass

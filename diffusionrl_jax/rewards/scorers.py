@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import ml_collections
 import numpy as np
 
-from diffusionrl_jax.models.stable_diffusion.model import Parameters
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
 from diffusionrl_jax.rewards.imports import named_errors, resolve, without_exit

@@ -17,7 +17,7 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import hub, weights
-from diffusionrl_jax.models.stable_diffusion.model import save_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 from diffusionrl_jax.runs import trained
 
 INDEX = "model_index.json"

@@ -21,7 +21,8 @@ from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
-from diffusionrl_jax.models.stable_diffusion.model import Parameters, StableDiffusion
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 # What may change when a run is resumed: how long it takes, how it is watched, where it runs.

@@ -79,7 +79,7 @@ def test_more_than_rounding_fails(parity, tmp_path, theirs, ours, words):
 
 def test_published_configs_are_supported(parity):
     """Every check that a real folder passes through, before any weight is read."""
-    from diffusionrl_jax.models.stable_diffusion.model import build_stable_diffusion
+    from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
 
     sizes = {}
     for name, configs in parity.CONFIGS.items():

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from diffusionrl_jax.emoji_world import emoji_model
-from diffusionrl_jax.models.stable_diffusion.model import init_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ECHO_WORKER = """

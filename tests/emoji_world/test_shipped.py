@@ -15,7 +15,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
 from diffusionrl_jax.diffusion.schedule import make_schedule
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 FOLDER = "asset:emoji/stable_diffusion"
 PROMPTS = [

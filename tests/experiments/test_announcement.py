@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from diffusionrl_jax.experiments import announcement, experiment, planning
-from diffusionrl_jax.models.lora import count
+from diffusionrl_jax.models.parameters import count
 
 TPU = planning.Devices(4, "TPU v5 lite", "tpu", 2**34)
 

@@ -14,7 +14,7 @@ from diffusionrl_jax.data import hub_files
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.experiments import fetching
 from diffusionrl_jax.models.folders import hub as model_hub
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 from diffusionrl_jax.rewards import conversion, detection, folders
 from diffusionrl_jax.rewards.scorers import load_scorer
 from tests import hub as stand_in

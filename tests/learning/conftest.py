@@ -22,7 +22,7 @@ from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
 from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import init_state
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
-from diffusionrl_jax.models.stable_diffusion.model import init_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 TOKENS = 4

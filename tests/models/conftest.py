@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
-from diffusionrl_jax.models.stable_diffusion.model import init_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 
 TOKENS = 12
 SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE

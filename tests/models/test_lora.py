@@ -8,8 +8,9 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 
 from diffusionrl_jax.models.folders import weights
-from diffusionrl_jax.models.lora import FILE_NAME, Lora, count
-from diffusionrl_jax.models.stable_diffusion.model import save_stable_diffusion
+from diffusionrl_jax.models.lora import FILE_NAME, Lora
+from diffusionrl_jax.models.parameters import count
+from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 EVERYTHING = (*ATTENTION, "ff.net.0.proj", "net.2", "proj_in", "conv1", "conv_shortcut", "linear_1")

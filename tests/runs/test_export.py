@@ -19,7 +19,7 @@ from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.models.folders.weights import read_safetensors
 from diffusionrl_jax.models.lora import FILE_NAME
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 from diffusionrl_jax.runs import export, trained
 from tests.data.test_files import full_disk
 

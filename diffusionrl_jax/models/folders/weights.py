@@ -29,8 +29,8 @@ from flax import traverse_util
 
 from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
 from diffusionrl_jax.models.folders.tensor_files import read_header, some
+from diffusionrl_jax.models.parameters import Parameters
 
-Parameters = Mapping[str, Any]
 Path = tuple[str, ...]
 Rename = Callable[[str], str]
 Tensor = np.ndarray | StoredTensor

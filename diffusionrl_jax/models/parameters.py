@@ -1,4 +1,4 @@
-"""Random parameters, to train from scratch."""
+"""Trees of parameters: counted, and drawn at random to train from scratch."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+Parameters = Mapping[str, Any]
 
 # Leaf name -> standard deviation from the parameter's shape, for training from scratch.
 INITIALISED = {
@@ -46,3 +48,8 @@ def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, 
         else:
             params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
     return traverse_util.unflatten_dict(params)
+
+
+def count(params: Parameters) -> int:
+    """How many numbers a tree of parameters, or of shapes, has."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

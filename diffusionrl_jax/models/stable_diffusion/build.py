@@ -1,0 +1,106 @@
+"""The networks of Stable Diffusion from their configs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers.models.clip.modeling_flax_clip import (
+    FlaxCLIPTextModelWithProjectionModule,
+    FlaxCLIPTextModule,
+)
+
+from diffusionrl_jax.models.folders.networks import (
+    SECOND,
+    join_networks,
+)
+from diffusionrl_jax.models.parameters import random_parameters
+from diffusionrl_jax.models.stable_diffusion import supported as checks
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.towers.clip import text_template
+
+
+def build_stable_diffusion(
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizer: CLIPTokenizer,
+    dtype=jnp.float32,
+    *,
+    tokenizer_2: CLIPTokenizer | None = None,
+    **options,
+) -> StableDiffusion:
+    """The networks that the configs describe.
+
+    Args:
+      configs: as `StableDiffusion.configs`. The UNet's `attention_head_dim` is, in spite of its
+        name, the number of heads: PyTorch and Flax agree on that.
+      tokenizer: a CLIP tokenizer with `model_max_length` set.
+      dtype: what the networks compute in; their parameters are float32 all the same.
+      tokenizer_2: of XL's second text encoder.
+      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
+
+    Raises:
+      ValueError: a config that Flax would compute wrongly, or networks that do not fit.
+    """
+    checks.check_unet(configs["unet"])
+    checks.check_vae(configs["vae"])
+    tokenizers = {"text_encoder": tokenizer}
+    if SECOND in configs:
+        tokenizers[SECOND] = tokenizer_2
+    for name in tokenizers:
+        checks.check_text_encoder(configs[name], name)
+    text_configs = {name: CLIPTextConfig(**configs[name]) for name in tokenizers}
+    text_fields = {name: config.to_dict() for name, config in text_configs.items()}
+    checks.check_together(configs["unet"], configs["vae"], *text_fields.values())
+    for name, config in text_configs.items():
+        length = tokenizers[name].model_max_length
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
+                f"{config.max_position_embeddings} positions; set model_max_length in its "
+                "tokenizer_config.json."
+            )
+    second = text_configs.get(SECOND)
+    # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
+    upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
+    return StableDiffusion(
+        unet=FlaxUNet2DConditionModel.from_config(dict(configs["unet"]), dtype=dtype),
+        vae=FlaxAutoencoderKL.from_config(
+            dict(configs["vae"]), dtype=jnp.float32 if upcast else dtype
+        ),
+        text_encoder=FlaxCLIPTextModule(text_configs["text_encoder"], dtype=dtype),
+        tokenizer=tokenizer,
+        configs={**configs, **text_fields},
+        text_encoder_2=second and FlaxCLIPTextModelWithProjectionModule(second, dtype=dtype),
+        tokenizer_2=tokenizer_2,
+        **options,
+    )
+
+
+def init_stable_diffusion(
+    configs: Mapping[str, Mapping[str, Any]],
+    rng: jax.Array,
+    tokenizer: CLIPTokenizer,
+    dtype=jnp.float32,
+    **options,
+) -> tuple[StableDiffusion, dict[str, Any]]:
+    """As `build_stable_diffusion`, with random parameters, to train from scratch.
+
+    Returns:
+      The model, and its parameters as float32 host arrays; see `load_stable_diffusion`.
+    """
+    model = build_stable_diffusion(configs, tokenizer, dtype, **options)
+    return model, random_parameters(parameter_template(model), rng)
+
+
+def parameter_template(model: StableDiffusion) -> dict[str, Any]:
+    """The shapes and dtypes of a model's parameters, as `load_stable_diffusion` returns them."""
+
+    def template(name):
+        network = getattr(model, name)
+        if name in ("unet", "vae"):
+            return jax.eval_shape(network.init_weights, jax.random.key(0))
+        return text_template(network)
+
+    return join_networks({name: template(name) for name in model.networks})
