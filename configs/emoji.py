@@ -19,10 +19,10 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     config.sampler.steps = 4
     config.sampler.guidance_scale = 1.0
     config.batch_size = 320
-    config.timesteps_per_iteration = 1
+    config.algorithm.policy_gradient.timesteps_per_iteration = 1
     # The tiny UNet has 1/350 of the parameters: it takes larger steps.
-    config.clip_range = 1e-2
-    config.balance_timesteps = True
+    config.algorithm.policy_gradient.clip_range = 1e-2
+    config.algorithm.policy_gradient.balance_timesteps = True
     config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_iterations = 6
     # So slowly that --config.iterations=192 goes on learning.

@@ -145,7 +145,7 @@ def make_config(tiny_model):
         config.sampler.steps = 3
         config.sampler.guidance_scale = 1.0
         config.batch_size = 8
-        config.timesteps_per_iteration = 1
+        config.algorithm.policy_gradient.timesteps_per_iteration = 1
         config.optimizer.learning_rate = 1e-3
         config.ema_decay = 0.5
         config.pretraining.weight = 0.0

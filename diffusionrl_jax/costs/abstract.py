@@ -29,8 +29,9 @@ from diffusionrl_jax.experiments.algorithm import (
     needs_base,
     scores_on_host,
 )
+from diffusionrl_jax.learning.adaptation import make_lora
+from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.folders import published
 from diffusionrl_jax.models.folders.networks import read_configs
@@ -58,11 +59,11 @@ class AbstractExperiment:
       algorithm: the iteration's functions.
       task_names: in the order of training.
       state, frozen, batch: their arguments.
-      kept: what a run holds besides: the UNet that it started from, and evaluation's scorers.
+      kept: what a run holds besides: the denoiser that it started from, and evaluation's scorers.
       assumed: what the config names that is not here, and whose sizes were taken instead.
     """
 
-    algorithm: PolicyGradient
+    algorithm: Algorithm
     task_names: tuple[str, ...]
     state: TrainState
     frozen: Frozen
@@ -279,29 +280,29 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     rewards = [reward for reward, _, _ in made]
     algorithm = make_algorithm(config, model, mesh, rewards)
     params = parameter_template(model)
-    if algorithm.lora is not None:
-        algorithm.lora.kernels(params["unet"])  # Refuses targets that are not there.
-    state = jax.eval_shape(functools.partial(initial_state, config), params["unet"])
+    if lora := make_lora(config):
+        lora.kernels(params[model.denoiser_name])  # Refuses targets that are not there.
+    state = jax.eval_shape(functools.partial(initial_state, config), params[model.denoiser_name])
     empty_ids = jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32)
     frozen = Frozen(
         text_encoder=params["text_encoder"],
         vae=params["vae"],
         rewards=tuple(params for _, params, _ in made),
         empty_ids=empty_ids,
-        unet=params["unet"] if needs_base(config) else None,
+        base=params[model.denoiser_name] if needs_base(config) else None,
     )
-    shardings = frozen_sharding(mesh, frozen, checks.split_frozen(config))
+    shardings = frozen_sharding(mesh, frozen, config.mesh.split_frozen)
     scorers = _evaluation_scorers(config)
-    scorers = abstract_arrays(scorers, frozen_sharding(mesh, scorers, checks.split_frozen(config)))
+    scorers = abstract_arrays(scorers, frozen_sharding(mesh, scorers, config.mesh.split_frozen))
     # LoRA's and the KL's is among the frozen parameters.
-    unet = () if frozen.unet else params["unet"]
-    kept = scorers, abstract_arrays(unet, parameter_sharding(mesh, unet))
+    denoiser = () if frozen.base else params[model.denoiser_name]
+    kept = scorers, abstract_arrays(denoiser, parameter_sharding(mesh, denoiser))
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
         state=abstract_arrays(state, parameter_sharding(mesh, state)),
         frozen=abstract_arrays(
-            frozen, shardings.replace(unet=parameter_sharding(mesh, frozen.unet))
+            frozen, shardings.replace(base=parameter_sharding(mesh, frozen.base))
         ),
         batch=make_batch(config, model, rewards, mesh),
         kept=kept,

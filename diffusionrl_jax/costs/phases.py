@@ -19,9 +19,9 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
-from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.learning.execution import fused_program, update_program
+from diffusionrl_jax.learning.execution import fused_program, phase_programs
 from diffusionrl_jax.learning.iteration import Samples
+from diffusionrl_jax.learning.phases import Phases, Prepared, iteration
 
 WHOLE = "whole step"
 
@@ -64,83 +64,111 @@ def whole_step(experiment: AbstractExperiment) -> Phase:
 def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     """An iteration as one program each for what differs in its resources.
 
-    They are the functions that the fused step is composed of: "sample" (the text encoder and the
-    chain), "decode" (a part of "score" where no image is kept), "score <task>", "prepare"
-    (advantages, what is trained on, the pretraining pictures' captions), "update" and "pretrain"
-    (one program), "finish" (the average).
+    They are the functions that the fused step is composed of, in the order of `phases.iteration`:
+    "sample" (the text encoder and the chain), "decode" (a part of "score" where no image is kept),
+    "score <task>", "prepare" (advantages, what is trained on, the pretraining pictures' captions),
+    "update" and "pretrain" (one program), "finish" (the average).
     """
-    algorithm, batch = experiment.algorithm, experiment.batch
-    state, frozen, mesh = experiment.state, experiment.frozen, algorithm.mesh
-    tasks, count = batch.input_ids.shape[:2]
-    rows, by_task, one = batch_sharding(mesh), batch_sharding(mesh, axis=1), replicated(mesh)
-    always = bytes_per_chip((state, frozen, batch, experiment.kept))
-    phases = []
+    recorder = _Recorder(experiment)
+    phases = Phases(
+        sample=recorder.sample,
+        score=recorder.score,
+        prepare=recorder.prepare,
+        update=experiment.algorithm.phases().update,
+        finish=recorder.finish,
+    )
+    batch = experiment.batch
+    iteration(phases, experiment.state, experiment.frozen, batch, updates=recorder.updates)
+    return recorder.found
 
-    def add(name, function, *arguments, held: Shapes = (), **options) -> Shapes:
+
+class _Recorder:
+    """An iteration's phases on shapes: each is written down, and gives its results' shapes."""
+
+    def __init__(self, experiment: AbstractExperiment):
+        self.experiment, self.found = experiment, []
+        self.mesh = experiment.algorithm.mesh
+        self.rows, self.by_task = batch_sharding(self.mesh), batch_sharding(self.mesh, axis=1)
+        self.always = bytes_per_chip(
+            (experiment.state, experiment.frozen, experiment.batch, experiment.kept)
+        )
+
+    def _add(self, name, function, *arguments, held: Shapes = (), **options) -> Shapes:
         """Adds a phase; `held` is what is alive besides what always is."""
         function = jax.jit(function, **options)
-        resident = always + bytes_per_chip(held)
-        phases.append(Phase(name, function, arguments, 1, resident))
+        resident = self.always + bytes_per_chip(held)
+        self.found.append(Phase(name, function, arguments, 1, resident))
         return jax.eval_shape(function, *arguments)
 
-    drawn = add(
-        "sample",
-        algorithm.draw,
-        *(state.params, frozen, batch.input_ids, state.step),
-        out_shardings=rows,
-    )
-    latents, *drawn = abstract_arrays(drawn, rows)
-    scored, networks = latents, (frozen.vae,)
-    if not algorithm.decodes_to_score(count):
-        scored = add(
-            "decode", algorithm.decode, frozen, latents, held=(latents, drawn), out_shardings=rows
+    def sample(self, params, frozen, input_ids, step) -> Samples:
+        experience, (tasks, count) = self.experiment.algorithm.experience, input_ids.shape[:2]
+        arguments = params, frozen, input_ids, step
+        drawn = self._add("sample", experience.draw, *arguments, out_shardings=self.rows)
+        latents, steps, text = abstract_arrays(drawn, self.rows)
+        images, later = None, experience.decodes_to_score(count)
+        if not later:
+            held = latents, steps, text
+            images = self._add(
+                "decode", experience.decode, frozen, latents, held=held, out_shardings=self.rows
+            )
+        unflatten = lambda leaf: jax.ShapeDtypeStruct(
+            (tasks, count, *leaf.shape[1:]), leaf.dtype, sharding=self.by_task
         )
-        scored, networks = abstract_arrays(scored, rows), ()
-    score = algorithm.score_latents if networks else algorithm.score_task
-    of_task = jax.ShapeDtypeStruct((count, *scored.shape[1:]), scored.dtype, sharding=rows)
-    for index, name in enumerate(experiment.task_names):
-        add(
-            f"score {name}",
-            functools.partial(score, index),
-            *(frozen.rewards[index], *networks, of_task, batch.reward_inputs[index]),
-            held=(drawn, scored),
-            out_shardings=rows,
-        )
-    unflatten = lambda leaf: jax.ShapeDtypeStruct(
-        (tasks, count, *leaf.shape[1:]), leaf.dtype, sharding=by_task
-    )
-    samples = jax.tree.map(unflatten, Samples(drawn[0], None, drawn[1]))
-    rewards = unflatten(jax.ShapeDtypeStruct((tasks * count,), jnp.float32))
-    prepared = add(
-        "prepare",
-        algorithm.prepare,
-        *(frozen, samples, rewards, batch, state.step, state.past_rewards),
-        held=samples,
-    )
-    updates, text = (
-        jax.tree.map(lambda leaf: abstract_arrays(leaf, by_task if leaf.ndim > 1 else one), tree)
-        for tree in prepared[:2]
-    )
-    pretraining = 0 if batch.pretraining is None else 1
-    repetitions = {"update": updates.task.shape[0] - pretraining, "pretrain": pretraining}
-    update = update_program(algorithm, state)
-    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=one)
-    arguments = (state, frozen, updates, text, index)
-    for name, times in repetitions.items():
-        if times:
-            resident = always + bytes_per_chip((updates, text))
-            phases.append(Phase(name, update, arguments, times, resident))
-    if state.ema_params is not None:
-        shardings = parameter_sharding(mesh, state)
-        add("finish", algorithm.finish, state, donate_argnums=0, out_shardings=shardings)
-    return phases
+        keeps = experience.sampling.keeps_latents
+        samples = Samples(steps, images, text, latents if later or keeps else None, keeps)
+        return jax.tree.map(unflatten, samples)
+
+    def score(self, frozen, samples, reward_inputs) -> Shapes:
+        experience, names = self.experiment.algorithm.experience, self.experiment.task_names
+        later = samples.images is None
+        scored = samples.latents if later else samples.images
+        networks = (frozen.vae,) if later else ()
+        score = experience.score_latents if later else experience.score_task
+        of_task = jax.ShapeDtypeStruct(scored.shape[1:], scored.dtype, sharding=self.rows)
+        for index, name in enumerate(names):
+            self._add(
+                f"score {name}",
+                functools.partial(score, index),
+                *(frozen.rewards[index], *networks, of_task, reward_inputs[index]),
+                held=(samples.steps, samples.text, scored),
+                out_shardings=self.rows,
+            )
+        return jax.ShapeDtypeStruct(scored.shape[:2], jnp.float32, sharding=self.by_task)
+
+    def prepare(self, frozen, samples, rewards, batch, step, memory) -> Prepared:
+        prepare = self.experiment.algorithm.phases().prepare
+        arguments = frozen, samples, rewards, batch, step, memory
+        prepared = self._add("prepare", prepare, *arguments, held=samples)
+        one = replicated(self.mesh)
+        place = lambda leaf: abstract_arrays(leaf, self.by_task if leaf.ndim > 1 else one)
+        return jax.tree.map(place, prepared)
+
+    def updates(self, phases, state, frozen, prepared):
+        del phases
+        function = phase_programs(self.experiment.algorithm, state).update
+        index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self.mesh))
+        arguments = state, frozen, prepared.examples, prepared.text, index
+        resident = self.always + bytes_per_chip((prepared.examples, prepared.text))
+        pretraining = 0 if self.experiment.batch.pretraining is None else 1
+        count = len(prepared.examples.weight) - pretraining
+        for name, times in {"update": count, "pretrain": pretraining}.items():
+            if times:
+                self.found.append(Phase(name, function, arguments, times, resident))
+        return state, {}
+
+    def finish(self, state):
+        if state.ema_params is not None:
+            shardings = parameter_sharding(self.mesh, state)
+            finish = self.experiment.algorithm.phases().finish
+            self._add("finish", finish, state, donate_argnums=0, out_shardings=shardings)
+        return state
 
 
 def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
     """A config's mathematics: on one device, without rematerialisation and attention kernels."""
     config = ml_collections.ConfigDict(config.to_dict())
     # 1 divides any batch; what is scored at a time says which phase decodes.
-    score = checks.score_microbatch(config)
+    score = config.microbatch.score
     one = {"sample": 1, "decode": 1, "score": score, "train": 1}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
-from diffusionrl_jax.diffusion.schedule import Schedule
+from diffusionrl_jax.diffusion.guidance import conditions
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
 from diffusionrl_jax.distributed.mesh import gather_parameters
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.text_to_image import TextToImage
 
 
 def draw_latents(
-    model: StableDiffusion,
-    schedule: Schedule,
+    model: TextToImage,
+    process: Process,
     mesh: Mesh,
     params: Mapping[str, Parameters],
     ids: jax.Array,
@@ -29,9 +30,9 @@ def draw_latents(
     """Final latents of prompts; the noise depends on the seed and each one's index alone.
 
     Args:
-      model, schedule: the networks and the chain.
+      model, process: the networks and the chain.
       mesh: over which the parameters are split.
-      params: "unet" and "text_encoder"; others are not used.
+      params: the denoiser's and "text_encoder"; others are not used.
       ids: int32 [batch, tokens], the prompts.
       empty_ids: int32 [tokens], the empty prompt.
       indices: int32 [batch].
@@ -39,9 +40,9 @@ def draw_latents(
       eta, guidance_scale: as in `rollout`.
 
     Returns:
-      x_0, float32 [batch, channels, height, width], the VAE's scaling factor applied.
+      x_0, float32 [batch, ...], the VAE's scaling factor applied.
     """
-    unet = gather_parameters(params["unet"], mesh, model.unet.dtype)
+    denoiser = gather_parameters(params[model.denoiser_name], mesh, model.dtype)
     text_encoder = gather_parameters(params["text_encoder"], mesh)
     fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
     text = conditions(
@@ -51,10 +52,10 @@ def draw_latents(
     )
     latents, _ = rollout(
         model,
-        schedule,
-        unet,
+        process,
+        denoiser,
         text,
-        noise_keys(jax.vmap(fold_in)(indices), schedule.steps),
+        noise_keys(jax.vmap(fold_in)(indices), process.steps),
         jnp.zeros((len(ids), 0), jnp.int32),
         eta=eta,
         guidance_scale=guidance_scale,

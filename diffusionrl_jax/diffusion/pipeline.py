@@ -5,25 +5,34 @@ import dataclasses
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusionrl_jax.diffusion.schedule import Schedule
+from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.text_to_image import TextToImage
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A loaded Stable Diffusion with the chain that it is sampled by.
+    """A loaded model with the chain that it is sampled by.
 
     Attributes:
-      model, schedule: the networks and the chain.
-      params: "unet", "vae" and "text_encoder", placed on the mesh.
+      model, process: the networks and the chain.
+      params: the denoiser's under its name, "vae" and "text_encoder", placed on the mesh.
       mesh: the devices.
     """
 
-    model: StableDiffusion
-    schedule: Schedule
+    model: TextToImage
+    process: Process
     params: dict[str, Parameters]
     mesh: Mesh
+
+    @property
+    def denoiser(self) -> Parameters:
+        """The denoiser's parameters."""
+        return self.params[self.model.denoiser_name]
+
+    def with_denoiser(self, denoiser: Parameters) -> dict[str, Parameters]:
+        """All parameters, with these in place of the denoiser's."""
+        return self.params | {self.model.denoiser_name: denoiser}
 
     @property
     def empty_ids(self) -> np.ndarray:

@@ -4,11 +4,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax.diffusion import policy
-from diffusionrl_jax.diffusion.schedule import Schedule
+from diffusionrl_jax.diffusion.guidance import denoise_passes, guide
+from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
-from diffusionrl_jax.models.text_encoders import Text
+from diffusionrl_jax.models.text_to_image import Text, TextToImage
 
 
 @flax.struct.dataclass
@@ -16,7 +15,7 @@ class Steps:
     """What the policy did at K steps of each sample's chain, which are its own.
 
     Attributes:
-      latents: float32 [batch, K, channels, height, width], x_t, where each step was taken.
+      latents: float32 [batch, K, ...], x_t, where each step was taken.
       following: of the same shape, x_{t-1}, where it led.
       log_probs: float32 [batch, K], of each step, under the parameters that took it.
     """
@@ -24,50 +23,6 @@ class Steps:
     latents: jax.Array
     following: jax.Array
     log_probs: jax.Array
-
-
-def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
-    """The text that each pass of the UNet sees.
-
-    Args:
-      prompts: of `encode_text`: [batch, tokens, width], or a tree of [batch, ...] arrays.
-      empty: the same of the empty prompt, its batch axis 1 or none.
-      guidance_scale: where it is 1, one pass suffices.
-
-    Returns:
-      [batch, passes, tokens, width], or a tree of [batch, passes, ...] arrays.
-    """
-    if guidance_scale == 1:
-        return jax.tree.map(lambda array: array[:, None], prompts)
-
-    def stack(prompt, empty):
-        return jnp.stack([prompt, jnp.broadcast_to(empty, prompt.shape)], axis=1)
-
-    return jax.tree.map(stack, prompts, empty)
-
-
-def denoise_passes(
-    model: StableDiffusion,
-    unet_params: Parameters,
-    latents: jax.Array,
-    timesteps: jax.Array,
-    text: Text,
-) -> jax.Array:
-    """Runs the UNet on every pass of every sample as one batch, up to the text on every sample.
-
-    Args:
-      model: the networks.
-      unet_params: parameters of the UNet.
-      latents: float32 [batch, channels, height, width].
-      timesteps: int32 [batch].
-      text: [batch, passes, ...], from `conditions`.
-
-    Returns:
-      float32 [batch, passes, channels, height, width].
-    """
-    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), text)
-    output = model.denoise(unet_params, latents, timesteps, flat)
-    return output.reshape(len(latents), -1, *latents.shape[1:])
 
 
 def noise_keys(streams: jax.Array, steps: int) -> jax.Array:
@@ -83,9 +38,9 @@ def noise_keys(streams: jax.Array, steps: int) -> jax.Array:
 
 
 def rollout(
-    model: StableDiffusion,
-    schedule: Schedule,
-    unet_params: Parameters,
+    model: TextToImage,
+    process: Process,
+    params: Parameters,
     text: Text,
     keys: jax.Array,
     kept: jax.Array,
@@ -99,8 +54,8 @@ def rollout(
 
     Args:
       model: the networks.
-      schedule: the chain of S steps.
-      unet_params: parameters of the policy.
+      process: the chain of S steps.
+      params: the denoiser's.
       text: [batch, passes, ...], from `conditions`.
       keys: PRNG keys [batch, S + 1], from `noise_keys`: of the noise that each step adds and, last,
         of x_T. Samples that have a key in common have that noise in common.
@@ -110,7 +65,7 @@ def rollout(
       guidance_scale: of classifier-free guidance; 1 is none.
 
     Returns:
-      x_0, float32 [batch, channels, height, width], and the steps that are kept.
+      x_0, float32 [batch, ...], and the steps that are kept.
     """
 
     def noise(index):
@@ -127,16 +82,14 @@ def rollout(
     def step(carry, index):
         latents, steps = carry
         indices = jnp.full(latents.shape[0], index)
-        timesteps = schedule.timesteps[indices]
-        output = denoise_passes(model, unet_params, latents, timesteps, text)
-        guided = policy.guide(output, guidance_scale)
-        mean, std = policy.step_distribution(schedule, guided, latents, indices, eta)
-        following = mean + std * noise(index)
-        log_prob = policy.log_prob(following, mean, std)
+        output = denoise_passes(model, params, latents, process.times[indices], text)
+        taken = process.step(guide(output, guidance_scale), latents, indices, eta)
+        following = taken.mean + taken.std * noise(index)
+        log_prob = taken.log_prob(following)
         return (following, keep(steps, index, latents, following, log_prob)), None
 
-    first = noise(schedule.steps)
+    first = noise(process.steps)
     none = jnp.zeros((*kept.shape, *first.shape[1:]), first.dtype)
     steps = Steps(none, none, jnp.zeros(kept.shape, first.dtype))
-    (latents, steps), _ = jax.lax.scan(step, (first, steps), jnp.arange(schedule.steps))
+    (latents, steps), _ = jax.lax.scan(step, (first, steps), jnp.arange(process.steps))
     return latents, steps

@@ -35,7 +35,7 @@ class Sampler:
 
         def draw(params, ids, empty_ids, indices, seed):
             latents = draw_latents(
-                *(model, policy.schedule, policy.mesh, params, ids, empty_ids, indices, seed),
+                *(model, policy.process, policy.mesh, params, ids, empty_ids, indices, seed),
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
             )
@@ -56,7 +56,7 @@ class Sampler:
         """Images of prompts: float32 [n, height, width, 3] in [0, 1].
 
         Args:
-          params: "unet", "vae" and "text_encoder".
+          params: the denoiser's, "vae" and "text_encoder".
           prompts: any number.
           seed: of the noise.
           first: index of the first image.

@@ -1,6 +1,7 @@
 """The device mesh and the sharding rules."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -82,7 +83,7 @@ def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
     return jax.tree.map_with_path(gather, params)
 
 
-def mean_over_devices(function, params, mesh: Mesh):
+def mean_over_devices(function, params, mesh: Mesh, reductions: Mapping[str, str]):
     """Lets every device compute a gradient of its share of a batch, and takes the mean once.
 
     Left to itself the compiler sums every microbatch's gradient over the devices, in the dtype that
@@ -94,11 +95,11 @@ def mean_over_devices(function, params, mesh: Mesh):
         of scalars. It sees one device alone.
       params: what it is differentiated by, or its shapes.
       mesh: the devices.
+      reductions: of each scalar, "mean" or "max".
 
     Returns:
       A function of (whole, batch), that splits the first axis of the batch's arrays, and gives the
-      gradients' mean, split by the rule of `parameter_sharding`, and that of the scalars, or of
-      those whose name ends in "_max" the largest.
+      gradients' mean, split by the rule of `parameter_sharding`, and the scalars.
     """
 
     def mean(gradient):
@@ -112,7 +113,7 @@ def mean_over_devices(function, params, mesh: Mesh):
     def local(whole, share):
         gradients, scalars = function(whole, share)
         scalars = {
-            name: (jax.lax.pmax if name.endswith("_max") else jax.lax.pmean)(value, BATCH_AXES)
+            name: (jax.lax.pmax if reductions[name] == "max" else jax.lax.pmean)(value, BATCH_AXES)
             for name, value in scalars.items()
         }
         return jax.tree.map(mean, gradients), scalars

@@ -1,5 +1,7 @@
 """Splits a sharded batch into microbatches without moving anything between devices."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -69,14 +71,15 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
     return jax.tree.map(one, tree)
 
 
-def mean_over_microbatches(function, share, count: int):
+def mean_over_microbatches(function, share, count: int, reductions: Mapping[str, str]):
     """`function` of a device's share of a batch, computed a microbatch at a time: the mean.
 
     Args:
       function: from a tree of [samples, ...] arrays to a tree of gradients and a dict of scalars,
-        each a mean over the samples but for those whose name ends in "_max".
+        each a mean over the samples, or the largest of them.
       share: arrays whose first axis is the samples of one device.
       count: number of microbatches.
+      reductions: of each scalar, "mean" or "max".
 
     Returns:
       What `function` gives, of all of the share.
@@ -93,7 +96,7 @@ def mean_over_microbatches(function, share, count: int):
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, scalars = jax.lax.scan(add, none, parts)
     return jax.tree.map(lambda gradient: gradient / count, total), {
-        name: values.max() if name.endswith("_max") else values.mean()
+        name: values.max() if reductions[name] == "max" else values.mean()
         for name, values in scalars.items()
     }
 

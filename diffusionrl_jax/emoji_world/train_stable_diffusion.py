@@ -19,7 +19,7 @@ from absl import app, flags
 
 from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.data.files import as_path
-from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.models.stable_diffusion.build import (
@@ -176,7 +176,7 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
     """The denoising loss (Eqs. 8-9) on cached latents; the text encoder learns along."""
     means, stds, prompts = pool
     # The schedule's training part does not depend on the number of sampling steps.
-    schedule = make_schedule(model.scheduler_config, 1)
+    process = make_process(model.scheduler_config, 1)
     ids = model.tokenize(prompts)
     empty = model.tokenize([""])[0]
 
@@ -191,9 +191,9 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
         dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
         ids = jnp.where(dropped, empty, ids)
         text = _swap_endings(model.encode_text(params["text_encoder"], ids), ids)
-        noisy = add_noise(schedule, clean, noise, timesteps)
+        noisy = process.noise(clean, noise, timesteps)
         output = model.denoise(params["unet"], noisy, timesteps, text)
-        loss = jnp.mean(jnp.square(output - training_target(schedule, clean, noise, timesteps)))
+        loss = jnp.mean(jnp.square(output - process.target(clean, noise, timesteps)))
         return loss, {"loss": loss}
 
     def batches(step):

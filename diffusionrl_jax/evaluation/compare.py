@@ -90,7 +90,7 @@ def compare_models(
         logging.info("Drawing and scoring %s.", name)
         policy = trained.load_trained(path, config, step, base)
         sampler = evaluator.sampler
-        if not trained.same_networks(policy.model, base.model):
+        if not policy.model.same_networks(base.model):
             if policy.model.image_shape != base.model.image_shape:
                 raise ValueError(
                     f"{path} draws images of shape {policy.model.image_shape}, config.model of "

@@ -24,7 +24,6 @@ from diffusionrl_jax.distributed.mesh import (
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiments.checks import score_microbatch, split_frozen
 from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.parameters import Parameters
@@ -95,7 +94,7 @@ class Evaluator:
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
-        self._scored_at_once = score_microbatch(config) * mesh.size
+        self._scored_at_once = config.microbatch.score * mesh.size
         self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
         self.prompts: dict[str, list[str]] = {}
@@ -117,7 +116,7 @@ class Evaluator:
                     reward, params = _find(opened, described, chosen.group_size) or load_scorer(
                         described, chosen.group_size
                     )
-                    params = place(params, frozen_sharding(mesh, params, split_frozen(config)))
+                    params = place(params, frozen_sharding(mesh, params, config.mesh.split_frozen))
                     score = lambda params, images, inputs, reward=reward: scoring.score(
                         reward, gather_parameters(params, mesh), images, inputs
                     )
@@ -190,7 +189,7 @@ class Evaluator:
         """Draws and scores every set.
 
         Args:
-          params: "unet", "vae" and "text_encoder" of a checkpoint.
+          params: of a checkpoint: the denoiser's, "vae" and "text_encoder".
           sampler: of a checkpoint with other networks than the policy's; None for the policy's.
         """
         sampler = sampler or self.sampler
@@ -289,12 +288,12 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
 
 
 def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:
-    """Draws the same prompts with the same noise by the base and by a trained UNet."""
-    base = evaluator.policy.params
+    """Draws the same prompts with the same noise by the base and by a trained denoiser."""
+    policy = evaluator.policy
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
     before, after = (
-        evaluator.sampler(base | {"unet": unet}, prompts, evaluator.config.seed)
-        for unet in (base["unet"], trained)
+        evaluator.sampler(policy.with_denoiser(denoiser), prompts, evaluator.config.seed)
+        for denoiser in (policy.denoiser, trained)
     )
     if jax.process_index() == 0:
         grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))

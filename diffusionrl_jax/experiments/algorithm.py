@@ -5,37 +5,42 @@ from collections.abc import Sequence
 import ml_collections
 from jax.sharding import Mesh
 
-from diffusionrl_jax.diffusion.schedule import make_schedule
-from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.learning.adaptation import make_lora
-from diffusionrl_jax.learning.iteration import Hyperparameters
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+from diffusionrl_jax.algorithms import ALGORITHMS
+from diffusionrl_jax.algorithms.pretraining import Pretraining
+from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
+from diffusionrl_jax.learning.advantages import AdvantageRules
+from diffusionrl_jax.learning.algorithm import Algorithm, Needs
+from diffusionrl_jax.learning.experience import Experience, Sampling
+from diffusionrl_jax.learning.gradient import Learner
+from diffusionrl_jax.learning.objectives import Objectives
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.text_to_image import TextToImage
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import is_on_host
 
 NORMALISATIONS = ("batch", "group", "prompt")
 
 
-def initial_state(config: ml_collections.ConfigDict, unet_params: Parameters) -> TrainState:
+def initial_state(config: ml_collections.ConfigDict, base: Parameters) -> TrainState:
     """The state before the first iteration; a pure function, to be jitted or asked for shapes.
 
     Args:
-      config: see `configs/common.py`.
-      unet_params: of the model to start from.
+      config: see `experiments/config.py`.
+      base: the denoiser's parameters to start from.
 
     Raises:
-      ValueError: LoRA's fields do not fit the UNet.
+      ValueError: LoRA's fields do not fit the denoiser.
     """
     lora = make_lora(config)
-    params = unet_params if lora is None else lora.init(unet_params, config.seed)
+    params = base if lora is None else lora.init(base, config.seed)
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
     past_rewards = init_past_rewards(config.tasks)
+    memory = {"past_rewards": past_rewards} if past_rewards else {}
     samples_ahead = scores_on_host(config) and config.overlap_scoring
-    return init_state(params, optimizer, config.ema_decay, past_rewards, samples_ahead)
+    return init_state(params, optimizer, config.ema_decay, memory, samples_ahead)
 
 
 def scores_on_host(config: ml_collections.ConfigDict) -> bool:
@@ -43,15 +48,20 @@ def scores_on_host(config: ml_collections.ConfigDict) -> bool:
     return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
+def needs_of(config: ml_collections.ConfigDict) -> Needs:
+    """What the config's method takes."""
+    name = config.algorithm.name
+    return ALGORITHMS[name].needs(config.algorithm[name])
+
+
 def needs_base(config: ml_collections.ConfigDict) -> bool:
-    """Whether an iteration takes the base model's UNet: LoRA, or a KL to it."""
-    return make_lora(config) is not None or checks.kl_weight(config) > 0
+    """Whether an iteration takes the denoiser that training started from."""
+    return bool(config.lora.rank) or needs_of(config).base
 
 
 def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
     """How many steps of the optimiser an iteration takes."""
-    policy_updates = len(config.tasks) * config.timesteps_per_iteration
-    return policy_updates + (1 if config.pretraining.weight else 0)
+    return len(config.tasks) * needs_of(config).updates + (1 if config.pretraining.weight else 0)
 
 
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
@@ -71,14 +81,14 @@ def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
 
 def make_algorithm(
     config: ml_collections.ConfigDict,
-    model: StableDiffusion,
+    model: TextToImage,
     mesh: Mesh,
     rewards: Sequence[Reward],
-) -> PolicyGradient:
+) -> Algorithm:
     """The iteration's functions, which hold no parameters.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       model: the networks.
       mesh: the devices, or those of a topology.
       rewards: one per task.
@@ -86,36 +96,55 @@ def make_algorithm(
     Raises:
       ValueError: a field that does not fit.
     """
-    sampler, microbatch = config.sampler, config.microbatch
-    return PolicyGradient(
-        model=model,
-        schedule=make_schedule(model.scheduler_config, sampler.steps),
-        rewards=tuple(rewards),
-        weights=tuple(config.tasks[name].weight for name in config.tasks),
+    sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
+    process = make_process(model.scheduler_config, sampler.steps)
+    learner = Learner(
         optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
-        hyperparameters=Hyperparameters(
-            seed=config.seed,
-            eta=sampler.eta,
-            guidance_scale=sampler.guidance_scale,
-            timesteps_per_iteration=config.timesteps_per_iteration,
-            balance_timesteps=config.balance_timesteps,
-            clip_range=config.clip_range,
-            advantage_clip=config.advantage_clip,
-            kl_weight=checks.kl_weight(config),
-            pretraining_weight=config.pretraining.weight,
-            text_dropout=config.pretraining.text_dropout,
-            ema_decay=config.ema_decay,
-            sample_microbatch=microbatch.sample,
-            decode_microbatch=microbatch.decode,
-            score_microbatch=checks.score_microbatch(config),
-            update_microbatch=microbatch.train,
-        ),
+        ema_decay=config.ema_decay,
+        microbatch=microbatch.train,
         mesh=mesh,
-        advantage_groups=tuple(_advantage_group(name, config.tasks[name]) for name in config.tasks),
-        prompt_min_count=tuple(task.prompt_min_count for task in config.tasks.values()),
-        noise_groups=tuple(
-            config.tasks[name].group_size if config.tasks[name].shared_noise else 1
-            for name in config.tasks
+    )
+    needs, objectives = needs_of(config), ()
+    if needs.updates:
+        objectives += (ALGORITHMS[config.algorithm.name].make(config, process),)
+    if config.pretraining.weight:
+        objectives += (
+            Pretraining(
+                process=process,
+                seed=config.seed,
+                guidance_scale=sampler.guidance_scale,
+                weight=config.pretraining.weight,
+                text_dropout=config.pretraining.text_dropout,
+                microbatch=microbatch.train,
+            ),
+        )
+    sampling = Sampling(
+        seed=config.seed,
+        eta=sampler.eta,
+        guidance_scale=sampler.guidance_scale,
+        steps_kept=needs.steps,
+        sample=microbatch.sample,
+        decode=microbatch.decode,
+        score=microbatch.score,
+        noise_groups=tuple(task.group_size if task.shared_noise else 1 for task in tasks.values()),
+        keeps_latents=needs.latents,
+        from_base=needs.drawn_by_base,
+    )
+    return Objectives(
+        experience=Experience(
+            model=model,
+            process=process,
+            adaptation=Adaptation(make_lora(config)),
+            rewards=tuple(rewards),
+            sampling=sampling,
+            mesh=mesh,
         ),
-        lora=make_lora(config),
+        rules=AdvantageRules(
+            clip=config.advantage_clip,
+            groups=tuple(_advantage_group(name, tasks[name]) for name in tasks),
+            prompt_min_count=tuple(task.prompt_min_count for task in tasks.values()),
+            mesh=mesh,
+        ),
+        objectives=objectives,
+        learner=learner,
     )

@@ -6,18 +6,20 @@ import jax
 from etils import epath
 
 from diffusionrl_jax.data.files import readable_size
+from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
 from diffusionrl_jax.models.parameters import count
-from diffusionrl_jax.models.stable_diffusion import arithmetic
+from diffusionrl_jax.models.text_to_image import describe_model
 
 # A backward pass computes twice what a forward pass does.
 PASSES_OF_AN_UPDATE = 3
 
 
 def iteration_operations(experiment: Experiment) -> float:
-    """Floating-point operations of the UNet in an iteration, on all devices, by its config alone.
+    """Floating-point operations of the denoiser in an iteration, on all devices, by the config.
 
     Reward models, text encoder and VAE, some percents, are left out, and so is what is computed
     again in a backward pass.
@@ -25,18 +27,16 @@ def iteration_operations(experiment: Experiment) -> float:
     Args:
       experiment: what is to be trained.
     """
-    config, model = experiment.config, experiment.policy.model
-    tokens = model.configs["text_encoder"]["max_position_embeddings"]
-    once = arithmetic.network(model.configs["unet"], tokens).operations
-    numbers = experiment.algorithm.hyperparameters
+    config, needs = experiment.config, needs_of(experiment.config)
+    once = describe_model(config.model).network.operations
     images = config.batch_size * len(experiment.task_names)
-    trained = images * config.timesteps_per_iteration
+    trained = images * needs.updates
     if config.pretraining.weight:
         trained += config.batch_size
     sampled = images * config.sampler.steps
-    if numbers.kl_weight:
-        sampled += images * config.timesteps_per_iteration
-    return once * numbers.passes * (sampled + PASSES_OF_AN_UPDATE * trained)
+    if needs.base and needs.steps:
+        sampled += images * needs.steps
+    return once * passes(config.sampler.guidance_scale) * (sampled + PASSES_OF_AN_UPDATE * trained)
 
 
 def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
@@ -48,15 +48,15 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
       workdir: where it is kept.
 
     Returns:
-      Lines of text. Least seconds are of a model, the operations of the UNet at the chips' peak;
-      they are left out where the peak is not known, as on CPUs.
+      Lines of text. Least seconds are of a model, the operations of the denoiser at the chips'
+      peak; they are left out where the peak is not known, as on CPUs.
     """
     config, devices = experiment.config, plan.devices
     state = experiment.abstract_state()
-    unet = count(experiment.policy.params["unet"])
-    trained = f"all {unet:,} parameters of the UNet"
-    if experiment.algorithm.lora is not None:
-        trained = f"LoRA's {count(state.params):,} parameters beside the UNet's {unet:,}"
+    denoiser = count(experiment.policy.denoiser)
+    trained = f"all {denoiser:,} parameters of the denoiser"
+    if config.lora.rank:
+        trained = f"LoRA's {count(state.params):,} parameters beside the denoiser's {denoiser:,}"
     tasks = ", ".join(experiment.task_names)
     images = config.batch_size * len(experiment.task_names)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -20,12 +20,12 @@ from jax.sharding import Mesh
 from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.diffusion.drawing import draw_latents
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.text_to_image import TextToImage
 
 BASE = "base:"
 
@@ -64,7 +64,7 @@ class BasePictures:
 
 def choose_pictures(
     config: ml_collections.ConfigDict,
-    model: StableDiffusion,
+    model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,
     sources: Sequence[PromptSource],
@@ -74,7 +74,7 @@ def choose_pictures(
     Args:
       config: see `configs/common.py`.
       model: what draws.
-      params: its "unet" and "text_encoder".
+      params: its denoiser's and "text_encoder".
       mesh: over whose devices they are.
       sources: of each task's prompts.
 
@@ -85,9 +85,9 @@ def choose_pictures(
     prompts = tuple(sources[index % len(sources)][index // len(sources)] for index in numbers)
     made_by = latents.fingerprint(
         {},
-        json.dumps(digests(_drawing(params))),
+        json.dumps(digests(_drawing(model, params))),
         json.dumps(model.configs, sort_keys=True, default=str),
-        str(jnp.dtype(model.unet.dtype)),
+        str(jnp.dtype(model.dtype)),
         json.dumps(config.sampler.to_dict(), sort_keys=True),
         json.dumps(prompts),
         str(config.seed),
@@ -95,15 +95,15 @@ def choose_pictures(
     return BasePictures(prompts, made_by)
 
 
-def _drawing(params: Mapping[str, Parameters]) -> dict[str, Parameters]:
+def _drawing(model: TextToImage, params: Mapping[str, Parameters]) -> dict[str, Parameters]:
     """The networks that draw latents."""
-    return {name: params[name] for name in ("unet", "text_encoder")}
+    return {name: params[name] for name in (model.denoiser_name, "text_encoder")}
 
 
 def draw_pictures(
     pictures: BasePictures,
     config: ml_collections.ConfigDict,
-    model: StableDiffusion,
+    model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,
     folder: str | epath.Path,
@@ -115,7 +115,7 @@ def draw_pictures(
       pictures: of `choose_pictures`, with the same arguments.
       config: whose sampler, seed and microbatch are taken.
       model: what draws.
-      params: its "unet" and "text_encoder".
+      params: its denoiser's and "text_encoder".
       mesh: over whose devices.
       folder: as of `latents.write_files`, which also says what is raised.
       encoder: of `pretraining.model_fingerprint`.
@@ -125,7 +125,7 @@ def draw_pictures(
         functools.partial(
             draw_latents,
             model,
-            make_schedule(model.scheduler_config, config.sampler.steps),
+            make_process(model.scheduler_config, config.sampler.steps),
             mesh,
             eta=config.sampler.eta,
             guidance_scale=config.sampler.guidance_scale,

@@ -5,6 +5,7 @@ import math
 import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
+from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
@@ -15,16 +16,6 @@ from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 MOST_CHECKED = 2**20
 
 
-def score_microbatch(config: ml_collections.ConfigDict) -> int:
-    """`config.microbatch.score`, which the first runs' config.json does not have."""
-    return config.microbatch.get("score", 0)
-
-
-def split_frozen(config: ml_collections.ConfigDict) -> bool:
-    """`config.mesh.split_frozen`, which the first runs' config.json does not have."""
-    return config.mesh.get("split_frozen", True)
-
-
 def fsdp(config: ml_collections.ConfigDict) -> int:
     """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
     return config.mesh.fsdp or 1
@@ -33,11 +24,6 @@ def fsdp(config: ml_collections.ConfigDict) -> int:
 def remat(config: ml_collections.ConfigDict) -> str:
     """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
     return "none" if config.remat == "auto" else config.remat
-
-
-def kl_weight(config: ml_collections.ConfigDict) -> float:
-    """`config.kl_weight`, which the first runs' config.json does not have."""
-    return config.get("kl_weight", 0.0)
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
@@ -66,30 +52,14 @@ def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMes
 def _check(config: ml_collections.ConfigDict) -> None:
     if not config.tasks:
         raise ValueError("config.tasks is empty: name at least one task.")
-    if not 0 <= config.timesteps_per_iteration <= config.sampler.steps:
+    if config.algorithm.name not in ALGORITHMS:
         raise ValueError(
-            f"config.timesteps_per_iteration={config.timesteps_per_iteration} must be between 0 "
-            f"and config.sampler.steps={config.sampler.steps}."
+            f"config.algorithm.name={config.algorithm.name!r} must be one of {list(ALGORITHMS)}."
         )
-    if config.sampler.eta <= 0:
-        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
-    if not (config.timesteps_per_iteration or config.pretraining.weight):
-        raise ValueError(
-            "Nothing is trained: timesteps_per_iteration and pretraining.weight are both 0."
-        )
-    weight = kl_weight(config)
-    if not 0 <= weight < math.inf:
-        raise ValueError(
-            f"config.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
-            "base model."
-        )
-    if weight and not config.timesteps_per_iteration:
-        raise ValueError(
-            f"config.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
-            "taken at the steps that are trained on."
-        )
-    if config.sampler.eta > 1:
-        raise ValueError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
+    if config.algorithm.name == "policy_gradient":
+        _check_policy_gradient(config)
+    if not 0 <= config.sampler.eta <= 1:
+        raise ValueError(f"config.sampler.eta={config.sampler.eta} must be between 0 and 1.")
     if config.optimizer.gradient_clip < 0:
         raise ValueError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
     for name in ("evaluation", "checkpoint"):
@@ -109,13 +79,40 @@ def _check(config: ml_collections.ConfigDict) -> None:
         check_scorer(task.scorer)
 
 
+def _check_policy_gradient(config: ml_collections.ConfigDict) -> None:
+    fields, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
+    count, weight = fields.timesteps_per_iteration, fields.kl_weight
+    if not 0 <= count <= config.sampler.steps:
+        raise ValueError(
+            f"{name}.timesteps_per_iteration={count} must be between 0 and "
+            f"config.sampler.steps={config.sampler.steps}."
+        )
+    if config.sampler.eta <= 0:
+        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
+    if not (count or config.pretraining.weight):
+        raise ValueError(
+            f"Nothing is trained: {name}.timesteps_per_iteration and config.pretraining.weight are "
+            "both 0."
+        )
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"{name}.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
+            "base model."
+        )
+    if weight and not count:
+        raise ValueError(
+            f"{name}.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
+            "taken at the steps that are trained on."
+        )
+
+
 def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None:
     """A microbatch divides what a device takes at once."""
     share = config.batch_size // devices
     of_all_tasks = len(config.tasks) * share
     shares = {"sample": of_all_tasks, "decode": of_all_tasks, "score": share, "train": share}
     for name, samples in shares.items():
-        size = score_microbatch(config) if name == "score" else config.microbatch[name]
+        size = config.microbatch.score if name == "score" else config.microbatch[name]
         if 0 < size < samples and samples % size:
             raise ValueError(
                 f"config.microbatch.{name}={size} must divide the {samples} samples that each "
@@ -139,7 +136,7 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
 
 def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
     """A reward may compare the images of a group, so a microbatch holds whole ones."""
-    size = score_microbatch(config)
+    size = config.microbatch.score
     for name, task in config.tasks.items():
         if 0 < size < config.batch_size // devices and size % task.group_size:
             raise ValueError(

@@ -26,8 +26,8 @@ from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import load_pictures
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
+from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.parameters import Parameters, count
 from diffusionrl_jax.rewards import Reward
@@ -67,7 +67,7 @@ class Experiment:
 
     config: ml_collections.ConfigDict
     policy: Policy
-    algorithm: PolicyGradient
+    algorithm: Algorithm
     frozen: Frozen
     task_names: tuple[str, ...]
     sources: tuple[prompts.PromptSource, ...]
@@ -99,18 +99,17 @@ class Experiment:
     def abstract_state(self) -> TrainState:
         """The state's shapes and shardings: a tree of `jax.ShapeDtypeStruct`."""
         init = functools.partial(initial_state, self.config)
-        shapes = jax.eval_shape(init, self.policy.params["unet"])
+        shapes = jax.eval_shape(init, self.policy.denoiser)
         return abstract_arrays(shapes, parameter_sharding(self.policy.mesh, shapes))
 
     def init_state(self) -> TrainState:
         """The state before the first iteration, sharded."""
-        unet = self.policy.params["unet"]
         init = functools.partial(initial_state, self.config)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        state = jax.jit(init, out_shardings=shardings)(unet)
-        if self.algorithm.lora is not None:
-            numbers = count(state.params), count(unet)
-            logging.info("LoRA trains %d numbers beside the UNet's %d.", *numbers)
+        state = jax.jit(init, out_shardings=shardings)(self.policy.denoiser)
+        if self.config.lora.rank:
+            numbers = count(state.params), count(self.policy.denoiser)
+            logging.info("LoRA trains %d numbers beside the denoiser's %d.", *numbers)
         return state
 
     def opened_scorers(self) -> list[OpenedScorer]:
@@ -125,8 +124,8 @@ class Experiment:
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
-        """From what is trained to the UNet's parameters."""
-        return make_merge(self.policy.mesh, self.policy.params["unet"], self.algorithm.lora)
+        """From what is trained to the denoiser's parameters."""
+        return make_merge(self.policy.mesh, self.policy.denoiser, make_lora(self.config))
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -148,7 +147,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     lora = make_lora(config)
     policy = load_policy(config)
     if lora is not None:
-        lora.kernels(policy.params["unet"])  # Refuses targets that are not there.
+        lora.kernels(policy.denoiser)  # Refuses targets that are not there.
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
@@ -159,9 +158,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     frozen = Frozen(
         text_encoder=policy.params["text_encoder"],
         vae=policy.params["vae"],
-        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, checks.split_frozen(config))),
+        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, config.mesh.split_frozen)),
         empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
-        unet=policy.params["unet"] if needs_base(config) else None,
+        base=policy.denoiser if needs_base(config) else None,
     )
     return Experiment(
         config=config,

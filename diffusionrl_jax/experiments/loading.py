@@ -7,10 +7,12 @@ import ml_collections
 from jax.sharding import Mesh
 
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
+from diffusionrl_jax.models.text_to_image import load_model
+
+FROZEN = ("text_encoder", "vae")
 
 
 def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> Policy:
@@ -22,22 +24,22 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
     if not (path or config.model):
         raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
     mesh = make_mesh(checks.fsdp(config))
-    model, params = load_stable_diffusion(
+    model, params = load_model(
         path or config.model,
         dtype=jnp.dtype(config.dtype),
         convolution=config.convolution,
         remat=checks.remat(config),
-        sharding=functools.partial(network_sharding, mesh, checks.split_frozen(config)),
+        sharding=functools.partial(network_sharding, mesh, config.mesh.split_frozen),
         attention=config.attention,
         mesh=mesh,
     )
-    schedule = make_schedule(model.scheduler_config, config.sampler.steps)
-    return Policy(model, schedule, params, mesh)
+    process = make_process(model.scheduler_config, config.sampler.steps)
+    return Policy(model, process, params, mesh)
 
 
 def network_sharding(mesh: Mesh, split: bool, networks):
-    """Of a model's "unet" as of what is trained, of its other networks as `frozen_sharding`."""
+    """Of a model's denoiser as of what is trained, of its other networks as `frozen_sharding`."""
     return {
-        name: frozen_sharding(mesh, params, split or name == "unet")
+        name: frozen_sharding(mesh, params, split or name not in FROZEN)
         for name, params in networks.items()
     }

@@ -13,19 +13,18 @@ import jax.numpy as jnp
 import ml_collections
 
 from diffusionrl_jax import assets
-from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.models.folders import hub, published, tensor_files
-from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
-from diffusionrl_jax.models.stable_diffusion import arithmetic
-from diffusionrl_jax.models.stable_diffusion import supported as model_configs
-from diffusionrl_jax.models.stable_diffusion.arithmetic import Network
+from diffusionrl_jax.diffusion.guidance import passes
+from diffusionrl_jax.experiments.algorithm import needs_of
+from diffusionrl_jax.models.description import Description
+from diffusionrl_jax.models.folders import published, tensor_files
+from diffusionrl_jax.models.text_to_image import describe_model
 from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM, is_on_host
 
 FLOAT = 4  # bytes
 IMAGES_OF_A_REWARD = 16  # What a reward network holds of an image, by the bytes of it, at most.
 OWLV2_IMAGE = 2.5 * 2**30  # It attends from 3,601 tokens to as many, in float32.
-# Of LoRA: factors by the UNet's parameters and the rank; and bytes of the gradients of the kernels
-# that they change, by the UNet's parameters.
+# Of LoRA: factors by the denoiser's parameters and the rank; and bytes of the gradients of the
+# kernels that they change, by the denoiser's parameters.
 FACTORS, CHANGED = 1 / 4000, 0.3
 
 
@@ -34,32 +33,31 @@ class Sizes:
     """Of an experiment.
 
     Attributes:
-      parameters: numbers of the model's, by network ("unet", "vae", "text_encoder").
+      model: of the networks.
       trained: number of those that are trained.
       copies: how many float32 numbers the train state has for each.
       rewards: number of parameters of each task's reward.
       judges: of all that evaluation scores by, and no task does.
       rewarded: bytes that scoring an image takes, of each task.
-      network: the UNet's blocks.
-      passes: of the UNet for a sample.
-      itemsize: bytes of what the UNet computes in.
+      passes: of the denoiser for a sample.
+      itemsize: bytes of what the denoiser computes in.
       kernel: whether attention to many tokens is a kernel that holds no probabilities.
       latent, image, text: bytes of one of them; of the text for all passes.
       decoded: bytes that decoding an image takes.
-      steps: that a sample is trained on.
+      steps: of its chain that are kept of a sample.
+      updates: of each task.
       tasks: how many.
       pretrains, near_base, lora, on_host: whether there are the pretraining loss, the KL to the
         base model, LoRA, rewards on the host.
       split_frozen: as `config.mesh.split_frozen`.
     """
 
-    parameters: Mapping[str, int]
+    model: Description
     trained: int
     copies: int
     rewards: tuple[int, ...]
     judges: int
     rewarded: tuple[float, ...]
-    network: Network
     passes: int
     itemsize: int
     kernel: bool
@@ -68,29 +66,13 @@ class Sizes:
     text: int
     decoded: float
     steps: int
+    updates: int
     tasks: int
     pretrains: bool
     near_base: bool
     lora: bool
     on_host: bool
     split_frozen: bool
-
-
-def _model(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
-    """The configs and the numbers of parameters of a folder, here or on the hub."""
-    if not name:
-        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
-    folder = assets.resolve(name)
-    known = {repository: short for short, repository in published.HUB_IDS.items()}
-    if not folder.exists() and (short := known.get(name, name)) in published.CONFIGS:
-        return published.CONFIGS[short], published.PARAMETERS[short]
-    folder = hub.locate(folder)
-    names = NETWORKS_XL if (folder / SECOND).exists() else NETWORKS
-    configs = {name: tensor_files.read_json(folder / name / "config.json") for name in names}
-    stored = tensor_files.open_networks({folder / name: STEMS[name] for name in names})
-    counted = {name: _count(tensors) for name, tensors in stored.items()}
-    counted["text_encoder"] += counted.pop(SECOND, 0)
-    return configs, counted
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -140,22 +122,17 @@ def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
     Raises:
       ValueError, FileNotFoundError: there is no such model, or it is not supported.
     """
-    configs, parameters = _model(config.model)
-    unet, vae = configs["unet"], configs["vae"]
-    model_configs.check_unet(unet)
-    texts = [configs[name] for name in ("text_encoder", SECOND) if name in configs]
-    tokens = texts[0].get("max_position_embeddings", 77)
+    model = describe_model(config.model)
     itemsize = jnp.dtype(config.dtype).itemsize
-    passes = 1 if config.sampler.guidance_scale == 1 else 2
-    latent_pixels = unet["sample_size"] ** 2
-    pixels = latent_pixels * 4 ** (len(vae["block_out_channels"]) - 1)
-    image = FLOAT * 3 * pixels
-    rank = (config.get("lora") or {}).get("rank", 0)
-    trained = int(parameters["unet"] * rank * FACTORS) if rank else parameters["unet"]
+    number = passes(config.sampler.guidance_scale)
+    image = FLOAT * model.image
+    rank = config.lora.rank
+    trained = int(model.denoiser * rank * FACTORS) if rank else model.denoiser
+    needs = needs_of(config)
     on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
     ahead = on_host and config.overlap_scoring
     return Sizes(
-        parameters=parameters,
+        model=model,
         trained=trained,
         copies=3 + bool(config.ema_decay) + ahead,
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
@@ -164,21 +141,21 @@ def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
             OWLV2_IMAGE if _is_owlv2(task.scorer) else image * IMAGES_OF_A_REWARD
             for task in config.tasks.values()
         ),
-        network=arithmetic.network(unet, tokens),
-        passes=passes,
+        passes=number,
         itemsize=itemsize,
         kernel=kernel if config.attention == "auto" else config.attention == "splash",
-        latent=FLOAT * unet["in_channels"] * latent_pixels,
+        latent=FLOAT * model.latent,
         image=image,
-        text=itemsize * passes * tokens * unet["cross_attention_dim"],
-        decoded=arithmetic.decoder(vae, pixels, itemsize),
-        steps=config.timesteps_per_iteration,
+        text=itemsize * number * model.text,
+        decoded=model.decoded(itemsize),
+        steps=needs.steps,
+        updates=needs.updates,
         tasks=len(config.tasks),
         pretrains=bool(config.pretraining.weight),
-        near_base=checks.kl_weight(config) > 0,
+        near_base=needs.base,
         lora=bool(rank),
         on_host=on_host,
-        split_frozen=config.mesh.get("split_frozen", True),
+        split_frozen=config.mesh.split_frozen,
     )
 
 
@@ -211,13 +188,12 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
       sizes, division, trains: as of `needed`.
     """
     frozen_split = division.fsdp if sizes.split_frozen else 1
-    unet = sizes.parameters["unet"]
-    frozen = sizes.parameters["text_encoder"] + sizes.parameters["vae"]
+    denoiser, frozen = sizes.model.denoiser, sizes.model.text_encoder + sizes.model.vae
     frozen += sum(sizes.rewards) + sizes.judges
     # A checkpoint's parameters, where it is not trained, beside those that it started from.
-    state = sizes.copies * sizes.trained if trains else unet
+    state = sizes.copies * sizes.trained if trains else denoiser
     pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
-    return FLOAT * (state + unet) / division.fsdp + FLOAT * frozen / frozen_split + pictures
+    return FLOAT * (state + denoiser) / division.fsdp + FLOAT * frozen / frozen_split + pictures
 
 
 def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:
@@ -230,17 +206,17 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     """
     always, share = held(sizes, division, trains), division.share
     is_split, is_cast = division.fsdp > 1, sizes.itemsize < FLOAT
-    # Split parameters are whole where they are used, the UNet's kernels in what they are computed
-    # in. Where they are whole already the compiler casts them before the loop.
+    # Split parameters are whole where they are used, the denoiser's kernels in what they are
+    # computed in. Where they are whole already the compiler casts them before the loop.
     whole = lambda number: FLOAT * number if is_split and sizes.split_frozen else 0
     cast_anyway = lambda number: sizes.itemsize * number if is_cast else 0
-    unet, text_encoder = sizes.parameters["unet"], sizes.parameters["text_encoder"]
-    cast = sizes.itemsize * unet if is_split else cast_anyway(unet)
+    denoiser, text_encoder = sizes.model.denoiser, sizes.model.text_encoder
+    cast = sizes.itemsize * denoiser if is_split else cast_anyway(denoiser)
     cast_text = whole(text_encoder) or cast_anyway(text_encoder)
 
     samples = share * sizes.tasks if trains else division.sample
     drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
-    forward = sizes.passes * sizes.network.forward(sizes.itemsize, sizes.kernel)
+    forward = sizes.passes * sizes.model.network.forward(sizes.itemsize, sizes.kernel)
     sampling = min(division.sample, samples) * forward
     # What the loop over microbatches leaves is put in order once more.
     phases = {"sample": always + cast + cast_text + sampling + 2 * drawn}
@@ -250,12 +226,12 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     images = (scored if in_parts else samples) * sizes.image
     decoding = min(division.decode, samples) * sizes.decoded
     rewarding = scored * max(sizes.rewarded, default=0)
-    networks = whole(sizes.parameters["vae"]) + whole(max(sizes.rewards, default=0))
+    networks = whole(sizes.model.vae) + whole(max(sizes.rewards, default=0))
     phases["score"] = always + drawn + networks + 2 * images + max(decoding, rewarding)
     if not trains:
         return phases
 
-    count = sizes.tasks * sizes.steps + sizes.pretrains
+    count = sizes.tasks * sizes.updates + sizes.pretrains
     updates = count * share * (2 + sizes.near_base) * sizes.latent
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
@@ -264,8 +240,8 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
 
     # Of several microbatches the whole gradient is added up; of one it is split as it is made.
     whole_gradient = sizes.trained if division.train < share else sizes.trained / division.fsdp
-    gradient = CHANGED * unet if sizes.lora else FLOAT * whole_gradient
-    backward = sizes.network.backward(division.remat, sizes.itemsize, sizes.kernel)
+    gradient = CHANGED * denoiser if sizes.lora else FLOAT * whole_gradient
+    backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     activations = min(division.train, share) * sizes.passes * backward
     one = share * (3 * sizes.latent + sizes.text)
     phases["update"] = always + updates + text + one + cast + gradient + activations

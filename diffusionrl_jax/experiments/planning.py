@@ -31,8 +31,8 @@ USED = 0.94
 FSDP = 16
 # Of the memory, what a state that is not split may take.
 WHOLE_STATE = 1 / 16
-# Samples at a time beyond which a UNet of Stable Diffusion's size gains nothing, and below which it
-# reads its parameters more often than it should; smaller networks take more.
+# Samples at a time beyond which a denoiser of Stable Diffusion's size gains nothing, and below
+# which it reads its parameters more often than it should; smaller networks take more.
 MOST, FEWEST = 8, 4
 USUAL_VALUES = 64 * 64 * 320
 # Of the memory, what the images of one microbatch may take while they are scored, or decoded.
@@ -138,7 +138,7 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
     if config.mesh.fsdp:
         return [config.mesh.fsdp]
     divisors = _divisors(devices.count)
-    state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.parameters["unet"])
+    state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.model.denoiser)
     usual = usual_split(devices.count)
     more = [number for number in divisors if number > usual]
     small = devices.memory is None or state <= WHOLE_STATE * devices.memory
@@ -152,8 +152,7 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
     set_by_user = config.microbatch.train
     if not set_by_user and config.dtype != "float32":
         set_by_user = config.microbatch.sample  # One number, or they would round differently.
-    block = sizes.network.parts[0][0]
-    values = max(1, block.read)
+    values = max(1, sizes.model.network.read)
     most = max(MOST, MOST * USUAL_VALUES // values)
     counts = [size for size in _divisors(share) if size <= most][::-1]
     few = [size for size in counts if size < min(FEWEST, counts[0])]
@@ -168,7 +167,7 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
 
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
     """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
-    if chosen := checks.score_microbatch(config):
+    if chosen := config.microbatch.score:
         return chosen
     groups = math.lcm(*(task.group_size for task in config.tasks.values()))
     possible = [size for size in _divisors(share) if size % groups == 0] or [share]
@@ -202,7 +201,7 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
         fsdp=config.mesh.fsdp or 1,
         sample=chosen.sample or sample,
         decode=chosen.decode or max(total, ON_A_CPU),
-        score=checks.score_microbatch(config) or max(share, ON_A_CPU),
+        score=config.microbatch.score or max(share, ON_A_CPU),
         train=chosen.train or train,
         remat=checks.remat(config),
     )

@@ -26,8 +26,8 @@ from diffusionrl_jax.experiments.base_pictures import (
 )
 from diffusionrl_jax.models.folders.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import text_to_arrays
+from diffusionrl_jax.models.text_to_image import TextToImage
 
 LATENTS = "latents:"
 EMOJI = "emoji"
@@ -35,9 +35,7 @@ PICTURES_PER_DEVICE = 64
 PIXELS_AT_ONCE = PICTURES_PER_DEVICE * 32**2  # on a device, while encoding
 
 
-def open_source(
-    name: str, model: StableDiffusion, data_dir: str
-) -> RecordPictures | MappedPictures:
+def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures | MappedPictures:
     """The pictures that a config names, at the model's size.
 
     Args:
@@ -57,7 +55,7 @@ def open_source(
     return open_pictures(name, height, width)
 
 
-def model_fingerprint(model: StableDiffusion, vae: Parameters, mesh: Mesh) -> str:
+def model_fingerprint(model: TextToImage, vae: Parameters, mesh: Mesh) -> str:
     """What latents and token ids of a model depend on: the VAE, the tokenizer, the size."""
     vae = jax.device_put(vae, replicated(mesh))
     probe = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
@@ -66,7 +64,7 @@ def model_fingerprint(model: StableDiffusion, vae: Parameters, mesh: Mesh) -> st
     )
 
 
-def text_fingerprint(model: StableDiffusion, text_encoder: Parameters, mesh: Mesh) -> str:
+def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -> str:
     """What a model's text embeddings depend on beside the token ids."""
     configs = [model.configs[name] for name in model.networks if name in TEXT_ENCODERS]
     return latents.fingerprint(
@@ -81,7 +79,7 @@ def text_fingerprint(model: StableDiffusion, text_encoder: Parameters, mesh: Mes
 
 def encode_pictures(
     source: RecordPictures | MappedPictures,
-    model: StableDiffusion,
+    model: TextToImage,
     vae: Parameters,
     mesh: Mesh,
     folder: str | epath.Path,
@@ -135,7 +133,7 @@ def encode_pictures(
 
 def load_pictures(
     config: ml_collections.ConfigDict,
-    model: StableDiffusion,
+    model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,
     cache_dir: str,
@@ -146,7 +144,7 @@ def load_pictures(
     Args:
       config: see `configs/common.py`.
       model: what encodes.
-      params: its "unet", "vae" and "text_encoder".
+      params: its denoiser's, "vae" and "text_encoder".
       mesh: over whose devices.
       cache_dir: where latents are kept, unless the config names a folder of them.
       sources: of each task's prompts, for pictures that the base model draws.

@@ -1,43 +1,68 @@
-"""What of the UNet is trained: all of it, or LoRA's factors."""
+"""What of the denoiser is trained: all of it, or LoRA's factors."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from diffusionrl_jax.distributed.mesh import parameter_sharding
+from diffusionrl_jax.distributed.mesh import gather_parameters, parameter_sharding
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.parameters import Parameters
 
 
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """How the denoiser's parameters come from those that are trained.
+
+    Attributes:
+      lora: which kernels get factors; None if all of the denoiser is trained.
+    """
+
+    lora: Lora | None = None
+
+    def denoiser(self, params: Parameters, base: Parameters | None) -> Parameters:
+        """The denoiser's parameters from those that are trained, and what factors change."""
+        return params if self.lora is None else self.lora.merge(base, params)
+
+    def gather(
+        self, params: Parameters, base: Parameters | None, mesh: Mesh, dtype: jnp.dtype
+    ) -> tuple[Parameters, Parameters | None]:
+        """The arguments of `denoiser`, whole on every device, in what is computed in."""
+        if self.lora is None:
+            return gather_parameters(params, mesh, dtype), None
+        changed = self.lora.kernels(base).keys()
+        base = gather_parameters(base, mesh, dtype, uncast=changed)
+        return gather_parameters(params, mesh), base
+
+
 def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
-    """What `config.lora` describes; None if its rank is 0 and all of the UNet is trained.
+    """What `config.lora` describes; None if its rank is 0 and all of the denoiser is trained.
 
     Raises:
       ValueError: a field that does not fit.
     """
-    fields = config.get("lora")
-    if fields is None or not fields.rank:  # The first runs' config.json has no such field.
-        return None
-    return Lora(fields.rank, fields.alpha, tuple(fields.targets))
+    fields = config.lora
+    return Lora(fields.rank, fields.alpha, tuple(fields.targets)) if fields.rank else None
 
 
 def make_merge(
-    mesh: Mesh, unet_params: Parameters, lora: Lora | None
+    mesh: Mesh, base: Parameters, lora: Lora | None
 ) -> Callable[[Parameters], Parameters]:
-    """A function from what is trained to the UNet's parameters, sharded alike, outside of training.
+    """A function from what is trained to the denoiser's, sharded alike, outside of training.
 
     Args:
       mesh: of the parameters.
-      unet_params: of the base. Those that LoRA leaves alone are passed on, not copied.
-      lora: None if all of the UNet is trained.
+      base: the denoiser's. Those that LoRA leaves alone are passed on, not copied.
+      lora: None if all of the denoiser is trained.
     """
     if lora is None:
         return lambda params: params
-    flat = traverse_util.flatten_dict(unet_params)
-    kernels = traverse_util.unflatten_dict(lora.kernels(unet_params))
+    flat = traverse_util.flatten_dict(base)
+    kernels = traverse_util.unflatten_dict(lora.kernels(base))
     merge = jax.jit(lora.merge, out_shardings=parameter_sharding(mesh, kernels))
     return lambda factors: traverse_util.unflatten_dict(
         flat | traverse_util.flatten_dict(merge(kernels, factors))

@@ -1,12 +1,16 @@
 """How much better than expected each sample was."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from diffusionrl_jax.learning.prompt_statistics import Moments, PastRewards
+from diffusionrl_jax.learning.iteration import Batch
+from diffusionrl_jax.learning.prompt_statistics import Moments, advance
 
 
 @flax.struct.dataclass
@@ -15,15 +19,12 @@ class Advantages:
     values: float32 [batch]; 0 for samples without a finite reward.
     valid: bool [batch], where the reward was finite.
     reward_mean, reward_std: float32 scalars over the valid samples.
-    past_rewards: of each task, its prompts' statistics with this batch's rewards; empty if no task
-      keeps any.
     """
 
     values: jax.Array
     valid: jax.Array
     reward_mean: jax.Array
     reward_std: jax.Array
-    past_rewards: PastRewards = ()
 
 
 def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
@@ -134,3 +135,42 @@ def reward_metrics(advantages: Advantages) -> dict[str, jax.Array]:
         "reward_std": advantages.reward_std,
         "invalid_rewards": (~advantages.valid).sum(axis=1),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageRules:
+    """How each task's rewards become advantages.
+
+    Attributes:
+      clip: largest absolute advantage.
+      groups: of each task, how many neighbours in the batch are normalised together; 0 is the whole
+        batch.
+      prompt_min_count: of each task whose state keeps its prompts' past rewards, how many of them
+        it takes to normalise by them; of others without effect.
+      mesh: the devices.
+    """
+
+    clip: float
+    groups: tuple[int, ...]
+    prompt_min_count: tuple[int, ...]
+    mesh: Mesh
+
+    def __call__(
+        self, rewards: jax.Array, batch: Batch, memory: Mapping[str, Any]
+    ) -> tuple[Advantages, dict[str, Any]]:
+        """Every task's advantages by its own rule.
+
+        Args:
+          rewards: float32 [T, B].
+          batch: of which prompts they are.
+          memory: of the state, with "past_rewards" where a task keeps any.
+
+        Returns:
+          The advantages, arrays [T, B], and what of the memory has changed.
+        """
+        past = memory.get("past_rewards", ())
+        past, moments = advance(
+            past, batch.prompt_places, rewards, self.prompt_min_count, self.mesh
+        )
+        advantages = normalise(rewards, self.groups, self.clip, moments)
+        return advantages, {"past_rewards": past} if past else {}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import rollout
 
 # Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING = range(3)
+SAMPLING, TIMESTEPS, PRETRAINING, FORWARD = range(4)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
@@ -23,7 +23,7 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
     Args:
       seed: of the run.
       iteration: int32 scalar.
-      stream: `SAMPLING`, `TIMESTEPS` or `PRETRAINING`.
+      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING` or `FORWARD`, the noise of samples noised anew.
       samples: int32 [n], places in the global batch.
 
     Returns:

@@ -1,16 +1,18 @@
 """Runs an iteration as one compiled program, or as one program per phase."""
 
+import dataclasses
+import functools
 import operator
 from typing import Protocol
 
 import jax
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
-from diffusionrl_jax.learning.advantages import reward_metrics
+from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.learning.iteration import Batch, Frozen
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
-from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
+from diffusionrl_jax.learning.phases import Phases, iteration
+from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 EXECUTIONS = ("auto", "fused", "split")
@@ -44,41 +46,50 @@ def choose_execution(execution: str, scores_on_host: bool = False) -> str:
     return execution
 
 
-def fused_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
-    """A whole iteration as one program, `PolicyGradient.fused`; its state is donated.
+def fused_program(algorithm: Algorithm, state: TrainState) -> jax.stages.Wrapped:
+    """A whole iteration as one program, of (state, frozen, batch); its state is donated.
 
     Args:
       algorithm: the iteration's functions.
       state: the train state, or its shapes.
     """
     mesh = algorithm.mesh
-    outputs = (parameter_sharding(mesh, state), replicated(mesh))
-    return jax.jit(algorithm.fused, donate_argnums=0, out_shardings=outputs)
+    return jax.jit(
+        functools.partial(iteration, algorithm.phases()),
+        donate_argnums=0,
+        out_shardings=(parameter_sharding(mesh, state), replicated(mesh)),
+    )
 
 
-def update_program(algorithm: PolicyGradient, state: TrainState) -> jax.stages.Wrapped:
-    """One update as a program.
+def phase_programs(algorithm: Algorithm, state: TrainState) -> Phases:
+    """An iteration's parts as programs of their own.
 
     Args:
       algorithm: the iteration's functions.
-      state: the train state, or its shapes; its argument is donated.
+      state: the train state, or its shapes; where it is an argument it is donated.
 
     Returns:
-      A function of (state, frozen, updates, text, index) that gives the new state and the metrics
-      of the update of that index.
+      The phases. `update` is of (state, frozen, examples, text, index): the slice is taken inside,
+      so that one program serves every update.
     """
-    # The slice is taken inside, so that one program serves every update.
-    return jax.jit(
-        lambda state, frozen, updates, text, index: algorithm.update(
-            state, frozen, jax.tree.map(lambda leaf: leaf[index], updates), text
-        ),
-        donate_argnums=0,
-        out_shardings=(parameter_sharding(algorithm.mesh, state), replicated(algorithm.mesh)),
+    phases, mesh = algorithm.phases(), algorithm.mesh
+    by_task, of_state = batch_sharding(mesh, axis=1), parameter_sharding(mesh, state)
+
+    def update(state, frozen, examples, text, index):
+        example = jax.tree.map(lambda leaf: leaf[index], examples)
+        return phases.update(state, frozen, example, text)
+
+    return Phases(
+        sample=jax.jit(phases.sample, out_shardings=by_task),
+        score=jax.jit(phases.score, out_shardings=by_task),
+        prepare=jax.jit(phases.prepare),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(of_state, replicated(mesh))),
+        finish=jax.jit(phases.finish, donate_argnums=0, out_shardings=of_state),
     )
 
 
 def make_train_step(
-    algorithm: PolicyGradient, state: TrainState, execution: str, timer: PhaseTimer
+    algorithm: Algorithm, state: TrainState, execution: str, timer: PhaseTimer
 ) -> TrainStep:
     """Compiles an iteration.
 
@@ -89,9 +100,9 @@ def make_train_step(
       timer: gets the seconds of each phase; fused there is one phase, "step".
 
     Returns:
-      A function of (state, frozen, batch) that gives the new state and the metrics. A
-      `TrainStateAhead` may come with the batch of the next iteration besides: its images are then
-      drawn while the scorers on the host still score this one's. What is computed is the same. A
+      A function of (state, frozen, batch) that gives the new state and the metrics. A state that
+      samples ahead may come with the batch of the next iteration besides: its images are then drawn
+      while the scorers on the host still score this one's. What is computed is the same. A
       `ScorerError` leaves the state as it was.
     """
     if execution == "fused":
@@ -104,19 +115,13 @@ def make_train_step(
 
         return fused_step
 
-    mesh = algorithm.mesh
-    state_sharding = parameter_sharding(mesh, state)
-    by_task = batch_sharding(mesh, axis=1)
-    sample = jax.jit(algorithm.sample, out_shardings=by_task)
-    score = jax.jit(algorithm.score, out_shardings=by_task)
-    prepare = jax.jit(algorithm.prepare)
-    update = update_program(algorithm, state)
-    finish = jax.jit(algorithm.finish, donate_argnums=0, out_shardings=state_sharding)
-    keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=state_sharding)
+    programs, mesh = phase_programs(algorithm, state), algorithm.mesh
+    of_state = parameter_sharding(mesh, state)
+    keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=of_state)
 
     def draw(params, frozen, batch, step):
         with timer.phase("sample"):
-            return jax.block_until_ready(sample(params, frozen, batch.input_ids, step))
+            return jax.block_until_ready(programs.sample(params, frozen, batch.input_ids, step))
 
     def ask(samples, batch):
         scores = start_scoring(algorithm.rewards, samples.images, batch.questions, mesh)
@@ -125,48 +130,44 @@ def make_train_step(
     drawn = []  # At most one: a batch, its samples, and the scores that are waited for.
 
     def split_step(state, frozen, batch, following=None):
-        ahead = isinstance(state, TrainStateAhead)
         if not drawn or drawn[0][0] is not batch:
-            params = state.sampling_params if ahead else state.params
-            drawn[:] = [ask(draw(params, frozen, batch, state.step), batch)]
+            drawn[:] = [ask(draw(state.sampling_params, frozen, batch, state.step), batch)]
         _, samples, pending = drawn.pop()
-        if ahead and following is not None:
-            following_samples = draw(state.params, frozen, following, state.step + 1)
-        with timer.phase("score"):
-            from_host = pending.result()
-            inputs = tuple(map(operator.or_, batch.reward_inputs, from_host))
-            rewards = score(frozen, samples, inputs)
-            # From here on nothing is held but what is trained on.
-            samples = samples.replace(images=None, latents=None)
-            updates, text, advantages = jax.block_until_ready(
-                prepare(
-                    frozen,
-                    samples,
-                    rewards,
-                    batch.replace(questions=()),
-                    state.step,
-                    state.past_rewards,
-                )
-            )
-            del samples
-            state = state.with_past_rewards(advantages.past_rewards)
-        if ahead:
-            if following is not None:
-                drawn.append(ask(following_samples, following))
-            state = keep_params(state)
-        with timer.phase("update"):
-            history = []
-            for index in range(updates.task.shape[0]):
-                state, metrics = update(state, frozen, updates, text, index)
-                history.append(metrics)
-            state = jax.block_until_ready(finish(state))
-        metrics = jax.tree.map(lambda *values: jax.numpy.stack(values), *history)
-        return state, metrics | reward_metrics(advantages)
+        ahead = state.samples_ahead and following is not None
+        next_samples = draw(state.params, frozen, following, state.step + 1) if ahead else None
+
+        def score(frozen, samples, reward_inputs):
+            with timer.phase("score"):
+                inputs = tuple(map(operator.or_, reward_inputs, pending.result()))
+                return jax.block_until_ready(programs.score(frozen, samples, inputs))
+
+        def prepare(frozen, samples, rewards, batch, step, memory):
+            with timer.phase("score"):
+                batch = batch.replace(questions=())
+                arguments = frozen, samples, rewards, batch, step, memory
+                return jax.block_until_ready(programs.prepare(*arguments))
+
+        def updates(phases, state, frozen, prepared):
+            if ahead:
+                drawn.append(ask(next_samples, following))
+            if state.samples_ahead:
+                state = keep_params(state)
+            with timer.phase("update"):
+                history = []
+                for index in range(len(prepared.examples.weight)):
+                    arguments = state, frozen, prepared.examples, prepared.text, index
+                    state, metrics = phases.update(*arguments)
+                    history.append(metrics)
+                state = jax.block_until_ready(state)
+            return state, jax.tree.map(lambda *values: jax.numpy.stack(values), *history)
+
+        phases = dataclasses.replace(programs, score=score, prepare=prepare)
+        return iteration(phases, state, frozen, batch, updates=updates, samples=samples)
 
     return split_step
 
 
-def _keep_params(state: TrainStateAhead) -> TrainStateAhead:
+def _keep_params(state: TrainState) -> TrainState:
     """Before the update: its parameters are those that draw the next iteration's images."""
     copy = lambda leaf: jax.numpy.array(leaf, copy=True)
-    return state.replace(sampling_params=jax.tree.map(copy, state.params))
+    return state.remember({"sampling_params": jax.tree.map(copy, state.params)})

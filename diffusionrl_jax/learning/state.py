@@ -1,12 +1,14 @@
 """The train state and the optimiser."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from diffusionrl_jax.learning.prompt_statistics import PastRewards
 from diffusionrl_jax.models.parameters import Parameters
 
 
@@ -16,67 +18,51 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, iterations done; random numbers depend on it and the seed alone.
-      params: what is trained, float32: the UNet's parameters, or LoRA's factors of them.
+      params: what is trained, float32: the denoiser's parameters, or LoRA's factors of them.
       optimizer_state: optax's.
       ema_params: exponential moving average of params over iterations; None if there is none.
+      memory: what else an algorithm keeps from one iteration to the next, by name:
+        "past_rewards", of each task, its prompts' statistics or None;
+        "sampling_params", what the next images are drawn with, where they are drawn before an
+        iteration's update.
     """
 
     step: jax.Array
     params: Parameters
     optimizer_state: optax.OptState
     ema_params: Parameters | None
-
-    past_rewards = ()  # No field: a checkpoint would have to have it.
+    memory: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     @property
     def evaluation_params(self) -> Parameters:
         """What pictures are drawn with: the average where one is kept."""
         return self.params if self.ema_params is None else self.ema_params
 
-    def with_past_rewards(self, past_rewards: PastRewards) -> "TrainState":
-        """The state itself: it keeps none."""
-        del past_rewards
-        return self
+    @property
+    def sampling_params(self) -> Parameters:
+        """What an iteration's images are drawn with."""
+        return self.memory.get("sampling_params", self.params)
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether images are drawn before the update of the iteration before."""
+        return "sampling_params" in self.memory
 
-@flax.struct.dataclass
-class TrainStateWithRewards(TrainState):
-    """Of a run with a task whose rewards are normalised by prompt.
+    def remember(self, memory: Mapping[str, Any]) -> "TrainState":
+        """The state with these parts of its memory in place of its own."""
+        return self.replace(memory=self.memory | dict(memory))
 
-    Attributes:
-      past_rewards: of each task, its prompts' statistics or None.
-    """
+    def saved(self) -> dict[str, Any]:
+        """As checkpoints hold it: the memory's parts beside the other fields."""
+        fields = ("step", "params", "optimizer_state", "ema_params")
+        return {name: getattr(self, name) for name in fields} | self.memory
 
-    past_rewards: PastRewards
-
-    def with_past_rewards(self, past_rewards: PastRewards) -> "TrainStateWithRewards":
-        """The state with these in place of its own."""
-        return self.replace(past_rewards=past_rewards)
-
-
-@flax.struct.dataclass
-class TrainStateAhead(TrainState):
-    """Of a run that draws an iteration's images before the last iteration's update.
-
-    Attributes:
-      sampling_params: what the next iteration's images are drawn with, `params` of one update ago.
-    """
-
-    sampling_params: Parameters
-
-
-@flax.struct.dataclass
-class TrainStateAheadWithRewards(TrainStateWithRewards, TrainStateAhead):
-    """Of a run that does both."""
-
-
-# By the fields that they have beyond `TrainState`'s.
-STATES = {
-    frozenset(): TrainState,
-    frozenset({"past_rewards"}): TrainStateWithRewards,
-    frozenset({"sampling_params"}): TrainStateAhead,
-    frozenset({"past_rewards", "sampling_params"}): TrainStateAheadWithRewards,
-}
+    @classmethod
+    def of_saved(cls, fields: Mapping[str, Any]) -> "TrainState":
+        """The inverse of `saved`."""
+        names = ("step", "params", "optimizer_state", "ema_params")
+        memory = {name: value for name, value in fields.items() if name not in names}
+        return cls(*(fields[name] for name in names), memory)
 
 
 def make_optimizer(
@@ -113,7 +99,7 @@ def init_state(
     params: Parameters,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
-    past_rewards: PastRewards = (),
+    memory: Mapping[str, Any] | None = None,
     samples_ahead: bool = False,
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
@@ -122,17 +108,14 @@ def init_state(
       params: float32 parameters to start from.
       optimizer: from `make_optimizer`.
       ema_decay: 0 keeps no average.
-      past_rewards: of each task, its prompts' statistics or None; empty if no task keeps any.
+      memory: of the algorithm.
       samples_ahead: whether the state also keeps what the next images are drawn with.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-    fields = {
-        "step": jnp.zeros((), jnp.int32),
-        "params": copy(params),
-        "optimizer_state": optimizer.init(params),
-        "ema_params": copy(params) if ema_decay else None,
-    }
-    more = {"past_rewards": past_rewards} if past_rewards else {}
-    if samples_ahead:
-        more["sampling_params"] = copy(params)
-    return STATES[frozenset(more)](**fields, **more)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=copy(params),
+        optimizer_state=optimizer.init(params),
+        ema_params=copy(params) if ema_decay else None,
+        memory=dict(memory or {}) | ({"sampling_params": copy(params)} if samples_ahead else {}),
+    )

@@ -5,42 +5,30 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from diffusionrl_jax.learning.iteration import Hyperparameters
+from diffusionrl_jax.learning.algorithm import Algorithm
 
 
 def summarise(
-    metrics: Mapping[str, jax.Array], task_names: Sequence[str], hyperparameters: Hyperparameters
+    metrics: Mapping[str, jax.Array], task_names: Sequence[str], algorithm: Algorithm
 ) -> dict[str, float]:
     """An iteration's metrics by name, as they are logged.
 
     Args:
       metrics: from the train step.
       task_names: of the tasks.
-      hyperparameters: of the iteration.
+      algorithm: whose metrics they are.
 
     Returns:
-      "<task>/<metric>" means over the task's updates, "ratio_check/mean" and "/max" (|ratio - 1|
-      in the first update, at unchanged parameters), and "pretraining/loss".
+      "<task>/reward_mean", "reward_std" and "invalid_rewards", and what the algorithm says of its
+      updates, each under a name of its own.
     """
     metrics = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
-    count = hyperparameters.timesteps_per_iteration
-    result = {}
-    for task, name in enumerate(task_names):
-        for metric in ("reward_mean", "reward_std", "invalid_rewards"):
-            result[f"{name}/{metric}"] = metrics[metric][task]
-        if count:
-            rows = slice(task * count, (task + 1) * count)
-            of_policy = ("loss", "ratio", "clip_fraction", "approximate_kl", "gradient_norm")
-            if hyperparameters.kl_weight:
-                of_policy += ("kl_to_base",)
-            for metric in of_policy:
-                result[f"{name}/{metric}"] = metrics[metric][rows].mean()
-    if count:
-        result["ratio_check/mean"] = metrics["ratio_error_mean"][0]
-        result["ratio_check/max"] = metrics["ratio_error_max"][0]
-    if hyperparameters.pretraining_weight:
-        result["pretraining/loss"] = metrics["loss"][-1]
-        result["pretraining/gradient_norm"] = metrics["gradient_norm"][-1]
+    result = {
+        f"{name}/{metric}": metrics[metric][task]
+        for task, name in enumerate(task_names)
+        for metric in ("reward_mean", "reward_std", "invalid_rewards")
+    }
+    result |= algorithm.summary(metrics, tuple(task_names))
     return {name: float(value) for name, value in result.items()}
 
 

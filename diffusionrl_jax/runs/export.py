@@ -17,7 +17,7 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import hub, weights
-from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
+from diffusionrl_jax.models.text_to_image import save_model
 from diffusionrl_jax.runs import trained
 
 INDEX = "model_index.json"
@@ -44,7 +44,7 @@ def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
     """A folder to write to, whose files are then moved to the output, model_index.json at last.
 
     So the output is not taken for a pipeline before it is one. In a bucket nothing can be moved;
-    there `save_stable_diffusion` writes that file last.
+    there `save_model` writes that file last.
     """
     output = epath.Path(output)
     if in_bucket(output):
@@ -90,7 +90,7 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     policy = trained.load_trained(path, config, step)
     base = hub.locate(config.model)
     with _whole_folder(output) as folder:
-        save_stable_diffusion(folder, policy.model, policy.params, dtype, base)
+        save_model(folder, policy.model, policy.params, dtype, base)
 
 
 def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
@@ -105,7 +105,7 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     config = trained.opening_config(path)
     adaptation = make_lora(config)
     if adaptation is None:
-        raise ValueError(f"{path} has trained all of the UNet (config.lora.rank=0), not LoRA.")
+        raise ValueError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
     factors = trained.load_params(path, load_policy(config), step or "last")
     with _whole_folder(output) as folder:
         weights.write_safetensors(folder / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)

@@ -16,13 +16,14 @@ from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
 from diffusionrl_jax.experiments.algorithm import initial_state, scores_on_host
+from diffusionrl_jax.experiments.config import get_config, of_earlier
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.text_to_image import DENOISERS
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 # What may change when a run is resumed: how long it takes, how it is watched, where it runs.
@@ -50,16 +51,17 @@ def open_checkpoints(workdir: str, config: ml_collections.ConfigDict) -> Checkpo
     )
 
 
-def restore_state(checkpoints: Checkpoints, state: Any) -> tuple[int, Any] | None:
+def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState] | None:
     """As `Checkpoints.restore`, for a program that a person has started.
 
     Raises:
       ValueError: there are checkpoints, and none can be restored.
     """
     try:
-        return checkpoints.restore(state)
+        restored = checkpoints.restore(state.saved())
     except RuntimeError as error:
         raise ValueError(str(error)) from None
+    return restored and (restored[0], TrainState.of_saved(restored[1]))
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict:
@@ -68,7 +70,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     Raises:
       FileNotFoundError, ValueError: there is none, or it is damaged.
     """
-    return ml_collections.ConfigDict(read_json(epath.Path(workdir) / "config.json"))
+    return of_earlier(read_json(epath.Path(workdir) / "config.json"))
 
 
 def opening_config(path: str) -> ml_collections.ConfigDict:
@@ -83,17 +85,9 @@ def opening_config(path: str) -> ml_collections.ConfigDict:
     if is_run(path):
         config = read_config(path)
     else:
-        config = ml_collections.ConfigDict(
-            {
-                "model": path,
-                "dtype": "float32",
-                "convolution": "xla",
-                "remat": "none",
-                "attention": "auto",
-                "mesh": {},
-                "sampler": {"steps": 50, "eta": 1.0, "guidance_scale": 7.5},
-            }
-        )
+        config = get_config()
+        config.model = path
+        config.remat, config.sampler.guidance_scale = "none", 7.5
     config.mesh.fsdp = jax.device_count()
     return config
 
@@ -117,6 +111,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def of_method(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields without those of the methods that it does not use."""
+    name = values["algorithm"]["name"]
+    return dict(values) | {"algorithm": {"name": name, name: values["algorithm"].get(name)}}
+
+
 def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> None:
     """Refuses to resume a run as another experiment.
 
@@ -137,7 +137,7 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
     # Where nothing is scored on the host, nothing can be overlapped.
     free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
     earlier, now = (
-        {name: value for name, value in values.items() if name not in free}
+        {name: value for name, value in of_method(values).items() if name not in free}
         for values in (read_config(workdir).to_dict(), now)
     )
     if differences := differing_fields(earlier, now):
@@ -147,15 +147,15 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
         )
 
 
-def load_unet_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
-    """The UNet that a run draws its pictures with: `load_params`, LoRA's factors merged."""
+def load_denoiser(workdir: str, policy: Policy, step: str = "last") -> Parameters:
+    """The denoiser that a run draws its pictures with: `load_params`, LoRA's factors merged."""
     lora = make_lora(read_config(workdir))
-    merge = make_merge(policy.mesh, policy.params["unet"], lora)
+    merge = make_merge(policy.mesh, policy.denoiser, lora)
     return merge(load_params(workdir, policy, step))
 
 
 def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
-    """What a run has trained, all of the UNet or LoRA's factors: the average where it kept one.
+    """What a run has trained, all of the denoiser or LoRA's factors: the average where it kept one.
 
     Args:
       workdir: of the run.
@@ -166,7 +166,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
       ValueError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
     """
     config = read_config(workdir)
-    shapes = jax.eval_shape(functools.partial(initial_state, config), policy.params["unet"])
+    shapes = jax.eval_shape(functools.partial(initial_state, config), policy.denoiser)
     wanted = abstract_arrays(shapes.params, parameter_sharding(policy.mesh, shapes.params))
     # Of the train state's structure all is passed over but the parameters that are asked for.
     state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
@@ -223,7 +223,7 @@ def _step_number(step: str) -> int:
 
 def _restore_step(checkpoints: Checkpoints, step: int, state: TrainState) -> TrainState:
     try:
-        return checkpoints.restore_step(step, state)
+        return TrainState.of_saved(checkpoints.restore_step(step, state.saved()))
     except FileNotFoundError:
         if step in checkpoints.steps():
             raise ValueError(_damaged(checkpoints, step, "a file is missing")) from None
@@ -252,8 +252,9 @@ def _locate_folder(path: str, step: str) -> epath.Path:
         folder = hub.locate(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{neither} folder: {error}") from None
-    if not (folder / "unet").exists():
-        raise FileNotFoundError(f"{neither} folder (it has no unet/): mend the path.")
+    if not any((folder / name).exists() for name in DENOISERS):
+        names = " or ".join(f"{name}/" for name in DENOISERS)
+        raise FileNotFoundError(f"{neither} folder (it has no {names}): mend the path.")
     return folder
 
 
@@ -287,7 +288,7 @@ def load_trained(
     Args:
       path: the workdir of a run, a diffusers folder, asset:... , or a Hugging Face hub id.
       config: says how to sample it, and on which devices; for a run, `model` is the run's own.
-      step: of a run, as in `load_unet_params`; "last" if empty.
+      step: of a run, as in `load_denoiser`; "last" if empty.
       base: the model `config.model`, if it is open already.
 
     Raises:
@@ -297,28 +298,5 @@ def load_trained(
         return load_policy(config, str(_locate_folder(path, step)))
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
-    unet = load_unet_params(path, start, step or "last")
-    return dataclasses.replace(start, params={**start.params, "unet": unet})
-
-
-def same_networks(model: StableDiffusion, other: StableDiffusion) -> bool:
-    """Whether two models differ in their parameters alone, so that one program serves both."""
-    configs, others = (
-        {
-            name: {field: value for field, value in values.items() if _matters(field)}
-            for name, values in each.configs.items()
-        }
-        for each in (model, other)
-    )
-    same_words = model.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return same_words and configs == others
-
-
-def _matters(field: str) -> bool:
-    """Whether a field of a diffusers or transformers config says what is computed."""
-    return not field.startswith("_") and field not in (
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-    )
+    denoiser = load_denoiser(path, start, step or "last")
+    return dataclasses.replace(start, params=start.with_denoiser(denoiser))

@@ -20,7 +20,7 @@ from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
-from diffusionrl_jax.learning.state import TrainState, TrainStateAhead
+from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
 from diffusionrl_jax.rewards.host_reward import ScorerError
@@ -114,13 +114,13 @@ class Run:
         drawing = state.evaluation_params
         if broken := not_finite(digests(drawing)):
             raise FloatingPointError(f"{broken[0]} is not finite after iteration {state.step}.")
-        unet = self.experiment.merge(drawing)
-        return self.evaluator.watch(self.experiment.policy.params | {"unet": unet})
+        policy = self.experiment.policy
+        return self.evaluator.watch(policy.with_denoiser(self.experiment.merge(drawing)))
 
     def save(self, state: TrainState, score: float = math.nan) -> None:
         """Begins to save the state with its score, NaN without an evaluation."""
         self.lease.check()
-        self.checkpoints.save(int(state.step), state, {"best": score})
+        self.checkpoints.save(int(state.step), state.saved(), {"best": score})
 
     def what_is_saved(self) -> str:
         """For the message of a run that cannot go on."""
@@ -169,13 +169,11 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
             for done in range(first + 1, config.iterations + 1):
                 begun = time.monotonic()
                 batch = following or experiment.batch(done - 1)
-                ahead = isinstance(state, TrainStateAhead) and done < config.iterations
+                ahead = state.samples_ahead and done < config.iterations
                 following = experiment.batch(done) if ahead else None
                 state, metrics = step(state, experiment.frozen, batch, following)
                 metrics = jax.device_get(metrics)
-                values = summary.summarise(
-                    metrics, experiment.task_names, experiment.algorithm.hyperparameters
-                )
+                values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
                 checkpoints.check()  # Nothing is computed that cannot be saved.
                 values["images_per_second"] = images_per_step / (time.monotonic() - begun)

@@ -176,7 +176,7 @@ def test_import_is_what_evaluation_draws_with(which, dtype, request, tmp_path):
     torch_type = getattr(torch, dtype)
     cast = lambda leaf: torch.tensor(np.asarray(leaf)).to(torch_type).float().numpy()
     jax.tree.map(np.testing.assert_array_equal, imported, jax.tree.map(cast, dict(expected)))
-    assert trained.same_networks(model, policy.model)
+    assert model.same_networks(policy.model)
 
 
 @pytest.fixture

@@ -59,6 +59,11 @@ class Network:
     operations: float
     skips: int
 
+    @property
+    def read(self) -> int:
+        """Values that its first block reads."""
+        return self.parts[0][0].read
+
     def forward(self, itemsize: int, kernel: bool) -> float:
         """Bytes alive in a forward pass.
 

@@ -58,6 +58,19 @@ class StableDiffusion:
     text_encoder_2: nn.Module | None = None
     tokenizer_2: CLIPTokenizer | None = None
 
+    denoiser_name = "unet"
+
+    @property
+    def pipeline_name(self) -> str:
+        """The class of the pipeline in PyTorch's diffusers."""
+        xl = self.text_encoder_2 is not None
+        return "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What the UNet computes in."""
+        return self.unet.dtype
+
     @property
     def networks(self) -> tuple[str, ...]:
         """The folder's parts that have weights."""
@@ -202,3 +215,27 @@ class StableDiffusion:
         with self.interception():
             pixels = self.vae.apply({"params": vae_params}, unscaled, method=self.vae.decode).sample
         return jnp.clip((pixels.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
+
+    def same_networks(self, other: "StableDiffusion") -> bool:
+        """Whether both differ in their parameters alone, so that one program serves both."""
+        if not isinstance(other, StableDiffusion):
+            return False
+        configs, others = (
+            {
+                name: {field: value for field, value in values.items() if _matters(field)}
+                for name, values in each.configs.items()
+            }
+            for each in (self, other)
+        )
+        same_words = self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+        return same_words and configs == others
+
+
+def _matters(field: str) -> bool:
+    """Whether a field of a diffusers or transformers config says what is computed."""
+    return not field.startswith("_") and field not in (
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+    )

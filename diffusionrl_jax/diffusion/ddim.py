@@ -1,4 +1,7 @@
-"""The noise schedule of a diffusers scheduler's config, as arrays."""
+"""DDIM (2010.02502): the chain of models that predict noise or velocity, as diffusers walks it."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import chex
 import flax.struct
@@ -6,24 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.diffusion.gaussian import Gaussian
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @flax.struct.dataclass
-class Schedule:
-    """A chain of S denoising steps, first step first, within T training timesteps.
+class DDIM:
+    """A chain of S denoising steps, first step first, within T training timesteps: a `Process`.
 
     Attributes:
-      timesteps: int32 [S], descending.
+      times: int32 [S], timesteps, descending.
       alpha_bar: float32 [S], cumulative product of 1 - beta at each timestep.
       previous_alpha_bar: float32 [S], the same at the timestep that each step leads to.
       training_alpha_bar: float32 [T].
       stochastic_steps: how many steps, from the first, have noise where eta is not 0: all S, or
         S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
-      prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
+      prediction_type: what the network predicts, "epsilon" or "v_prediction".
     """
 
-    timesteps: jax.Array
+    times: jax.Array
     alpha_bar: jax.Array
     previous_alpha_bar: jax.Array
     training_alpha_bar: jax.Array
@@ -32,7 +37,83 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        return self.timesteps.shape[0]
+        """S."""
+        return self.times.shape[0]
+
+    def draw_time(self, key: jax.Array) -> jax.Array:
+        """A training timestep, int32 scalar, all alike likely."""
+        return jax.random.randint(key, (), 0, len(self.training_alpha_bar))
+
+    def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """Diffuses clean latents to training timesteps (Eq. 1).
+
+        Args:
+          clean: float32 [batch, ...].
+          noise: standard normal, of the same shape.
+          times: int32 [batch] in [0, T).
+
+        Returns:
+          float32, of clean's shape.
+        """
+        chex.assert_equal_shape([clean, noise])
+        alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
+        return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1 - alpha_bar) * noise
+
+    def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """What the network should predict: the noise, or the velocity (2202.00512).
+
+        Shapes as in `noise`.
+        """
+        if self.prediction_type == "epsilon":
+            return noise
+        alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
+        return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * clean
+
+    def clean(self, output: jax.Array, latents: jax.Array, times: jax.Array) -> jax.Array:
+        """The network's guess of the clean latents.
+
+        Args:
+          output: float32 [batch, ...], what it predicts.
+          latents: what it was shown, of the same shape.
+          times: int32 [batch], training timesteps.
+
+        Returns:
+          float32, of the latents' shape.
+        """
+        alpha_bar = _per_sample(self.training_alpha_bar[times], latents)
+        return self._clean_and_noise(output, latents, alpha_bar)[0]
+
+    def _clean_and_noise(self, output, latents, alpha_bar):
+        signal, noise_level = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+        if self.prediction_type == "epsilon":
+            return (latents - noise_level * output) / signal, output
+        clean = signal * latents - noise_level * output
+        return clean, signal * output + noise_level * latents
+
+    def step(
+        self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
+    ) -> Gaussian:
+        """p(x_{t-1} | x_t, c): DDIM (2010.02502, Eq. 12) with eta.
+
+        Args:
+          output: float32 [batch, ...], the network's prediction, guided.
+          latents: x_t, of the same shape.
+          step_index: int32 [batch], position in the chain; 0 is the noisiest step.
+          eta: 0 is deterministic DDIM, 1 has DDPM's variance.
+
+        Returns:
+          The distribution of x_{t-1}.
+        """
+        chex.assert_equal_shape([output, latents])
+        chex.assert_shape(step_index, (latents.shape[0],))
+        alpha_bar = _per_sample(self.alpha_bar[step_index], latents)
+        previous = _per_sample(self.previous_alpha_bar[step_index], latents)
+        clean, epsilon = self._clean_and_noise(output, latents, alpha_bar)
+        variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)
+        std = eta * jnp.sqrt(variance)
+        # Rounding may take the argument just below zero where the variance is all of 1 - previous.
+        direction = jnp.sqrt(jnp.maximum(1 - previous - std**2, 0))
+        return Gaussian(jnp.sqrt(previous) * clean + direction * epsilon, std)
 
 
 def _betas(config: dict) -> np.ndarray:
@@ -62,7 +143,7 @@ def _timesteps(config: dict, steps: int, count: int) -> np.ndarray:
     return timesteps.astype(np.int32)
 
 
-def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
+def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
     """Builds the chain that diffusers' `DDIMScheduler.set_timesteps(steps)` walks.
 
     Args:
@@ -70,7 +151,7 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
       steps: number of denoising steps.
 
     Returns:
-      The schedule.
+      The chain.
 
     Raises:
       ValueError: if the config asks for something that this sampler would get wrong, or if
@@ -99,8 +180,8 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     final = 1.0 if scheduler_config.get("set_alpha_to_one", True) else alpha_bar[0]
     previous_alpha_bar = np.where(previous >= 0, alpha_bar[np.maximum(previous, 0)], final)
     deterministic = previous_alpha_bar[-1] in (1.0, alpha_bar[timesteps[-1]])
-    return Schedule(
-        timesteps=jnp.asarray(timesteps),
+    return DDIM(
+        times=jnp.asarray(timesteps),
         alpha_bar=jnp.asarray(alpha_bar[timesteps]),
         previous_alpha_bar=jnp.asarray(previous_alpha_bar, jnp.float32),
         training_alpha_bar=jnp.asarray(alpha_bar),
@@ -111,35 +192,3 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
 
 def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
-
-
-def add_noise(
-    schedule: Schedule, clean: jax.Array, noise: jax.Array, timesteps: jax.Array
-) -> jax.Array:
-    """Diffuses clean latents to training timesteps (Eq. 1).
-
-    Args:
-      schedule: the noise schedule.
-      clean: float32 [batch, channels, height, width].
-      noise: standard normal, of the same shape.
-      timesteps: int32 [batch] in [0, T).
-
-    Returns:
-      float32, of clean's shape.
-    """
-    chex.assert_equal_shape([clean, noise])
-    alpha_bar = _per_sample(schedule.training_alpha_bar[timesteps], clean)
-    return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1 - alpha_bar) * noise
-
-
-def training_target(
-    schedule: Schedule, clean: jax.Array, noise: jax.Array, timesteps: jax.Array
-) -> jax.Array:
-    """What the UNet should predict: the noise, or the velocity of Salimans & Ho (2202.00512).
-
-    Shapes as in `add_noise`.
-    """
-    if schedule.prediction_type == "epsilon":
-        return noise
-    alpha_bar = _per_sample(schedule.training_alpha_bar[timesteps], clean)
-    return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * clean

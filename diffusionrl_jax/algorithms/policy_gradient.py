@@ -1,0 +1,149 @@
+"""Policy gradient on the denoising chain: Algorithm 1 of the paper; DDPO (2305.13301); DPOK.
+
+A step of the chain is an action, of which the distribution is known. Each sample is trained at K
+steps of its chain: how much likelier the step that was taken has become since it was taken, the
+ratio, times how much better than expected its picture is, the advantage.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from diffusionrl_jax.algorithms.losses import clipped_surrogate
+from diffusionrl_jax.diffusion.gaussian import Gaussian
+from diffusionrl_jax.diffusion.guidance import guide
+from diffusionrl_jax.diffusion.process import Process, sensitivity
+from diffusionrl_jax.learning.algorithm import Needs
+from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.objectives import Metrics, Scored
+
+
+def needs(fields: ml_collections.ConfigDict) -> Needs:
+    """As of `config.algorithm.policy_gradient`."""
+    count = fields.timesteps_per_iteration
+    return Needs(updates=count, steps=count, base=fields.kl_weight > 0)
+
+
+def make(config: ml_collections.ConfigDict, process: Process) -> "PolicyGradient":
+    """The objective of a config."""
+    fields = config.algorithm.policy_gradient
+    return PolicyGradient(
+        process=process,
+        eta=config.sampler.eta,
+        guidance_scale=config.sampler.guidance_scale,
+        weights=tuple(task.weight for task in config.tasks.values()),
+        clip_range=fields.clip_range,
+        balance_timesteps=fields.balance_timesteps,
+        kl_weight=fields.kl_weight,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyGradient:
+    """An `Objective`: the clipped surrogate, and a KL to the base model.
+
+    Attributes:
+      process: whose steps are the actions.
+      eta, guidance_scale: of the chain.
+      weights: of each task's loss.
+      clip_range: of the ratio around 1.
+      balance_timesteps: whether log-ratios are divided by how far the network moves their step.
+      kl_weight: of the KL to the base model at the steps trained on; 0 is none.
+    """
+
+    process: Process
+    eta: float
+    guidance_scale: float
+    weights: tuple[float, ...]
+    clip_range: float
+    balance_timesteps: bool = False
+    kl_weight: float = 0.0
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """See `Objective`."""
+        means = ("ratio", "ratio_error", "clip_fraction", "approximate_kl")
+        means += ("kl_to_base",) if self.kl_weight else ()
+        return dict.fromkeys(means, "mean") | {"largest_ratio_error": "max"}
+
+    def step(self, output: jax.Array, latents: jax.Array, step_index: jax.Array) -> Gaussian:
+        """Where the chain goes from latents [B, ...], by the denoiser's output [B, P, ...]."""
+        return self.process.step(guide(output, self.guidance_scale), latents, step_index, self.eta)
+
+    def examples(
+        self, experience: Experience, scored: Scored, predict: Callable
+    ) -> tuple[Examples, None]:
+        """One update per task and trained step, one task after another (Algorithm 1)."""
+        _, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
+        tasks, size, count = trained.shape
+
+        def by_update(array):
+            """[T, B, K, ...] as [T * K, B, ...]."""
+            return jnp.moveaxis(array, 2, 1).reshape(tasks * count, size, *array.shape[3:])
+
+        steps, task = scored.samples.steps, jnp.repeat(jnp.arange(tasks), count)
+        step_index = by_update(trained)
+        examples = Examples(
+            latents=by_update(steps.latents),
+            times=self.process.times[step_index],
+            text=task,
+            weight=jnp.asarray(self.weights, jnp.float32)[task],
+            objective=jnp.zeros_like(task),
+            own={
+                "target": by_update(steps.following),
+                "step_index": step_index,
+                "old_log_prob": by_update(steps.log_probs),
+                "advantages": scored.advantages[task],
+            },
+        )
+        if self.kl_weight:
+            mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
+            reference = predict(scored.frozen.base, examples, scored.samples.text, mean)
+            examples = examples.replace(own=examples.own | {"reference_mean": reference})
+        return examples, None
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Eq. 7 of each sample, and the KL (DPOK, 2305.16381)."""
+        own = example.own
+        step = self.step(output, example.latents, own["step_index"])
+        # No ratio for others' examples: an overflow there would poison the gradient.
+        log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
+        compared = log_ratio
+        if self.balance_timesteps:
+            compared /= sensitivity(self.process, self.eta)[own["step_index"]]
+        surrogate = clipped_surrogate(compared, own["advantages"], self.clip_range)
+        loss, to_base = surrogate.loss, {}
+        if self.kl_weight:
+            divergence = step.kl_to(jnp.where(active, own["reference_mean"], step.mean))
+            loss += self.kl_weight * divergence
+            to_base = {"kl_to_base": divergence}
+        ratio_error = jnp.abs(jnp.expm1(log_ratio))
+        return loss, to_base | {
+            "ratio": jnp.exp(log_ratio),
+            "ratio_error": ratio_error,
+            "largest_ratio_error": ratio_error,
+            "clip_fraction": surrogate.clipped,
+            "approximate_kl": 0.5 * jnp.square(log_ratio),
+        }
+
+    def summary(self, values: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+        """Means over each task's updates, and |ratio - 1| in the first, at unchanged parameters.
+
+        Returns:
+          "<task>/<metric>", "ratio_check/mean" and "ratio_check/max".
+        """
+        by_task = {name: rows.reshape(len(task_names), -1) for name, rows in values.items()}
+        of_task = {"loss", "gradient_norm", *self.metrics} - {"ratio_error", "largest_ratio_error"}
+        found = {
+            f"{task}/{metric}": by_task[metric][row].mean()
+            for row, task in enumerate(task_names)
+            for metric in of_task
+        }
+        checked = {"mean": values["ratio_error"][0], "max": values["largest_ratio_error"][0]}
+        return found | {f"ratio_check/{name}": value for name, value in checked.items()}

@@ -1,0 +1,117 @@
+"""The loss that the model was pretrained with, beside a method's own (Eqs. 8-9 of the paper)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.algorithms.losses import pretraining
+from diffusionrl_jax.diffusion.guidance import conditions, passes
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.distributed.mesh import gather_parameters
+from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
+from diffusionrl_jax.learning import draws
+from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.models.text_encoders import text_from_arrays
+from diffusionrl_jax.models.text_to_image import Text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretraining:
+    """An `Objective`: the error of what the denoiser says of noised pictures.
+
+    Attributes:
+      process: whose training part adds the noise.
+      seed: of the run.
+      guidance_scale: what the denoiser is sampled with.
+      weight: of the loss.
+      text_dropout: the probability that the empty prompt takes the place of a picture's own.
+      microbatch: captions encoded at a time on each device; 0 is all at once.
+    """
+
+    process: Process
+    seed: int
+    guidance_scale: float
+    weight: float
+    text_dropout: float
+    microbatch: int = 0
+
+    metrics = {}  # But for the loss.
+
+    def examples(
+        self, experience: Experience, scored: Scored, predict: Callable
+    ) -> tuple[Examples, Text]:
+        """One update, on all pictures of the batch."""
+        pictures, model = scored.batch.pretraining, experience.model
+        places = jnp.arange(len(pictures["input_ids"]))
+        keys = draws.keys(self.seed, scored.step, draws.PRETRAINING, places)
+        examples, dropped = self.noised(pictures, keys)
+        text_encoder = gather_parameters(scored.frozen.text_encoder, experience.mesh)
+        captions = text_from_arrays(pictures)
+        if captions is None:
+            encode = functools.partial(model.encode_text, text_encoder)
+            count = microbatch_count(len(places), self.microbatch, experience.mesh.size)
+            captions = map_microbatches(encode, pictures["input_ids"], count, experience.mesh)
+        empty = model.encode_text(text_encoder, scored.frozen.empty_ids[None])
+        captions = drop_text(captions, empty, dropped)
+        both = conditions(captions, empty, self.guidance_scale)
+        return examples, jax.tree.map(lambda array: array[None], both)
+
+    def noised(
+        self, pictures: Mapping[str, jax.Array], keys: jax.Array
+    ) -> tuple[Examples, jax.Array]:
+        """Pictures' latents, noised at times of their own.
+
+        Args:
+          pictures: "latent_mean" and "latent_std" float32 [B, ...].
+          keys: PRNG keys [B].
+
+        Returns:
+          One update, and bool [B]: which pictures lose their text to the empty prompt.
+        """
+        mean, std = pictures["latent_mean"], pictures["latent_std"]
+        # Of two passes one has the empty prompt: the loss is then its expectation.
+        dropout = self.text_dropout if passes(self.guidance_scale) == 1 else 0.0
+
+        @jax.vmap
+        def draw(key):
+            keys = jax.random.split(key, 4)
+            return (
+                jax.random.normal(keys[0], mean.shape[1:]),
+                jax.random.normal(keys[1], mean.shape[1:]),
+                self.process.draw_time(keys[2]),
+                jax.random.bernoulli(keys[3], dropout),
+            )
+
+        encoding_noise, noise, times, dropped = draw(keys)
+        clean = mean + std * encoding_noise
+        target = self.process.target(clean, noise, times)
+        examples = Examples(
+            latents=self.process.noise(clean, noise, times)[None],
+            times=times[None],
+            text=jnp.zeros(1, jnp.int32),
+            weight=jnp.full(1, self.weight),
+            objective=jnp.zeros(1, jnp.int32),
+            own={"target": target[None]},
+        )
+        return examples, dropped
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """See `losses.pretraining`."""
+        return pretraining(output, example.own["target"], self.text_dropout), {}
+
+    def summary(self, values: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+        """Under "pretraining/loss" and "pretraining/gradient_norm"."""
+        return {f"pretraining/{name}": values[name][-1] for name in ("loss", "gradient_norm")}
+
+
+def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:
+    """The text [B, ...], but the empty prompt's [1, ...] where `dropped`, bool [B], says so."""
+    choose = jax.vmap(jnp.where, in_axes=(0, None, 0))
+    return jax.tree.map(lambda own, empty: choose(dropped, empty[0], own), text, empty)

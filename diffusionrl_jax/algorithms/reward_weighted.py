@@ -1,0 +1,144 @@
+"""Fine-tuning on a model's own pictures, the better ones more: no gradient of what is bad.
+
+The denoising loss of each sample, weighted by its reward: 2302.12192 with rewards scaled to between
+0 and 1, which the paper compares with (Appendix A); RWR (2305.13301) by a softmax; RAFT
+(2304.06767), the best of each prompt's samples alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from diffusionrl_jax.algorithms.losses import pretraining
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.learning import draws
+from diffusionrl_jax.learning.algorithm import Needs
+from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.objectives import Metrics, Scored
+
+WEIGHTINGS = ("min_max", "softmax", "best")
+
+
+def needs(fields: ml_collections.ConfigDict) -> Needs:
+    """As of `config.algorithm.reward_weighted`."""
+    by_base = fields.from_base
+    return Needs(updates=fields.noises, latents=True, base=by_base, drawn_by_base=by_base)
+
+
+def make(config: ml_collections.ConfigDict, process: Process) -> "RewardWeighted":
+    """The objective of a config."""
+    fields, tasks = config.algorithm.reward_weighted, config.tasks.values()
+    return RewardWeighted(
+        process=process,
+        seed=config.seed,
+        weights=tuple(task.weight for task in tasks),
+        group_sizes=tuple(task.group_size for task in tasks),
+        weighting=fields.weighting,
+        temperature=fields.temperature,
+        noises=fields.noises,
+        text_dropout=config.pretraining.text_dropout,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RewardWeighted:
+    """An `Objective`: the weighted denoising loss.
+
+    Attributes:
+      process: which noises the samples.
+      seed: of the run.
+      weights: of each task's loss.
+      group_sizes: of each task, how many neighbours are of one prompt.
+      weighting: "min_max", (r - least) / (largest - least) of a task's batch; "softmax",
+        proportional to exp(r / temperature), with a mean of 1; "best", 1 for the best sample of
+        each group and 0 for the others.
+      temperature: of the softmax, in units of the reward.
+      noises: how many times each sample is noised in an iteration; an update each.
+      text_dropout: the probability of the empty prompt, where the model is sampled with guidance.
+
+    Raises:
+      ValueError: a field that does not fit.
+    """
+
+    process: Process
+    seed: int
+    weights: tuple[float, ...]
+    group_sizes: tuple[int, ...]
+    weighting: str = "min_max"
+    temperature: float = 1.0
+    noises: int = 1
+    text_dropout: float = 0.1
+
+    metrics = {"sample_weight": "mean"}
+
+    def __post_init__(self):
+        name = "config.algorithm.reward_weighted"
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"{name}.weighting={self.weighting!r} must be one of {WEIGHTINGS}.")
+        if not self.temperature > 0 or self.noises < 1:
+            raise ValueError(f"{name}.temperature must be above 0, and noises at least 1.")
+        if self.weighting == "best" and min(self.group_sizes) < 2:
+            raise ValueError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
+
+    def sample_weights(self, rewards: jax.Array, group_size: int) -> jax.Array:
+        """Of one task's samples, float32 [B]; 0 for rewards [B] that are not finite."""
+        valid = jnp.isfinite(rewards)
+        least = jnp.min(rewards, where=valid, initial=jnp.inf)
+        largest = jnp.max(rewards, where=valid, initial=-jnp.inf)
+        if self.weighting == "best":
+            groups = jnp.where(valid, rewards, -jnp.inf).reshape(-1, group_size)
+            best = jax.nn.one_hot(groups.argmax(axis=1), group_size).reshape(-1)
+            return jnp.where(valid, best, 0)
+        if self.weighting == "softmax":
+            shares = jnp.where(valid, jnp.exp((rewards - largest) / self.temperature), 0)
+            return shares * valid.sum() / jnp.maximum(shares.sum(), 1e-8)
+        # All alike good are as they would be without rewards.
+        scaled = (rewards - least) / jnp.where(largest > least, largest - least, 1)
+        return jnp.where(valid, jnp.where(largest > least, scaled, 1), 0)
+
+    def examples(
+        self, experience: Experience, scored: Scored, predict: Callable
+    ) -> tuple[Examples, None]:
+        """One update per task and noise, on the samples noised anew."""
+        latents = scored.samples.latents
+        tasks, size = latents.shape[:2]
+        places = jnp.arange(tasks * size)
+        keys = draws.keys(self.seed, scored.step, draws.FORWARD, places).reshape(tasks, 1, size)
+        keys = jnp.broadcast_to(keys, (tasks, self.noises, size)).reshape(-1, size)
+        task = jnp.repeat(jnp.arange(tasks), self.noises)
+        numbers = jnp.tile(jnp.arange(self.noises), tasks)
+
+        @jax.vmap
+        def noised(clean, keys, number):
+            keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
+            noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys[:, 0])
+            times = jax.vmap(self.process.draw_time)(keys[:, 1])
+            target = self.process.target(clean, noise, times)
+            return self.process.noise(clean, noise, times), times, target
+
+        shown, times, target = noised(latents[task], keys, numbers)
+        rows = zip(scored.rewards, self.group_sizes, strict=True)
+        weights = jnp.stack([self.sample_weights(*row) for row in rows])
+        own = {"target": target, "sample_weight": weights[task]}
+        weight = jnp.asarray(self.weights, jnp.float32)[task]
+        return Examples(shown, times, task, weight, jnp.zeros_like(task), own), None
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Each sample's denoising error times its weight."""
+        weight = example.own["sample_weight"]
+        errors = pretraining(output, example.own["target"], self.text_dropout)
+        return weight * errors, {"sample_weight": weight}
+
+    def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
+        """Means over each task's updates: "<task>/loss", "gradient_norm", "sample_weight"."""
+        return {
+            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
+            for row, task in enumerate(task_names)
+            for metric in ("loss", "gradient_norm", "sample_weight")
+        }

@@ -1,0 +1,75 @@
+"""Classifier-free guidance (2207.12598): with a prompt, and without."""
+
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.text_to_image import Text, TextToImage
+
+
+def passes(guidance_scale: float) -> int:
+    """How often the denoiser sees a sample: with and, if guided, without its text."""
+    return 1 if guidance_scale == 1 else 2
+
+
+def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
+    """The text that each pass of the denoiser sees.
+
+    Args:
+      prompts: of `encode_text`: [batch, tokens, width], or a tree of [batch, ...] arrays.
+      empty: the same of the empty prompt, its batch axis 1 or none.
+      guidance_scale: where it is 1, one pass suffices.
+
+    Returns:
+      [batch, passes, tokens, width], or a tree of [batch, passes, ...] arrays.
+    """
+    if guidance_scale == 1:
+        return jax.tree.map(lambda array: array[:, None], prompts)
+
+    def stack(prompt, empty):
+        return jnp.stack([prompt, jnp.broadcast_to(empty, prompt.shape)], axis=1)
+
+    return jax.tree.map(stack, prompts, empty)
+
+
+def denoise_passes(
+    model: TextToImage,
+    params: Parameters,
+    latents: jax.Array,
+    times: jax.Array,
+    text: Text,
+) -> jax.Array:
+    """Runs the denoiser on every pass of every sample as one batch.
+
+    What does not depend on the text is computed once for a sample.
+
+    Args:
+      model: the networks.
+      params: the denoiser's.
+      latents: float32 [batch, ...].
+      times: [batch], of the process.
+      text: [batch, passes, ...], from `conditions`.
+
+    Returns:
+      float32 [batch, passes, ...].
+    """
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), text)
+    output = model.denoise(params, latents, times, flat)
+    return output.reshape(len(latents), -1, *latents.shape[1:])
+
+
+def guide(model_output: jax.Array, guidance_scale: float) -> jax.Array:
+    """Moves away from the empty prompt's prediction.
+
+    Args:
+      model_output: [batch, passes, ...]: the prompt's prediction and, where passes is 2, the
+        empty prompt's.
+      guidance_scale: 1 is no guidance.
+
+    Returns:
+      [batch, ...].
+    """
+    if model_output.shape[1] == 1:
+        return model_output[:, 0]
+    conditional, unconditional = model_output[:, 0], model_output[:, 1]
+    return unconditional + guidance_scale * (conditional - unconditional)

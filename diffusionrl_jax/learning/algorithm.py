@@ -1,0 +1,53 @@
+"""What execution, costs and the training loop know of a method: the protocol."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.phases import Phases
+from diffusionrl_jax.rewards import Reward
+
+
+class Needs(NamedTuple):
+    """What a method takes, known from its fields alone.
+
+    Attributes:
+      updates: of each task in an iteration.
+      steps: K, of how many steps of its chain a sample needs what was done there.
+      latents: whether samples' final latents are trained on.
+      base: whether the denoiser that training started from is needed.
+      drawn_by_base: whether that one draws the samples.
+    """
+
+    updates: int
+    steps: int = 0
+    latents: bool = False
+    base: bool = False
+    drawn_by_base: bool = False
+
+
+class Algorithm(Protocol):
+    """A method of learning from rewards, without arrays. `objectives.Objectives` is one.
+
+    Attributes:
+      experience: what draws and scores.
+      rewards: one per task.
+      mesh: the devices.
+      reductions: name of a metric -> how those of several samples become one: "mean" or "max".
+    """
+
+    experience: Experience
+    rewards: tuple[Reward, ...]
+    mesh: Mesh
+    reductions: Mapping[str, str]
+
+    def phases(self) -> Phases:
+        """The iteration's parts, pure functions."""
+
+    def summary(
+        self, metrics: Mapping[str, jax.Array], task_names: tuple[str, ...]
+    ) -> dict[str, float]:
+        """What is logged of an iteration's updates, by name."""

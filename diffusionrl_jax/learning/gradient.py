@@ -1,0 +1,94 @@
+"""A step of the optimiser on one batch, a microbatch at a time on every device."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from diffusionrl_jax.distributed.mesh import mean_over_devices
+from diffusionrl_jax.distributed.microbatch import mean_over_microbatches, microbatch_count
+from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.text_to_image import Text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
+    """Takes the steps.
+
+    Attributes:
+      optimizer: optax's.
+      ema_decay: of the average of the parameters over iterations; 0 keeps none.
+      microbatch: samples per device at a time; 0 is all at once.
+      mesh: the devices.
+    """
+
+    optimizer: optax.GradientTransformation
+    ema_decay: float
+    microbatch: int
+    mesh: Mesh
+
+    def update(
+        self,
+        loss: Callable,
+        reductions: Mapping[str, str],
+        gather: Callable[[Parameters], tuple],
+        state: TrainState,
+        example: Examples,
+        text: Text,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step on one update, without the axis U.
+
+        Args:
+          loss: as `Objectives.loss`.
+          reductions: of its metrics.
+          gather: from what is trained to the first arguments of the loss, whole on every device.
+          state: its `step` does not change here.
+          example: one slice of the examples.
+          text: all rows of text; the example names its own.
+
+        Returns:
+          The new state, and the metrics of the loss with "gradient_norm".
+        """
+        text = jax.tree.map(lambda rows: rows[example.text], text)
+        leaves, structure = jax.tree.flatten(example)
+        per_sample = [leaf for leaf in leaves if leaf.ndim]
+        shared = [leaf for leaf in leaves if not leaf.ndim]
+        count = microbatch_count(len(example.latents), self.microbatch, self.mesh.size)
+
+        def rebuild(per_sample, shared):
+            of_samples, of_all = iter(per_sample), iter(shared)
+            both = (next(of_samples if leaf.ndim else of_all) for leaf in leaves)
+            return jax.tree.unflatten(structure, both)
+
+        def gradient(whole, share):
+            params, base, shared = whole
+
+            def of_microbatch(part):
+                part, text = part
+                part = rebuild(part, shared)
+                gradients, metrics = jax.grad(loss, has_aux=True)(params, base, part, text)
+                in_full = lambda gradient, parameter: gradient.astype(parameter.dtype)
+                return jax.tree.map(in_full, gradients, state.params), metrics
+
+            return mean_over_microbatches(of_microbatch, share, count, reductions)
+
+        gradients, metrics = mean_over_devices(gradient, state.params, self.mesh, reductions)(
+            (*gather(state.params), shared), (per_sample, text)
+        )
+        changes, optimizer_state = self.optimizer.update(
+            gradients, state.optimizer_state, state.params
+        )
+        params = optax.apply_updates(state.params, changes)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        return state.replace(params=params, optimizer_state=optimizer_state), metrics
+
+    def finish(self, state: TrainState) -> TrainState:
+        """Ends the iteration: counts it and moves the average of the parameters."""
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(state.params, average, 1 - self.ema_decay)
+        return state.replace(step=state.step + 1, ema_params=average)

@@ -1,0 +1,58 @@
+"""How large a Stable Diffusion is, by its folder's configs and the heads of its weights' files."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.models.description import Description
+from diffusionrl_jax.models.folders import hub, published, tensor_files
+from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
+from diffusionrl_jax.models.stable_diffusion import arithmetic, supported
+
+
+def describe(name: str) -> Description:
+    """Of a folder, here or on the hub; where it is not here, the published checkpoint's.
+
+    Args:
+      name: as of `config.model`.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model, or it is not supported.
+    """
+    configs, counted = _open(name)
+    unet, vae = configs["unet"], configs["vae"]
+    supported.check_unet(unet)
+    texts = [configs[name] for name in ("text_encoder", SECOND) if name in configs]
+    tokens = texts[0].get("max_position_embeddings", 77)
+    latent_pixels = unet["sample_size"] ** 2
+    pixels = latent_pixels * 4 ** (len(vae["block_out_channels"]) - 1)
+    return Description(
+        denoiser=counted["unet"],
+        vae=counted["vae"],
+        text_encoder=counted["text_encoder"],
+        network=arithmetic.network(unet, tokens),
+        latent=unet["in_channels"] * latent_pixels,
+        image=3 * pixels,
+        text=tokens * unet["cross_attention_dim"],
+        decoded=lambda itemsize: arithmetic.decoder(vae, pixels, itemsize),
+    )
+
+
+def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    if not name:
+        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
+    folder = assets.resolve(name)
+    known = {repository: short for short, repository in published.HUB_IDS.items()}
+    if not folder.exists() and (short := known.get(name, name)) in published.CONFIGS:
+        return published.CONFIGS[short], published.PARAMETERS[short]
+    folder = hub.locate(folder)
+    names = NETWORKS_XL if (folder / SECOND).exists() else NETWORKS
+    configs = {name: tensor_files.read_json(folder / name / "config.json") for name in names}
+    stored = tensor_files.open_networks({folder / name: STEMS[name] for name in names})
+    counted = {
+        name: sum(math.prod(tensor.shape) for tensor in tensors.values())
+        for name, tensors in stored.items()
+    }
+    counted["text_encoder"] += counted.pop(SECOND, 0)
+    return configs, counted

@@ -1,0 +1,148 @@
+"""What every text-to-image model has in common: the protocol, and the families that satisfy it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.models.description import Description
+from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.stable_diffusion.description import describe
+from diffusionrl_jax.models.stable_diffusion.folder import (
+    load_stable_diffusion,
+    save_stable_diffusion,
+)
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+
+Text = Any  # A tree of arrays whose first axis is the prompt's; the model alone knows what of.
+INDEX = "model_index.json"
+
+
+class TextToImage(Protocol):
+    """A model without its parameters; its methods are pure and can be jitted.
+
+    Parameters are a mapping with the denoiser's under `denoiser_name`, and "text_encoder" and
+    "vae". `stable_diffusion.model.StableDiffusion` is one.
+
+    Attributes:
+      pipeline_name: the class of its pipeline in PyTorch's diffusers, a key of `FAMILIES`.
+      denoiser_name: of what is trained, as its folder names it: "unet", "transformer".
+      dtype: what the denoiser computes in.
+      latent_shape: of one latent, of any rank.
+      image_shape: (height, width, 3) of the image that it decodes to.
+      scheduler_config: what the folder says of the process that the denoiser was trained on.
+    """
+
+    pipeline_name: str
+    denoiser_name: str
+    dtype: jnp.dtype
+    latent_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    scheduler_config: Mapping[str, Any]
+
+    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+        """Token ids, int32 [n, tokens]."""
+
+    def encode_text(self, params: Parameters, input_ids: jax.Array) -> Text:
+        """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
+
+    def denoise(
+        self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text
+    ) -> jax.Array:
+        """What the denoiser says of latents [n, ...] at times [n], for P texts of each.
+
+        `text` has n * P rows, one sample's after another's, and so has the output, float32.
+        """
+
+    def encode(self, params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and deviation of the latents of images [n, height, width, 3] in [0, 1]."""
+
+    def decode(self, params: Parameters, latents: jax.Array) -> jax.Array:
+        """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+
+    def same_networks(self, other: "TextToImage") -> bool:
+        """Whether both differ in their parameters alone, so that one program serves both."""
+
+
+class Family(NamedTuple):
+    """How the folders of a kind of model are opened and written.
+
+    Attributes:
+      describe: from what `config.model` names to its sizes, without opening its weights.
+      denoiser: the name of the denoiser's folder.
+      read: as `stable_diffusion.folder.load_stable_diffusion`.
+      write: as `stable_diffusion.folder.save_stable_diffusion`.
+    """
+
+    describe: Callable[[str], Description]
+    denoiser: str
+    read: Callable[..., tuple[TextToImage, dict[str, Any]]]
+    write: Callable[..., None]
+
+
+STABLE_DIFFUSION = Family(
+    describe, StableDiffusion.denoiser_name, load_stable_diffusion, save_stable_diffusion
+)
+# By the pipeline's class in a folder's model_index.json.
+FAMILIES = {
+    "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION,
+}
+DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
+
+
+def family_of(path: str) -> Family:
+    """The family of a folder, by its model_index.json; Stable Diffusion's where it has none.
+
+    Args:
+      path: as of `load_model`.
+
+    Raises:
+      ValueError: no family is known for its pipeline.
+    """
+    index = hub.locate(path) / INDEX
+    name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
+    if name not in FAMILIES:
+        raise ValueError(
+            f"{path} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[name]
+
+
+def describe_model(name: str) -> Description:
+    """The sizes of a model that is here, or published; see the family's `describe`."""
+    here = name and assets.resolve(name).exists()
+    return (family_of(name) if here else STABLE_DIFFUSION).describe(name)
+
+
+def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
+    """Opens a folder of any family.
+
+    Args:
+      path: a folder in diffusers' layout, local or `gs://`, or a hub id.
+      **options: as of `stable_diffusion.folder.load_stable_diffusion`.
+
+    Returns:
+      The model, and its parameters.
+
+    Raises:
+      ValueError, FileNotFoundError: as the family's `read`.
+    """
+    return family_of(path).read(path, **options)
+
+
+def save_model(path: epath.Path, model: TextToImage, params: Parameters, *options) -> None:
+    """Writes a folder that PyTorch's diffusers opens.
+
+    Args:
+      path: the folder.
+      model, params: what is written.
+      *options: further arguments of `stable_diffusion.folder.save_stable_diffusion`.
+    """
+    FAMILIES[model.pipeline_name].write(path, model, params, *options)
