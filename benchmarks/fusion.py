@@ -7,6 +7,8 @@ programs for sampling, scoring and each update, between which the images go to t
 where reward models are not part of the graph. Compilation is left out.
 """
 
+import dataclasses
+import functools
 import statistics
 import time
 
@@ -17,38 +19,34 @@ from absl import app, flags
 from configs import emoji
 from diffusionrl_jax.command_line import start
 from diffusionrl_jax.data.prompt_index import cache_folder
-from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, place, replicated
+from diffusionrl_jax.distributed.mesh import batch_sharding, place
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.learning.advantages import reward_metrics
-from diffusionrl_jax.learning.execution import fused_program, update_program
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+from diffusionrl_jax.learning.algorithm import Algorithm
+from diffusionrl_jax.learning.execution import fused_program, phase_programs
+from diffusionrl_jax.learning.phases import iteration
 
 IMAGES = flags.DEFINE_integer("images", 40, "Of a task; a multiple of 20 and of the devices.", 20)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Of measurement, after one to compile.", 1)
 
 
-def separate_step(algorithm: PolicyGradient, state):
+def separate_step(algorithm: Algorithm, state):
     """An iteration as separate programs, with the images on the host in between."""
-    mesh = algorithm.mesh
-    by_task = batch_sharding(mesh, axis=1)
-    sample = jax.jit(algorithm.sample, out_shardings=by_task)
-    score = jax.jit(algorithm.score, out_shardings=replicated(mesh))
-    prepare = jax.jit(algorithm.prepare)
-    update = update_program(algorithm, state)
-    finish = jax.jit(
-        algorithm.finish, donate_argnums=0, out_shardings=parameter_sharding(mesh, state)
-    )
+    programs, by_task = phase_programs(algorithm, state), batch_sharding(algorithm.mesh, axis=1)
 
-    def step(state, frozen, batch):
-        samples = sample(state.params, frozen, batch.input_ids, state.step)
-        samples = samples.replace(images=place(np.asarray(samples.images), by_task))
-        rewards = place(np.asarray(score(frozen, samples, batch.reward_inputs)), by_task)
-        updates, text, advantages = prepare(frozen, samples, rewards, batch, state.step)
-        for index in range(updates.task.shape[0]):
-            state, _ = update(state, frozen, updates, text, index)
-        return finish(state), reward_metrics(advantages)
+    def sample(*arguments):
+        samples = programs.sample(*arguments)
+        return samples.replace(images=place(np.asarray(samples.images), by_task))
 
-    return step
+    def score(*arguments):
+        return place(np.asarray(programs.score(*arguments)), by_task)
+
+    def updates(phases, state, frozen, prepared):
+        for index in range(len(prepared.examples.weight)):
+            state, _ = phases.update(state, frozen, prepared.examples, prepared.text, index)
+        return state, {}
+
+    phases = dataclasses.replace(programs, sample=sample, score=score)
+    return functools.partial(iteration, phases, updates=updates)
 
 
 def main(_):

@@ -7,16 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from diffusionrl_jax.diffusion.schedule import make_schedule
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, parameter_sharding
 from diffusionrl_jax.emoji_world import emoji_model
+from diffusionrl_jax.experiments.algorithm import initial_state, make_algorithm
+from diffusionrl_jax.experiments.config import get_config, make_scorer, make_task
 from diffusionrl_jax.learning.execution import make_train_step
-from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
-from diffusionrl_jax.learning.state import init_state, make_optimizer
+from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -116,49 +114,21 @@ class Ours:
         sample_microbatch: int = 0,
         update_microbatch: int = 0,
     ):
-        optimizer = make_optimizer(
-            ml_collections.ConfigDict(
-                {
-                    "learning_rate": LEARNING_RATE,
-                    "beta1": 0.9,
-                    "beta2": 0.999,
-                    "epsilon": 1e-8,
-                    "weight_decay": 1e-4,
-                    "warmup_iterations": 0,
-                    "decay_iterations": 0,
-                    "gradient_clip": GRADIENT_CLIP,
-                }
-            ),
-            updates_per_iteration=work.train_timesteps,
+        config = get_config()
+        config.algorithm.policy_gradient.update(
+            timesteps_per_iteration=work.train_timesteps, clip_range=CLIP_RANGE
         )
+        config.advantage_clip, config.pretraining.weight = ADVANTAGE_CLIP, 0.0
+        config.sampler.update(steps=work.steps, guidance_scale=work.guidance_scale)
+        config.optimizer.update(
+            learning_rate=LEARNING_RATE, weight_decay=1e-4, gradient_clip=GRADIENT_CLIP
+        )
+        config.microbatch.update(sample=sample_microbatch, train=update_microbatch)
+        config.tasks.brightness = make_task(make_scorer("brightness"), "")
         mesh = make_mesh(devices=devices)
-        algorithm = PolicyGradient(
-            model=model,
-            schedule=make_schedule(model.scheduler_config, work.steps),
-            rewards=(Brightness(),),
-            weights=(1.0,),
-            optimizer=optimizer,
-            hyperparameters=Hyperparameters(
-                seed=0,
-                eta=1.0,
-                guidance_scale=work.guidance_scale,
-                timesteps_per_iteration=work.train_timesteps,
-                balance_timesteps=False,
-                clip_range=CLIP_RANGE,
-                advantage_clip=ADVANTAGE_CLIP,
-                kl_weight=0.0,
-                pretraining_weight=0.0,
-                text_dropout=0.0,
-                ema_decay=0.0,
-                sample_microbatch=sample_microbatch,
-                decode_microbatch=0,
-                score_microbatch=0,
-                update_microbatch=update_microbatch,
-            ),
-            mesh=mesh,
-        )
+        algorithm = make_algorithm(config, model, mesh, (Brightness(),))
         place = lambda tree: jax.device_put(tree, parameter_sharding(mesh, tree))
-        self._state = place(init_state(params["unet"], optimizer, ema_decay=0.0))
+        self._state = place(initial_state(config, params[model.denoiser_name]))
         self._frozen = place(
             Frozen(
                 text_encoder=params["text_encoder"],

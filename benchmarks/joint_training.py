@@ -26,10 +26,13 @@ VARIANTS = {
     "joint": (CONFIG, []),
     **{task: (f"{CONFIG}:{task}", []) for task in TASKS},
     "no_pretraining": (CONFIG, ["--config.pretraining.weight=0"]),
-    "pretraining_alone": (CONFIG, ["--config.timesteps_per_iteration=0"]),
+    "pretraining_alone": (CONFIG, ["--config.algorithm.policy_gradient.timesteps_per_iteration=0"]),
     "shared_parity": (CONFIG, ["--config.tasks.fairness.scorer.options.credit=shared"]),
     "base_pictures": (CONFIG, ["--config.pretraining.pictures=base:8192"]),
-    "kl_to_base": (CONFIG, ["--config.pretraining.weight=0", "--config.kl_weight=0.01"]),
+    "kl_to_base": (
+        CONFIG,
+        ["--config.pretraining.weight=0", "--config.algorithm.policy_gradient.kl_weight=0.01"],
+    ),
 }
 # What each task is judged by: the evaluation's set and scorer. The second set of each holds things
 # that were held out of the base model's pairs, or of training.

@@ -13,9 +13,14 @@ from tests import hub as stand_in
 from tests.processes import finish, launcher, steps_of, wait_for_step
 
 # With what makes it a matter of seconds: few images, short chains.
+FIELDS = "algorithm.policy_gradient"
 LINE = (
     *("-m", "diffusionrl_jax.main", "--config=configs/hps.py"),
-    *("--config.batch_size=8", "--config.sampler.steps=2", "--config.timesteps_per_iteration=1"),
+    *(
+        "--config.batch_size=8",
+        "--config.sampler.steps=2",
+        f"--config.{FIELDS}.timesteps_per_iteration=1",
+    ),
     *("--config.pretraining.pictures=base:8", "--config.checkpoint.every=1"),
     *("--config.evaluation.sets.hps.images=8",),
 )

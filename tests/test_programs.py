@@ -116,9 +116,9 @@ def as_numpy(tree):
 
 
 def test_the_average_is_loaded_alone(finished, policy):
-    loaded = trained.load_unet_params(str(finished), policy)
+    loaded = trained.load_denoiser(str(finished), policy)
     saved = saved_state(finished, 3)["ema_params"]
-    assert jax.tree.structure(loaded) == jax.tree.structure(policy.params["unet"])
+    assert jax.tree.structure(loaded) == jax.tree.structure(policy.denoiser)
     flat = jax.tree_util.tree_leaves_with_path(loaded)
     for path, leaf in flat:
         expected = saved
@@ -131,10 +131,10 @@ def test_the_average_is_loaded_alone(finished, policy):
 def test_best_and_numbered_steps(finished, policy):
     scores = {step: read_score(finished / "checkpoints", step, "best") for step in (2, 3)}
     best = max(scores, key=scores.get)
-    loaded = as_numpy(trained.load_unet_params(str(finished), policy, "best"))
-    expected = as_numpy(trained.load_unet_params(str(finished), policy, str(best)))
+    loaded = as_numpy(trained.load_denoiser(str(finished), policy, "best"))
+    expected = as_numpy(trained.load_denoiser(str(finished), policy, str(best)))
     assert all(map(np.array_equal, loaded, expected))
-    other = as_numpy(trained.load_unet_params(str(finished), policy, "2" if best == 3 else "3"))
+    other = as_numpy(trained.load_denoiser(str(finished), policy, "2" if best == 3 else "3"))
     assert not all(map(np.array_equal, loaded, other))
 
 
@@ -144,7 +144,7 @@ def test_best_and_numbered_steps(finished, policy):
 )
 def test_steps_that_are_not_there(finished, policy, step, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        trained.load_unet_params(str(finished), policy, step)
+        trained.load_denoiser(str(finished), policy, step)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         trained.check_trained(str(finished), step)
 
@@ -170,7 +170,7 @@ def test_paths_may_hold_the_sign_before_a_step(text, parts):
 def test_a_run_without_checkpoints(finished, policy, tmp_path):
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        trained.load_unet_params(str(tmp_path), policy)
+        trained.load_denoiser(str(tmp_path), policy)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         trained.check_trained(str(tmp_path), "")
 
@@ -217,7 +217,7 @@ def test_what_is_no_model(make_config, tmp_path):
 
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     config = make_config(**LORA)
-    base = load_policy(config).params["unet"]
+    base = load_policy(config).denoiser
     rows = read_rows(str(adapted))
     assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
     saved = saved_state(adapted, 3)
@@ -228,7 +228,7 @@ def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     assert sizes == {"params": expected, "ema_params": expected}
     slots = lora.count(saved["optimizer_state"])
     assert 2 * expected <= slots <= 2 * expected + 8  # Adam's two, and counters
-    loaded = trained.load_unet_params(str(adapted), load_policy(config))
+    loaded = trained.load_denoiser(str(adapted), load_policy(config))
     assert jax.tree.structure(loaded) == jax.tree.structure(base)
     changed = jax.tree_util.tree_flatten_with_path(
         jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), loaded, base)

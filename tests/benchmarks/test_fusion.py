@@ -18,7 +18,7 @@ def test_both_sides_end_with_the_same_parameters(make_config, monkeypatch):
     import fusion
 
     experiment = experiments.build(make_config(**{"optimizer.epsilon": 1e-3}))
-    first, ends = jax.device_get(experiment.policy.params["unet"]), []
+    first, ends = jax.device_get(experiment.policy.denoiser), []
     for make in (fused_program, fusion.separate_step):
         state = experiment.init_state()
         step = make(experiment.algorithm, state)

@@ -13,6 +13,8 @@ from diffusionrl_jax.distributed import mesh as meshes
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.models import lora
 
+FIELDS = "algorithm.policy_gradient"
+
 
 @pytest.fixture
 def config(make_config):
@@ -64,11 +66,11 @@ def test_statistics_of_prompts_are_part_of_the_state(make_config):
     config = make_config()
     config.tasks.small.update(prompts="emoji:portraits", normalisation="prompt")
     experiment = abstract.build(config, make_mesh(1))
-    (statistics,) = experiment.state.past_rewards
+    (statistics,) = experiment.state.memory["past_rewards"]
     assert statistics.rewards.shape == (config.tasks.small.most_prompts, 32)
     prepare = {phase.name: phase for phase in phases.make_phases(experiment)}["prepare"]
-    *_, advantages = jax.eval_shape(prepare.function, *prepare.arguments)
-    assert advantages.past_rewards[0].rewards.shape == statistics.rewards.shape
+    memory = jax.eval_shape(prepare.function, *prepare.arguments).memory
+    assert memory["past_rewards"][0].rewards.shape == statistics.rewards.shape
 
 
 def test_what_is_held_is_what_is_trained_on(config):
@@ -83,11 +85,11 @@ def test_what_is_held_is_what_is_trained_on(config):
     short = held()
     assert held(**{"sampler.steps": 30}) == short
     latents = 4 * 16 * 16 * 4 * config.batch_size // 8
-    more = held(timesteps_per_iteration=2)
+    more = held(**{f"{FIELDS}.timesteps_per_iteration": 2})
     for name in ("decode", "score small", "prepare"):
         assert more[name] - short[name] == 2 * latents + 4 * config.batch_size // 8
     # The KL holds one more, the base model's mean; the base model itself is held in any case.
-    near = held(kl_weight=1.0)
+    near = held(**{f"{FIELDS}.kl_weight": 1.0})
     assert near["sample"] == short["sample"]
     assert near["update"] - short["update"] == latents
 
@@ -95,11 +97,11 @@ def test_what_is_held_is_what_is_trained_on(config):
 def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(config):
     def operations(**changes):
         changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict({"timesteps_per_iteration": 2} | changes)
+        changed.update_from_flattened_dict({f"{FIELDS}.timesteps_per_iteration": 2} | changes)
         made = phases.make_phases(phases.plain_experiment(changed))
         return phases.operations([one for one in made if one.name in ("sample", "prepare")])
 
-    without, with_kl = operations(), operations(kl_weight=1.0)
+    without, with_kl = operations(), operations(**{f"{FIELDS}.kl_weight": 1.0})
     # Of one step more, of all samples.
     forward = without["sample"] - operations(**{"sampler.steps": 2})["sample"]
     assert forward > 0
@@ -121,7 +123,7 @@ def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compi
     cost = compiled.read(made.function.lower(*made.arguments).compile())
     unet = [
         leaf
-        for leaf in jax.tree.leaves(experiment.frozen.unet if rank else experiment.state.params)
+        for leaf in jax.tree.leaves(experiment.frozen.base if rank else experiment.state.params)
         if not leaf.sharding.is_fully_replicated
     ]
     assert len(unet) > 10

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.diffusion.guidance import conditions
+from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.text_encoders import Conditioning
 
@@ -36,11 +37,11 @@ def sample(keys, embeddings, kept=None, eta=1.0, guidance_scale=SCALE):
     """The final latents and the steps that are kept, or all of them."""
     kept = jnp.tile(jnp.arange(STEPS), (len(keys), 1)) if kept is None else kept
     text = conditions(embeddings, jnp.full((5, 3), 0.2), guidance_scale)
-    schedule = make_schedule(NOISE_SCHEDULE, STEPS)
+    process = make_process(NOISE_SCHEDULE, STEPS)
     return jax.jit(
         lambda text, keys, kept: rollout(
             MODEL,
-            schedule,
+            process,
             0.7,
             text,
             noise_keys(keys, STEPS),
@@ -130,10 +131,10 @@ def test_memory_does_not_grow_with_the_chain():
     samples, kept = 16, 2
 
     def held(steps):
-        schedule = make_schedule(NOISE_SCHEDULE, steps)
+        process = make_process(NOISE_SCHEDULE, steps)
         program = jax.jit(
             lambda text, keys, kept: rollout(
-                *(MODEL, schedule, 0.7, text, noise_keys(keys, steps), kept),
+                *(MODEL, process, 0.7, text, noise_keys(keys, steps), kept),
                 eta=1.0,
                 guidance_scale=1.0,
             )

@@ -13,8 +13,9 @@ import torch
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.emoji import pictures, vocabulary
-from diffusionrl_jax.diffusion.rollout import conditions, noise_keys, rollout
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.diffusion.guidance import conditions
+from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 FOLDER = "asset:emoji/stable_diffusion"
@@ -36,7 +37,7 @@ def loaded():
 @pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     model, params = loaded
-    schedule = make_schedule(model.scheduler_config, 20)
+    process = make_process(model.scheduler_config, 20)
     keys = noise_keys(jax.random.split(jax.random.key(3), len(PROMPTS)), 20)
 
     @jax.jit
@@ -44,7 +45,7 @@ def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
         encode = lambda ids: model.encode_text(params["text_encoder"], ids)
         text = conditions(encode(ids), encode(empty_ids)[0], guidance_scale)
         latents, steps = rollout(
-            *(model, schedule, params["unet"], text, keys, jnp.zeros((len(ids), 1), jnp.int32)),
+            *(model, process, params["unet"], text, keys, jnp.zeros((len(ids), 1), jnp.int32)),
             eta=0.0,
             guidance_scale=guidance_scale,
         )

@@ -7,19 +7,30 @@ import pytest
 from diffusionrl_jax.costs import abstract, mathematics, phases
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import memory, planning
+from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published
+from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.models.stable_diffusion import arithmetic
 
+FIELDS = "algorithm.policy_gradient"
 # One residual block of which 2 values are read and 10 kept.
 NETWORK = arithmetic.Network(((arithmetic.Block(100.0, 2, 10),),), 100.0, skips=4)
 SIZES = memory.Sizes(
-    parameters={"unet": 800, "vae": 80, "text_encoder": 160},
+    model=Description(
+        denoiser=800,
+        vae=80,
+        text_encoder=160,
+        network=NETWORK,
+        latent=4,
+        image=15,
+        text=6,
+        decoded=lambda itemsize: 300.0,
+    ),
     trained=800,
     copies=3,
     rewards=(240, 320),
     judges=40,
     rewarded=(50.0, 70.0),
-    network=NETWORK,
     passes=2,
     itemsize=2,
     kernel=True,
@@ -28,6 +39,7 @@ SIZES = memory.Sizes(
     text=24,
     decoded=300.0,
     steps=5,
+    updates=5,
     tasks=2,
     pretrains=True,
     near_base=False,
@@ -87,7 +99,11 @@ def test_operations_of_published_networks(name):
 
 def test_operations_against_the_jaxpr(make_config):
     config = make_config(model="asset:emoji/stable_diffusion")
-    changes = {"batch_size": 1, "timesteps_per_iteration": 0, "pretraining.pictures": "emoji"}
+    changes = {
+        "batch_size": 1,
+        f"{FIELDS}.timesteps_per_iteration": 0,
+        "pretraining.pictures": "emoji",
+    }
 
     def sampled(steps):
         changed = config.copy_and_resolve_references()
@@ -103,7 +119,7 @@ def test_operations_against_the_jaxpr(make_config):
     assert network.operations == pytest.approx(sampled(2) - sampled(1), rel=0.02)
 
 
-@pytest.mark.parametrize("changes", [{}, {"pretraining.weight": 1.0, "kl_weight": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"pretraining.weight": 1.0, f"{FIELDS}.kl_weight": 0.5}])
 def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     config = make_config(**{"batch_size": 64, "pretraining.pictures": "emoji"} | changes)
     devices = planning.Devices(8, "v5e", "tpu", 2**34)
@@ -113,7 +129,7 @@ def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     held = {phase.name: phase.resident for phase in made}
     assert memory.held(sizes, plan.division) == pytest.approx(held["sample"], rel=0.02)
     # And in the update what is trained on, with its text.
-    count = sizes.tasks * sizes.steps + sizes.pretrains
+    count = sizes.tasks * sizes.updates + sizes.pretrains
     trained_on = plan.division.share * (
         count * (2 + sizes.near_base) * sizes.latent + (sizes.tasks + sizes.pretrains) * sizes.text
     )
@@ -122,21 +138,17 @@ def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
 
 
 def test_published_numbers_of_parameters(make_config):
-    from diffusionrl_jax.models import lora
-
     scorer = make_config().tasks.small.scorer
     for name in ("detection", "clip_score"):
         scorer.update(reward=name, path="not/here")
         _, params, _ = abstract.make_reward(scorer, 1)
-        assert lora.count(params) == published.REWARD_PARAMETERS[name]
+        assert count(params) == published.REWARD_PARAMETERS[name]
 
 
 def test_numbers_of_parameters_of_a_folder(make_config):
     config = make_config()
     experiment = abstract.build(config, make_mesh(1))
-    from diffusionrl_jax.models import lora
-
     sizes = memory.sizes(config, kernel=False)
-    assert sizes.trained == lora.count(experiment.state.params)
-    frozen = sizes.parameters["vae"] + sizes.parameters["text_encoder"]
-    assert frozen == lora.count((experiment.frozen.vae, experiment.frozen.text_encoder))
+    assert sizes.trained == count(experiment.state.params)
+    frozen = sizes.model.vae + sizes.model.text_encoder
+    assert frozen == count((experiment.frozen.vae, experiment.frozen.text_encoder))

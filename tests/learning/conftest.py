@@ -10,16 +10,23 @@ import numpy as np
 import optax
 import pytest
 
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.algorithms.policy_gradient import PolicyGradient
+from diffusionrl_jax.algorithms.pretraining import Pretraining
+from diffusionrl_jax.diffusion.guidance import passes
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
     make_mesh,
     parameter_sharding,
     replicated,
 )
+from diffusionrl_jax.learning.adaptation import Adaptation
+from diffusionrl_jax.learning.advantages import AdvantageRules
 from diffusionrl_jax.learning.execution import make_train_step
-from diffusionrl_jax.learning.iteration import Batch, Frozen, Hyperparameters
-from diffusionrl_jax.learning.policy_gradient import PolicyGradient
+from diffusionrl_jax.learning.experience import Experience, Sampling
+from diffusionrl_jax.learning.gradient import Learner
+from diffusionrl_jax.learning.iteration import Batch, Frozen
+from diffusionrl_jax.learning.objectives import Objectives
 from diffusionrl_jax.learning.state import init_state
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
@@ -67,23 +74,60 @@ CONFIGS = {
     },
     "scheduler": NOISE_SCHEDULE,
 }
-HYPERPARAMETERS = Hyperparameters(
-    seed=3,
-    eta=1.0,
-    guidance_scale=3.0,
-    timesteps_per_iteration=2,
-    balance_timesteps=False,
-    clip_range=1e-2,
-    advantage_clip=10.0,
-    kl_weight=0.0,
-    pretraining_weight=0.5,
-    text_dropout=0.5,
-    ema_decay=0.5,
-    sample_microbatch=0,
-    decode_microbatch=0,
-    score_microbatch=0,
-    update_microbatch=0,
-)
+NUMBERS = {
+    "seed": 3,
+    "eta": 1.0,
+    "guidance_scale": 3.0,
+    "timesteps_per_iteration": 2,
+    "balance_timesteps": False,
+    "clip_range": 1e-2,
+    "advantage_clip": 10.0,
+    "kl_weight": 0.0,
+    "pretraining_weight": 0.5,
+    "text_dropout": 0.5,
+    "ema_decay": 0.5,
+    "sample_microbatch": 0,
+    "decode_microbatch": 0,
+    "score_microbatch": 0,
+    "update_microbatch": 0,
+}
+
+
+def make_objectives(
+    model, process, rewards, optimizer, mesh, numbers, noise_groups=(), counts=(), lora=None
+):
+    """Algorithm 1 of the paper, of flat numbers."""
+    seed, eta, scale = (numbers[name] for name in ("seed", "eta", "guidance_scale"))
+    count, dropout = numbers["timesteps_per_iteration"], numbers["text_dropout"]
+    objectives = ()
+    if count:
+        policy = {name: numbers[name] for name in ("clip_range", "balance_timesteps", "kl_weight")}
+        weights = (1.0, 0.5, 2.0)[: len(rewards)]
+        objectives += (PolicyGradient(process, eta, scale, weights, **policy),)
+    if weight := numbers["pretraining_weight"]:
+        objectives += (
+            Pretraining(process, seed, scale, weight, dropout, numbers["update_microbatch"]),
+        )
+    return Objectives(
+        experience=Experience(
+            model=model,
+            process=process,
+            adaptation=Adaptation(lora),
+            rewards=rewards,
+            sampling=Sampling(
+                seed=seed,
+                eta=eta,
+                guidance_scale=scale,
+                steps_kept=count,
+                noise_groups=noise_groups,
+                **{name: numbers[f"{name}_microbatch"] for name in ("sample", "decode", "score")},
+            ),
+            mesh=mesh,
+        ),
+        rules=AdvantageRules(numbers["advantage_clip"], (0,) * len(rewards), counts, mesh),
+        objectives=objectives,
+        learner=Learner(optimizer, numbers["ema_decay"], numbers["update_microbatch"], mesh),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +143,33 @@ class Setup:
     """An algorithm with everything that its functions take.
 
     Attributes:
-      algorithm: the functions.
+      numbers, parts: what the algorithm is made of, by `make_objectives`.
       params: the UNet's, on the host.
       frozen, batch: placed on the mesh.
     """
 
-    algorithm: PolicyGradient
+    numbers: dict
+    parts: dict
     params: dict
     frozen: Frozen
     batch: Batch
 
+    @functools.cached_property
+    def algorithm(self):
+        return make_objectives(**self.parts, numbers=self.numbers)
+
+    @property
+    def passes(self):
+        return passes(self.numbers["guidance_scale"])
+
+    def changed(self, *, numbers=None, **parts):
+        """The same with other numbers and parts."""
+        numbers = self.numbers | (numbers or {})
+        return dataclasses.replace(self, numbers=numbers, parts=self.parts | parts)
+
     def state(self, samples_ahead=False):
-        optimizer, numbers = self.algorithm.optimizer, self.algorithm.hyperparameters
-        state = init_state(self.params, optimizer, numbers.ema_decay, (), samples_ahead)
+        optimizer, decay = self.parts["optimizer"], self.numbers["ema_decay"]
+        state = init_state(self.params, optimizer, decay, {}, samples_ahead)
         return jax.device_put(state, parameter_sharding(self.algorithm.mesh, state))
 
     @functools.cache  # noqa: B019
@@ -194,7 +252,8 @@ def build(networks, request):
     ):
         model, params = request.getfixturevalue("networks_xl") if xl else networks
         tokens = model.tokenize([""]).shape[1]
-        numbers = dataclasses.replace(HYPERPARAMETERS, **changes)
+        assert changes.keys() <= NUMBERS.keys()
+        numbers = NUMBERS | changes
         mesh = make_mesh(fsdp, jax.devices()[:devices])
         # Adam divides by the gradient's size: the large epsilon keeps its rounding from growing.
         optimizer = optimizer or optax.inject_hyperparams(optax.adamw)(3e-4, eps=1e-3)
@@ -209,15 +268,14 @@ def build(networks, request):
         }
         by_sample = batch_sharding(mesh)
         return Setup(
-            algorithm=PolicyGradient(
-                model=model,
-                schedule=make_schedule(CONFIGS["scheduler"] | (scheduler or {}), steps),
-                rewards=(Warmth(),) * tasks,
-                weights=(1.0, 0.5, 2.0)[:tasks],
-                optimizer=optimizer,
-                hyperparameters=numbers,
-                mesh=mesh,
-            ),
+            numbers=numbers,
+            parts={
+                "model": model,
+                "process": make_process(CONFIGS["scheduler"] | (scheduler or {}), steps),
+                "rewards": (Warmth(),) * tasks,
+                "optimizer": optimizer,
+                "mesh": mesh,
+            },
             params=params["unet"],
             frozen=jax.device_put(
                 Frozen(
@@ -232,7 +290,7 @@ def build(networks, request):
                 input_ids=jax.device_put(ids(tasks, batch_size), batch_sharding(mesh, axis=1)),
                 reward_inputs=tuple(jax.device_put(inputs, by_sample)),
                 pretraining=jax.device_put(pretraining, by_sample)
-                if numbers.pretraining_weight
+                if numbers["pretraining_weight"]
                 else None,
             ),
         )

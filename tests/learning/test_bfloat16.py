@@ -40,17 +40,20 @@ def sample_and_update(build, networks):
         update_microbatch=1,
     )
     algorithm, state = setup.algorithm, setup.state()
-    samples = jax.jit(algorithm.sample)(state.params, setup.frozen, setup.batch.input_ids, 0)
-    updates, text, _ = jax.jit(algorithm.prepare)(
-        setup.frozen, samples, jnp.array([[0.0, 1.0]]), setup.batch, 0
+    samples = jax.jit(algorithm.experience.sample)(
+        state.params, setup.frozen, setup.batch.input_ids, 0
     )
+    made = jax.jit(algorithm.prepare)(
+        setup.frozen, samples, jnp.array([[0.0, 1.0]]), setup.batch, 0, {}
+    )
+    updates, text = made.examples, made.text
     update = jax.jit(algorithm.update, donate_argnums=0)
     updates = [jax.tree.map(itemgetter(index), updates) for index in range(2)]
     errors = []
     for each in updates:
         state, metrics = update(state, setup.frozen, each, text)
         assert metrics["gradient_norm"] > 0
-        errors.append(float(metrics["ratio_error_max"]))
+        errors.append(float(metrics["largest_ratio_error"]))
     return setup, updates, text, errors
 
 
@@ -60,11 +63,11 @@ def test_ratio_is_one_in_bfloat16(build):
     assert max(errors) <= ALLOWED
     # What the test would see if the two did not round alike. (Two samples at a time do on some
     # CPUs, and on others not: float32 never does.)
-    model = setup.algorithm.model
+    model = setup.algorithm.experience.model
     exact = dataclasses.replace(model, unet=model.unet.clone(dtype=jnp.float32))
-    loss = dataclasses.replace(setup.algorithm, model=exact).loss
-    _, metrics = jax.jit(loss)(setup.params, setup.frozen, updates[0], text[updates[0].task])
-    assert metrics["ratio_error_max"] > 10 * ALLOWED
+    loss = setup.changed(model=exact).algorithm.loss
+    _, metrics = jax.jit(loss)(setup.params, setup.frozen, updates[0], text[updates[0].text])
+    assert metrics["largest_ratio_error"] > 10 * ALLOWED
 
 
 @pytest.mark.slow

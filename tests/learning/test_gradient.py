@@ -1,7 +1,5 @@
 """The update's gradient against one written from the paper's equations for a single sample."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import optax
 import pytest
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.learning.updates import Updates
+from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.models.lora import Lora
 
 STEPS, STEP = 5, 2
@@ -50,9 +48,9 @@ def case(request, build, alphas):
         ema_decay=0.0,
         text_dropout=0.2,
     )
-    model = setup.algorithm.model
+    model = setup.algorithm.experience.model
     timestep, alpha, alpha_previous = alphas
-    passes = setup.algorithm.hyperparameters.passes
+    passes = setup.passes
     rng = np.random.default_rng(2)
     latents, following, target = rng.standard_normal((3, 1, 4, 4, 4)).astype(np.float32)
     text = rng.standard_normal((passes, 4, 16)).astype(np.float32)
@@ -98,30 +96,31 @@ def case(request, build, alphas):
         return -2.0 * ratio + 0.3 * divergence, divergence
 
     equations = jax.jit(jax.value_and_grad(surrogate, has_aux=True))
-    policy_update = Updates(
+    policy_update = Examples(
         latents=latents,
-        timesteps=np.full(1, timestep, np.int32),
-        target=following,
-        step_index=np.full(1, STEP, np.int32),
-        old_log_prob=np.zeros(1, np.float32),
-        advantages=np.ones(1, np.float32),
+        times=np.full(1, timestep, np.int32),
+        text=np.int32(0),
         weight=np.float32(1),
-        is_pretraining=np.bool_(False),
-        task=np.int32(0),
+        objective=np.int32(0),
+        own={
+            "target": following,
+            "step_index": np.full(1, STEP, np.int32),
+            "old_log_prob": np.zeros(1, np.float32),
+            "advantages": np.ones(1, np.float32),
+        },
     )
     pretraining_update = policy_update.replace(
-        target=target,
+        own=policy_update.own | {"target": target},
         weight=np.float32(0.5),
-        is_pretraining=np.bool_(True),
+        objective=np.int32(1),
     )
-    numbers = dataclasses.replace(setup.algorithm.hyperparameters, balance_timesteps=True)
-    balanced = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
+    balanced = setup.changed(numbers={"balance_timesteps": True}).algorithm
     return {
         "balanced_loss": jax.jit(
-            lambda params, update, text: balanced.loss(params, setup.frozen.unet, update, text)
+            lambda params, update, text: balanced.loss(params, setup.frozen.base, update, text)
         ),
         "to_base": jax.jit(jax.value_and_grad(to_base, has_aux=True)),
-        "algorithm": setup.algorithm,
+        "setup": setup,
         "frozen": setup.frozen,
         "params": setup.params,
         "state": setup.state(),
@@ -135,6 +134,10 @@ def case(request, build, alphas):
         "policy_update": policy_update,
         "pretraining_update": pretraining_update,
     }
+
+
+def with_own(example, **own):
+    return example.replace(own=example.own | own)
 
 
 def assert_same_gradient(case, state, metrics, value, gradient):
@@ -152,8 +155,8 @@ def assert_same_gradient(case, state, metrics, value, gradient):
 @pytest.mark.parametrize("log_ratio", [0.0, 0.05, -0.05])
 def test_policy_gradient_inside_the_clip_range(case, advantage, log_ratio):
     old = case["log_prob"] - np.float32(log_ratio)
-    update = case["policy_update"].replace(
-        old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
+    update = with_own(
+        case["policy_update"], old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
     )
     state, metrics = case["update"](case["state"], update, case["text"])
     (value, _), gradient = case["surrogate"](case["params"], old, advantage)
@@ -165,8 +168,8 @@ def test_policy_gradient_inside_the_clip_range(case, advantage, log_ratio):
 @pytest.mark.parametrize(("log_ratio", "advantage"), [(0.2, 1.0), (-0.2, -1.0)])
 def test_no_gradient_beyond_the_clip_range(case, log_ratio, advantage):
     old = case["log_prob"] - np.float32(log_ratio)
-    update = case["policy_update"].replace(
-        old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
+    update = with_own(
+        case["policy_update"], old_log_prob=old[None], advantages=np.full(1, advantage, np.float32)
     )
     state, metrics = case["update"](case["state"], update, case["text"])
     assert metrics["gradient_norm"] == 0
@@ -179,26 +182,26 @@ def test_balanced_timesteps_divide_the_log_ratio(case, alphas):
     slope = (1 - alpha_previous - variance) ** 0.5 - (alpha_previous * (1 - alpha) / alpha) ** 0.5
     old = case["log_prob"] - np.float32(0.05)
     # Of a disadvantage, a ratio above 1 is not clipped.
-    update = case["policy_update"].replace(
-        old_log_prob=old[None], advantages=np.full(1, -1.0, np.float32)
+    update = with_own(
+        case["policy_update"], old_log_prob=old[None], advantages=np.full(1, -1.0, np.float32)
     )
     _, metrics = case["balanced_loss"](case["params"], update, case["text"][0])
     expected = np.exp(0.05 * variance**0.5 / abs(slope))
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     # What is logged is of the policy itself.
     np.testing.assert_allclose(metrics["ratio"], np.exp(0.05), rtol=1e-4)
-    np.testing.assert_allclose(metrics["ratio_error_max"], np.expm1(0.05), rtol=1e-3)
+    np.testing.assert_allclose(metrics["largest_ratio_error"], np.expm1(0.05), rtol=1e-3)
     np.testing.assert_allclose(metrics["approximate_kl"], 0.05**2 / 2, rtol=1e-3)
 
 
 def test_gradient_of_the_kl_to_the_base_model(case):
-    numbers = dataclasses.replace(case["algorithm"].hyperparameters, kl_weight=0.3)
-    algorithm = dataclasses.replace(case["algorithm"], hyperparameters=numbers)
+    algorithm = case["setup"].changed(numbers={"kl_weight": 0.3}).algorithm
     update = jax.jit(
         lambda state, update, text: algorithm.update(state, case["frozen"], update, text)
     )
     reference = np.random.default_rng(5).standard_normal((1, 4, 4, 4)).astype(np.float32)
-    of_policy = case["policy_update"].replace(
+    of_policy = with_own(
+        case["policy_update"],
         old_log_prob=case["log_prob"][None],
         advantages=np.full(1, 2.0, np.float32),
         reference_mean=reference,
@@ -209,7 +212,7 @@ def test_gradient_of_the_kl_to_the_base_model(case):
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4)
     np.testing.assert_allclose(metrics["kl_to_base"], divergence, rtol=1e-4)
     # Pretraining pictures have none.
-    of_pictures = case["pretraining_update"].replace(reference_mean=reference)
+    of_pictures = with_own(case["pretraining_update"], reference_mean=reference)
     state, metrics = update(case["state"], of_pictures, case["text"])
     value, gradient = case["pretraining"](case["params"])
     assert_same_gradient(case, state, metrics, value, gradient)
@@ -221,7 +224,7 @@ def test_pretraining_gradient(case):
     value, gradient = case["pretraining"](case["params"])
     assert assert_same_gradient(case, state, metrics, value, gradient) > 1e-3
     np.testing.assert_allclose(0.5 * metrics["loss"], value, rtol=1e-5)
-    assert metrics["ratio_error_max"] == 0
+    assert metrics["largest_ratio_error"] == 0
 
 
 def test_lora_factors_get_the_kernels_gradient_by_the_chain_rule(case):
@@ -229,7 +232,7 @@ def test_lora_factors_get_the_kernels_gradient_by_the_chain_rule(case):
     rng = np.random.default_rng(4)
     draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
     factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(case["params"], seed=0)))
-    algorithm = dataclasses.replace(case["algorithm"], lora=lora)
+    algorithm = case["setup"].changed(lora=lora).algorithm
     arguments = factors, case["params"], case["pretraining_update"], case["text"][0]
     gradients, _ = jax.jit(jax.grad(algorithm.loss, has_aux=True))(*arguments)
     _, kernels = case["pretraining"](lora.merge(case["params"], factors))

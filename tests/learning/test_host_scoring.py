@@ -58,8 +58,7 @@ def with_rewards(setup, rewards, params=None):
     numbers = range(batch_size)
     questions = Questions([f"prompt {n}" for n in numbers], [{"index": n} for n in numbers])
     return dataclasses.replace(
-        setup,
-        algorithm=dataclasses.replace(setup.algorithm, rewards=tuple(rewards)),
+        setup.changed(rewards=tuple(rewards)),
         frozen=setup.frozen.replace(rewards=params or ({},) * len(rewards)),
         batch=setup.batch.replace(
             reward_inputs=({},) * len(rewards), questions=(questions,) * len(rewards)
@@ -138,7 +137,7 @@ def test_overlapping_changes_nothing_but_the_order(on_host):
 
 def test_samples_are_one_update_old(on_host):
     _, metrics = run_ahead(on_host, 0, 3)
-    errors = [values["ratio_error_max"][0] for values in metrics]
+    errors = [values["largest_ratio_error"][0] for values in metrics]
     assert errors[0] < 1e-5
     assert min(errors[1:]) > 1e-4
     state, _ = run_ahead(on_host, 0, 2)

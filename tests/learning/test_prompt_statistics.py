@@ -107,29 +107,28 @@ def test_advantages_are_clipped():
 
 def by_prompt(setup, buffer=8):
     """The same setup with its second task normalised by prompt, and its state."""
-    algorithm = dataclasses.replace(setup.algorithm, prompt_min_count=(1, 3))
-    mesh, places = algorithm.mesh, np.arange(8, dtype=np.int32) % 2
+    setup = setup.changed(counts=(1, 3))
+    mesh, places = setup.algorithm.mesh, np.arange(8, dtype=np.int32) % 2
     batch = setup.batch.replace(
         prompt_places=(None, jax.device_put(places, batch_sharding(mesh))),
     )
-    setup = dataclasses.replace(setup, algorithm=algorithm, batch=batch)
-    past = (None, init_statistics(2, buffer))
-    state = init_state(setup.params, algorithm.optimizer, 0.5, past)
+    setup = dataclasses.replace(setup, batch=batch)
+    memory = {"past_rewards": (None, init_statistics(2, buffer))}
+    state = init_state(setup.params, setup.parts["optimizer"], 0.5, memory)
     return setup, jax.device_put(state, parameter_sharding(mesh, state))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_is_the_same_on_any_number_of_devices(build, devices):
     setup, state = by_prompt(build(devices=devices))
-    past = state.past_rewards
-    expected_past = jax.device_get(past[1])
-    advantages = jax.jit(setup.algorithm.advantages)
+    memory = state.memory
+    expected_past = jax.device_get(memory["past_rewards"][1])
+    advantages = jax.jit(setup.algorithm.rules)
     for places, rewards in draw_batches(3):
         rewards = np.stack([rewards[:8], rewards[8:16]])
-        result = advantages(
-            jax.device_put(rewards, batch_sharding(setup.algorithm.mesh, axis=1)), setup.batch, past
-        )
-        past = result.past_rewards
+        placed = jax.device_put(rewards, batch_sharding(setup.algorithm.mesh, axis=1))
+        result, memory = advantages(placed, setup.batch, memory)
+        past = memory["past_rewards"]
         assert past[1].rewards.sharding.is_equivalent_to(replicated(setup.algorithm.mesh), 2)
         places = np.asarray(setup.batch.prompt_places[1])
         expected_past, ours, _ = step(expected_past, places, rewards[1], 3)
@@ -142,26 +141,26 @@ def test_past_rewards_are_kept_with_the_parameters(tmp_path):
     rewards = np.array([0.1, 2, 3], np.float32)
     past = (None, step(init_statistics(4, 3), np.array([1, 1, 2]), rewards, 1)[0])
     params, optimizer = {"kernel": jnp.ones((3, 2))}, optax.adamw(1e-3)
-    state = init_state(params, optimizer, 0.5, past)
+    make = lambda: init_state(params, optimizer, 0.5, {"past_rewards": past}).saved()
+    state = make()
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state)
     checkpoints.wait()
-    restored = checkpoints.restore_step(1, shapes_of(init_state(params, optimizer, 0.5, past)))
+    restored = checkpoints.restore_step(1, shapes_of(make()))
     # As `runs.load_params` does, which wants the parameters alone.
-    shapes = jax.eval_shape(lambda: init_state(params, optimizer, 0.5, past))
+    shapes = jax.eval_shape(make)
     nothing = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
-    some = checkpoints.restore_step(1, nothing.replace(ema_params=shapes_of(state.ema_params)))
+    some = checkpoints.restore_step(1, nothing | {"ema_params": shapes_of(state["ema_params"])})
     checkpoints.close()
-    np.testing.assert_array_equal(some.ema_params["kernel"], params["kernel"])
-    assert some.past_rewards[1].counts is ocp.PLACEHOLDER
-    assert restored.past_rewards[0] is None
+    np.testing.assert_array_equal(some["ema_params"]["kernel"], params["kernel"])
+    assert some["past_rewards"][1].counts is ocp.PLACEHOLDER
+    assert restored["past_rewards"][0] is None
     assert jax.tree.all(jax.tree.map(np.array_equal, restored, state))
 
 
 def test_other_runs_have_no_past_rewards():
     state = init_state({"kernel": jnp.ones(3)}, optax.sgd(0.1), 0)
-    names = {field.name for field in dataclasses.fields(TrainState)}
-    assert type(state) is TrainState and "past_rewards" not in names and state.past_rewards == ()
+    assert state.memory == {} and "past_rewards" not in state.saved()
 
 
 @pytest.mark.slow
@@ -173,13 +172,14 @@ def test_a_resumed_run_ends_bit_for_bit_alike(build, tmp_path, execution, device
     checkpoints = Checkpoints(str(tmp_path))
     for iteration in (1, 2):
         state, metrics = train_step(state, setup.frozen, setup.batch)
-        past = state.past_rewards[1]
+        past = state.memory["past_rewards"][1]
         np.testing.assert_array_equal(past.counts, 4 * iteration)
         if iteration == 1:
-            checkpoints.save(1, state)
+            checkpoints.save(1, state.saved())
             checkpoints.wait()
     latest = past.rewards[:, 4:].mean()
     np.testing.assert_allclose(latest, metrics["reward_mean"][1], rtol=1e-4, atol=1e-5)
-    resumed, _ = train_step(checkpoints.restore_step(1, shapes), setup.frozen, setup.batch)
+    restored = TrainState.of_saved(checkpoints.restore_step(1, shapes.saved()))
+    resumed, _ = train_step(restored, setup.frozen, setup.batch)
     checkpoints.close()
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, state))

@@ -23,7 +23,8 @@ DEVICES = 8
 def joint(**changes):
     config = emoji.get_config()
     config.update_from_flattened_dict(
-        {"batch_size": 40, "iterations": 3, "algorithm.policy_gradient.timesteps_per_iteration": 2} | changes
+        {"batch_size": 40, "iterations": 3, "algorithm.policy_gradient.timesteps_per_iteration": 2}
+        | changes
     )
     return config
 
@@ -43,7 +44,13 @@ def host_reward():
 SETTINGS = {
     "joint": joint,
     "fused": lambda: joint(execution="fused", **{"mesh.fsdp": 4}),
-    "lora": lambda: joint(**{"algorithm.policy_gradient.kl_weight": 0.1, "lora.rank": 4, "sampler.guidance_scale": 3.0}),
+    "lora": lambda: joint(
+        **{
+            "algorithm.policy_gradient.kl_weight": 0.1,
+            "lora.rank": 4,
+            "sampler.guidance_scale": 3.0,
+        }
+    ),
     "per_prompt": per_prompt,
     "host_reward": host_reward,
 }

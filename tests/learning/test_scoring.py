@@ -1,6 +1,7 @@
 """Rewards of whole groups in microbatches, and pictures that are none."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,8 @@ def test_microbatches_keep_groups_together(build, scored):
     mesh = setup.algorithm.mesh
     placed = jax.device_put((images, inputs), batch_sharding(mesh))
     for microbatch in (0, 2 * GROUP):
-        numbers = dataclasses.replace(setup.algorithm.hyperparameters, score_microbatch=microbatch)
-        algorithm = dataclasses.replace(setup.algorithm, rewards=(reward,), hyperparameters=numbers)
-        score = jax.jit(lambda *arguments, algorithm=algorithm: algorithm.score_task(0, *arguments))
+        changed = setup.changed(numbers={"score_microbatch": microbatch}, rewards=(reward,))
+        score = jax.jit(functools.partial(changed.algorithm.experience.score_task, 0))
         scores = score(jax.device_put(params, replicated(mesh)), *placed)
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -121,20 +121,19 @@ def test_a_reward_that_is_no_number_an_image_is_named():
 
 def test_a_decoder_that_gives_nan_stops_the_run(build):
     setup = build(tasks=1, devices=2)
-    algorithm = dataclasses.replace(setup.algorithm, rewards=(Lonely(),))
+    algorithm = setup.changed(rewards=(Lonely(),)).algorithm
+    experience = algorithm.experience
     bias = setup.frozen.vae["decoder"]["conv_out"]["bias"]
     conv_out = setup.frozen.vae["decoder"]["conv_out"] | {"bias": bias.at[0].set(jnp.nan)}
     decoder = setup.frozen.vae["decoder"] | {"conv_out": conv_out}
     frozen = setup.frozen.replace(vae=setup.frozen.vae | {"decoder": decoder}, rewards=({},))
-    latents = jnp.ones((8, *algorithm.model.latent_shape))
-    images = jax.jit(algorithm.decode)(frozen, latents)
-    held = algorithm.score_task(0, {}, images, {})
-    streamed = jax.jit(algorithm.score_latents, static_argnums=0)(0, {}, frozen.vae, latents, {})
+    latents = jnp.ones((8, *experience.model.latent_shape))
+    images = jax.jit(experience.decode)(frozen, latents)
+    held = experience.score_task(0, {}, images, {})
+    streamed = jax.jit(experience.score_latents, static_argnums=0)(0, {}, frozen.vae, latents, {})
     for scores in (held, streamed):
-        state = setup.state()
-        metrics = reward_metrics(
-            algorithm.advantages(scores[None], setup.batch, state.past_rewards)
-        )
+        advantages, _ = algorithm.rules(scores[None], setup.batch, {})
+        metrics = reward_metrics(advantages)
         np.testing.assert_array_equal(metrics["invalid_rewards"], [8])
         with pytest.raises(FloatingPointError, match="All 8 rewards of task 'size' are NaN"):
             check_finite({}, metrics, ["size"], 8)
@@ -151,24 +150,21 @@ class Pixels:
 def test_images_are_decoded_where_they_are_scored(build):
     """They are those that are kept, to the bit; two are scored, one is decoded at a time."""
     setup = build(tasks=2, devices=2, batch_size=8)
-    numbers = dataclasses.replace(
-        setup.algorithm.hyperparameters, decode_microbatch=1, score_microbatch=2
-    )
-    algorithm = dataclasses.replace(
-        setup.algorithm, hyperparameters=numbers, rewards=(Pixels(),) * 2
-    )
-    rng, shape = np.random.default_rng(0), algorithm.model.latent_shape
-    sharding = batch_sharding(algorithm.mesh, axis=1)
+    numbers = {"decode_microbatch": 1, "score_microbatch": 2}
+    experience = setup.changed(numbers=numbers, rewards=(Pixels(),) * 2).algorithm.experience
+    rng, shape = np.random.default_rng(0), experience.model.latent_shape
+    sharding = batch_sharding(experience.mesh, axis=1)
     latents = jax.device_put(rng.standard_normal((2, 8, *shape)).astype(np.float32), sharding)
-    decode = jax.jit(algorithm.decode, out_shardings=batch_sharding(algorithm.mesh))
+    decode = jax.jit(experience.decode, out_shardings=batch_sharding(experience.mesh))
     images = jax.numpy.stack([decode(setup.frozen, latents[task]) for task in range(2)])
     images = jax.device_put(images, sharding)
-    score = jax.jit(algorithm.score)
+    score = jax.jit(experience.score)
     expected, scores = (
         np.asarray(score(setup.frozen, samples, setup.batch.reward_inputs))
         for samples in (Samples((), images, ()), Samples((), None, (), latents))
     )
-    assert algorithm.decodes_to_score(8) and not setup.algorithm.decodes_to_score(8)
+    assert experience.decodes_to_score(8)
+    assert not setup.algorithm.experience.decodes_to_score(8)
     assert len(np.unique(expected)) == expected.size
     np.testing.assert_array_equal(scores, expected)
 
@@ -176,14 +172,12 @@ def test_images_are_decoded_where_they_are_scored(build):
 def test_no_image_is_held(build):
     """The largest value of the program that scores is less than two microbatches' images."""
     setup = build(tasks=1, devices=2, batch_size=32)
-    numbers = dataclasses.replace(
-        setup.algorithm.hyperparameters, decode_microbatch=1, score_microbatch=1
-    )
-    algorithm = dataclasses.replace(setup.algorithm, hyperparameters=numbers)
+    numbers = {"decode_microbatch": 1, "score_microbatch": 1}
+    experience = setup.changed(numbers=numbers).algorithm.experience
     arguments = setup.params, setup.frozen, setup.batch.input_ids, 0
-    samples = jax.eval_shape(algorithm.sample, *arguments)
-    image = 4 * np.prod(algorithm.model.image_shape)
-    jaxpr = jax.make_jaxpr(algorithm.score)(setup.frozen, samples, setup.batch.reward_inputs)
+    samples = jax.eval_shape(experience.sample, *arguments)
+    image = 4 * np.prod(experience.model.image_shape)
+    jaxpr = jax.make_jaxpr(experience.score)(setup.frozen, samples, setup.batch.reward_inputs)
     largest = max(np.prod(value.shape) for value in values_of(jaxpr.jaxpr))
     assert image // 4 * 2 <= largest < image // 4 * 32
 

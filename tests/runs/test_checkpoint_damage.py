@@ -7,11 +7,11 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_checkpoints import assert_identical, make_state
 
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.runs import checkpoints
 from tests.processes import shapes_of
+from tests.runs.test_checkpoints import assert_identical, make_state
 
 
 def emptied(path):

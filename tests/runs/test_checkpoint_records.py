@@ -5,10 +5,10 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_checkpoints import assert_identical, make_state
 
 from diffusionrl_jax.runs import checkpoints
 from tests.processes import shapes_of
+from tests.runs.test_checkpoints import assert_identical, make_state
 
 
 def test_checkpoints_of_earlier_versions_open(tmp_path):

@@ -172,7 +172,7 @@ def test_import_is_what_evaluation_draws_with(which, dtype, request, tmp_path):
     folder = exported(f"{run}@2", tmp_path, dtype=dtype)
     model, imported = load_stable_diffusion(folder)
     policy = load_policy(trained.opening_config(run))
-    expected = policy.params | {"unet": trained.load_unet_params(run, policy)}
+    expected = policy.with_denoiser(trained.load_denoiser(run, policy))
     torch_type = getattr(torch, dtype)
     cast = lambda leaf: torch.tensor(np.asarray(leaf)).to(torch_type).float().numpy()
     jax.tree.map(np.testing.assert_array_equal, imported, jax.tree.map(cast, dict(expected)))
@@ -245,7 +245,7 @@ def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
     kernel = lambda params: np.asarray(
         params["mid_block"]["attentions_0"]["transformer_blocks_0"]["attn2"]["to_k"]["kernel"]
     )
-    moved = kernel(trained.load_unet_params(lora_run, policy)) - kernel(policy.params["unet"])
+    moved = kernel(trained.load_denoiser(lora_run, policy)) - kernel(policy.denoiser)
     np.testing.assert_allclose((up @ down).T, moved, atol=2e-3 * np.abs(moved).max())
 
 

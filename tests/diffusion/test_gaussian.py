@@ -7,8 +7,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.diffusion import policy
-from diffusionrl_jax.diffusion.schedule import make_schedule
+from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.diffusion.gaussian import Gaussian
+from diffusionrl_jax.diffusion.guidance import guide
+from diffusionrl_jax.diffusion.process import sensitivity
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 TOLERANCE = 1e-5
@@ -24,11 +26,12 @@ def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps
     }
     theirs = DDIMScheduler(**config)
     theirs.set_timesteps(steps)
-    schedule = make_schedule(config, steps)
+    process = make_ddim(config, steps)
     rng = np.random.default_rng(steps)
     output, latents, noise = rng.standard_normal((3, steps, 4, 8, 8)).astype(np.float32)
     # Every step of the chain at once: each sample is at a step of its own.
-    mean, std = policy.step_distribution(schedule, output, latents, jnp.arange(steps), eta)
+    taken = process.step(output, latents, jnp.arange(steps), eta)
+    mean, std = taken.mean, taken.std
     for index, timestep in enumerate(theirs.timesteps):
         expected = theirs.step(
             torch.from_numpy(output[index]),
@@ -46,17 +49,17 @@ def test_step_is_that_of_diffusers(prediction_type, set_alpha_to_one, eta, steps
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [10, 50])
 def test_sensitivity_scales_the_gradient_of_the_log_probability(prediction_type, steps):
-    schedule = make_schedule(NOISE_SCHEDULE | {"prediction_type": prediction_type}, steps)
+    process = make_ddim(NOISE_SCHEDULE | {"prediction_type": prediction_type}, steps)
     rng = np.random.default_rng(steps)
     output, latents, noise = rng.standard_normal((3, steps, 4, 8, 8)).astype(np.float32)
-    mean, std = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)
+    taken = process.step(output, latents, jnp.arange(steps), 1.0)
 
     def total(output):
-        moved, _ = policy.step_distribution(schedule, output, latents, jnp.arange(steps), 1.0)
-        return policy.log_prob(mean + std * noise, moved, std).sum()
+        moved = process.step(output, latents, jnp.arange(steps), 1.0)
+        return moved.log_prob(taken.mean + taken.std * noise).sum()
 
     # d log p / d output = (noise / std) (d mean / d output) / elements.
-    expected = np.abs(noise) / 256 * policy.sensitivity(schedule, 1.0).reshape(-1, 1, 1, 1)
+    expected = np.abs(noise) / 256 * sensitivity(process, 1.0).reshape(-1, 1, 1, 1)
     gradient = np.abs(jax.grad(total)(jnp.asarray(output)))
     np.testing.assert_allclose(gradient, expected, rtol=1e-2, atol=1e-3 * expected.max())
 
@@ -65,7 +68,7 @@ def test_log_prob_is_that_of_torch():
     rng = np.random.default_rng(0)
     sample, mean = rng.standard_normal((2, 5, 4, 8, 8)).astype(np.float32)
     std = rng.uniform(0.02, 1, (5, 1, 1, 1)).astype(np.float32)
-    ours = policy.log_prob(sample, mean, std)
+    ours = Gaussian(mean, std).log_prob(sample)
     normal = torch.distributions.Normal(torch.from_numpy(mean), torch.from_numpy(std))
     expected = normal.log_prob(torch.from_numpy(sample)).mean(dim=(1, 2, 3))
     assert ours.shape == (5,)
@@ -75,7 +78,7 @@ def test_log_prob_is_that_of_torch():
 def test_log_prob_of_a_deterministic_step_is_finite():
     latents = jnp.ones((1, 4, 2, 2))
     value, gradient = jax.value_and_grad(
-        lambda mean: policy.log_prob(latents, mean, jnp.zeros((1, 1, 1, 1)))[0]
+        lambda mean: Gaussian(mean, jnp.zeros((1, 1, 1, 1))).log_prob(latents)[0]
     )(latents)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
@@ -83,8 +86,8 @@ def test_log_prob_of_a_deterministic_step_is_finite():
 
 def test_guidance_moves_away_from_the_empty_prompt():
     output = jnp.asarray([[[1.0, 2.0], [0.0, 4.0]]])  # [batch 1, passes 2, 2]
-    np.testing.assert_allclose(policy.guide(output, 3.0), [[3.0, -2.0]])
-    np.testing.assert_allclose(policy.guide(output[:, :1], 3.0), [[1.0, 2.0]])
+    np.testing.assert_allclose(guide(output, 3.0), [[3.0, -2.0]])
+    np.testing.assert_allclose(guide(output[:, :1], 3.0), [[1.0, 2.0]])
 
 
 def test_kl_divergence_is_that_of_torch():
@@ -93,6 +96,6 @@ def test_kl_divergence_is_that_of_torch():
     std = np.array([0.05, 0.5, 2.0], np.float32).reshape(3, 1, 1, 1)
     normal = lambda mean: torch.distributions.Normal(torch.tensor(mean), torch.tensor(std))
     expected = torch.distributions.kl_divergence(normal(mean), normal(reference)).mean((1, 2, 3))
-    found = policy.kl_divergence(mean, reference, std)
+    found = Gaussian(mean, std).kl_to(reference)
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
-    assert np.isfinite(policy.kl_divergence(mean, reference, 0 * std)).all()
+    assert np.isfinite(Gaussian(mean, 0 * std).kl_to(reference)).all()

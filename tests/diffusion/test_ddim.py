@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusionrl_jax.diffusion.schedule import add_noise, make_schedule, training_target
+from diffusionrl_jax.diffusion.ddim import make_ddim
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 CHANGES = {
@@ -26,10 +26,10 @@ TOLERANCE = 1e-5
 def test_chain_is_that_of_diffusers(change, steps):
     theirs = DDIMScheduler(**NOISE_SCHEDULE | change)
     theirs.set_timesteps(steps)
-    ours = make_schedule(NOISE_SCHEDULE | change, steps)
+    ours = make_ddim(NOISE_SCHEDULE | change, steps)
     timesteps = theirs.timesteps.numpy()
     assert ours.steps == steps
-    np.testing.assert_array_equal(ours.timesteps, timesteps)
+    np.testing.assert_array_equal(ours.times, timesteps)
     alpha_bar = theirs.alphas_cumprod.numpy()
     np.testing.assert_allclose(ours.training_alpha_bar, alpha_bar, rtol=TOLERANCE)
     np.testing.assert_allclose(ours.alpha_bar, alpha_bar[timesteps], rtol=TOLERANCE)
@@ -45,8 +45,8 @@ def test_chain_is_that_of_diffusers(change, steps):
 def test_missing_fields_have_the_defaults_of_diffusers():
     theirs = DDIMScheduler(clip_sample=False)
     theirs.set_timesteps(10)
-    ours = make_schedule({}, 10)
-    np.testing.assert_array_equal(ours.timesteps, theirs.timesteps.numpy())
+    ours = make_ddim({}, 10)
+    np.testing.assert_array_equal(ours.times, theirs.timesteps.numpy())
     np.testing.assert_allclose(
         ours.training_alpha_bar, theirs.alphas_cumprod.numpy(), rtol=TOLERANCE
     )
@@ -55,30 +55,30 @@ def test_missing_fields_have_the_defaults_of_diffusers():
 
 def test_trailing_has_as_many_steps_as_asked():
     # 1000 / 61 is rounded so that NumPy's range has 62 members.
-    schedule = make_schedule(NOISE_SCHEDULE | {"timestep_spacing": "trailing"}, 61)
-    assert schedule.steps == 61
-    assert schedule.timesteps[0] == 999
-    assert schedule.timesteps[-1] == 15
+    process = make_ddim(NOISE_SCHEDULE | {"timestep_spacing": "trailing"}, 61)
+    assert process.steps == 61
+    assert process.times[0] == 999
+    assert process.times[-1] == 15
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_and_target_are_those_of_diffusers(prediction_type):
     config = NOISE_SCHEDULE | {"prediction_type": prediction_type}
     theirs = DDIMScheduler(**config)
-    schedule = make_schedule(config, 20)
+    process = make_ddim(config, 20)
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
     timesteps = np.array([0, 500, 999], np.int32)
     tensors = [torch.from_numpy(array) for array in (clean, noise, timesteps)]
     np.testing.assert_allclose(
-        add_noise(schedule, clean, noise, timesteps),
+        process.noise(clean, noise, timesteps),
         theirs.add_noise(*tensors[:2], tensors[2].long()).numpy(),
         atol=TOLERANCE,
     )
     expected = tensors[1]
     if prediction_type == "v_prediction":
         expected = theirs.get_velocity(*tensors[:2], tensors[2].long())
-    target = training_target(schedule, jnp.asarray(clean), jnp.asarray(noise), timesteps)
+    target = process.target(jnp.asarray(clean), jnp.asarray(noise), timesteps)
     np.testing.assert_allclose(target, expected.numpy(), atol=TOLERANCE)
 
 
@@ -99,4 +99,15 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
 )
 def test_refuses_what_it_would_get_wrong(change, steps, message):
     with pytest.raises(ValueError, match=message):
-        make_schedule(NOISE_SCHEDULE | change, steps)
+        make_ddim(NOISE_SCHEDULE | change, steps)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_clean_latents_come_back(prediction_type):
+    process = make_ddim(NOISE_SCHEDULE | {"prediction_type": prediction_type}, 20)
+    rng = np.random.default_rng(3)
+    clean, noise = rng.standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
+    times = np.array([0, 300, 700], np.int32)
+    noisy = process.noise(clean, noise, times)
+    target = process.target(jnp.asarray(clean), jnp.asarray(noise), times)
+    np.testing.assert_allclose(process.clean(target, noisy, times), clean, atol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionrl_jax.learning import losses
+from diffusionrl_jax.algorithms import losses
 from diffusionrl_jax.learning.advantages import batch_normalised, group_normalised
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from diffusionrl_jax.diffusion import policy
-from diffusionrl_jax.diffusion.rollout import Steps, denoise_passes
+from diffusionrl_jax.diffusion.guidance import denoise_passes, guide
+from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.experiments import experiment
-from diffusionrl_jax.learning import policy_gradient
+from diffusionrl_jax.learning import experience
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
+FIELDS = "algorithm.policy_gradient"
 BY_GROUP = {"group_size": 4, "normalisation": "group", "shared_noise": True}
 BY_PROMPT = {"group_size": 2, "normalisation": "prompt", "prompt_min_count": 2}
 LORA = {"lora.rank": 2}
@@ -24,7 +25,11 @@ def joint(make_config):
     """A function that makes the config of two tasks whose samples differ in every way."""
 
     def make(**changes):
-        balanced = {"balance_timesteps": True, "timesteps_per_iteration": 2, "batch_size": 16}
+        balanced = {
+            "batch_size": 16,
+            f"{FIELDS}.balance_timesteps": True,
+            f"{FIELDS}.timesteps_per_iteration": 2,
+        }
         config = make_config(**balanced)
         size = common.make_scorer("jpeg_size")
         config.tasks.small = common.make_task(size, "emoji:portraits", **BY_GROUP)
@@ -36,7 +41,7 @@ def joint(make_config):
     return make
 
 
-def whole_rollout(model, schedule, unet_params, text, keys, kept, *, eta, guidance_scale):
+def whole_rollout(model, process, params, text, keys, kept, *, eta, guidance_scale):
     """As `rollout.rollout`, by the whole trajectory, of which the steps are then gathered."""
 
     def noise(index):
@@ -45,15 +50,13 @@ def whole_rollout(model, schedule, unet_params, text, keys, kept, *, eta, guidan
 
     def step(latents, index):
         indices = jnp.full(latents.shape[0], index)
-        timesteps = schedule.timesteps[indices]
-        output = denoise_passes(model, unet_params, latents, timesteps, text)
-        guided = policy.guide(output, guidance_scale)
-        mean, std = policy.step_distribution(schedule, guided, latents, indices, eta)
-        following = mean + std * noise(index)
-        return following, (following, policy.log_prob(following, mean, std))
+        output = denoise_passes(model, params, latents, process.times[indices], text)
+        taken = process.step(guide(output, guidance_scale), latents, indices, eta)
+        following = taken.mean + taken.std * noise(index)
+        return following, (following, taken.log_prob(following))
 
-    first = noise(schedule.steps)
-    last, (latents, log_probs) = jax.lax.scan(step, first, jnp.arange(schedule.steps))
+    first = noise(process.steps)
+    last, (latents, log_probs) = jax.lax.scan(step, first, jnp.arange(process.steps))
     latents = jnp.concatenate([first[None], latents])
     rows = jnp.arange(len(first))[:, None]
     steps = Steps(latents[kept, rows], latents[kept + 1, rows], log_probs[kept, rows])
@@ -80,7 +83,7 @@ def train(config, execution, cache_dir=None):
         ("split", LORA),
         ("split", GUIDED),
         ("fused", LORA),
-        ("fused", {"timesteps_per_iteration": 4}),
+        ("fused", {f"{FIELDS}.timesteps_per_iteration": 4}),
     ],
     ids=str,
 )
@@ -89,7 +92,7 @@ def test_parameters_are_those_of_a_run_that_keeps_whole_trajectories(
 ):
     """Bit for bit, with all else that a state has."""
     state, _ = train(joint(**changes), execution)
-    monkeypatch.setattr(policy_gradient, "rollout", whole_rollout)
+    monkeypatch.setattr(experience, "rollout", whole_rollout)
     expected, _ = train(joint(**changes), execution)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert state.step == 3
@@ -111,10 +114,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_kl_to_the_base_model_keeps_the_policy_near(joint, compilation_cache, way, tmp_path):
     execution, changes = WAYS[way]
-    changes = changes | {"clip_range": 0.1}
+    changes = changes | {f"{FIELDS}.clip_range": 0.1}
     found = {}
     for weight in (1e-12, 10.0):
-        config = joint(**changes, kl_weight=weight)
+        config = joint(**changes, **{f"{FIELDS}.kl_weight": weight})
         _, history = train(config, execution, str(tmp_path))
         found[weight] = np.stack([metrics["kl_to_base"][:4] for metrics in history])
     for divergences in found.values():
@@ -126,12 +129,9 @@ def test_a_kl_to_the_base_model_keeps_the_policy_near(joint, compilation_cache, 
 
 def test_without_a_weight_no_reference_is_computed(joint):
     made = experiment.build(joint())
-    assert made.frozen.unet is None
-    algorithm, batch = made.algorithm, made.batch(0)
-    samples = jax.eval_shape(
-        algorithm.sample, made.policy.params["unet"], made.frozen, batch.input_ids, 0
-    )
+    assert made.frozen.base is None
+    phases, batch, state = made.algorithm.phases(), made.batch(0), made.abstract_state()
+    samples = jax.eval_shape(phases.sample, made.policy.denoiser, made.frozen, batch.input_ids, 0)
     rewards = jax.ShapeDtypeStruct(batch.input_ids.shape[:2], jnp.float32)
-    arguments = made.frozen, samples, rewards, batch, 0, made.abstract_state().past_rewards
-    updates, *_ = jax.eval_shape(algorithm.prepare, *arguments)
-    assert updates.reference_mean is None
+    arguments = made.frozen, samples.trained_on(), rewards, batch, 0, state.memory
+    assert "reference_mean" not in jax.eval_shape(phases.prepare, *arguments).examples.own

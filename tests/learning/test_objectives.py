@@ -1,6 +1,5 @@
 """What is trained on: steps that were taken, each at most once, on the devices that took them."""
 
-import dataclasses
 import functools
 
 import jax
@@ -19,8 +18,8 @@ TASKS, BATCH, STEPS, COUNT = 2, 8, 5, 3
 
 def prepare(setup, program, rewards, step=0):
     """What `prepare` makes of latents that say where they are: 1000 task + 10 sample + step."""
-    passes = setup.algorithm.hyperparameters.passes
-    _, position = jax.device_get(setup.algorithm.trained_steps(step, BATCH))
+    passes = setup.passes
+    _, position = jax.device_get(setup.algorithm.experience.trained_steps(step, BATCH))
     task, sample, _ = np.indices(position.shape)
     code = (1000 * task + 10 * sample + position).astype(np.float32)
     as_latents = lambda code: np.broadcast_to(code[..., None, None, None], (*code.shape, 4, 4, 4))
@@ -30,7 +29,8 @@ def prepare(setup, program, rewards, step=0):
         text=np.zeros((TASKS, BATCH, passes, 4, 16), np.float32),
     )
     samples = jax.device_put(samples, batch_sharding(setup.algorithm.mesh, axis=1))
-    return program(setup.frozen, samples, rewards, setup.batch, step)
+    made = program(setup.frozen, samples, rewards, setup.batch, step, {})
+    return made.examples, made.text
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +54,31 @@ def prepared(setup, program, rewards):
 
 
 def test_policy_updates_are_steps_that_were_taken(setup, rewards, prepared):
-    updates, _, advantages = prepared
+    updates, _ = prepared
     count = TASKS * COUNT
     assert updates.latents.shape == (count + 1, BATCH, 4, 4, 4)
     code = np.asarray(updates.latents)[:count, :, 0, 0, 0].astype(int)
     np.testing.assert_array_equal(code // 1000, np.repeat([[0], [1]], COUNT, axis=0) + 0 * code)
     np.testing.assert_array_equal(code % 1000 // 10, np.arange(BATCH) + 0 * code)
-    np.testing.assert_array_equal(updates.target[:count], updates.latents[:count] + 1)
-    np.testing.assert_array_equal(updates.step_index[:count], code % 10)
-    np.testing.assert_array_equal(updates.old_log_prob[:count], -code)
-    timesteps = np.asarray(setup.algorithm.schedule.timesteps)[code % 10]
-    np.testing.assert_array_equal(updates.timesteps[:count], timesteps)
+    np.testing.assert_array_equal(updates.own["target"][:count], updates.latents[:count] + 1)
+    np.testing.assert_array_equal(updates.own["step_index"][:count], code % 10)
+    np.testing.assert_array_equal(updates.own["old_log_prob"][:count], -code)
+    timesteps = np.asarray(setup.algorithm.experience.process.times)[code % 10]
+    np.testing.assert_array_equal(updates.times[:count], timesteps)
     normalised = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
-    np.testing.assert_allclose(advantages.values, normalised, atol=1e-5)
     np.testing.assert_allclose(
-        updates.advantages[:count], np.repeat(normalised, COUNT, axis=0), atol=1e-5
+        updates.own["advantages"][:count], np.repeat(normalised, COUNT, axis=0), atol=1e-5
     )
-    np.testing.assert_array_equal(updates.task, [0, 0, 0, 1, 1, 1, 2])
+    np.testing.assert_array_equal(updates.text, [0, 0, 0, 1, 1, 1, 2])
     np.testing.assert_array_equal(updates.weight, [1, 1, 1, 0.5, 0.5, 0.5, 0.5])
-    np.testing.assert_array_equal(updates.is_pretraining, [False] * count + [True])
+    np.testing.assert_array_equal(updates.objective, [0] * count + [1])
 
 
 def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, program, rewards, prepared):
     drawn = []
     for step in range(4):
         updates = prepared[0] if step == 0 else prepare(setup, program, rewards, step)[0]
-        chosen = np.asarray(updates.step_index)[:-1].reshape(TASKS, COUNT, BATCH)
+        chosen = np.asarray(updates.own["step_index"])[:-1].reshape(TASKS, COUNT, BATCH)
         drawn.append(chosen.swapaxes(1, 2).reshape(-1, COUNT))
     drawn = np.concatenate(drawn)
     assert all(len(set(draw)) == COUNT for draw in drawn)
@@ -89,21 +88,21 @@ def test_timesteps_are_drawn_without_replacement_for_each_sample(setup, program,
 
 
 def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setup):
-    numbers = dataclasses.replace(setup.algorithm.hyperparameters, timesteps_per_iteration=1)
-    algorithm = dataclasses.replace(setup.algorithm, hyperparameters=numbers, noise_groups=(4, 1))
+    setup = setup.changed(numbers={"timesteps_per_iteration": 1}, noise_groups=(4, 1))
+    algorithm = setup.algorithm
     ids = np.repeat(np.asarray(setup.batch.input_ids)[:, ::4], 4, axis=1)
     ids = jax.device_put(ids, batch_sharding(algorithm.mesh, axis=1))
 
     @jax.jit
     def run(params, frozen, ids):
-        samples = algorithm.sample(params, frozen, ids, 0)
+        samples = algorithm.experience.sample(params, frozen, ids, 0)
         advantages = jnp.ones((TASKS, BATCH))
-        updates, _, _ = algorithm.prepare(frozen, samples, advantages, setup.batch, 0)
-        return samples.steps, updates.step_index
+        made = algorithm.prepare(frozen, samples, advantages, setup.batch, 0, {})
+        return samples.steps, made.examples.own["step_index"]
 
     steps, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
     # Noise of the same samples, were none of it shared: only the trained step's is their own.
-    sources = np.asarray(draws.noise_sources(*algorithm.trained_steps(0, BATCH), STEPS))
+    sources = np.asarray(draws.noise_sources(*algorithm.experience.trained_steps(0, BATCH), STEPS))
     for first in (0, 4):
         step, group = chosen[0, first], slice(first, first + 4)
         latents, following = steps.latents[0, group, 0], steps.following[0, group, 0]
@@ -125,43 +124,43 @@ def test_a_last_step_without_noise_is_never_chosen(build, rewards):
         scheduler={"set_alpha_to_one": True},
         pretraining_weight=0.0,
     )
-    updates, text, _ = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
-    assert updates.step_index.max() == STEPS - 2
+    updates, text = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
+    assert updates.own["step_index"].max() == STEPS - 2
     assert updates.latents.shape[0] == TASKS * (STEPS - 1)
     assert text.shape[0] == TASKS
 
 
 def test_pretraining_update_is_noised_pictures(setup, prepared):
-    updates, text, _ = prepared
+    updates, text = prepared
     pictures = jax.device_get(setup.batch.pretraining)
-    alpha_bar = np.asarray(setup.algorithm.schedule.training_alpha_bar)
-    alpha_bar = alpha_bar[updates.timesteps[-1]][..., None, None, None]
-    noise = np.asarray(updates.target[-1])
+    alpha_bar = np.asarray(setup.algorithm.experience.process.training_alpha_bar)
+    alpha_bar = alpha_bar[updates.times[-1]][..., None, None, None]
+    noise = np.asarray(updates.own["target"][-1])
     clean = (updates.latents[-1] - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)
     encoding_noise = (clean - pictures["latent_mean"]) / pictures["latent_std"]
     # 512 draws.
     assert abs(noise.std() - 1) < 0.1
     visible = encoding_noise[alpha_bar[..., 0, 0, 0] > 0.5]  # elsewhere rounding is magnified
     assert abs(visible.std() - 1) < 0.2
-    assert len(np.unique(updates.timesteps[-1])) > 5
+    assert len(np.unique(updates.times[-1])) > 5
 
 
 def encoded(setup):
     """What the UNet is to be conditioned on for each picture: its caption, the empty prompt."""
-    encode = jax.jit(setup.algorithm.model.encode_text)
+    encode = jax.jit(setup.algorithm.experience.model.encode_text)
     ids = np.asarray(setup.batch.pretraining["input_ids"])
     encoder = setup.frozen.text_encoder
     return (np.asarray(encode(encoder, each)) for each in (ids, np.zeros_like(ids)))
 
 
 def test_guided_pretraining_sees_the_caption_and_the_empty_prompt(setup, prepared):
-    _, text, _ = prepared
+    _, text = prepared
     np.testing.assert_allclose(text[-1], np.stack(list(encoded(setup)), axis=1), atol=1e-5)
 
 
 def test_unguided_pretraining_draws_the_text(build, rewards):
     setup = build(batch_size=BATCH, steps=STEPS, guidance_scale=1.0, text_dropout=0.5)
-    _, text, _ = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
+    _, text = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
     assert text.shape == (TASKS + 1, BATCH, 1, 4, 16)
     caption, empty = encoded(setup)
     distance = lambda other: np.abs(np.asarray(text[-1, :, 0]) - other).max((1, 2)) < 1e-4
@@ -172,9 +171,9 @@ def test_unguided_pretraining_draws_the_text(build, rewards):
 
 
 def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
-    updates, text, _ = prepared
+    updates, text = prepared
     expected = batch_sharding(setup.algorithm.mesh, axis=1)
-    for leaf in (updates.latents, updates.target, updates.old_log_prob, text):
+    for leaf in (updates.latents, updates.own["target"], updates.own["old_log_prob"], text):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
 
@@ -185,17 +184,19 @@ def test_embeddings_of_the_texts_give_the_same_loss(build, changes):
 
     @jax.jit
     def embed(frozen, ids):
-        return text_to_arrays(algorithm.model.encode_text(frozen.text_encoder, ids))
+        return text_to_arrays(algorithm.experience.model.encode_text(frozen.text_encoder, ids))
 
     @jax.jit
     def pretraining_loss(params, frozen, samples, batch):
         rewards = jnp.zeros((TASKS, BATCH))
-        updates, text, _ = algorithm.prepare(frozen, samples, rewards, batch, 0)
-        update = jax.tree.map(lambda leaf: leaf[-1], updates)
-        text = jax.tree.map(lambda rows: rows[update.task], text)
-        return algorithm.loss(params, frozen.unet, update, text)[1]["loss"], text
+        made = algorithm.prepare(frozen, samples, rewards, batch, 0, {})
+        update = jax.tree.map(lambda leaf: leaf[-1], made.examples)
+        text = jax.tree.map(lambda rows: rows[update.text], made.text)
+        return algorithm.loss(params, frozen.base, update, text)[1]["loss"], text
 
-    shapes = jax.eval_shape(algorithm.sample, setup.params, setup.frozen, batch.input_ids, 0)
+    shapes = jax.eval_shape(
+        algorithm.experience.sample, setup.params, setup.frozen, batch.input_ids, 0
+    )
     samples = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     kept = embed(setup.frozen, batch.pretraining["input_ids"])
     # Ids of other texts: where there are embeddings, these are what counts.
