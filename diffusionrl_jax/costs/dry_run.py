@@ -24,7 +24,7 @@ def dry_run(
     """Compiles an iteration's programs for a topology.
 
     Args:
-      config: see `configs/common.py`; what it leaves open is chosen by `planning`.
+      config: see `experiments/config.py`; what it leaves open is chosen by `planning`.
       topology: as libtpu names it.
       whole: as one program instead of one a phase.
       only: names of phases; "score" stands for all tasks' scores.

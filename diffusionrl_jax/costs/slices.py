@@ -33,7 +33,7 @@ def dry_runs(
     """Compiles what the folder does not hold yet.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       models: published ones' names, each for config.model.
       topologies: as libtpu names them.
       phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.

@@ -101,7 +101,7 @@ def measure(
     """Runs an iteration without and with the persistent cache of programs, then warm ones.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       cache_dir: where pretraining pictures and their latents are kept.
       steps: warm iterations.
       profile: a folder for a trace of one more, for XProf or TensorBoard.

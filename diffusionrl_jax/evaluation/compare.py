@@ -63,7 +63,7 @@ def compare_models(
     """Scores the config's model, checkpoints and real pictures on the evaluation sets.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       checkpoints: name, path and step of each, as in `runs.load_trained`.
       output: an existing folder, for results.md, results.csv and comparison.png.
 

@@ -71,7 +71,7 @@ class Evaluator:
 
     Args:
       policy: the model.
-      config: with `evaluation`, `sampler` and `microbatch` as in `configs/common.py`.
+      config: with `evaluation`, `sampler` and `microbatch` as in `experiments/config.py`.
       opened: scorers that are on the mesh already, and need no second place there.
 
     Attributes:

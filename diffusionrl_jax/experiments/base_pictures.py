@@ -72,7 +72,7 @@ def choose_pictures(
     """The pictures that a config asks for: of each task in turn its next prompt.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       model: what draws.
       params: its denoiser's and "text_encoder".
       mesh: over whose devices they are.

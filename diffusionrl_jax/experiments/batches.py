@@ -47,7 +47,7 @@ def make_batch(
     """What iteration `step` takes from the host: a pure function of the config and the step.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       policy: whose tokenizer and mesh are used.
       rewards, sources, places: one per task; see `Experiment`.
       pictures: for the pretraining loss, or None.

@@ -29,7 +29,7 @@ def cache_latents(
     """Encodes `config.pretraining.pictures` with `config.model`'s VAE, or has the model draw them.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       output: the folder, local or `gs://`.
       text_embeddings: also keeps what the text encoder makes of the texts.
 

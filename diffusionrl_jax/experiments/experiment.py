@@ -134,7 +134,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     What is not here is fetched first.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
 
     Raises:
       ValueError, OSError: what does not fit or is not here, and the mend.

@@ -153,7 +153,7 @@ def bring(
     turns. That they all have the same revisions is made sure of.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       for_training: whether what is trained with is needed, too, beside what is evaluated with.
       only_hub: whether folders and files that the config names by a path may be missing here.
 

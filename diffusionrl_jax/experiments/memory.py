@@ -116,7 +116,7 @@ def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
     """Of a config.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       kernel: whether `config.attention` "auto" is the kernel for TPUs.
 
     Raises:

@@ -247,7 +247,7 @@ def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = T
     """The best division that fits; the one that needs least where none does.
 
     Args:
-      config: see `configs/common.py`; what is set there is kept.
+      config: see `experiments/config.py`; what is set there is kept.
       devices: what it is to run on.
       trains: whether it is to be trained, or only sampled and scored.
 
@@ -290,7 +290,7 @@ def resolve(
     """Puts a plan in place of what a config leaves open.
 
     Args:
-      config: see `configs/common.py`; it is not changed.
+      config: see `experiments/config.py`; it is not changed.
       devices: what it is to run on; None for those that are here.
       trains: as of `choose`.
       refuse: whether what does not fit is an error, where anything is left open and the devices are
@@ -329,7 +329,7 @@ def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[s
     """The least change with which a config fits, and the plan of that.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       devices: what it is to run on.
 
     Returns:

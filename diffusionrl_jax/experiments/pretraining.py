@@ -142,7 +142,7 @@ def load_pictures(
     """The pretraining pictures of a config as latents, encoded or drawn first if need be.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       model: what encodes.
       params: its denoiser's, "vae" and "text_encoder".
       mesh: over whose devices.

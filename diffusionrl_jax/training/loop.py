@@ -35,7 +35,7 @@ def train(config, workdir: str) -> None:
     """Runs, or resumes, an experiment.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       workdir: a folder; what an earlier run left in it is continued.
 
     Raises:

@@ -51,7 +51,7 @@ def row(name: str, config: ml_collections.ConfigDict, topology: str) -> list[str
 
     Args:
       name: of the config.
-      config: see `configs/common.py`.
+      config: see `experiments/config.py`.
       topology: as `planning.devices_of_topology` knows it.
     """
     changes, plan = planning.propose(config, planning.devices_of_topology(topology))
