@@ -10,6 +10,7 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 
@@ -42,11 +43,11 @@ def read_model() -> tuple[str, str]:
     """Path and step of the model that the flags name.
 
     Raises:
-      ValueError: as `runs.parse_model`, or two steps are named.
+      UserError: as `runs.parse_model`, or two steps are named.
     """
     path, step = trained.parse_model(MODEL.value, "--model")
     if step and STEP.value not in ("", step):
-        raise ValueError(
+        raise UserError(
             f"--model={MODEL.value} names another step than --step={STEP.value}: leave out one."
         )
     return path, step or STEP.value
@@ -66,17 +67,17 @@ def read_all_prompts() -> list[str]:
     """The prompts that the flags name.
 
     Raises:
-      ValueError, FileNotFoundError: there are none, or they are given twice.
+      UserError, FileNotFoundError: there are none, or they are given twice.
     """
     if bool(PROMPTS.value) == bool(PROMPT_FILE.value):
-        raise ValueError('Give either --prompts="an apple; a cat" or --prompt_file.')
+        raise UserError('Give either --prompts="an apple; a cat" or --prompt_file.')
     if PROMPT_FILE.value:
         return list(read_prompts(PROMPT_FILE.value))
     prompts = []
     for text in PROMPTS.value:
         found = [prompt.strip() for prompt in text.split(";") if prompt.strip()]
         if not found:
-            raise ValueError(f"--prompts={text!r} holds no prompt.")
+            raise UserError(f"--prompts={text!r} holds no prompt.")
         prompts += found
     return prompts
 

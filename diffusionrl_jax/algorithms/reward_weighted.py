@@ -19,6 +19,7 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.mistakes import UserError
 
 WEIGHTINGS = ("min_max", "softmax", "best")
 
@@ -61,7 +62,7 @@ class RewardWeighted:
       text_dropout: the probability of the empty prompt, where the model is sampled with guidance.
 
     Raises:
-      ValueError: a field that does not fit.
+      UserError: a field that does not fit.
     """
 
     process: Process
@@ -78,11 +79,11 @@ class RewardWeighted:
     def __post_init__(self):
         name = "config.algorithm.reward_weighted"
         if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"{name}.weighting={self.weighting!r} must be one of {WEIGHTINGS}.")
+            raise UserError(f"{name}.weighting={self.weighting!r} must be one of {WEIGHTINGS}.")
         if not self.temperature > 0 or self.noises < 1:
-            raise ValueError(f"{name}.temperature must be above 0, and noises at least 1.")
+            raise UserError(f"{name}.temperature must be above 0, and noises at least 1.")
         if self.weighting == "best" and min(self.group_sizes) < 2:
-            raise ValueError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
+            raise UserError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
 
     def sample_weights(self, rewards: jax.Array, group_size: int) -> jax.Array:
         """Of one task's samples, float32 [B]; 0 for rewards [B] that are not finite."""

@@ -14,8 +14,10 @@ import jax
 from absl import app, logging
 
 from diffusionrl_jax.distributed import processes
+from diffusionrl_jax.mistakes import UserError
 
-BAD_INPUT = (ValueError, OSError, FloatingPointError)
+# What the machine refuses, a run cannot go on with, and a person can mend.
+BAD_INPUT = (UserError, OSError, FloatingPointError)
 # How an error of JAX's runtime begins where another process is gone: some calls raise it as a
 # ValueError. TensorStore does so, too, of a broken file: DATA_LOSS or FAILED_PRECONDITION.
 RUNTIME_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
@@ -53,9 +55,12 @@ def quiet_unraisablehook(unraisable: Any) -> None:
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         with clear_errors():
-            return app.parse_flags_with_usage(arguments)
+            try:
+                return app.parse_flags_with_usage(arguments)
+            except ValueError as error:  # Of a config file, or of a value that it does not take.
+                raise UserError(str(error)) from error
     except AttributeError as error:  # Raised by ml_collections, with no more than the field's name.
-        sys.exit(f"error: the config has no such field: {_line(error)}; see configs/common.py.")
+        sys.exit(f"error: the config has no such field: {_line(error)}; see experiments/config.py.")
 
 
 @contextlib.contextmanager

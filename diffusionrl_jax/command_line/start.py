@@ -7,6 +7,7 @@ from absl import flags
 
 from diffusionrl_jax.data.files import in_bucket
 from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.mistakes import UserError
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of the first process, where there is no cluster."
@@ -27,7 +28,7 @@ def start_devices() -> None:
     """What a program calls first: finds its other processes, and makes the CPU's cores devices.
 
     Raises:
-      ValueError: the flags do not fit together.
+      UserError: the flags do not fit together.
     """
     set_virtual_devices()
     join_processes(COORDINATOR_ADDRESS.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
@@ -62,7 +63,7 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
       index: of this one, from 0.
 
     Raises:
-      ValueError: some of the arguments are given and others are not, or they contradict each other.
+      UserError: some of the arguments are given and others are not, or they contradict each other.
       ConnectionError: the others did not come in five minutes.
     """
     if count == 1 and not address and not index:
@@ -70,9 +71,9 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
     given = {"coordinator_address": address, "process_count": count, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ValueError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
+        raise UserError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
     if not missing and not index < count:
-        raise ValueError(f"--process_index={index} must be below --process_count={count}.")
+        raise UserError(f"--process_index={index} must be below --process_count={count}.")
     # It would keep SIGTERM to itself; `PreemptionGuard` tells the other processes.
     jax.config.update("jax_enable_preemption_service", False)
     try:

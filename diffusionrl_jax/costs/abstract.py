@@ -33,6 +33,7 @@ from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import published
 from diffusionrl_jax.models.folders.networks import read_configs
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
@@ -92,7 +93,7 @@ def make_model(
       The model, and what was assumed.
 
     Raises:
-      ValueError: a name that is neither here nor known.
+      UserError: a name that is neither here nor known.
     """
     hub_id = published.HUB_IDS.get(config.model, config.model)
     known = {repository: name for name, repository in published.HUB_IDS.items()}
@@ -106,7 +107,7 @@ def make_model(
             tokenizers["tokenizer_2"] = _clip_tokenizer()
         assumed = f"config.model: {hub_id}"
     else:
-        raise ValueError(
+        raise UserError(
             f"config.model={config.model!r} is no folder here, and its sizes are not known: give a "
             f"diffusers folder, or one of {[*published.HUB_IDS, *known]}."
         )
@@ -184,7 +185,7 @@ def make_reward(
       The reward, its parameters' shapes, and what was assumed.
 
     Raises:
-      ValueError: a folder that is not here, of a reward without a published size.
+      UserError: a folder that is not here, of a reward without a published size.
     """
     if scorer.reward == scorers.WEIGHTED_SUM:
         parts = {
@@ -270,11 +271,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     """As `experiment.build`, for the devices of a mesh that need not be there.
 
     Raises:
-      ValueError: what does not fit, and the mend.
+      UserError: what does not fit, and the mend.
     """
     checks.check(config, mesh)
     if scores_on_host(config):
-        raise ValueError("A host_reward is not compiled: leave its task out of the dry run.")
+        raise UserError("A host_reward is not compiled: leave its task out of the dry run.")
     model, assumed = make_model(config, mesh)
     made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
     rewards = [reward for reward, _, _ in made]

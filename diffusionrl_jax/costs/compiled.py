@@ -32,6 +32,7 @@ from diffusionrl_jax.costs.program_text import (
 )
 from diffusionrl_jax.data.files import matching
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replicated
+from diffusionrl_jax.mistakes import UserError
 
 # What the compiler says of a program that does not fit.
 OUT_OF_MEMORY = re.compile(
@@ -102,7 +103,7 @@ def topology_devices(topology: str) -> list:
     """The chips that libtpu describes for a topology, such as v5e:4x4.
 
     Raises:
-      ValueError: libtpu is not installed, or describes no such topology.
+      UserError: libtpu is not installed, or describes no such topology.
     """
     # The two cores of a v4 chip are one device, as JAX has it on a slice.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
@@ -112,7 +113,7 @@ def topology_devices(topology: str) -> list:
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"libtpu describes no topology {topology!r} ({reason}): name one such as v5e:2x2, "
             "v5e:4x4, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, with `pip install 'jax[tpu]'`."
         ) from error

@@ -9,6 +9,7 @@ from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.mistakes import UserError
 
 
 def dry_run(
@@ -33,7 +34,7 @@ def dry_run(
       quick: with less effort of the compiler; see `compiled.compile_program`.
 
     Raises:
-      ValueError: what does not fit, and the mend.
+      UserError: what does not fit, and the mend.
     """
     chip = chips.of_topology(topology)
     devices = compiled.topology_devices(topology)
@@ -96,7 +97,7 @@ def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Ph
     names = {phase.name: {phase.name, phase.name.split()[0]} for phase in phases}
     known = set().union(*names.values())
     if unknown := set(only) - known:
-        raise ValueError(f"There are no phases {sorted(unknown)}: choose from {sorted(known)}.")
+        raise UserError(f"There are no phases {sorted(unknown)}: choose from {sorted(known)}.")
     return [phase for phase in phases if names[phase.name] & set(only)]
 
 

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
+from diffusionrl_jax.mistakes import UserError
+
 
 def operations(function, *arguments) -> float:
     """Floating-point operations of all matrix products and convolutions of a function.
@@ -20,7 +22,7 @@ def operations(function, *arguments) -> float:
       *arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      ValueError: the function calls a Pallas kernel, whose operations are not in its jaxpr.
+      UserError: the function calls a Pallas kernel, whose operations are not in its jaxpr.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -38,7 +40,7 @@ def _of_equation(equation) -> float:
     if name == "conv_general_dilated":
         return _of_convolution(equation)
     if name == "pallas_call":
-        raise ValueError("A Pallas kernel's operations cannot be counted: use plain attention.")
+        raise UserError("A Pallas kernel's operations cannot be counted: use plain attention.")
     inner = [_of_jaxpr(jaxpr) for jaxpr in jax.core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)

@@ -57,7 +57,7 @@ def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
     """Counts what a config asks for with a published model.
 
     Raises:
-      ValueError: what does not fit, and the mend.
+      UserError: what does not fit, and the mend.
     """
     config = ml_collections.ConfigDict(config.to_dict())
     config.model, fsdp = HUB_IDS[model], config.mesh.fsdp

@@ -13,6 +13,7 @@ from diffusionrl_jax.costs.report import GIB, table
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
 # Phases that are compiled together, since they share a program.
@@ -46,7 +47,7 @@ def dry_runs(
       "compiler"; with "name", the model's.
 
     Raises:
-      ValueError: a file is of another config or less effort; or what does not fit.
+      UserError: a file is of another config or less effort; or what does not fit.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def dry_runs(
         if path.exists():
             found = json.loads(path.read_text())
             if found["config"] != _matters(one) or (found["quick"] and not quick):
-                raise ValueError(
+                raise UserError(
                     f"{path} is of another config or less effort: name another folder, or delete "
                     "the file."
                 )

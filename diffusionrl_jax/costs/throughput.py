@@ -107,7 +107,7 @@ def measure(
       profile: a folder for a trace of one more, for XProf or TensorBoard.
 
     Raises:
-      ValueError, FileNotFoundError: what does not fit, and the mend.
+      UserError, FileNotFoundError: what does not fit, and the mend.
     """
     config, _ = planning.resolve(config)
     execution = choose_execution(config.execution, scores_on_host(config))

@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.mistakes import UserError
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)/*(.*)", re.DOTALL)
 # Those that epath knows, and the packages that open them.
@@ -52,15 +53,15 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
       An absolute path, or one in a bucket. It need not exist.
 
     Raises:
-      ValueError: nothing can be there: it is empty, too long, of a scheme that is not known, or of
+      UserError: nothing can be there: it is empty, too long, of a scheme that is not known, or of
         a bucket's whose package is not installed, or has a NUL character or an unknown user.
     """
     text = os.fspath(text)
     if not text:
-        raise ValueError(f"{name} is empty: name a file or a folder.")
+        raise UserError(f"{name} is empty: name a file or a folder.")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     if "\0" in text:
-        raise ValueError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
+        raise UserError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
     if scheme := SCHEME.match(text):
         # Without what may be a password.
         return _bucket_path(text, *scheme.groups(), f"{name}={re.sub('//[^/]*@', '//', shown)}")
@@ -69,7 +70,7 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
         if expanded.startswith("~"):
             user = text.partition("/")[0].removeprefix("~")
             problem = f"there is no user {user!r}" if user else "this user has no home folder"
-            raise ValueError(
+            raise UserError(
                 f"{name}={shown}: {problem}; write ./{shown} for a folder of that name."
             )
         text = expanded
@@ -80,7 +81,7 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
     lengths = [len(os.fsencode(part)) for part in path.parts]
     # The end of a path's bytes is a NUL.
     if max(lengths) > longest_name or len(os.fsencode(path)) >= longest_path:
-        raise ValueError(
+        raise UserError(
             f"{name}={shown} is too long: a name may have {longest_name} bytes, and a path "
             f"{longest_path - 1}."
         )
@@ -89,18 +90,18 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
 
 def _bucket_path(text: str, scheme: str, rest: str, shown: str) -> epath.Path:
     if scheme == "file://":
-        raise ValueError(f"{shown}: write the path alone, without file://.")
+        raise UserError(f"{shown}: write the path alone, without file://.")
     if scheme not in BUCKETS:
-        raise ValueError(
+        raise UserError(
             f"{shown}: {scheme} is not known; give a path here, or one of {', '.join(BUCKETS)}."
         )
     if not rest:
-        raise ValueError(f"{shown} names no bucket: write {scheme}BUCKET/PATH.")
+        raise UserError(f"{shown} names no bucket: write {scheme}BUCKET/PATH.")
     path = epath.Path(text)
     try:
         path.exists()
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{shown} cannot be opened ({error}): for {scheme} run `pip install {BUCKETS[scheme]}`."
         ) from None
     except Exception:  # Of many kinds; what goes on with the path says what is wrong.
@@ -113,7 +114,7 @@ def resolve(text: str | os.PathLike, name: str) -> epath.Path:
 
     Raises:
       FileNotFoundError: if an `asset:` path names nothing that is shipped.
-      ValueError: as `as_path`.
+      UserError: as `as_path`.
     """
     text = os.fspath(text)
     return assets.resolve(text) if text.startswith(assets.PREFIX) else as_path(text, name)
@@ -224,14 +225,14 @@ def prepare_folder(text: str, name: str) -> epath.Path:
       name: what named it.
 
     Raises:
-      ValueError: nothing can be there, or the folder cannot be made or written to.
+      UserError: nothing can be there, or the folder cannot be made or written to.
     """
     folder = as_path(text, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _try_to_write(partial_path(folder / PARTIAL))
     except Exception as error:  # Buckets' libraries each raise their own kinds.
-        raise ValueError(
+        raise UserError(
             f"{name}={folder} cannot be written to ({_reason(error)}): choose a folder that you can"
             " write to."
         ) from None
@@ -246,7 +247,7 @@ def prepare_file(text: str, name: str) -> epath.Path:
       name: what named it.
 
     Raises:
-      OSError, ValueError: the file can't be written; what it holds, if it is there, stays.
+      OSError, UserError: the file can't be written; what it holds, if it is there, stays.
     """
     path = as_path(text, name)
     if _is_folder(path):
@@ -297,9 +298,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}); copy it again.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, not {type(value).__name__}.")
+        raise UserError(f"{path} should hold a JSON object, not {type(value).__name__}.")
     return value
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from huggingface_hub import constants, errors
 
+from diffusionrl_jax.mistakes import UserError
+
 # Gigabytes of what is read of the repositories that the shipped configs and documents name, as
 # messages call it, for where the hub can't be asked.
 KNOWN_SIZES = {
@@ -44,7 +46,7 @@ def _status(error: BaseException) -> int | None:
 def is_unreachable(error: BaseException) -> bool:
     """Whether there is no connection to the hub, or none is wanted."""
     error = _cause(error)
-    ours = type(error) in (FileNotFoundError, ValueError, OSError, DamagedError)
+    ours = type(error) in (FileNotFoundError, UserError, OSError, DamagedError)
     known = isinstance(error, errors.HFValidationError) or ours
     has_number = isinstance(error, OSError) and error.errno is not None  # Of this machine's disk.
     return not known and not has_number and _status(error) is None

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
+from diffusionrl_jax.mistakes import UserError
 
 INDEX = "index.json"
 INDEX_FIELDS = ("model", "pictures", "pictures_per_file", "sizes")
@@ -76,7 +77,7 @@ def open_header(path: epath.Path) -> Header:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a whole file of latents.
+      UserError: it is not a whole file of latents.
     """
     tensors, about = read_header(path)
     with path.open("rb") as file:
@@ -95,7 +96,7 @@ def open_header(path: epath.Path) -> Header:
         or path.stat().length != max(ends)
         or (digests is not None and (digests.dtype, *digests.shape[1:]) != (np.uint8, DIGEST_BYTES))
     ):
-        raise ValueError(f"{path} is not a whole file of latents.")
+        raise UserError(f"{path} is not a whole file of latents.")
     return Header(tensors, about, digests, hashlib.sha256(head).hexdigest())
 
 
@@ -133,7 +134,7 @@ def read_index(path: epath.Path) -> dict[str, Any]:
     """The index without its digest, with which it is compared if it has one.
 
     Raises:
-      ValueError: it is damaged, or something else.
+      UserError: it is damaged, or something else.
     """
     try:
         index = json.loads(path.read_text())
@@ -143,7 +144,7 @@ def read_index(path: epath.Path) -> dict[str, Any]:
             raise ValueError
         return index
     except (AttributeError, TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"{path} is not what {COMMAND} wrote: remove it, and start that again."
         ) from None
 
@@ -169,7 +170,7 @@ def are_whole(
       bool [files]; False also of files of an earlier version, which have no digests.
 
     Raises:
-      ValueError: a file is of another model or other pictures.
+      UserError: a file is of another model or other pictures.
     """
 
     def is_whole(number: int) -> bool:
@@ -217,9 +218,9 @@ def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = N
     return all(header.fits(row, found[row]) for row in chosen)
 
 
-def other_latents(path: epath.Path) -> ValueError:
+def other_latents(path: epath.Path) -> UserError:
     """The error that a file is of other latents than its folder's are to be."""
-    return ValueError(
+    return UserError(
         f"{path.parent} holds latents of another model or other pictures, or with other embeddings"
         f" or none ({path.name}): name another folder, or remove this one."
     )

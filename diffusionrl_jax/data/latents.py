@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from diffusionrl_jax.data import latent_files
 from diffusionrl_jax.data.files import matching, remove_partials, write_whole
+from diffusionrl_jax.mistakes import UserError
 
 PICTURES_PER_FILE = 1024
 
@@ -46,7 +47,7 @@ class LatentDataset:
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
-      ValueError: a file is missing, cut short, or not the one that was written. What is read later
+      UserError: a file is missing, cut short, or not the one that was written. What is read later
         raises it where a picture is not what was written.
     """
 
@@ -107,7 +108,7 @@ class LatentDataset:
         """The pictures of these indices, from 0 in the source's order; fields as of `batch`.
 
         Raises:
-          ValueError: a file is not what was written.
+          UserError: a file is not what was written.
         """
         numbers, rows = np.divmod(np.asarray(indices, np.int64), self._per_file)
         result = {
@@ -155,8 +156,8 @@ class LatentDataset:
                 picture = first + int(rows[place])
                 raise self._damaged(path, f"picture {picture} is not what was written")
 
-    def _damaged(self, path: epath.Path, problem: str) -> ValueError:
-        return ValueError(f"The cached latents {path}: {problem}: {self._mend}.")
+    def _damaged(self, path: epath.Path, problem: str) -> UserError:
+        return UserError(f"The cached latents {path}: {problem}: {self._mend}.")
 
 
 def write_latents(
@@ -197,12 +198,12 @@ def write_latents(
         if None.
 
     Raises:
-      ValueError: the source is empty, an item is not such a picture, or the folder holds latents
+      UserError: the source is empty, an item is not such a picture, or the folder holds latents
         of another model or other pictures.
       OSError: the folder can't be written; what is there stays.
     """
     if not len(source):
-        raise ValueError("There are no pretraining pictures: the source is empty.")
+        raise UserError("There are no pretraining pictures: the source is empty.")
     write_files(
         lambda pictures: _encode(source, pictures, encode, tokenize, batch_size, rows),
         len(source),
@@ -238,7 +239,7 @@ def write_files(
       folder, model, pictures_per_file, progress, text_model: as of `write_latents`.
 
     Raises:
-      ValueError: a number is not finite, or the folder holds latents of another model or other
+      UserError: a number is not finite, or the folder holds latents of another model or other
         pictures.
     """
     folder = epath.Path(folder)
@@ -269,7 +270,7 @@ def write_files(
         arrays = compute(chosen)
         for name, values in arrays.items():
             if not np.isfinite(values).all():
-                raise ValueError(
+                raise UserError(
                     f"The {name} of pictures {chosen[0]} to {chosen[-1]} is not finite."
                 )
         if is_writer:
@@ -338,7 +339,7 @@ def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) ->
             items = readers.map(source.__getitem__, [chosen[row] for row in own])
             for row, (image, text) in zip(own, items, strict=True):
                 if image.dtype != np.uint8 or image.shape != shape or shape[2:] != (3,):
-                    raise ValueError(
+                    raise UserError(
                         f"Picture {chosen[row]} is {image.dtype} of shape {image.shape}: all must"
                         " be uint8 [height, width, 3] and of one size."
                     )

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from diffusionrl_jax.data import records
 from diffusionrl_jax.data.sources import decode_text, parse
+from diffusionrl_jax.mistakes import UserError
 
 # Of these Pillow's decoders read pixels and no more: it knows others that start programs (EPS), or
 # that hardly anybody else has tried to break.
@@ -28,7 +29,7 @@ def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
       uint8 [height, width, 3].
 
     Raises:
-      ValueError: it is none of these, is broken, or has more pixels; found before they are decoded.
+      UserError: it is none of these, is broken, or has more pixels; found before they are decoded.
     """
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
@@ -36,11 +37,11 @@ def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
                 return fit(image, height, width)
             size = "{} x {}".format(*image.size)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"it is no file of {', '.join(FORMATS)}") from None
+        raise UserError(f"it is no file of {', '.join(FORMATS)}") from None
     # Pillow has a larger limit, and each decoder errors of its own: AVIF's is a RuntimeError.
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    raise ValueError(f"it has {size} pixels, more than {MOST_PIXELS:,}")
+        raise UserError(str(error) or type(error).__name__) from error
+    raise UserError(f"it has {size} pixels, more than {MOST_PIXELS:,}")
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -83,14 +84,14 @@ class RecordPictures(Sequence):
         """A picture uint8 [height, width, 3] and its text.
 
         Raises:
-          ValueError: the record is broken; the message names it.
+          UserError: the record is broken; the message names it.
         """
         record = self._records[index]
         place = f"{self._records.source}, record {index} (the first is 0)"
         try:
             picture = read_picture(record[self._image], *self._size)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{place}: {self._image!r} is not a picture ({error}): leave the record out, or"
                 " name another feature with image=."
             ) from None
@@ -106,11 +107,11 @@ def open_pictures(name: str, height: int, width: int) -> RecordPictures:
       height, width: of every picture.
 
     Raises:
-      ValueError, FileNotFoundError: there are no such pictures.
+      UserError, FileNotFoundError: there are no such pictures.
     """
     source = parse(name, records.KINDS)
     if not source.kind:
-        raise ValueError(
+        raise UserError(
             f"There are no pictures {name!r}: use emoji, tfds:NAME, array_record:FOLDER, or"
             " latents:FOLDER from python -m diffusionrl_jax.cache_latents."
         )

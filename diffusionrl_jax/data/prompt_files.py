@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from diffusionrl_jax.data.sources import decode_text, find_files
+from diffusionrl_jax.mistakes import UserError
 
 ROWS_AT_ONCE = 16_384
 BUFFER_BYTES = 2**20
@@ -27,7 +28,7 @@ def read_rows(path: epath.Path, field: str) -> Iterator[str]:
       field: of each JSON object, or the column; of no account for text.
 
     Raises:
-      ValueError: a row is not a prompt, or the file is damaged or has no such column.
+      UserError: a row is not a prompt, or the file is damaged or has no such column.
     """
     reader = TABLES.get(path.suffix.lower())
     rows = (text for _, text in _lines(path)) if reader is None else reader(path, field)
@@ -39,12 +40,12 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file has no prompt, or is not UTF-8.
+      UserError: the file has no prompt, or is not UTF-8.
     """
     lines = (text.strip() for file in find_files(path) for _, text in _lines(file))
     prompts = tuple(filter(None, lines))
     if not prompts:
-        raise ValueError(f"{path} has no prompt: write one a line, in UTF-8.")
+        raise UserError(f"{path} has no prompt: write one a line, in UTF-8.")
     return prompts
 
 
@@ -65,20 +66,20 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error}): write one object a line.") from None
+            raise UserError(f"{place} is not JSON ({error}): write one object a line.") from None
         except RecursionError:
-            raise ValueError(
+            raise UserError(
                 f"{place} is JSON nested too deeply: write one object a line."
             ) from None
         if not isinstance(row, dict):
-            raise ValueError(f'{place} is not a JSON object: write {{"{field}": "..."}}.')
+            raise UserError(f'{place} is not a JSON object: write {{"{field}": "..."}}.')
         if field not in row:
-            raise ValueError(
+            raise UserError(
                 f"{place} has no field {field!r}, but {sorted(row)}: mend the line, or name the"
                 " field, as in ?field=caption."
             )
         if not isinstance(row[field], str):
-            raise ValueError(
+            raise UserError(
                 f"{place}: the field {field!r} is {type(row[field]).__name__}, not a string: mend"
                 " the line."
             )
@@ -86,7 +87,7 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
             row[field].encode()
         except UnicodeEncodeError as error:  # JSON can name halves of UTF-16's pairs alone.
             half = ascii(row[field][error.start])[1:-1]
-            raise ValueError(
+            raise UserError(
                 f"{place}: the field {field!r} has half of a character, {half}: mend the line."
             ) from None
         yield row[field]
@@ -106,12 +107,12 @@ def _parquet(path: epath.Path, field: str) -> Iterator[str]:
         if isinstance(error, FileNotFoundError):
             raise
         message = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a whole parquet file ({message}): copy it anew.") from None
+        raise UserError(f"{path} is not a whole parquet file ({message}): copy it anew.") from None
 
 
 def _check_column(path: epath.Path, schema: pa.Schema, field: str) -> None:
     if field not in schema.names:
-        raise ValueError(
+        raise UserError(
             f"{path} has no column {field!r}, but {schema.names}: name one of them, as in"
             f" ?field={schema.names[0] if schema.names else 'caption'}."
         )
@@ -119,7 +120,7 @@ def _check_column(path: epath.Path, schema: pa.Schema, field: str) -> None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if not any(is_text(kind) for is_text in texts):
-        raise ValueError(f"{path}: the column {field!r} is {kind}, not strings: name another.")
+        raise UserError(f"{path}: the column {field!r} is {kind}, not strings: name another.")
 
 
 def _texts(path: epath.Path, column: pa.Array, first: int) -> Iterator[str]:
@@ -128,7 +129,7 @@ def _texts(path: epath.Path, column: pa.Array, first: int) -> Iterator[str]:
     # As bytes, since Arrow takes parquet's word for it that strings are UTF-8.
     for row, text in enumerate(column.cast(pa.large_binary()).to_pylist(), start=first):
         if text is None:
-            raise ValueError(f"{path}, row {row} (the first is 0) is null: leave the row out.")
+            raise UserError(f"{path}, row {row} (the first is 0) is null: leave the row out.")
         try:
             yield text.decode("utf-8")
         except UnicodeDecodeError:

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from diffusionrl_jax.data.files import PARTIAL, as_path, clear_full_disk, in_bucket, matching
+from diffusionrl_jax.mistakes import UserError
 
 CACHE_VARIABLE = "DIFFUSIONRL_JAX_CACHE"
 HEADER = struct.Struct("<16sQQQ32s")  # magic, rows, prompts, bytes of text, `_digest`
@@ -37,12 +38,12 @@ def cache_folder() -> pathlib.Path:
     """Where indices are kept: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home.
 
     Raises:
-      ValueError: it is not a local folder.
+      UserError: it is not a local folder.
     """
     text, name = os.environ.get(CACHE_VARIABLE), f"${CACHE_VARIABLE}"
     folder = as_path(text or "~/.cache/diffusionrl_jax", name if text else f"{name} (not set)")
     if in_bucket(folder):
-        raise ValueError(f"{name}={text} is in a bucket: name a folder on a local disk.")
+        raise UserError(f"{name}={text} is in a bucket: name a folder on a local disk.")
     return pathlib.Path(folder)
 
 
@@ -68,7 +69,7 @@ class PromptIndex(Sequence[str]):
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a whole index.
+      UserError: it is not a whole index.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -79,11 +80,11 @@ class PromptIndex(Sequence[str]):
             " made again."
         )
         if len(header) < HEADER.size or header[: len(MAGIC)] != MAGIC:
-            raise ValueError(self._broken)
+            raise UserError(self._broken)
         _, self.rows, count, size, digest = HEADER.unpack(header)
         tables = _aligned(HEADER.size + size)
         if os.path.getsize(path) != tables + 8 * (2 * count + 1):
-            raise ValueError(self._broken)
+            raise UserError(self._broken)
         # Read, not mapped: pages of a map would count as this process's memory.
         self._file = open(path, "rb", buffering=0)
         content = hashlib.sha256()
@@ -91,7 +92,7 @@ class PromptIndex(Sequence[str]):
         while part := self._file.read(BYTES_AT_ONCE):
             content.update(part)
         if digest != _digest(self.rows, count, size, content):
-            raise ValueError(self._broken)
+            raise UserError(self._broken)
         self._begins = np.memmap(path, "<u8", "r", tables, count + 1)
         begin = tables + 8 * (count + 1)
         self.hashes = np.memmap(path, "<u8", "r", begin, count) if count else np.empty(0, "<u8")
@@ -103,12 +104,12 @@ class PromptIndex(Sequence[str]):
         """A prompt.
 
         Raises:
-          ValueError: the file has changed since it was opened.
+          UserError: the file has changed since it was opened.
         """
         begin, end = self._begins[index : index + 2].tolist()
         text = os.pread(self._file.fileno(), max(0, end - begin), HEADER.size + begin)
         if hash_prompt(text) != self.hashes[index].tobytes():
-            raise ValueError(self._broken)
+            raise UserError(self._broken)
         return text.decode("utf-8")
 
 
@@ -173,7 +174,7 @@ def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -
 
     Raises:
       OSError: the cache folder can't be written; the message says how to choose another.
-      ValueError: from `rows`.
+      UserError: from `rows`.
     """
     path = cache_folder() / f"{fingerprint}.prompts"
     if path.exists():
@@ -215,12 +216,12 @@ def held_out(hashes: np.ndarray, count: int, split: str, name: str) -> np.ndarra
       int64 indices in ascending order.
 
     Raises:
-      ValueError: the split is unknown, or one of the two would be empty.
+      UserError: the split is unknown, or one of the two would be empty.
     """
     if split not in SPLITS:
-        raise ValueError(f'{name}: unknown split {split!r}: choose "train" or "test".')
+        raise UserError(f'{name}: unknown split {split!r}: choose "train" or "test".')
     if not 0 <= count < len(hashes) or (split == "test" and not count):
-        raise ValueError(
+        raise UserError(
             f"{name}: cannot use split={split} with held_out={count} of {len(hashes)} different"
             f" prompts: hold out at least 1 (to test) and fewer than {len(hashes)}."
         )

@@ -13,6 +13,7 @@ from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.prompt_files import TABLES, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
+from diffusionrl_jax.mistakes import UserError
 
 EMOJI = "emoji:"
 HUB = "hub"
@@ -25,14 +26,14 @@ def make_prompts(name: str, seed: int) -> PromptSource:
     """The prompts that a config names: `emoji:pairs` and the like, or as `open_prompts` knows.
 
     Raises:
-      ValueError, OSError: if there are no such prompts, or one is broken.
+      UserError, OSError: if there are no such prompts, or one is broken.
     """
     if not name.startswith(EMOJI):
         return open_prompts(name, seed)
     chosen = name.removeprefix(EMOJI)
     if chosen not in prompt_sets.PROMPT_SETS:
         known = [EMOJI + known for known in prompt_sets.PROMPT_SETS]
-        raise ValueError(f"There are no prompts {name!r}: use one of {known}, or a file.")
+        raise UserError(f"There are no prompts {name!r}: use one of {known}, or a file.")
     return prompt_sets.PROMPT_SETS[chosen](seed)
 
 
@@ -53,13 +54,13 @@ def open_prompts(name: str, seed: int) -> PromptSource:
       seed: of the order.
 
     Raises:
-      ValueError, OSError: there is no such source, or a row of it is not a prompt.
+      UserError, OSError: there is no such source, or a row of it is not a prompt.
     """
     source = parse(name, KINDS)
     if source.kind in word_lists.PROMPT_SETS:
         source.check_options(())
         if source.name not in ("all", *prompt_index.SPLITS):
-            raise ValueError(
+            raise UserError(
                 f"There are no prompts {name!r}: use {source.kind}:train, {source.kind}:test or"
                 f" {source.kind}:all."
             )
@@ -67,7 +68,7 @@ def open_prompts(name: str, seed: int) -> PromptSource:
     if source.kind == "template":
         source.check_options(("words", *SPLITTING))
         if "words" not in source.options:
-            raise ValueError(f"{name!r} has no words: add ?words=FILE, one a line.")
+            raise UserError(f"{name!r} has no words: add ?words=FILE, one a line.")
         count, split = source.number("held_out"), source.options.get("split", "train")
         words = word_lists.read_words(source.options["words"], count, split)
         return TemplatePrompts(source.name, words, seed)
@@ -81,11 +82,11 @@ def describe_hub_file(source: Source) -> hub_files.Need:
     """What is needed of the hub for a source of the kind `HUB`.
 
     Raises:
-      ValueError: its name is not OWNER/NAME/FILE.
+      UserError: its name is not OWNER/NAME/FILE.
     """
     match = re.fullmatch(rf"({hub_files.HUB_ID})/([^*]+)", source.name)
     if match is None:
-        raise ValueError(
+        raise UserError(
             f"{source.text!r} is not {HUB}:OWNER/NAME/FILE, as in "
             f"{HUB}:poloclub/diffusiondb/metadata.parquet: name one file of a dataset."
         )
@@ -112,7 +113,7 @@ def _indexed(source: Source) -> prompt_index.Chosen:
         rows = lambda: itertools.chain.from_iterable(read_rows(path, field) for path in files)
     index = prompt_index.open_index(source.text, digest.hexdigest()[:32], rows)
     if not len(index):
-        raise ValueError(f"{source.text} has no prompt: write some, or name another.")
+        raise UserError(f"{source.text} has no prompt: write some, or name another.")
     return prompt_index.Chosen(
         index, prompt_index.held_out(index.hashes, count, split, source.text)
     )

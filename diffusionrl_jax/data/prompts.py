@@ -13,6 +13,8 @@ from typing import Protocol
 import grain.python as grain
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
+
 # The paper's (Secs. 4.1 and 4.3).
 RELATIONS = ("and", "next to", "near", "on side of", "beside")
 PORTRAIT = "a portrait of {article} {noun}"
@@ -52,12 +54,12 @@ class ShuffledPrompts:
       seed: of the order, 0 to 2**32 - 1.
 
     Raises:
-      ValueError: there is no prompt.
+      UserError: there is no prompt.
     """
 
     def __init__(self, prompts: Sequence[str], seed: int):
         if not len(prompts):
-            raise ValueError("There is no prompt to draw from: give at least one.")
+            raise UserError("There is no prompt to draw from: give at least one.")
         self.prompts = prompts
         self._order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
 
@@ -69,19 +71,19 @@ class TemplatePrompts(ShuffledPrompts):
     """A template filled with each word: "a portrait of {article} {noun}" and ("judge", ...).
 
     Raises:
-      ValueError: the template has no {noun}, or a field other than {article} and {noun}.
+      UserError: the template has no {noun}, or a field other than {article} and {noun}.
     """
 
     def __init__(self, template: str, words: Sequence[str], seed: int):
         try:
             first, second = (template.format(article="a", noun=noun) for noun in "xy")
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"Cannot fill the template {template!r} ({error}): use only {{article}} and"
                 " {noun}."
             ) from None
         if first == second:
-            raise ValueError(f"The template {template!r} lacks {{noun}}: say where the words go.")
+            raise UserError(f"The template {template!r} lacks {{noun}}: say where the words go.")
         super().__init__([template.format(article=article(w), noun=w) for w in words], seed)
 
 
@@ -99,7 +101,7 @@ class PairPrompts(ShuffledPrompts):
         (A, B) that is true for a pair to leave out.
 
     Raises:
-      ValueError: fewer than two objects, no relation, or every pair is excluded.
+      UserError: fewer than two objects, no relation, or every pair is excluded.
     """
 
     def __init__(
@@ -110,13 +112,13 @@ class PairPrompts(ShuffledPrompts):
         exclude: Callable[[str, str], bool] | Collection[tuple[str, str]] = (),
     ):
         if len(objects) < 2 or not relations:
-            raise ValueError(
+            raise UserError(
                 f"Pairs need at least 2 objects and 1 relation, not {len(objects)} and"
                 f" {len(relations)}: add some."
             )
         pairs = _Pairs(tuple(objects), tuple(relations), exclude)
         if not len(pairs):
-            raise ValueError(f"All pairs of the {len(objects)} objects are excluded: keep some.")
+            raise UserError(f"All pairs of the {len(objects)} objects are excluded: keep some.")
         super().__init__(pairs, seed)
 
 
@@ -157,12 +159,12 @@ class MixturePrompts:
     still passed through in its own order without leaving a prompt out.
 
     Raises:
-      ValueError: there is not one positive weight for each source.
+      UserError: there is not one positive weight for each source.
     """
 
     def __init__(self, sources: Sequence[PromptSource], weights: Sequence[float]):
         if not sources or len(sources) != len(weights) or min(weights) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"A mixture of {len(sources)} sources cannot have the weights {list(weights)}:"
                 " give each source one positive weight."
             )
@@ -209,13 +211,13 @@ def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
       most: how many prompts it may hold, repeats counted.
 
     Raises:
-      ValueError: it holds more, or can't tell what it holds.
+      UserError: it holds more, or can't tell what it holds.
     """
     lists = _lists(source)
     if lists is None:
-        raise ValueError("They cannot be listed.")
+        raise UserError("They cannot be listed.")
     if (count := sum(map(len, lists))) > most:
-        raise ValueError(f"There are {count}, more than {most}.")
+        raise UserError(f"There are {count}, more than {most}.")
     different = dict.fromkeys(prompt for prompts in lists for prompt in prompts)
     return {prompt: place for place, prompt in enumerate(different)}
 
@@ -235,11 +237,11 @@ def prompt_batch(
       `batch_size` prompts, the images of one prompt contiguous.
 
     Raises:
-      ValueError: `group_size` does not divide `batch_size`.
+      UserError: `group_size` does not divide `batch_size`.
     """
     if group_size < 1 or batch_size < 1 or batch_size % group_size:
         fitting = max(group_size, 1) * max(1, round(batch_size / max(group_size, 1)))
-        raise ValueError(
+        raise UserError(
             f"A batch of {batch_size} cannot hold whole groups of {group_size}: make the batch"
             f" {fitting}, or the groups a divisor of {batch_size}."
         )

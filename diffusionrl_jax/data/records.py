@@ -19,6 +19,7 @@ from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8, matching
 from diffusionrl_jax.data.sources import Source
+from diffusionrl_jax.mistakes import UserError
 
 KINDS = ("tfds", "array_record")
 END_BYTES = 2**20
@@ -38,7 +39,7 @@ class Records(Sequence):
       fingerprint: tells these records from others, alike on every machine.
 
     Raises:
-      ValueError: the files are damaged or hold no record.
+      UserError: the files are damaged or hold no record.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class Records(Sequence):
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(list(paths))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{source}: the array_record files are damaged ({error}): copy them anew."
             ) from None
         if not len(self._records):
-            raise ValueError(f"{source} holds no record: name one that does.")
+            raise UserError(f"{source} holds no record: name one that does.")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -74,14 +75,14 @@ class Records(Sequence):
         try:
             found = self._parser.deserialize_example_np(record)
         except Exception as error:  # The parser raises whatever the broken record makes it.
-            raise ValueError(
+            raise UserError(
                 f"{self.source}, record {index} (the first is 0): cannot read the features"
                 f" {list(self._features)} ({error}): it must be a tf.train.Example with these as"
                 " bytes."
             ) from None
         for name, value in found.items():
             if not isinstance(value, bytes):
-                raise ValueError(
+                raise UserError(
                     f"{self.source}, record {index} (the first is 0): the feature {name!r} is"
                     f" {type(value).__name__}, not one text or picture: name another."
                 )
@@ -99,7 +100,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
 
     Raises:
       FileNotFoundError: there is no such dataset, split or folder.
-      ValueError: a feature is not there or of a foreign type, the dataset is broken, has another
+      UserError: a feature is not there or of a foreign type, the dataset is broken, has another
         file format, or is in a bucket.
     """
     for folder in (source.name, source.options.get("data_dir", "")):
@@ -123,12 +124,12 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
             )
         for option, name in features.items():
             if name not in builder.info.features:
-                raise ValueError(
+                raise UserError(
                     f"{source.text!r} has no feature {name!r}: set {option} to one of"
                     f" {sorted(builder.info.features)}."
                 )
         if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(
+            raise UserError(
                 f"{source.text!r} is stored as {builder.info.file_format.value}: prepare it with"
                 ' file_format="array_record".'
             )
@@ -148,7 +149,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
 def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
     """The reader of array_record files knows no buckets, and does not return from one."""
     if in_bucket(folder):
-        raise ValueError(
+        raise UserError(
             f"{source.text!r}: array_record files must be on a file system: copy those of {folder}"
             " to one, or mount the bucket."
         )
@@ -157,12 +158,12 @@ def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
 def _refuse_name(source: Source, path: epath.Path) -> None:
     """What the reader of array_record files can't open, or takes for a part of another file."""
     if not is_utf8(path):
-        raise ValueError(
+        raise UserError(
             f"{source.text!r}: array_record files are read by names in UTF-8 only, unlike"
             f" {os.fsencode(path)!r}: rename it, or make a link of such a name to it."
         )
     if RANGE.search(path.name):
-        raise ValueError(
+        raise UserError(
             f"{source.text!r}: the end of the name {path} would be read as a range of records:"
             " rename it."
         )
@@ -185,7 +186,7 @@ def _open_builder(source: Source):
     if data_dir is not None:
         data_dir = as_path(data_dir, "data_dir")
         if "[" in os.fspath(data_dir):
-            raise ValueError(
+            raise UserError(
                 f"{source.text!r}: tensorflow-datasets finds nothing in a data_dir with a [: name"
                 f" the dataset's folder with its features.json, below {data_dir}, instead."
             )
@@ -196,7 +197,7 @@ def _open_builder(source: Source):
             # Not tfds.builder: it runs the dataset's code, of some names fetched from the network.
             return builder_from_files(source.name, data_dir=data_dir)
     except _ForeignFeatureError as error:
-        raise ValueError(
+        raise UserError(
             f"{source.text!r}: a feature's type is {error}, which is not tensorflow-datasets' own;"
             " it would have to be imported, and no code is run for data: prepare it with features"
             " of tfds.features."
@@ -209,7 +210,7 @@ def _open_builder(source: Source):
             ' file_format="array_record").download_and_prepare().'
         ) from None
     except Exception as error:  # The parsers raise whatever the broken file makes them.
-        raise ValueError(
+        raise UserError(
             f"{source.text!r}: tensorflow-datasets cannot open it ({_first_line(error)}): mend the"
             " name, or copy its features.json and dataset_info.json anew."
         ) from None

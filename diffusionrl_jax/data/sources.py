@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from etils import epath
 
 from diffusionrl_jax.data.files import as_path, is_there, matching
+from diffusionrl_jax.mistakes import UserError
 
 # Options whose values are paths.
 PATHS = ("words", "data_dir")
@@ -38,21 +39,21 @@ class Source:
         """Refuses options that this kind of source does not have.
 
         Raises:
-          ValueError: there is one.
+          UserError: there is one.
         """
         if unknown := sorted(set(self.options) - set(known)):
             choices = f"only {sorted(known)}" if known else "none"
-            raise ValueError(f"{self.text!r}: the options {unknown} are unknown; use {choices}.")
+            raise UserError(f"{self.text!r}: the options {unknown} are unknown; use {choices}.")
 
     def number(self, option: str) -> int:
         """An option that counts, 0 if it is not there.
 
         Raises:
-          ValueError: it is not a whole number of 0 or more.
+          UserError: it is not a whole number of 0 or more.
         """
         value = self.options.get(option, "0")
         if not (value.isascii() and value.isdigit()):
-            raise ValueError(f"{self.text!r}: {option}={value} must be a whole number, 0 or more.")
+            raise UserError(f"{self.text!r}: {option}={value} must be a whole number, 0 or more.")
         return int(value)
 
 
@@ -64,7 +65,7 @@ def parse(text: str, kinds: Collection[str]) -> Source:
       kinds: those that are known; anything else before a colon belongs to the path.
 
     Raises:
-      ValueError: there is no name, or an option is not of the form option=value.
+      UserError: there is no name, or an option is not of the form option=value.
     """
     kind, _, rest = text.partition(":")
     kind, rest = (kind, rest) if kind in kinds else ("", text)
@@ -76,12 +77,12 @@ def parse(text: str, kinds: Collection[str]) -> Source:
         if option in PATHS:
             value, parts = _longest_path(value, parts)
         if not (option and equals and value):
-            raise ValueError(f"{text!r}: cannot read the option {part!r}: write option=value.")
+            raise UserError(f"{text!r}: cannot read the option {part!r}: write option=value.")
         if option in options:
-            raise ValueError(f"{text!r} says {option} twice: leave one out.")
+            raise UserError(f"{text!r} says {option} twice: leave one out.")
         options[option] = value
     if not name:
-        raise ValueError(f"{text!r} names nothing: see docs/data.md for what can be named.")
+        raise UserError(f"{text!r} names nothing: see docs/data.md for what can be named.")
     return Source(text, kind, name, options)
 
 
@@ -116,7 +117,7 @@ def find_files(pattern: str) -> list[epath.Path]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is a folder, or nothing can be there, as `files.as_path` says.
+      UserError: it is a folder, or nothing can be there, as `files.as_path` says.
     """
     path = as_path(pattern, "The path of a file")
     if "*" in path.name and not path.exists():
@@ -126,7 +127,7 @@ def find_files(pattern: str) -> list[epath.Path]:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {pattern}: mend the path.")
     if path.is_dir():
-        raise ValueError(f"{pattern} is a folder: name a file in it, or several with *.")
+        raise UserError(f"{pattern} is a folder: name a file in it, or several with *.")
     return [path]
 
 
@@ -134,11 +135,11 @@ def decode_text(text: bytes, place: str) -> str:
     """UTF-8 text.
 
     Raises:
-      ValueError: it is not UTF-8; the message begins with `place`.
+      UserError: it is not UTF-8; the message begins with `place`.
     """
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{place}: byte {error.start + 1} is not UTF-8 ({error.reason}): save it as UTF-8."
         ) from None

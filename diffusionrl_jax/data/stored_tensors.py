@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from diffusionrl_jax.mistakes import UserError
+
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -56,10 +58,10 @@ def check_finite(tensor: np.ndarray, name: str, source) -> np.ndarray:
     """The tensor as it is, if all its numbers are finite.
 
     Raises:
-      ValueError: one is NaN or infinite; names the tensor and its source.
+      UserError: one is NaN or infinite; names the tensor and its source.
     """
     if not is_finite(tensor):
-        raise ValueError(
+        raise UserError(
             f"Tensor {name!r} in {source} has numbers that are NaN or infinite ({tensor.dtype}): "
             "the weights are damaged or were saved by a run that had diverged; use others."
         )
@@ -92,13 +94,13 @@ class StoredTensor:
         """Reads it: one range of bytes.
 
         Raises:
-          ValueError: the file was cut meanwhile, or a number is not finite.
+          UserError: the file was cut meanwhile, or a number is not finite.
         """
         with self.file.open("rb") as file:
             file.seek(self.start)
             data = file.read(self.nbytes)
         if len(data) != self.nbytes:
-            raise ValueError(f"{self.file} was cut short meanwhile: copy or download it again.")
+            raise UserError(f"{self.file} was cut short meanwhile: copy or download it again.")
         tensor = np.frombuffer(data, self.dtype).reshape(self.shape)
         check_finite(tensor, self.name, self.file)
         return tensor if dtype is None else tensor.astype(dtype, copy=False)
@@ -115,7 +117,7 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is truncated or corrupt, or holds a dtype that is not supported; a
+      UserError: the file is truncated or corrupt, or holds a dtype that is not supported; a
         tensor is there twice, or lies over another.
     """
     size = path.stat().length
@@ -123,24 +125,24 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAXIMUM_HEADER_BYTES, size - 8):
-                raise ValueError(f"its header would have {length} bytes")
+                raise UserError(f"its header would have {length} bytes")
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are no strings")
+            raise UserError("its metadata are no strings")
         tensors = {
             name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()
         }
         _check_places(header, size - 8 - length)
     # RecursionError is JSON's of lists within lists.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
             "copy or download it again."
         ) from error
     unsupported = [name for name, tensor in tensors.items() if tensor is None]
     if unsupported:
-        raise ValueError(
+        raise UserError(
             f"Tensor {unsupported[0]!r} in {path} has dtype {header[unsupported[0]]['dtype']}, "
             f"which is not supported; store it as one of {sorted(DTYPES)}."
         )
@@ -152,7 +154,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"its header has {name!r} twice")
+            raise UserError(f"its header has {name!r} twice")
         result[name] = value
     return result
 
@@ -164,15 +166,15 @@ def _check_places(header: Mapping[str, Any], size: int) -> None:
     for name, place in sorted(places.items(), key=lambda item: item[1]):
         begin, following = place
         if begin != end:
-            raise ValueError(f"tensor {name!r} begins at byte {begin}, where {end} comes next")
+            raise UserError(f"tensor {name!r} begins at byte {begin}, where {end} comes next")
         end = following
     if end != size:
-        raise ValueError(f"its tensors end at byte {end} of the data's {size}")
+        raise UserError(f"its tensors end at byte {end} of the data's {size}")
 
 
 def _whole(number: Any) -> int:
     if type(number) is not int or number < 0:
-        raise ValueError(f"{str(number)[:40]} is no whole number of 0 or more")
+        raise UserError(f"{str(number)[:40]} is no whole number of 0 or more")
     return number
 
 
@@ -180,13 +182,13 @@ def _stored(path, name, entry, offset, size) -> StoredTensor | None:
     """One entry of the header, checked; None where the dtype is not known."""
     begin, end = map(_whole, entry["data_offsets"])
     if not begin <= end <= size - offset:
-        raise ValueError(f"tensor {name!r} ends at byte {offset + end}, the file at {size}")
+        raise UserError(f"tensor {name!r} ends at byte {offset + end}, the file at {size}")
     if entry["dtype"] not in DTYPES:
         return None
     shape = tuple(map(_whole, entry["shape"]))
     if len(shape) > MAXIMUM_RANK:
-        raise ValueError(f"tensor {name!r} has {len(shape)} axes")
+        raise UserError(f"tensor {name!r} has {len(shape)} axes")
     tensor = StoredTensor(path, name, shape, np.dtype(DTYPES[entry["dtype"]]), offset + begin)
     if tensor.nbytes != end - begin:
-        raise ValueError(f"tensor {name!r} has {end - begin} bytes, its shape {tensor.nbytes}")
+        raise UserError(f"tensor {name!r} has {end - begin} bytes, its shape {tensor.nbytes}")
     return tensor

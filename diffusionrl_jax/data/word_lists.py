@@ -12,6 +12,7 @@ from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.data.prompt_index import hashes_of, held_out
+from diffusionrl_jax.mistakes import UserError
 
 HELD_OUT_OBJECTS = 82
 HELD_OUT_OCCUPATIONS = 20
@@ -26,13 +27,13 @@ def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ..
       split: "train" (all but those) or "test" (only those).
 
     Raises:
-      ValueError, FileNotFoundError: there is no such list, or it can't be split so.
+      UserError, FileNotFoundError: there is no such list, or it can't be split so.
     """
     words = tuple(dict.fromkeys(read_prompts(str(resolve(path, "words")))))
     hashes = hashes_of(word.encode() for word in words)
     _, first = np.unique(hashes, return_index=True)
     if len(first) < len(words):
-        raise ValueError(f"{path} has two words of one hash: change one a little.")
+        raise UserError(f"{path} has two words of one hash: change one a little.")
     return tuple(words[index] for index in held_out(hashes, count, split, path))
 
 

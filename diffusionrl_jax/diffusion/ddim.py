@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.diffusion.gaussian import Gaussian
+from diffusionrl_jax.mistakes import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -124,7 +125,7 @@ def _betas(config: dict) -> np.ndarray:
         return np.linspace(start, end, count, dtype=np.float32)
     if name == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
-    raise ValueError(f"beta_schedule {name!r} is not known: use 'linear' or 'scaled_linear'.")
+    raise UserError(f"beta_schedule {name!r} is not known: use 'linear' or 'scaled_linear'.")
 
 
 def _timesteps(config: dict, steps: int, count: int) -> np.ndarray:
@@ -137,7 +138,7 @@ def _timesteps(config: dict, steps: int, count: int) -> np.ndarray:
     elif spacing == "linspace":
         timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     else:
-        raise ValueError(
+        raise UserError(
             f"timestep_spacing {spacing!r} is not known: use 'leading', 'trailing' or 'linspace'."
         )
     return timesteps.astype(np.int32)
@@ -154,25 +155,25 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
       The chain.
 
     Raises:
-      ValueError: if the config asks for something that this sampler would get wrong, or if
+      UserError: if the config asks for something that this sampler would get wrong, or if
         `steps` is not between 1 and the number of training timesteps.
     """
     betas = _betas(scheduler_config)
     if not 1 <= steps <= len(betas):
-        raise ValueError(f"steps must be between 1 and {len(betas)}, not {steps}.")
+        raise UserError(f"steps must be between 1 and {len(betas)}, not {steps}.")
     if scheduler_config.get("trained_betas") is not None:
-        raise ValueError("The scheduler's trained_betas are not supported: use a beta_schedule.")
+        raise UserError("The scheduler's trained_betas are not supported: use a beta_schedule.")
     for option in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
         # Stable Diffusion's folders have clip_sample false; diffusers' default is true.
         if scheduler_config.get(option, False):
-            raise ValueError(f"The scheduler's option {option} is not supported: set it to false.")
+            raise UserError(f"The scheduler's option {option} is not supported: set it to false.")
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}.")
+        raise UserError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}.")
     alpha_bar = np.cumprod(1.0 - betas, dtype=np.float32)
     timesteps = _timesteps(scheduler_config, steps, len(betas))
     if timesteps[0] >= len(betas):
-        raise ValueError(
+        raise UserError(
             f"With {steps} steps the first timestep is {timesteps[0]}, beyond the {len(betas)} of "
             "training: use fewer steps, or set the scheduler's steps_offset to 0."
         )

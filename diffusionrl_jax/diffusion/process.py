@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.ddim import make_ddim
 from diffusionrl_jax.diffusion.gaussian import MINIMUM_STD, Gaussian
+from diffusionrl_jax.mistakes import UserError
 
 
 class Process(Protocol):
@@ -73,11 +74,11 @@ def make_process(scheduler_config: Mapping[str, Any], steps: int) -> Process:
       steps: number of denoising steps.
 
     Raises:
-      ValueError: the scheduler is not known, or does not fit; see `ddim.make_ddim`.
+      UserError: the scheduler is not known, or does not fit; see `ddim.make_ddim`.
     """
     name = scheduler_config.get("_class_name", "DDIMScheduler")
     if name not in PROCESSES:
-        raise ValueError(f"The scheduler {name} is not supported: use one of {sorted(PROCESSES)}.")
+        raise UserError(f"The scheduler {name} is not supported: use one of {sorted(PROCESSES)}.")
     return PROCESSES[name](scheduler_config, steps)
 
 

@@ -6,6 +6,8 @@ import os
 
 import jax
 
+from diffusionrl_jax.mistakes import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -67,11 +69,11 @@ def of_topology(topology: str) -> Chip:
     """The chip of a topology such as v5e:4x4.
 
     Raises:
-      ValueError: a generation whose peaks are not known.
+      UserError: a generation whose peaks are not known.
     """
     generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise ValueError(
+        raise UserError(
             f"The peaks of topology {topology!r} are not known: use one of {', '.join(CHIPS)}, "
             "such as v5e:4x4."
         )

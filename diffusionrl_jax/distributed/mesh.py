@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from diffusionrl_jax.mistakes import UserError
+
 DATA, FSDP = "data", "fsdp"
 BATCH_AXES = (DATA, FSDP)
 REPLICATED_BYTES = 2**20  # smaller parameters are not worth an all-gather
@@ -20,12 +22,12 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
       devices: all of the program's if None.
 
     Raises:
-      ValueError: if fsdp does not divide the number of devices.
+      UserError: if fsdp does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ValueError(f"mesh.fsdp={fsdp} must be one of {divisors}: it divides the devices.")
+        raise UserError(f"mesh.fsdp={fsdp} must be one of {divisors}: it divides the devices.")
     return Mesh(np.asarray(devices).reshape(-1, fsdp), BATCH_AXES)
 
 
@@ -177,13 +179,13 @@ def check_batch(name: str, batch: int, mesh: Mesh | AbstractMesh, group: int = 1
     """Refuses a batch that does not divide over the devices or into whole groups.
 
     Raises:
-      ValueError: names the field, and the nearest batches that would do.
+      UserError: names the field, and the nearest batches that would do.
     """
     unit = math.lcm(mesh.size, group)
     if batch < 1 or batch % unit:
         below, above = batch // unit * unit, (batch // unit + 1) * unit
         choices = f"{below} or {above}" if below > 0 else f"{above}"
-        raise ValueError(
+        raise UserError(
             f"{name}={batch} must be a multiple of {unit} ({mesh.size} devices, groups of "
             f"{group}): use {choices}."
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
+from diffusionrl_jax.mistakes import UserError
 
 
 def microbatch_count(batch: int, per_device: int, devices: int) -> int:
@@ -18,13 +19,13 @@ def microbatch_count(batch: int, per_device: int, devices: int) -> int:
       devices: number of devices.
 
     Raises:
-      ValueError: if the devices' share of the batch is not a multiple of the microbatch.
+      UserError: if the devices' share of the batch is not a multiple of the microbatch.
     """
     share = batch // devices
     if per_device == 0 or per_device >= share:
         return 1
     if share % per_device:
-        raise ValueError(
+        raise UserError(
             f"A device's share of the batch, {share}, is not a multiple of the microbatch "
             f"{per_device}."
         )

@@ -16,6 +16,7 @@ from diffusionrl_jax.evaluation import statistics, tables
 from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiments import fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 
@@ -49,11 +50,11 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
     """Name, path and step from "name=PATH@step".
 
     Raises:
-      ValueError: if it is not of that form, or as `runs.parse_model`.
+      UserError: if it is not of that form, or as `runs.parse_model`.
     """
     name, equals, location = text.partition("=")
     if not (name and equals and split_step(location)[0]):
-        raise ValueError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
+        raise UserError(f"--checkpoints={text!r} is not name=PATH or name=PATH@step.")
     return name.strip(), *trained.parse_model(location, f"--checkpoints={name}")
 
 
@@ -71,13 +72,13 @@ def compare_models(
       The tables, as in results.md.
 
     Raises:
-      ValueError, FileNotFoundError: bad input.
+      UserError, FileNotFoundError: bad input.
     """
     names = [BASE, *(name for name, _, _ in checkpoints)]
     if len(set(names)) < len(names) or statistics.REAL in names:
-        raise ValueError(f"The names {names} must all differ, and not be {statistics.REAL!r}.")
+        raise UserError(f"The names {names} must all differ, and not be {statistics.REAL!r}.")
     if not config.evaluation.sets:
-        raise ValueError("config.evaluation.sets is empty: there is nothing to evaluate.")
+        raise UserError("config.evaluation.sets is empty: there is nothing to evaluate.")
     for _, path, step in checkpoints:
         trained.check_trained(path, step)
     fetching.bring(config, for_training=False)
@@ -92,7 +93,7 @@ def compare_models(
         sampler = evaluator.sampler
         if not policy.model.same_networks(base.model):
             if policy.model.image_shape != base.model.image_shape:
-                raise ValueError(
+                raise UserError(
                     f"{path} draws images of shape {policy.model.image_shape}, config.model of "
                     f"{base.model.image_shape}: compare models of one size."
                 )

@@ -26,6 +26,7 @@ from diffusionrl_jax.distributed.mesh import (
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
 from diffusionrl_jax.rewards import Reward, scoring
@@ -79,7 +80,7 @@ class Evaluator:
       shown: set -> indices of the images that an `Evaluation` keeps, evenly spaced.
 
     Raises:
-      ValueError: if a set does not divide over the devices or names an unknown scorer.
+      UserError: if a set does not divide over the devices or names an unknown scorer.
     """
 
     def __init__(
@@ -252,21 +253,21 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
       config: config.evaluation.
 
     Raises:
-      ValueError: the name, and where it is.
+      UserError: the name, and where it is.
     """
     for name, chosen in config.sets.items():
         for scorer in chosen.scorers:
             if scorer not in config.scorers:
-                raise ValueError(
+                raise UserError(
                     f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
                     f"in config.evaluation.scorers: {sorted(config.scorers)}."
                 )
     scored = {f"{name}/{scorer}" for name, one in config.sets.items() for scorer in one.scorers}
     if unknown := set(config.best) - scored:
-        raise ValueError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
+        raise UserError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
     used = {name.rpartition("/")[2] for name in scored}
     if config.sets and (unknown := set(config.head_to_head) - used):
-        raise ValueError(
+        raise UserError(
             f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
             f"see {sorted(used)}."
         )

@@ -16,6 +16,7 @@ from diffusionrl_jax.learning.gradient import Learner
 from diffusionrl_jax.learning.objectives import Objectives
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage
 from diffusionrl_jax.rewards import Reward
@@ -32,7 +33,7 @@ def initial_state(config: ml_collections.ConfigDict, base: Parameters) -> TrainS
       base: the denoiser's parameters to start from.
 
     Raises:
-      ValueError: LoRA's fields do not fit the denoiser.
+      UserError: LoRA's fields do not fit the denoiser.
     """
     lora = make_lora(config)
     params = base if lora is None else lora.init(base, config.seed)
@@ -66,14 +67,14 @@ def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
 
 def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
     if task.normalisation not in NORMALISATIONS:
-        raise ValueError(
+        raise UserError(
             f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
             f"{NORMALISATIONS}."
         )
     if task.normalisation != "group":
         return 0
     if task.group_size < 2:
-        raise ValueError(
+        raise UserError(
             f"config.tasks.{name} is normalised by group: set its group_size to 2 or more."
         )
     return task.group_size
@@ -94,7 +95,7 @@ def make_algorithm(
       rewards: one per task.
 
     Raises:
-      ValueError: a field that does not fit.
+      UserError: a field that does not fit.
     """
     sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
     process = make_process(model.scheduler_config, sampler.steps)

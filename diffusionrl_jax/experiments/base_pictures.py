@@ -24,6 +24,7 @@ from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage
 
@@ -34,12 +35,12 @@ def picture_count(config: ml_collections.ConfigDict) -> int:
     """How many pictures a config's `base:8192` asks for.
 
     Raises:
-      ValueError: no number, or fewer than a batch, which takes each of its pictures once.
+      UserError: no number, or fewer than a batch, which takes each of its pictures once.
     """
     name = config.pretraining.pictures
     digits = name.removeprefix(BASE)
     if not (digits.isascii() and digits.isdecimal() and int(digits) >= config.batch_size):
-        raise ValueError(
+        raise UserError(
             f"config.pretraining.pictures={name!r} must be {BASE} and how many pictures the base "
             f"model is to draw, at least batch_size={config.batch_size}, such as {BASE}8192."
         )
@@ -79,7 +80,7 @@ def choose_pictures(
       sources: of each task's prompts.
 
     Raises:
-      ValueError: as `picture_count`.
+      UserError: as `picture_count`.
     """
     numbers = range(picture_count(config))
     prompts = tuple(sources[index % len(sources)][index // len(sources)] for index in numbers)

@@ -11,6 +11,7 @@ from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, place
 from diffusionrl_jax.experiments.pretraining import pretraining_batch
 from diffusionrl_jax.learning.iteration import Batch
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import prepare
@@ -22,14 +23,14 @@ def prompt_places_of(
     if task.normalisation != "prompt":
         return None
     if not 1 <= task.prompt_min_count <= task.prompt_buffer:
-        raise ValueError(
+        raise UserError(
             f"config.tasks.{name}.prompt_min_count={task.prompt_min_count} must be between 1 and "
             f"prompt_buffer={task.prompt_buffer}."
         )
     try:
         return prompts.prompt_places(source, task.most_prompts)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"config.tasks.{name} is normalised by prompt, but not with the prompts "
             f"{task.prompts!r}: {error} Raise most_prompts, or normalise by batch or group."
         ) from None

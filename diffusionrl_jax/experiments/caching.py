@@ -21,6 +21,7 @@ from diffusionrl_jax.experiments.pretraining import (
     model_fingerprint,
     open_source,
 )
+from diffusionrl_jax.mistakes import UserError
 
 
 def cache_latents(
@@ -34,11 +35,11 @@ def cache_latents(
       text_embeddings: also keeps what the text encoder makes of the texts.
 
     Raises:
-      ValueError, OSError: bad input; the message names it.
+      UserError, OSError: bad input; the message names it.
     """
     name = config.pretraining.pictures
     if not name or name.startswith(LATENTS):
-        raise ValueError(
+        raise UserError(
             f"config.pretraining.pictures={name!r} names no pictures to encode: see docs/data.md."
         )
     output = str(prepare_folder(output, "--output"))
@@ -55,7 +56,7 @@ def cache_latents(
 
 def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
     if text_embeddings:
-        raise ValueError(
+        raise UserError(
             f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "
             "pictures that the base model draws the token ids alone are kept. Leave out "
             "--text_embeddings."

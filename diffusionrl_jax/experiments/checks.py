@@ -9,6 +9,7 @@ from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 
@@ -30,7 +31,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a config that does not fit itself or the devices.
 
     Raises:
-      ValueError: what does not fit, and the mend.
+      UserError: what does not fit, and the mend.
     """
     check_experiment(config, mesh)
     _check_microbatches(config, mesh.size)
@@ -42,7 +43,7 @@ def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMes
     """As `check`, of all but how the work is divided.
 
     Raises:
-      ValueError: what does not fit, and the mend.
+      UserError: what does not fit, and the mend.
     """
     _check(config)
     for name, task in config.tasks.items():
@@ -51,25 +52,25 @@ def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMes
 
 def _check(config: ml_collections.ConfigDict) -> None:
     if not config.tasks:
-        raise ValueError("config.tasks is empty: name at least one task.")
+        raise UserError("config.tasks is empty: name at least one task.")
     if config.algorithm.name not in ALGORITHMS:
-        raise ValueError(
+        raise UserError(
             f"config.algorithm.name={config.algorithm.name!r} must be one of {list(ALGORITHMS)}."
         )
     if config.algorithm.name == "policy_gradient":
         _check_policy_gradient(config)
     if not 0 <= config.sampler.eta <= 1:
-        raise ValueError(f"config.sampler.eta={config.sampler.eta} must be between 0 and 1.")
+        raise UserError(f"config.sampler.eta={config.sampler.eta} must be between 0 and 1.")
     if config.optimizer.gradient_clip < 0:
-        raise ValueError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
+        raise UserError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
     for name in ("evaluation", "checkpoint"):
         if config[name].every < 1:
-            raise ValueError(
+            raise UserError(
                 f"config.{name}.every={config[name].every} must be at least 1; the last "
                 "iteration's comes in any case."
             )
     if config.pretraining.weight and not config.pretraining.pictures:
-        raise ValueError(
+        raise UserError(
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set "
             "config.pretraining.weight=0 to train without."
         )
@@ -83,24 +84,24 @@ def _check_policy_gradient(config: ml_collections.ConfigDict) -> None:
     fields, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
     count, weight = fields.timesteps_per_iteration, fields.kl_weight
     if not 0 <= count <= config.sampler.steps:
-        raise ValueError(
+        raise UserError(
             f"{name}.timesteps_per_iteration={count} must be between 0 and "
             f"config.sampler.steps={config.sampler.steps}."
         )
     if config.sampler.eta <= 0:
-        raise ValueError("config.sampler.eta must be above 0: without noise there is no policy.")
+        raise UserError("config.sampler.eta must be above 0: without noise there is no policy.")
     if not (count or config.pretraining.weight):
-        raise ValueError(
+        raise UserError(
             f"Nothing is trained: {name}.timesteps_per_iteration and config.pretraining.weight are "
             "both 0."
         )
     if not 0 <= weight < math.inf:
-        raise ValueError(
+        raise UserError(
             f"{name}.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
             "base model."
         )
     if weight and not count:
-        raise ValueError(
+        raise UserError(
             f"{name}.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
             "taken at the steps that are trained on."
         )
@@ -114,7 +115,7 @@ def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None
     for name, samples in shares.items():
         size = config.microbatch.score if name == "score" else config.microbatch[name]
         if 0 < size < samples and samples % size:
-            raise ValueError(
+            raise UserError(
                 f"config.microbatch.{name}={size} must divide the {samples} samples that each "
                 f"device has at a time, of a batch_size of {config.batch_size} on {devices} "
                 "devices; or be 0 to be chosen."
@@ -127,7 +128,7 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
     shares = {"sample": len(config.tasks) * share, "train": share}
     sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
     if config.dtype != "float32" and sizes["sample"] != sizes["train"]:
-        raise ValueError(
+        raise UserError(
             f"In {config.dtype} the ratio at unchanged parameters is 1 only if sampling and "
             f"training see equally many samples at a time: a device samples {sizes['sample']} and "
             f"trains on {sizes['train']}. Set microbatch.sample and microbatch.train to one number."
@@ -139,7 +140,7 @@ def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> Non
     size = config.microbatch.score
     for name, task in config.tasks.items():
         if 0 < size < config.batch_size // devices and size % task.group_size:
-            raise ValueError(
+            raise UserError(
                 f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
                 f"{task.group_size}, or 0 to be chosen."
             )
@@ -151,11 +152,11 @@ def check_task_prompts(
     """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
 
     Raises:
-      ValueError: the reward refuses one; the message names the task.
+      UserError: the reward refuses one; the message names the task.
     """
     task = config.tasks[name]
     drawn = config.iterations * (config.batch_size // task.group_size)
     try:
         check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
     except ValueError as error:
-        raise ValueError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
+        raise UserError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None

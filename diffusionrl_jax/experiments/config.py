@@ -9,6 +9,8 @@ from typing import Any
 
 import ml_collections
 
+from diffusionrl_jax.mistakes import UserError
+
 POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps", "kl_weight")
 # What runs did before there was such a field.
 BEFORE = {
@@ -239,11 +241,11 @@ def add_tasks(
       names: of those to train on, as in "compositionality,fairness".
 
     Raises:
-      ValueError: a name that is not known.
+      UserError: a name that is not known.
     """
     for name in names.split(","):
         if name not in known:
-            raise ValueError(f"There is no task {name!r}: choose from {', '.join(known)}.")
+            raise UserError(f"There is no task {name!r}: choose from {', '.join(known)}.")
         config.tasks[name] = known[name]
 
 

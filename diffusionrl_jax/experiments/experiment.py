@@ -81,7 +81,7 @@ class Experiment:
           cache_dir: where pictures and their latents are kept.
 
         Raises:
-          ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
+          UserError, FileNotFoundError: there are no such pictures, or latents of another model.
         """
         policy = self.policy
         pictures = load_pictures(
@@ -137,7 +137,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       config: see `experiments/config.py`.
 
     Raises:
-      ValueError, OSError: what does not fit or is not here, and the mend.
+      UserError, OSError: what does not fit or is not here, and the mend.
     """
     checks.check(config, make_mesh(checks.fsdp(config)))
     fetching.bring(config)

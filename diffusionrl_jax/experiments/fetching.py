@@ -23,6 +23,7 @@ from diffusionrl_jax.data.files import (
 )
 from diffusionrl_jax.data.hub_files import Held, Need
 from diffusionrl_jax.distributed import processes
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.rewards import folders
 from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
@@ -162,7 +163,7 @@ def bring(
 
     Raises:
       FileNotFoundError: lists all that is missing, before anything large is fetched.
-      OSError, ValueError: see `hub_files.fetch` and `conversion.convert`.
+      OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
     """
     everything = list_named(config, for_training)
     on_hub = [named for named in everything if _is_on_hub(named)]
@@ -198,7 +199,7 @@ def _check_same_everywhere(fetched: Sequence[Fetched]) -> None:
     revisions = [(each.named.name, each.held.revision) for each in fetched]
     digest = hashlib.sha256(repr(revisions).encode()).digest()[:4]
     if len(set(processes.gather(np.frombuffer(digest, np.uint32)).ravel().tolist())) > 1:
-        raise ValueError(
+        raise UserError(
             "The processes have different revisions of what the config names in their caches, as "
             "the log of each says: remove the older ones, or fetch into a folder that all can "
             "read (`python -m diffusionrl_jax.fetch --output=FOLDER`) and train from there."

@@ -10,6 +10,7 @@ from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.text_to_image import load_model
 
 FROZEN = ("text_encoder", "vae")
@@ -19,10 +20,10 @@ def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> P
     """Opens the model of a config (or another folder), sharded over the config's mesh.
 
     Raises:
-      ValueError, FileNotFoundError: a field or a weight that does not fit; the message names it.
+      UserError, FileNotFoundError: a field or a weight that does not fit; the message names it.
     """
     if not (path or config.model):
-        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
+        raise UserError("config.model is empty: name a diffusers folder or a hub id.")
     mesh = make_mesh(checks.fsdp(config))
     model, params = load_model(
         path or config.model,

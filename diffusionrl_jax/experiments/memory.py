@@ -120,7 +120,7 @@ def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
       kernel: whether `config.attention` "auto" is the kernel for TPUs.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such model, or it is not supported.
+      UserError, FileNotFoundError: there is no such model, or it is not supported.
     """
     model = describe_model(config.model)
     itemsize = jnp.dtype(config.dtype).itemsize

@@ -22,6 +22,7 @@ from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments import checks, memory
 from diffusionrl_jax.experiments.memory import Division, Sizes
+from diffusionrl_jax.mistakes import UserError
 
 GIB = 2**30
 MICROBATCHES = ("sample", "decode", "score", "train")
@@ -76,13 +77,13 @@ def devices_of_topology(topology: str) -> Devices:
     """The chips of a topology such as v5e:4x4, or of GPUs such as h100-80gb:8.
 
     Raises:
-      ValueError: it is not known.
+      UserError: it is not known.
     """
     chip = chips.of_topology(topology)
     kind, _, shape = topology.partition(":")
     sides = shape.split("x")
     if not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"The topology {topology!r} is not of the form v5e:4x4.")
+        raise UserError(f"The topology {topology!r} is not of the form v5e:4x4.")
     platform = "tpu" if kind in chips.TPUS else "gpu"
     return Devices(math.prod(map(int, sides)), kind, platform, chip.memory)
 
@@ -252,11 +253,11 @@ def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = T
       trains: whether it is to be trained, or only sampled and scored.
 
     Raises:
-      ValueError: something is to be chosen, and the chips' memory is not known.
-      ValueError, FileNotFoundError: as `config_checks.check_experiment` and `memory.sizes`.
+      UserError: something is to be chosen, and the chips' memory is not known.
+      UserError, FileNotFoundError: as `config_checks.check_experiment` and `memory.sizes`.
     """
     if devices.memory is None and _is_automatic(config):
-        raise ValueError(
+        raise UserError(
             f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "
             "config.mesh.fsdp, config.microbatch.sample, decode, score and train, and config.remat."
         )
@@ -300,8 +301,8 @@ def resolve(
       A config with nothing left open, and the plan.
 
     Raises:
-      ValueError: it does not fit, and what would.
-      ValueError, FileNotFoundError: as `choose`.
+      UserError: it does not fit, and what would.
+      UserError, FileNotFoundError: as `choose`.
     """
     devices = devices or devices_here()
     plan = choose(config, devices, trains)
@@ -309,7 +310,7 @@ def resolve(
         message = _too_large(config, devices, plan, trains)
         # What a user sets is obeyed, and a CPU can swap.
         if refuse and _is_automatic(config) and devices.platform != "cpu":
-            raise ValueError(message)
+            raise UserError(message)
         logging.warning("%s", message)
     return _filled(config, plan), plan
 

@@ -24,6 +24,7 @@ from diffusionrl_jax.experiments.base_pictures import (
     choose_pictures,
     draw_pictures,
 )
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.networks import TEXT_ENCODERS
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_encoders import text_to_arrays
@@ -44,7 +45,7 @@ def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures 
       data_dir: where the emoji world's pictures are made.
 
     Raises:
-      ValueError, FileNotFoundError: there are no such pictures.
+      UserError, FileNotFoundError: there are no such pictures.
     """
     height, width, _ = model.image_shape
     if name == EMOJI:
@@ -153,7 +154,7 @@ def load_pictures(
       The latents; None if the pretraining loss has no weight.
 
     Raises:
-      ValueError, FileNotFoundError: there are no such pictures, or latents of another model.
+      UserError, FileNotFoundError: there are no such pictures, or latents of another model.
     """
     name = config.pretraining.pictures
     if not config.pretraining.weight:
@@ -163,14 +164,14 @@ def load_pictures(
         folder = as_path(name.removeprefix(LATENTS), f"config.pretraining.pictures={LATENTS}")
         dataset = latents.LatentDataset(folder)
         if dataset.model != encoder:
-            raise ValueError(
+            raise UserError(
                 f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, or"
                 f" at another size, than config.model={config.model!r}: run"
                 f" {latent_files.COMMAND} for this config."
             )
         found = dataset.text_model
         if found and found != text_fingerprint(model, params["text_encoder"], mesh):
-            raise ValueError(
+            raise UserError(
                 f"The text embeddings of config.pretraining.pictures={name!r} are of another text"
                 f" encoder than config.model={config.model!r} has, or of another config.dtype: run"
                 f" {latent_files.COMMAND} for this config, or without --text_embeddings."

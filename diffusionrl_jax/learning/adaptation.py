@@ -43,7 +43,7 @@ def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
     """What `config.lora` describes; None if its rank is 0 and all of the denoiser is trained.
 
     Raises:
-      ValueError: a field that does not fit.
+      UserError: a field that does not fit.
     """
     fields = config.lora
     return Lora(fields.rank, fields.alpha, tuple(fields.targets)) if fields.rank else None

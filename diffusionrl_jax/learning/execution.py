@@ -13,6 +13,7 @@ from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.phases import Phases, iteration
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 EXECUTIONS = ("auto", "fused", "split")
@@ -35,12 +36,12 @@ def choose_execution(execution: str, scores_on_host: bool = False) -> str:
       scores_on_host: whether images leave the devices to be scored, which no fused program can do.
 
     Raises:
-      ValueError: if there is no such execution, or it can't score on the host.
+      UserError: if there is no such execution, or it can't score on the host.
     """
     if execution not in EXECUTIONS:
-        raise ValueError(f"config.execution={execution!r} must be one of {EXECUTIONS}.")
+        raise UserError(f"config.execution={execution!r} must be one of {EXECUTIONS}.")
     if execution == "fused" and scores_on_host:
-        raise ValueError("config.execution='fused' cannot have a host_reward: set it to 'split'.")
+        raise UserError("config.execution='fused' cannot have a host_reward: set it to 'split'.")
     if execution == "auto":
         return "split" if scores_on_host or jax.default_backend() == "cpu" else "fused"
     return execution

@@ -23,6 +23,7 @@ from diffusionrl_jax.distributed.microbatch import (
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.adaptation import Adaptation
 from diffusionrl_jax.learning.iteration import Frozen, Samples
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import Text, TextToImage
 from diffusionrl_jax.rewards import Reward
@@ -69,7 +70,7 @@ class Experience:
       mesh: over which batches are sharded.
 
     Raises:
-      ValueError: fewer steps have noise than are to be kept.
+      UserError: fewer steps have noise than are to be kept.
     """
 
     model: TextToImage
@@ -82,7 +83,7 @@ class Experience:
     def __post_init__(self):
         count, steps = self.sampling.steps_kept, self.process.stochastic_steps
         if not 0 <= count <= steps:
-            raise ValueError(
+            raise UserError(
                 f"timesteps_per_iteration={count} must be between 0 and {steps}: of the "
                 f"{self.process.steps} sampling steps, that many have noise."
             )

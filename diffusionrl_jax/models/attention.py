@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 
+from diffusionrl_jax.mistakes import UserError
+
 ATTENTION = ("auto", "dot_product", "splash", "cudnn")
 KERNEL_TOKENS = 1024  # below, the probabilities are small and XLA's fusions are as good
 LANES = 128  # the kernel's blocks of tokens are multiples of a TPU register's width
@@ -48,7 +50,7 @@ def attend(
       Of the query's shape and dtype.
 
     Raises:
-      ValueError: as `choose`.
+      UserError: as `choose`.
     """
     chosen = choose(attention, mesh)
     if chosen == "splash" and takes_splash(query.shape, key.shape):
@@ -62,15 +64,15 @@ def choose(attention: str, mesh: Mesh | None) -> str:
     """Resolves "auto", and checks the rest; see `attend`.
 
     Raises:
-      ValueError: an attention that does not exist, a kernel without a mesh, or "cudnn" on a mesh of
+      UserError: an attention that does not exist, a kernel without a mesh, or "cudnn" on a mesh of
         other devices than GPUs that have it.
     """
     if attention not in ATTENTION:
-        raise ValueError(f"attention {attention!r} is not one of {ATTENTION}.")
+        raise UserError(f"attention {attention!r} is not one of {ATTENTION}.")
     if attention in ("splash", "cudnn") and mesh is None:
-        raise ValueError(f"attention {attention!r} needs the mesh that is compiled for.")
+        raise UserError(f"attention {attention!r} needs the mesh that is compiled for.")
     if attention == "cudnn" and not _has_cudnn(mesh):
-        raise ValueError(
+        raise UserError(
             "attention 'cudnn' needs NVIDIA GPUs of compute capability "
             f"{CUDNN_COMPUTE_CAPABILITY} or newer, and the devices are "
             f"{mesh.devices.flat[0].device_kind!r}: choose 'auto'."

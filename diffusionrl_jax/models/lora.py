@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import Parameters
 
@@ -43,7 +44,7 @@ class Lora:
       targets: names of PyTorch's modules, or the ends of them: "to_q" is every query projection.
 
     Raises:
-      ValueError: a rank below 1, an alpha that is not above 0, or no targets.
+      UserError: a rank below 1, an alpha that is not above 0, or no targets.
     """
 
     rank: int
@@ -52,11 +53,11 @@ class Lora:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank} must be 1 or more, or 0 for no LoRA.")
+            raise UserError(f"lora.rank={self.rank} must be 1 or more, or 0 for no LoRA.")
         if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha} must be above 0: lora.rank is usual.")
+            raise UserError(f"lora.alpha={self.alpha} must be above 0: lora.rank is usual.")
         if not self.targets:
-            raise ValueError("lora.targets is empty: name modules, such as to_q.")
+            raise UserError("lora.targets is empty: name modules, such as to_q.")
 
     @property
     def scale(self) -> float:
@@ -67,7 +68,7 @@ class Lora:
         """The kernels that get factors, by path.
 
         Raises:
-          ValueError: a target that no module of the UNet ends in; says what there is.
+          UserError: a target that no module of the UNet ends in; says what there is.
         """
         flat = traverse_util.flatten_dict(unet_params)
         names = {
@@ -78,7 +79,7 @@ class Lora:
         for target in self.targets:
             if not any(_ends_in(name, target) for name in names.values()):
                 known = sorted({_end(name) for name in names.values()})
-                raise ValueError(
+                raise UserError(
                     f"lora.targets names {target!r}, but the UNet has no such module: its modules "
                     f"end in {', '.join(known)}."
                 )
@@ -99,7 +100,7 @@ class Lora:
           A tree of float32 factors.
 
         Raises:
-          ValueError: as `kernels`.
+          UserError: as `kernels`.
         """
         kernels = self.kernels(unet_params)
         draw = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -167,7 +168,7 @@ class Lora:
           source: what errors call the state.
 
         Raises:
-          ValueError: a tensor is missing, left over or misshapen; names it.
+          UserError: a tensor is missing, left over or misshapen; names it.
         """
         template = jax.eval_shape(lambda: self.init(unet_params, seed=0))
         unscaled = {

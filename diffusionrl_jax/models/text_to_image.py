@@ -10,6 +10,7 @@ from etils import epath
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.parameters import Parameters
@@ -104,12 +105,12 @@ def family_of(path: str) -> Family:
       path: as of `load_model`.
 
     Raises:
-      ValueError: no family is known for its pipeline.
+      UserError: no family is known for its pipeline.
     """
     index = hub.locate(path) / INDEX
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
     if name not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"{path} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
         )
     return FAMILIES[name]
@@ -132,7 +133,7 @@ def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
       The model, and its parameters.
 
     Raises:
-      ValueError, FileNotFoundError: as the family's `read`.
+      UserError, FileNotFoundError: as the family's `read`.
     """
     return family_of(path).read(path, **options)
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.mistakes import UserError
 
 SEPARATOR = 2
 SEPARATOR_COLOUR = (208, 208, 208)
@@ -21,13 +22,13 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] as bytes, rounded to the nearest, clipped, NaN as 0; uint8 as it is.
 
     Raises:
-      ValueError: the dtype is neither floating point nor uint8.
+      UserError: the dtype is neither floating point nor uint8.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
     if images.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"Images are {images.dtype}: give uint8, or floats in [0, 1].")
+        raise UserError(f"Images are {images.dtype}: give uint8, or floats in [0, 1].")
     images = np.nan_to_num(images.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
     return np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
@@ -62,13 +63,13 @@ def image_grid(
       scale: each pixel becomes a square of this side.
 
     Raises:
-      ValueError: the shape is another, or there are too few or too many captions.
+      UserError: the shape is another, or there are too few or too many captions.
     """
     images = to_uint8(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(f"Images have shape {images.shape}: give [n, height, width, 3].")
+        raise UserError(f"Images have shape {images.shape}: give [n, height, width, 3].")
     if columns < 1 or scale < 1:
-        raise ValueError(f"columns={columns} and scale={scale} must be at least 1.")
+        raise UserError(f"columns={columns} and scale={scale} must be at least 1.")
     count, height, width, _ = images.shape
     rows = -(-count // columns)
     for name, texts, expected in (
@@ -77,7 +78,7 @@ def image_grid(
         ("column_captions", column_captions, columns),
     ):
         if texts is not None and len(texts) != expected:
-            raise ValueError(f"Got {len(texts)} {name} for {expected}: give one each.")
+            raise UserError(f"Got {len(texts)} {name} for {expected}: give one each.")
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = height * scale, width * scale
 
@@ -125,11 +126,11 @@ def before_after(
       scale: each pixel becomes a square of this side.
 
     Raises:
-      ValueError: the shapes or the number of prompts differ.
+      UserError: the shapes or the number of prompts differ.
     """
     before, after = to_uint8(before), to_uint8(after)
     if before.shape != after.shape:
-        raise ValueError(f"Before is {before.shape} and after {after.shape}: give the same.")
+        raise UserError(f"Before is {before.shape} and after {after.shape}: give the same.")
     line = np.broadcast_to(np.uint8(SEPARATOR_COLOUR), (*before.shape[:2], 1, 3))
     pairs = np.concatenate([before, line, after], axis=2)
     columns = min(4, len(pairs))

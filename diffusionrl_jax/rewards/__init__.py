@@ -23,7 +23,7 @@ class Reward(Protocol):
     """What training needs of a reward; each is a frozen dataclass without arrays, hashable.
 
     One that can't score every prompt has a method `check(prompts)`, too, quick enough for a million
-    of them, which raises a ValueError that names a prompt and the mend. Of one with a field
+    of them, which raises a UserError that names a prompt and the mend. Of one with a field
     `group_size` a picture that is not finite leaves its whole group without a score, unless its
     `compares_pictures` is false: see `scoring.score`.
     """

@@ -44,7 +44,7 @@ class Aesthetic:
           dtype: of the tower's computation.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "projection_dim"))
         fields = {"mlp_widths": tuple(config["mlp_widths"])} if "mlp_widths" in config else {}

@@ -7,6 +7,7 @@ from etils import epath
 from transformers import BertTokenizer, CLIPTokenizerFast
 
 from diffusionrl_jax.data.files import read_json, resolve
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders import weights
 
@@ -28,13 +29,13 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
 
     Raises:
       FileNotFoundError: if there is no such folder or file.
-      ValueError: if a required key is missing.
+      UserError: if a required key is missing.
     """
     folder = resolve(path, "The path of a reward model")
     config = read_json(folder / CONFIG_FILE)
     missing = [key for key in required if key not in config]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder / CONFIG_FILE} lacks {missing}; see docs/reward_models.md for its keys."
         )
     return folder, config
@@ -52,12 +53,12 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
 
     Raises:
       FileNotFoundError: if one of its files is missing.
-      ValueError: if it is another model's.
+      UserError: if it is another model's.
     """
     _check_tokenizer_files(folder, CLIP_TOKENIZER_FILES, "openai/clip-vit-large-patch14")
     tokenizer = text_encoders.load_tokenizer(folder, CLIPTokenizerFast)
     if len(tokenizer) > vocab_size or tokenizer.eos_token_id != len(tokenizer) - 1:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer in {folder} has {len(tokenizer)} words and ends texts with number "
             f"{tokenizer.eos_token_id}; the model knows {vocab_size} and takes the last for the "
             "end: use the tokenizer that the model was published with."
@@ -104,7 +105,7 @@ def read_params(
 
     Raises:
       FileNotFoundError: if the file is missing.
-      ValueError: if a tensor is missing, unknown or misshapen; names it.
+      UserError: if a tensor is missing, unknown or misshapen; names it.
     """
     file = folder / WEIGHTS_FILE
     state = transform(weights.read_safetensors(file))

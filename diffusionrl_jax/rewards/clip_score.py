@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import checkpoint, preprocessing
@@ -50,7 +51,7 @@ class ClipScore:
           **options: the field `group_size`.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(
             path, required=("vision_config", "text_config", "projection_dim")
@@ -76,11 +77,11 @@ class ClipScore:
         """Tokenises: {"input_ids": int32 [len(prompts), 77]}; longer prompts are cut.
 
         Raises:
-          ValueError: if the prompts do not come in groups of `group_size`.
+          UserError: if the prompts do not come in groups of `group_size`.
         """
         first = [prompt for prompt in prompts[:: self.group_size] for _ in range(self.group_size)]
         if first != list(prompts):
-            raise ValueError(
+            raise UserError(
                 f"{len(prompts)} prompts do not come in groups of {self.group_size} times the "
                 "same: keep each prompt's pictures together, or set group_size to 1."
             )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
 # Of linear sRGB to CIE XYZ with the white point D65 (IEC 61966-2-1).
@@ -72,20 +73,20 @@ class ColourParity:
 
     def __post_init__(self):
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds, reverse=True):
-            raise ValueError(f"thresholds={self.thresholds} must fall from light to dark.")
+            raise UserError(f"thresholds={self.thresholds} must fall from light to dark.")
         top, bottom, left, right = self.face
         if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-            raise ValueError(f"face={self.face} must be top, bottom, left, right, within 0 to 1.")
+            raise UserError(f"face={self.face} must be top, bottom, left, right, within 0 to 1.")
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["ColourParity", dict]:
         """Nothing to load; the options are the fields.
 
         Raises:
-          ValueError: a path is given.
+          UserError: a path is given.
         """
         if path:
-            raise ValueError(f"colour_parity has no weights: path={path!r} must be empty.")
+            raise UserError(f"colour_parity has no weights: path={path!r} must be empty.")
         return cls(**{k: tuple(v) if k != "group_size" else v for k, v in options.items()}), {}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:

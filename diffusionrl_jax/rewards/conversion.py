@@ -18,6 +18,7 @@ from diffusionrl_jax.data.files import (
     prepare_file,
     read_json,
 )
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
@@ -39,23 +40,23 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch pickle, or of its entry `state_dict`.
 
     Raises:
-      ValueError: PyTorch is not installed, or the file holds more than named tensors.
+      UserError: PyTorch is not installed, or the file holds more than named tensors.
     """
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"PyTorch is needed to read {source}, once: {INSTALL_TORCH}.") from error
+        raise UserError(f"PyTorch is needed to read {source}, once: {INSTALL_TORCH}.") from error
     try:
         with source.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of many kinds, pickle's own among them.
-        raise ValueError(
+        raise UserError(
             f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
             "it again; a pickle that holds anything else could run code and is refused."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{source} holds no named tensors: it is the file of something else.")
+        raise UserError(f"{source} holds no named tensors: it is the file of something else.")
     # NumPy has no bfloat16.
     known = lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return {name: known(tensor).detach().numpy() for name, tensor in state.items()}
@@ -82,10 +83,10 @@ def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     """The image tower that the aesthetic head belongs on: its config, and its tensors.
 
     Raises:
-      FileNotFoundError, ValueError: if there is none in the folder.
+      FileNotFoundError, UserError: if there is none in the folder.
     """
     if not folder:
-        raise ValueError(
+        raise UserError(
             "aesthetic is a head on CLIP: name openai/clip-vit-large-patch14's folder with --clip."
         )
     fields = ("vision_config", "projection_dim")
@@ -110,11 +111,11 @@ def convert(
       config: a config.json; of rewards in `CONFIGS` the published one's, if empty.
 
     Raises:
-      FileExistsError, FileNotFoundError, ValueError: what is in the way, missing, or does not fit;
+      FileExistsError, FileNotFoundError, UserError: what is in the way, missing, or does not fit;
         nothing is left behind then.
     """
     if reward not in REWARDS or not (reward in CONFIGS or config):
-        raise ValueError(
+        raise UserError(
             f"--reward={reward} must be one of {', '.join(CONFIGS)}; another one's needs --config."
         )
     source, output = as_path(source, "--source"), as_path(output, "--output")
@@ -160,4 +161,4 @@ def _write(
     try:
         REWARDS[reward].load(str(folder))
     except ValueError as error:
-        raise ValueError(f"{source} does not fit {reward}: {error}") from error
+        raise UserError(f"{source} does not fit {reward}: {error}") from error

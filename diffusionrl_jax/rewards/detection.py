@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.data import word_lists
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.towers import owl_vit
 from diffusionrl_jax.rewards import checkpoint, mentions, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
@@ -58,14 +59,14 @@ class Detection:
           **options: the fields `max_objects` and `exclusive`; `objects` replaces the config's.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
         # As a detector is published, it lists none.
         listed = config.get("objects", word_lists.objects("all"))
         objects = tuple(options.pop("objects", None) or listed)
         if not objects:
-            raise ValueError(
+            raise UserError(
                 f'{folder / checkpoint.CONFIG_FILE} lists no objects: name some in "objects", or '
                 "leave it out for the paper's."
             )
@@ -96,13 +97,13 @@ class Detection:
     def _scorable_objects(self, prompt: str) -> tuple[int, ...]:
         found = self.find_objects(prompt)
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"The prompt {prompt!r} names none of the {len(self.objects)} objects that "
                 'detection knows: use prompts with such objects, or extend "objects" in its '
                 "config.json."
             )
         if len(found) > self.max_objects:
-            raise ValueError(
+            raise UserError(
                 f"The prompt {prompt!r} names {len(found)} objects; detection's max_objects is "
                 f"{self.max_objects}: raise it."
             )
@@ -112,7 +113,7 @@ class Detection:
         """Refuses the prompts that `prepare` would.
 
         Raises:
-          ValueError: if one names no known object, or more than max_objects.
+          UserError: if one names no known object, or more than max_objects.
         """
         for prompt in prompts:
             self._scorable_objects(prompt)
@@ -125,7 +126,7 @@ class Detection:
           {"objects": int32 [len(prompts), max_objects], "mask": float32, 1 where there is one}.
 
         Raises:
-          ValueError: if a prompt names no known object, or more than max_objects.
+          UserError: if a prompt names no known object, or more than max_objects.
         """
         indices = np.zeros((len(prompts), self.max_objects), np.int32)
         mask = np.zeros((len(prompts), self.max_objects), np.float32)

@@ -152,7 +152,7 @@ def locate(reward: str, path: str) -> str:
       path: as in a config; what names nothing on the hub is returned as it is.
 
     Raises:
-      FileNotFoundError, OSError, ValueError: see `hub_files.fetch` and `conversion.convert`.
+      FileNotFoundError, OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
     """
     return str(hold(reward, path).folder) if is_hub_id(reward, path) else path
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import http_scorer
 from diffusionrl_jax.rewards.background import in_background
 from diffusionrl_jax.rewards.http_scorer import ScorerError
@@ -56,7 +57,7 @@ class HostReward:
       image_format: in a request, "png" or "raw".
 
     Raises:
-      ValueError: a number or a format that can't be, or an address with a password.
+      UserError: a number or a format that can't be, or an address with a password.
     """
 
     scorer: str
@@ -71,12 +72,12 @@ class HostReward:
         lowest = {"images_per_call": 0, "concurrent_requests": 1, "timeout": 1e-3, "retries": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
-                raise ValueError(
+                raise UserError(
                     f"host_reward {self.shown}: {name}={getattr(self, name)} must be at least "
                     f"{least}."
                 )
         if self.image_format not in http_scorer.FORMATS:
-            raise ValueError(
+            raise UserError(
                 f"host_reward {self.shown}: image_format={self.image_format!r} must be one of "
                 f"{http_scorer.FORMATS}."
             )
@@ -93,7 +94,7 @@ class HostReward:
         Requests have 16 images unless `images_per_call` is given.
 
         Raises:
-          ValueError: the function can't be imported, or the server does not answer.
+          UserError: the function can't be imported, or the server does not answer.
         """
         if http_scorer.is_address(path):
             reward = cls(path, **{"images_per_call": IMAGES_PER_REQUEST, **options})
@@ -179,7 +180,7 @@ class HostReward:
 def _function(name: str) -> tuple[Callable, threading.Lock]:
     function = resolve(name)
     if not callable(function):
-        raise ValueError(f"host_reward {name} is a {type(function).__name__}, not a function.")
+        raise UserError(f"host_reward {name} is a {type(function).__name__}, not a function.")
     return function, threading.Lock()
 
 

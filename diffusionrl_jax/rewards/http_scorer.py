@@ -19,6 +19,7 @@ import urllib3
 from absl import logging
 from PIL import Image
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards.background import in_background
 
 FORMATS = ("png", "raw")
@@ -69,11 +70,11 @@ def check_address(url: str) -> None:
     """Refuses an address that holds a password, without showing it.
 
     Raises:
-      ValueError: it has a user or a password.
+      UserError: it has a user or a password.
     """
     address, _, _ = url.partition("?")
     if "@" in address:
-        raise ValueError(
+        raise UserError(
             f"The scorer {shown(url)} has a user or a password in its address, which config.json "
             "would hold for all to read: leave it out, and keep the server in a private network."
         )
@@ -136,7 +137,7 @@ def check_answers(url: str, timeout: float, retries: int) -> None:
     It says so where that takes more than `QUIET_START` seconds, and takes `LONGEST_START` at most.
 
     Raises:
-      ValueError: it does not.
+      UserError: it does not.
     """
     answer = in_background(_first_answer, url, min(timeout, LONGEST_START), retries)
     concurrent.futures.wait([answer], QUIET_START)
@@ -149,7 +150,7 @@ def check_answers(url: str, timeout: float, retries: int) -> None:
     try:
         answer.result(0)
     except Exception as error:  # Of an odd address the resolver raises what it likes, too.
-        raise ValueError(
+        raise UserError(
             f"The scorer {shown(url)} does not answer ({_reason(error)}): start it, or mend the "
             "address."
         ) from error

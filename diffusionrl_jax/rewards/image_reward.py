@@ -57,7 +57,7 @@ class ImageReward:
           dtype: of the encoders' computation.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path)
         reward = cls.from_config(config, checkpoint.read_bert_tokenizer(folder), dtype)

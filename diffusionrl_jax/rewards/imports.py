@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from diffusionrl_jax.mistakes import UserError
+
 OURS = (str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(importlib.__file__).parent))
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
@@ -19,12 +21,12 @@ def resolve(name: str) -> Any:
       name: as in "my_rewards:redness" or "package.module:Redness".
 
     Raises:
-      ValueError: it is not written so, or the module or its attribute can't be imported, whatever
+      UserError: it is not written so, or the module or its attribute can't be imported, whatever
         the module does instead.
     """
     module, _, attribute = name.partition(":")
     if not (module and attribute):
-        raise ValueError(f"{name!r} is not of the form package.module:name.")
+        raise UserError(f"{name!r} is not of the form package.module:name.")
     mend = "mend the name, or put the folder that the module is in on PYTHONPATH"
     with named_errors(f"{name!r} cannot be imported", mend):
         return getattr(importlib.import_module(module), attribute)
@@ -43,7 +45,7 @@ def named_errors(what: str, mend: str) -> Iterator[None]:
         mended.
 
     Raises:
-      ValueError: anything is raised.
+      UserError: anything is raised.
     """
     try:
         yield
@@ -52,7 +54,7 @@ def named_errors(what: str, mend: str) -> Iterator[None]:
     except BaseException as error:
         place = _place(error)
         mend = f"mend {place}" if place else mend
-        raise ValueError(f"{what} ({type(error).__name__}: {error}): {mend}.") from error
+        raise UserError(f"{what} ({type(error).__name__}: {error}): {mend}.") from error
 
 
 @contextlib.contextmanager
@@ -60,13 +62,13 @@ def without_exit(what: str) -> Iterator[None]:
     """Turns sys.exit in somebody else's code into an error that names it.
 
     Raises:
-      ValueError: SystemExit is raised.
+      UserError: SystemExit is raised.
     """
     try:
         yield
     except SystemExit as error:
         mend = _place(error) or "it"
-        raise ValueError(f"{what} called sys.exit({error.code!r}): mend {mend}.") from error
+        raise UserError(f"{what} called sys.exit({error.code!r}): mend {mend}.") from error
 
 
 def _place(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
+
 LUMA_QUANTISATION = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -77,10 +79,10 @@ def quantisation(quality: int) -> np.ndarray:
       int32 [2, 8, 8], of luma and of chroma.
 
     Raises:
-      ValueError: if quality is not in 1..100.
+      UserError: if quality is not in 1..100.
     """
     if not 1 <= quality <= 100:
-        raise ValueError(f"JPEG quality is {quality}; it must be in 1..100.")
+        raise UserError(f"JPEG quality is {quality}; it must be in 1..100.")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     tables = np.array([LUMA_QUANTISATION, CHROMA_QUANTISATION], np.int32)
     return np.clip((tables * scale + 50) // 100, 1, 255)

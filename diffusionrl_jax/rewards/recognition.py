@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.towers.recogniser import Recogniser, load_recogniser
 from diffusionrl_jax.rewards import mentions
 from diffusionrl_jax.rewards.distinct import once_per_prompt
@@ -39,7 +40,7 @@ class Recognition:
     def _named_labels(self, prompt: str) -> tuple[int, ...]:
         found = mentions.find_names(prompt, self.recogniser.labels)
         if not 1 <= len(found) <= self.max_labels:
-            raise ValueError(
+            raise UserError(
                 f"The prompt {prompt!r} names {len(found)} things that the recogniser knows; "
                 f"it can tell 1 to {self.max_labels}."
             )
@@ -49,7 +50,7 @@ class Recognition:
         """Refuses the prompts that `prepare` would.
 
         Raises:
-          ValueError: if one names no label, or too many.
+          UserError: if one names no label, or too many.
         """
         for prompt in prompts:
             self._named_labels(prompt)
@@ -59,7 +60,7 @@ class Recognition:
         """Indices and mask of the labels that each prompt names, [n, max_labels].
 
         Raises:
-          ValueError: if a prompt names none, or too many.
+          UserError: if a prompt names none, or too many.
         """
         indices = np.zeros((len(prompts), self.max_labels), np.int32)
         mask = np.zeros((len(prompts), self.max_labels), np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import ml_collections
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
@@ -22,10 +23,10 @@ def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
     if ":" in scorer.reward:
         kind = resolve(scorer.reward)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-            raise ValueError(f"reward={scorer.reward!r} is not a dataclass, as rewards are.")
+            raise UserError(f"reward={scorer.reward!r} is not a dataclass, as rewards are.")
         return kind
     if scorer.reward not in REWARDS:
-        raise ValueError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
+        raise UserError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
     return REWARDS[scorer.reward]
 
 
@@ -37,7 +38,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
       group_size: images of each prompt; handed to rewards that look at groups.
 
     Raises:
-      ValueError: if the name or an option is unknown; or one of your own cannot be loaded, whatever
+      UserError: if the name or an option is unknown; or one of your own cannot be loaded, whatever
         it raises.
       FileNotFoundError, OSError: see `folders.locate`.
     """
@@ -52,7 +53,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
     options = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(options) - fields:
-        raise ValueError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
+        raise UserError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
     if "group_size" in fields:
         options["group_size"] = group_size
     if ":" not in scorer.reward:
@@ -66,7 +67,7 @@ def prepare(reward: Reward, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     """As `Reward.prepare`, of a reward that may be anybody's.
 
     Raises:
-      ValueError: it calls sys.exit, which would end the run as if all were well.
+      UserError: it calls sys.exit, which would end the run as if all were well.
     """
     with without_exit(f"{type(reward).__name__}.prepare"):
         return reward.prepare(prompts)
@@ -80,7 +81,7 @@ def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
       prompts: gone through once at most, without being held.
 
     Raises:
-      ValueError: a prompt that the reward refuses.
+      UserError: a prompt that the reward refuses.
     """
     checks = _checks(reward)
     prompts = iter(prompts)
@@ -100,7 +101,7 @@ def check_scorer(scorer: ml_collections.ConfigDict) -> None:
     """Refuses a name that is not known, before anything is loaded.
 
     Raises:
-      ValueError: there is no such reward.
+      UserError: there is no such reward.
     """
     if scorer.reward == WEIGHTED_SUM:
         for part in scorer.options.scorers.values():
@@ -113,7 +114,7 @@ def is_on_host(scorer: ml_collections.ConfigDict) -> bool:
     """Whether it, or a part of it, is a `host_reward`.
 
     Raises:
-      ValueError: its address has a password, which is refused before anything shows the config.
+      UserError: its address has a password, which is refused before anything shows the config.
     """
     if scorer.reward == WEIGHTED_SUM:
         return any(map(is_on_host, scorer.options.scorers.values()))

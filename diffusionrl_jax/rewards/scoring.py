@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.imports import without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
@@ -26,12 +27,12 @@ def score(reward: Reward, params: Mapping, images: jax.Array, inputs: Mapping) -
       float32 [n]: the reward's, to the bit, for finite pictures; NaN for the others.
 
     Raises:
-      ValueError: the reward gives something else than one number an image.
+      UserError: the reward gives something else than one number an image.
     """
     with without_exit(f"The reward {type(reward).__name__}"):
         scores = jnp.asarray(reward(params, images, inputs))
     if scores.shape != images.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"The reward {type(reward).__name__} gave scores of shape {scores.shape} for "
             f"{len(images)} images: it must give one number an image."
         )

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders import tensor_files
 from diffusionrl_jax.models.towers import clip, heads
@@ -34,7 +35,7 @@ CLASS_PROMPTS = {
 def _as_one_hot(classes: jax.Array, num_classes: int | None) -> jax.Array:
     if jnp.issubdtype(classes.dtype, jnp.integer):
         if num_classes is None:
-            raise ValueError("Class indices need num_classes; one-hot frequencies do not.")
+            raise UserError("Class indices need num_classes; one-hot frequencies do not.")
         return jax.nn.one_hot(classes, num_classes)
     return classes
 
@@ -100,11 +101,11 @@ class StatisticalParity:
 
     def __post_init__(self):
         if self.credit not in CREDITS:
-            raise ValueError(f"credit is {self.credit!r}; it must be one of {CREDITS}.")
+            raise UserError(f"credit is {self.credit!r}; it must be one of {CREDITS}.")
         if self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}; parity needs at least 2 pictures.")
+            raise UserError(f"group_size is {self.group_size}; parity needs at least 2 pictures.")
         if len(set(self.classes)) < max(2, len(self.classes)):
-            raise ValueError(
+            raise UserError(
                 f"classes={self.classes}: parity is between two or more, each of another name."
             )
 
@@ -128,7 +129,7 @@ class StatisticalParity:
           **options: the fields `group_size`, `credit` and `class_prompts`.
 
         Raises:
-          FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit, or
+          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit, or
             prompts are given for a head that is trained.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config",))
@@ -139,7 +140,7 @@ class StatisticalParity:
                 prompts = config.get("class_prompts", CLASS_PROMPTS)
             return cls._of_prompts(folder, config, dtype, prompts, options)
         if prompts is not None:
-            raise ValueError(
+            raise UserError(
                 f"{folder / checkpoint.WEIGHTS_FILE} has a trained head (classifier.weight), which "
                 "prompts do not change: leave class_prompts out, or name a CLIP without a head."
             )
@@ -154,7 +155,7 @@ class StatisticalParity:
     ) -> tuple["StatisticalParity", dict]:
         missing = [key for key in ("text_config", "projection_dim") if key not in config]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has neither a trained head (classifier.weight in "
                 f"{checkpoint.WEIGHTS_FILE}) nor a text tower to make one of prompts ({missing} in "
                 f"{checkpoint.CONFIG_FILE}): see docs/reward_models.md."
@@ -224,11 +225,11 @@ class StatisticalParity:
           float32 [n].
 
         Raises:
-          ValueError: if n is not a multiple of group_size.
+          UserError: if n is not a multiple of group_size.
         """
         del inputs
         if images.shape[0] % self.group_size:
-            raise ValueError(
+            raise UserError(
                 f"{images.shape[0]} pictures do not divide into groups of {self.group_size}: make "
                 "the batch a multiple of statistical parity's group_size."
             )
@@ -242,7 +243,7 @@ def _checked_prompts(prompts: Any) -> dict[str, str]:
     """The prompts as a dictionary, or one error that says how they are written."""
     items = dict(prompts) if isinstance(prompts, Mapping | ml_collections.ConfigDict) else {}
     if len(items) < 2 or not all(isinstance(text, str) and text for text in items.values()):
-        raise ValueError(
+        raise UserError(
             f"class_prompts={prompts!r} must give two or more classes a prompt each, as in "
             f"{CLASS_PROMPTS}."
         )

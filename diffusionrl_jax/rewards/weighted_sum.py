@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.mistakes import UserError
+
 SEPARATOR = "/"
 
 
@@ -27,7 +29,7 @@ class WeightedSum:
 
     def __post_init__(self):
         if not self.rewards or set(self.rewards) != set(self.weights):
-            raise ValueError(
+            raise UserError(
                 f"A weighted sum of the rewards {sorted(self.rewards)} needs one weight for each, "
                 f"and has weights for {sorted(self.weights)}."
             )

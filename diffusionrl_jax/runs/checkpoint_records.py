@@ -12,11 +12,13 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from diffusionrl_jax.mistakes import UserError
+
 RECORD = "record"
 OLD_METRICS = "metrics.json"  # Of all steps: there earlier versions kept them.
 
 
-class DamagedError(ValueError):
+class DamagedError(UserError):
     """A part of a checkpoint is not what was saved."""
 
 

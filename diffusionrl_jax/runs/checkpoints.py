@@ -26,6 +26,7 @@ from diffusionrl_jax.data.files import in_bucket, readable_size
 from diffusionrl_jax.data.literal_path import LiteralPath
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.runs.checkpoint_records import (
     RECORD,
     DamagedError,
@@ -58,7 +59,7 @@ class Checkpoints:
       best_metric: the name of the metric, larger is better; needed if `keep_best` is not 0.
 
     Raises:
-      ValueError: `keep_last` is below 1, `keep_best` is asked for without `best_metric`, or the
+      UserError: `keep_last` is below 1, `keep_best` is asked for without `best_metric`, or the
         folder's path has a backslash, which TensorStore takes for a slash.
     """
 
@@ -70,13 +71,11 @@ class Checkpoints:
         best_metric: str | None = None,
     ):
         if keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
+            raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
         if keep_best and not best_metric:
-            raise ValueError(
-                f"keep_best={keep_best} needs best_metric: name the metric to keep by."
-            )
+            raise UserError(f"keep_best={keep_best} needs best_metric: name the metric to keep by.")
         if "\\" in str(directory):
-            raise ValueError(
+            raise UserError(
                 f"Checkpoints cannot be kept in {directory}: its path has a backslash. Choose a "
                 "folder without."
             )
@@ -159,7 +158,7 @@ class Checkpoints:
           False if this very step is saved already, and nothing was done.
 
         Raises:
-          ValueError: a later step exists, or `best_metric` is not among the metrics.
+          UserError: a later step exists, or `best_metric` is not among the metrics.
           FloatingPointError: a number of the state is not finite. Nothing is saved.
           SaveError: the folder cannot be written to, or the save before this one failed.
         """
@@ -171,13 +170,13 @@ class Checkpoints:
         if latest is not None and step <= latest:
             if step in manager.all_steps():
                 return False
-            raise ValueError(
+            raise UserError(
                 f"Cannot save step {step} in {self.directory}: it holds the later step {latest}, of"
                 " another run. Choose an empty folder, or resume from it."
             )
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         if self._keep.best and self.best_metric not in metrics:
-            raise ValueError(
+            raise UserError(
                 f"Checkpoints are kept by {self.best_metric!r}, which is not among the metrics"
                 f" {sorted(metrics)}: mend best_metric."
             )
@@ -295,13 +294,13 @@ class Checkpoints:
         """The step whose checkpoint has the largest `best_metric`.
 
         Raises:
-          ValueError: no checkpoint has been evaluated.
+          UserError: no checkpoint has been evaluated.
         """
         scores = {step: self._score(step) for step in self.steps()}
         ranked = [step for step, score in scores.items() if score is not None]
         ranked = [step for step in ranked if math.isfinite(scores[step])]
         if not ranked:
-            raise ValueError(
+            raise UserError(
                 f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
                 f" steps {list(self.steps())}."
             )

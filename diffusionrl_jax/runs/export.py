@@ -15,6 +15,7 @@ from diffusionrl_jax.data.files import (
 )
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import hub, weights
 from diffusionrl_jax.models.text_to_image import save_model
@@ -27,12 +28,12 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
     """Makes the folder and tries it, before anything is loaded.
 
     Raises:
-      ValueError: it cannot be written to, or holds something and is not to be overwritten.
+      UserError: it cannot be written to, or holds something and is not to be overwritten.
     """
     output = prepare_folder(path, "--output")
     remove_partials(output)  # Of an export that was killed.
     if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"--output={path} is not empty: choose another folder, or write over its files "
             "with --overwrite."
         )
@@ -83,7 +84,7 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
       dtype: what the weights are stored as.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
+      UserError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
     """
     path, step = trained.parse_model(checkpoint, "--checkpoint")
     config = trained.opening_config(path)
@@ -97,15 +98,15 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     """Writes the LoRA factors of a run, as `export_pipeline`.
 
     Raises:
-      ValueError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
+      UserError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
     """
     path, step = trained.parse_model(checkpoint, "--checkpoint")
     if not trained.is_run(path):
-        raise ValueError(f"{path} is not the workdir of a run: leave out --lora.")
+        raise UserError(f"{path} is not the workdir of a run: leave out --lora.")
     config = trained.opening_config(path)
     adaptation = make_lora(config)
     if adaptation is None:
-        raise ValueError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
+        raise UserError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
     factors = trained.load_params(path, load_policy(config), step or "last")
     with _whole_folder(output) as folder:
         weights.write_safetensors(folder / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)

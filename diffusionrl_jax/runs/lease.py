@@ -24,6 +24,7 @@ from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
+from diffusionrl_jax.mistakes import UserError
 
 LEASE = "running.json"
 BEAT_SECONDS = 10.0
@@ -50,7 +51,7 @@ class Lease:
         """Takes the lease.
 
         Raises:
-          ValueError: another program trains there, or it is not one folder for all processes; in
+          UserError: another program trains there, or it is not one folder for all processes; in
             every process alike.
         """
         found = _read(self._path) if jax.process_index() == 0 else None
@@ -60,7 +61,7 @@ class Lease:
             threading.Thread(target=self._beat, daemon=True).start()
         if not true_everywhere(self._is_seen()):
             self.__exit__()
-            raise ValueError(
+            raise UserError(
                 f"{self._workdir} is not one folder for all {jax.process_count()} processes: name "
                 "one on a shared disk or gs:// by --workdir."
             )
@@ -79,7 +80,7 @@ class Lease:
         that has stood still for long, one finds here that it is not.
 
         Raises:
-          ValueError: it is not; in every process alike.
+          UserError: it is not; in every process alike.
         """
         self._refuse(self._other() if jax.process_index() == 0 else None)
 
@@ -98,7 +99,7 @@ class Lease:
     def _refuse(self, holder: Mapping[str, Any] | None) -> None:
         if gather(np.array(holder is not None)).any():
             whose = "another program's, as process 0 says" if holder is None else _describe(holder)
-            raise ValueError(
+            raise UserError(
                 f"In {self._workdir} another program trains, {whose}: wait for it, stop it, or "
                 "choose another --workdir."
             )

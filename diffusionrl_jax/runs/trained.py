@@ -20,6 +20,7 @@ from diffusionrl_jax.experiments.config import get_config, of_earlier
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.models.parameters import Parameters
@@ -55,12 +56,12 @@ def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, Tra
     """As `Checkpoints.restore`, for a program that a person has started.
 
     Raises:
-      ValueError: there are checkpoints, and none can be restored.
+      UserError: there are checkpoints, and none can be restored.
     """
     try:
         restored = checkpoints.restore(state.saved())
     except RuntimeError as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
     return restored and (restored[0], TrainState.of_saved(restored[1]))
 
 
@@ -68,7 +69,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     """The config that a run was last started with.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it is damaged.
+      FileNotFoundError, UserError: there is none, or it is damaged.
     """
     return of_earlier(read_json(epath.Path(workdir) / "config.json"))
 
@@ -125,11 +126,11 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
       config: of now; `FREE_FIELDS` may differ.
 
     Raises:
-      ValueError: a field that matters differs, and the message names each; or there is no
+      UserError: a field that matters differs, and the message names each; or there is no
         config.json to tell.
     """
     if not is_run(workdir):
-        raise ValueError(
+        raise UserError(
             f"{workdir} has checkpoints, but no config.json that says of which experiment: put it "
             "back, or choose another --workdir."
         )
@@ -141,7 +142,7 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
         for values in (read_config(workdir).to_dict(), now)
     )
     if differences := differing_fields(earlier, now):
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a run of another experiment: {'; '.join(differences)}. Set back what "
             "differs to resume it, or choose another --workdir."
         )
@@ -163,7 +164,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
       step: "last" (the newest whole checkpoint), "best" (by config.evaluation.best), or a number.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
+      UserError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
     """
     config = read_config(workdir)
     shapes = jax.eval_shape(functools.partial(initial_state, config), policy.denoiser)
@@ -177,7 +178,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         if step == "last":
             restored = restore_state(checkpoints, state)
             if restored is None:
-                raise ValueError(_no_checkpoint(workdir, config))
+                raise UserError(_no_checkpoint(workdir, config))
             return getattr(restored[1], chosen)
         number = checkpoints.best_step() if step == "best" else _step_number(step)
         return getattr(_restore_step(checkpoints, number, state), chosen)
@@ -204,11 +205,11 @@ def parse_model(text: str, name: str) -> tuple[str, str]:
       `load_trained` and `check_trained` take.
 
     Raises:
-      ValueError: nothing can be there, or the step is none.
+      UserError: nothing can be there, or the step is none.
     """
     path, step = split_step(text)
     if path != text and step not in ("best", "last") and not step.isdecimal():
-        raise ValueError(
+        raise UserError(
             f"{name}={text}: the step {step!r} is not a number, 'best' or 'last', and there is no "
             "folder of that whole name."
         )
@@ -217,7 +218,7 @@ def parse_model(text: str, name: str) -> tuple[str, str]:
 
 def _step_number(step: str) -> int:
     if not step.isdecimal():
-        raise ValueError(f"The step {step!r} is not a number, 'best' or 'last'.")
+        raise UserError(f"The step {step!r} is not a number, 'best' or 'last'.")
     return int(step)
 
 
@@ -226,11 +227,11 @@ def _restore_step(checkpoints: Checkpoints, step: int, state: TrainState) -> Tra
         return TrainState.of_saved(checkpoints.restore_step(step, state.saved()))
     except FileNotFoundError:
         if step in checkpoints.steps():
-            raise ValueError(_damaged(checkpoints, step, "a file is missing")) from None
+            raise UserError(_damaged(checkpoints, step, "a file is missing")) from None
         raise
     except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
         reason = next(iter(str(error).splitlines()), "")[:200]
-        raise ValueError(_damaged(checkpoints, step, reason)) from error
+        raise UserError(_damaged(checkpoints, step, reason)) from error
 
 
 def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
@@ -243,7 +244,7 @@ def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
 def _locate_folder(path: str, step: str) -> epath.Path:
     """The diffusers folder of a path or a hub id, which has no step."""
     if step:
-        raise ValueError(
+        raise UserError(
             f"{path} is not the workdir of a run (it has no config.json), so it has no step "
             f"{step!r}: mend the path, or leave out the step of a model."
         )
@@ -265,7 +266,7 @@ def check_trained(path: str, step: str) -> None:
       path, step: as of `load_trained`.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such model or step.
+      UserError, FileNotFoundError: there is no such model or step.
     """
     if not is_run(path):
         _locate_folder(path, step)
@@ -277,7 +278,7 @@ def check_trained(path: str, step: str) -> None:
         elif step not in ("", "last"):
             checkpoints.check_step(_step_number(step))
         elif not checkpoints.steps():
-            raise ValueError(_no_checkpoint(path, config))
+            raise UserError(_no_checkpoint(path, config))
 
 
 def load_trained(
@@ -292,7 +293,7 @@ def load_trained(
       base: the model `config.model`, if it is open already.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such model or step.
+      UserError, FileNotFoundError: there is no such model or step.
     """
     if not is_run(path):
         return load_policy(config, str(_locate_folder(path, step)))

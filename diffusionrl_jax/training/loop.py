@@ -39,7 +39,7 @@ def train(config, workdir: str) -> None:
       workdir: a folder; what an earlier run left in it is continued.
 
     Raises:
-      ValueError, FileNotFoundError: bad input, before compute is spent.
+      UserError, FileNotFoundError: bad input, before compute is spent.
       SaveError: there is no room for a checkpoint, or one could not be saved.
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.

@@ -80,7 +80,7 @@ def markdown(wanted: dict[str, tuple[str, ...]]) -> str:
       wanted: files of configs -> topologies.
 
     Raises:
-      ValueError: as `planning.choose`.
+      UserError: as `planning.choose`.
     """
     pairs = itertools.chain.from_iterable(
         itertools.product([name], topologies) for name, topologies in wanted.items()

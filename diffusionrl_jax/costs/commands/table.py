@@ -20,6 +20,7 @@ from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.needs import markdown, needs
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -39,7 +40,7 @@ def main(_):
     jax.config.update("jax_platforms", "cpu")
     with programs.clear_errors():
         if CONFIG.value is None:
-            raise ValueError("--config is missing.")
+            raise UserError("--config is missing.")
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         folder = COMPILED.value and str(prepare_folder(COMPILED.value, "--compiled"))
         found = []

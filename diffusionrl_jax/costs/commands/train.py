@@ -18,6 +18,7 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.costs.throughput import measure
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.mistakes import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 STEPS = flags.DEFINE_integer("steps", 5, "Warm iterations, of which the median counts.", 1)
@@ -33,13 +34,13 @@ def main(_):
     diffusers.utils.logging.set_verbosity_error()
     with programs.clear_errors():
         if CONFIG.value is None:
-            raise ValueError("--config is missing.")
+            raise UserError("--config is missing.")
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         profile = PROFILE.value and str(prepare_folder(PROFILE.value, "--profile"))
         start.start_devices()
         start.use_compilation_cache()
         if jax.process_count() > 1 and not CACHE_DIR.value:
-            raise ValueError("With several processes give a --cache_dir that all of them see.")
+            raise UserError("With several processes give a --cache_dir that all of them see.")
         cache_dir = CACHE_DIR.value or str(cache_folder() / "benchmark")
         cache_dir = str(prepare_folder(cache_dir, "--cache_dir"))
         result = measure(CONFIG.value, cache_dir, STEPS.value, profile)

@@ -27,7 +27,7 @@ def copy_companions(base: epath.Path, path: epath.Path, dtype: str) -> dict[str,
       The fields of model_index.json that speak of what was copied.
 
     Raises:
-      FileNotFoundError, ValueError: a file is damaged or a shard is missing; see
+      FileNotFoundError, UserError: a file is damaged or a shard is missing; see
         `tensor_files.open_networks`.
     """
     index = base / "model_index.json"

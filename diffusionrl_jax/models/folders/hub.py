@@ -14,6 +14,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.data import hub_files
 from diffusionrl_jax.data.files import as_path, resolve, split_step
 from diffusionrl_jax.data.hub_files import HUB_ID, Need
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import companions
 from diffusionrl_jax.models.folders.networks import STEMS
 from diffusionrl_jax.models.folders.tensor_files import VARIANTS
@@ -37,7 +38,7 @@ def expand(text: str | os.PathLike, name: str) -> str:
       name: what named it, for messages.
 
     Raises:
-      ValueError: as `files.as_path`.
+      UserError: as `files.as_path`.
     """
     text = os.fspath(text)
     if text.startswith(assets.PREFIX):
@@ -64,7 +65,7 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
 
     Raises:
       FileNotFoundError: there is no such folder, or the download failed; says what to do.
-      ValueError: nothing can be there, as `files.as_path` says; or there is a run, whose
+      UserError: nothing can be there, as `files.as_path` says; or there is a run, whose
         checkpoints are no folder of diffusers'.
     """
     text = expand(path, name)
@@ -73,7 +74,7 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
         return epath.Path(held.folder)
     folder = resolve(text, name)
     if is_run(split_step(text)[0]):
-        raise ValueError(
+        raise UserError(
             f"{name}={text} names a checkpoint of a run, which is no model by itself: export it by "
             f"python -m diffusionrl_jax.export --checkpoint={shlex.quote(text)} --output=DIR, and "
             "give DIR."
@@ -90,7 +91,7 @@ def is_hub_id(text: str, name: str) -> bool:
     """Whether what names a model is on the hub, and no folder that is here; arguments of `expand`.
 
     Raises:
-      ValueError: as `files.as_path`.
+      UserError: as `files.as_path`.
     """
     return re.fullmatch(HUB_ID, expand(text, name)) is not None
 

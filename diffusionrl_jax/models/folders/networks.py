@@ -8,6 +8,7 @@ from etils import epath
 from transformers import CLIPTokenizer
 
 from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.tensor_files import open_networks
 from diffusionrl_jax.models.text_encoders import load_tokenizer
@@ -51,11 +52,11 @@ def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokeni
 
     Raises:
       FileNotFoundError: a file does not exist.
-      ValueError: a folder that is not supported.
+      UserError: a folder that is not supported.
     """
     names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
     if SECOND in names and not (path / "text_encoder").exists():
-        raise ValueError(f"{path} only has XL's second text encoder: refiners are not supported.")
+        raise UserError(f"{path} only has XL's second text encoder: refiners are not supported.")
     configs = {name: read_json(path / name / "config.json") for name in names}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
     tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer")}
@@ -105,7 +106,7 @@ def read_networks(
       Network -> parameters.
 
     Raises:
-      FileNotFoundError, ValueError: see `tensor_files.open_networks` and `weights.match`.
+      FileNotFoundError, UserError: see `tensor_files.open_networks` and `weights.match`.
     """
     stored = open_networks({path / name: STEMS[name] for name in templates})
     if "vae" in stored:

@@ -11,6 +11,7 @@ from etils import epath
 from diffusionrl_jax.data import stored_tensors
 from diffusionrl_jax.data.files import in_bucket, read_json
 from diffusionrl_jax.data.stored_tensors import StoredTensor
+from diffusionrl_jax.mistakes import UserError
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # In this order: of a full and a half precision file, the full one is meant.
@@ -31,7 +32,7 @@ def read_header(path) -> dict[str, StoredTensor]:
     Raises:
       FileNotFoundError: there is no such file; where there is a pickled one, says how to convert
         it.
-      ValueError: the file is truncated or corrupt, or holds a dtype that is not supported.
+      UserError: the file is truncated or corrupt, or holds a dtype that is not supported.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -54,7 +55,7 @@ def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, Stor
     Raises:
       FileNotFoundError: there are no such files, or a shard is missing; where there are pickled
         ones, says how to convert them.
-      ValueError: a file is truncated or corrupt, or a shard lacks what the index says it has.
+      UserError: a file is truncated or corrupt, or a shard lacks what the index says it has.
     """
     opened = {folder.name: _open_network(folder, stem) for folder, stem in folders.items()}
     missing = [
@@ -84,20 +85,18 @@ def _open_shards(index: epath.Path) -> dict[str, StoredTensor]:
         isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name)
         for name in places.values()
     ):
-        raise ValueError(
-            f"{index} has no weight_map to safetensors files beside it; copy it again."
-        )
+        raise UserError(f"{index} has no weight_map to safetensors files beside it; copy it again.")
     shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
     for name, shard in places.items():
         if name not in shards[shard]:
-            raise ValueError(
+            raise UserError(
                 f"{index.parent / shard} lacks {name!r}, which {index.name} says it has."
             )
     tensors = {}
     for shard, stored in shards.items():
         for name in stored:
             if places.get(name, shard) != shard or name in tensors:
-                raise ValueError(
+                raise UserError(
                     f"Tensor {name!r} lies in {index.parent / shard} too, where {index.name} does "
                     "not place it: the shards do not belong together, download them again."
                 )

@@ -28,6 +28,7 @@ from etils import epath
 from flax import traverse_util
 
 from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.tensor_files import read_header, some
 from diffusionrl_jax.models.parameters import Parameters
 
@@ -53,7 +54,7 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
-      ValueError: the file is truncated or corrupt, holds a dtype that is not supported, or a number
+      UserError: the file is truncated or corrupt, holds a dtype that is not supported, or a number
         that is not finite, or not in float32.
     """
     state = {name: np.asarray(tensor) for name, tensor in read_header(path).items()}
@@ -74,10 +75,10 @@ def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float
       dtype: "float32", "float16" or "bfloat16", for the floating tensors.
 
     Raises:
-      ValueError: a finite value that float16 cannot hold, or an unknown dtype.
+      UserError: a finite value that float16 cannot hold, or an unknown dtype.
     """
     if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
+        raise UserError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     tensors = {}
     for name, tensor in state.items():
@@ -86,7 +87,7 @@ def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float
             with np.errstate(over="ignore"):
                 stored = tensor.astype(target)
             if np.isinf(stored).sum() > np.isinf(tensor).sum():
-                raise ValueError(
+                raise UserError(
                     f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
                 )
             tensor = stored
@@ -190,7 +191,7 @@ def match(
       Path in the Flax tree -> the tensor, as it is in the state.
 
     Raises:
-      ValueError: a tensor is missing, left over, of integers, or has another shape than the
+      UserError: a tensor is missing, left over, of integers, or has another shape than the
         model's.
     """
     flat, names = _named(template, rename)
@@ -203,12 +204,12 @@ def match(
     ]
     if missing:
         hint = f" It has tensors the model does not know: {some(extra)}." if extra else ""
-        raise ValueError(
+        raise UserError(
             f"{source} lacks {some(missing)}.{hint} Its weights belong to another architecture "
             "than its config.json describes, or to another model: use the folder's own files."
         )
     if extra:
-        raise ValueError(
+        raise UserError(
             f"{source} has tensors the model does not know: {some(extra)}. Its config.json "
             "describes a smaller or different architecture: use the folder's own files."
         )
@@ -216,12 +217,12 @@ def match(
         tensor = state[names[path]]
         expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
         if _without_window(tensor.shape) != _without_window(expected):
-            raise ValueError(
+            raise UserError(
                 f"Tensor {names[path]!r} in {source} has shape {tuple(tensor.shape)}, but the "
                 f"model needs {expected}: config.json and the weights do not belong together."
             )
         if not _is_floating(tensor):
-            raise ValueError(
+            raise UserError(
                 f"Tensor {names[path]!r} in {source} is {tensor.dtype}, not floating point: "
                 "quantised weights are not supported, use the float32 or float16 ones."
             )
@@ -251,7 +252,7 @@ def to_flax(
       (views where only the layout differs).
 
     Raises:
-      ValueError: as `match`, before anything is read; or a number is not finite, or not in the
+      UserError: as `match`, before anything is read; or a number is not finite, or not in the
         parameter's dtype.
     """
     matched = match(state, template, rename=rename, ignore=ignore, source=source)
@@ -320,7 +321,7 @@ def _named(tree: Parameters, rename: Rename | None):
         twice = [
             name for name, following in zip(taken, taken[1:], strict=False) if name == following
         ]
-        raise ValueError(f"The renaming sends two parameters to one name: {some(twice)}.")
+        raise UserError(f"The renaming sends two parameters to one name: {some(twice)}.")
     return flat, names
 
 

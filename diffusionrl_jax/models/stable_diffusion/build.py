@@ -12,6 +12,7 @@ from transformers.models.clip.modeling_flax_clip import (
     FlaxCLIPTextModule,
 )
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.networks import (
     SECOND,
     join_networks,
@@ -41,7 +42,7 @@ def build_stable_diffusion(
       **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
 
     Raises:
-      ValueError: a config that Flax would compute wrongly, or networks that do not fit.
+      UserError: a config that Flax would compute wrongly, or networks that do not fit.
     """
     checks.check_unet(configs["unet"])
     checks.check_vae(configs["vae"])
@@ -56,7 +57,7 @@ def build_stable_diffusion(
     for name, config in text_configs.items():
         length = tokenizers[name].model_max_length
         if length > config.max_position_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
                 f"{config.max_position_embeddings} positions; set model_max_length in its "
                 "tokenizer_config.json."

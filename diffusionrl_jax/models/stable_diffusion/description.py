@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, published, tensor_files
 from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
@@ -18,7 +19,7 @@ def describe(name: str) -> Description:
       name: as of `config.model`.
 
     Raises:
-      ValueError, FileNotFoundError: there is no such model, or it is not supported.
+      UserError, FileNotFoundError: there is no such model, or it is not supported.
     """
     configs, counted = _open(name)
     unet, vae = configs["unet"], configs["vae"]
@@ -41,7 +42,7 @@ def describe(name: str) -> Description:
 
 def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
     if not name:
-        raise ValueError("config.model is empty: name a diffusers folder or a hub id.")
+        raise UserError("config.model is empty: name a diffusers folder or a hub id.")
     folder = assets.resolve(name)
     known = {repository: short for short, repository in published.HUB_IDS.items()}
     if not folder.exists() and (short := known.get(name, name)) in published.CONFIGS:

@@ -48,7 +48,7 @@ def load_stable_diffusion(
 
     Raises:
       FileNotFoundError: the folder or a file in it does not exist.
-      ValueError: an unsupported config, or weights that do not fit it; see `folders/weights.py`.
+      UserError: an unsupported config, or weights that do not fit it; see `folders/weights.py`.
     """
     path = hub.locate(path)
     configs, tokenizers = read_configs(path)

@@ -29,6 +29,7 @@ from diffusers.models.unets.unet_2d_blocks_flax import (
 from diffusers.models.vae_flax import FlaxAttentionBlock
 from jax.sharding import Mesh
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.attention import attend, choose
 from diffusionrl_jax.models.stable_diffusion import convolution as taps
 
@@ -65,12 +66,12 @@ def interception(
         is compiled for; see `models/attention.py`.
 
     Raises:
-      ValueError: an option that does not exist.
+      UserError: an option that does not exist.
     """
     if remat not in REMATERIALISATION:
-        raise ValueError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
+        raise UserError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
     if convolution not in CONVOLUTION:
-        raise ValueError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
+        raise UserError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
     interceptors = [
         exact_gelu,
         transformer_epsilon,

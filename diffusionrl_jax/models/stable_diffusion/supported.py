@@ -7,6 +7,8 @@ else than the PyTorch model. These checks refuse such configurations before any 
 from collections.abc import Mapping
 from typing import Any
 
+from diffusionrl_jax.mistakes import UserError
+
 Config = Mapping[str, Any]
 
 # Field -> the values for which Flax computes what PyTorch computes. None stands for absent too.
@@ -90,11 +92,11 @@ DEFAULTS = {"mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32}
 
 
 def check_unet(config: Config) -> None:
-    """Raises a ValueError, naming the field, if FlaxUNet2DConditionModel computes it wrongly."""
+    """Raises a UserError, naming the field, if FlaxUNet2DConditionModel computes it wrongly."""
     _check(config, "UNet", UNET_REQUIRED, UNET_FIELDS, UNET_BLOCKS)
     odd = [channels for channels in config["block_out_channels"] if channels % 32]
     if odd:
-        raise ValueError(
+        raise UserError(
             f"UNet config: block_out_channels has {odd}, which the 32 normalisation groups do not "
             "divide; use multiples of 32."
         )
@@ -102,61 +104,61 @@ def check_unet(config: Config) -> None:
     channels = config["block_out_channels"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     if len(heads) != len(channels) or any(c % h for c, h in zip(channels, heads, strict=True)):
-        raise ValueError(
+        raise UserError(
             f"UNet config: attention_head_dim (in spite of its name, the number of heads) is "
             f"{config['attention_head_dim']}, which does not divide block_out_channels {channels}."
         )
     depths = config.get("transformer_layers_per_block", 1)
     depths = [depths] * len(channels) if isinstance(depths, int) else depths
     if len(depths) != len(channels) or not all(isinstance(depth, int) for depth in depths):
-        raise ValueError(
+        raise UserError(
             f"UNet config: transformer_layers_per_block is {depths}; only one whole number, or one "
             f"for each of block_out_channels {channels}, is supported."
         )
     for field in ("cross_attention_dim", "layers_per_block", "sample_size"):
         if not isinstance(config[field], int):
-            raise ValueError(
+            raise UserError(
                 f"UNet config: {field} is {config[field]!r}; only one whole number is supported."
             )
 
 
 def check_vae(config: Config) -> None:
-    """Raises a ValueError, naming the field, if FlaxAutoencoderKL computes it wrongly."""
+    """Raises a UserError, naming the field, if FlaxAutoencoderKL computes it wrongly."""
     _check(config, "VAE", VAE_REQUIRED, VAE_FIELDS, VAE_BLOCKS)
     groups = config.get("norm_num_groups", 32)
     if any(channels % groups for channels in config["block_out_channels"]):
-        raise ValueError(
+        raise UserError(
             f"VAE config: norm_num_groups {groups} does not divide block_out_channels "
             f"{config['block_out_channels']}."
         )
 
 
 def check_text_encoder(config: Config, name: str) -> None:
-    """Raises a ValueError, naming the field, if transformers' Flax CLIP computes it wrongly."""
+    """Raises a UserError, naming the field, if transformers' Flax CLIP computes it wrongly."""
     _check(config, name, TEXT_REQUIRED, TEXT_FIELDS, {})
 
 
 def check_together(unet: Config, vae: Config, text: Config, text_2: Config | None = None) -> None:
-    """Raises a ValueError if the networks do not fit each other; `text_2` is of XL."""
+    """Raises a UserError if the networks do not fit each other; `text_2` is of XL."""
     if unet["in_channels"] != vae["latent_channels"]:
-        raise ValueError(
+        raise UserError(
             f"The UNet takes {unet['in_channels']} channels and the VAE makes "
             f"{vae['latent_channels']}: inpainting and other image-conditioned models are not "
             "supported, use a text-to-image one."
         )
     if unet["out_channels"] != vae["latent_channels"]:
-        raise ValueError(
+        raise UserError(
             f"The UNet makes {unet['out_channels']} channels, the VAE {vae['latent_channels']}."
         )
     width = text["hidden_size"] + (text_2["hidden_size"] if text_2 else 0)
     if unet["cross_attention_dim"] != width:
-        raise ValueError(
+        raise UserError(
             f"The UNet attends to text embeddings {unet['cross_attention_dim']} wide, but the text "
             f"{'encoders make' if text_2 else 'encoder makes'} {width}."
         )
     kind = unet.get("addition_embed_type")
     if kind != ("text_time" if text_2 else None):
-        raise ValueError(
+        raise UserError(
             f"UNet config: addition_embed_type is {kind!r}, but the folder has "
             f"{'two text encoders' if text_2 else 'one text encoder'}: it is 'text_time' in XL, "
             "which has two, and absent elsewhere."
@@ -165,7 +167,7 @@ def check_together(unet: Config, vae: Config, text: Config, text_2: Config | Non
         size = unet.get("addition_time_embed_dim") or 0
         width, pooled = unet.get("projection_class_embeddings_input_dim"), text_2["projection_dim"]
         if not size or width != TIME_IDS * size + pooled:
-            raise ValueError(
+            raise UserError(
                 f"UNet config: projection_class_embeddings_input_dim is {width}, but "
                 f"{TIME_IDS} time ids of addition_time_embed_dim {size} and a pooled text of "
                 f"{pooled} make {TIME_IDS * size + pooled}: only XL base models are supported."
@@ -175,20 +177,20 @@ def check_together(unet: Config, vae: Config, text: Config, text_2: Config | Non
 def _check(config, model, required, fields, blocks) -> None:
     absent = [field for field in required if config.get(field) is None]
     if absent:
-        raise ValueError(f"{model} config: {', '.join(absent)} missing; add them to config.json.")
+        raise UserError(f"{model} config: {', '.join(absent)} missing; add them to config.json.")
     for field, allowed in fields.items():
         value = config.get(field, DEFAULTS.get(field))
         if value not in allowed:
             values = " or ".join(repr(value) for value in allowed if value is not None)
-            raise ValueError(
+            raise UserError(
                 f"{model} config: {field} is {value!r}, but the Flax {model} only computes "
                 f"{values or 'models without it'} correctly."
             )
     for field, known in blocks.items():
         unknown = sorted(set(config[field]) - set(known))
         if unknown:
-            raise ValueError(f"{model} config: {field} has {unknown}; supported are {list(known)}.")
+            raise UserError(f"{model} config: {field} has {unknown}; supported are {list(known)}.")
         if len(config[field]) != len(config["block_out_channels"]):
-            raise ValueError(
+            raise UserError(
                 f"{model} config: {field} and block_out_channels have different lengths."
             )

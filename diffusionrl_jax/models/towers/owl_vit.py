@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from transformers import Owlv2Config, OwlViTConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.towers import clip, heads
 
@@ -60,11 +61,11 @@ def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
       dtype: of the towers' computation.
 
     Raises:
-      ValueError: if the model_type is another.
+      UserError: if the model_type is another.
     """
     model_type = config.get("model_type", "owlvit")
     if model_type not in CONFIGS:
-        raise ValueError(
+        raise UserError(
             f"The detector's model_type is {model_type!r}; known are {' and '.join(CONFIGS)}."
         )
     filled = CONFIGS[model_type](

@@ -92,7 +92,7 @@ def load_recogniser(path: str = "asset:emoji/recogniser") -> tuple[Recogniser, d
     """Opens a folder with config.json and model.safetensors.
 
     Raises:
-      FileNotFoundError, ValueError: if a file or a tensor is missing or does not fit.
+      FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
     """
     folder = resolve(path, "The recogniser's folder")
     config = read_json(folder / "config.json")
