@@ -65,6 +65,7 @@ def moody(images, prompts, metadata):
     return {"rubbish": ["good"], "nothing": [None]}[kind] * len(images)
 
 
+@pytest.mark.slow
 def test_the_same_reward_on_the_host_and_in_the_graph(make_config, compilation_cache, tmp_path):
     scorers = {
         "graph": common.make_scorer(f"{__name__}:RedSum"),
@@ -124,6 +125,7 @@ def whole(make_mixed, compilation_cache, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_overlaps_is_one_update_old(whole):
     errors = [row["ratio_check/max"] for row in read_rows(str(whole))[1:]]
     assert errors[0] < 1e-4
@@ -144,6 +146,7 @@ def fail(make_mixed, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_scorer(fail, whole, make_mixed, served, tmp_path):
     fail("dies", served, timeout=2.0, retries=1)
     assert steps_of(tmp_path) == [0, 1, 2]

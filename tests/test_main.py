@@ -21,6 +21,7 @@ def test_a_run_has_a_workdir_of_its_own(config_file, workdir):
     assert main.default_workdir(config_file) == workdir
 
 
+@pytest.mark.slow
 def test_without_a_workdir_the_same_line_goes_on(
     finished, config_file, make_config, compilation_cache, tmp_path
 ):

@@ -81,15 +81,17 @@ def test_every_program_with_a_name_that_is_hard_to_read(start, config_file, make
     ("program", "arguments", "message"),
     [
         ("main", ["--config={config}", "--workdir="], "--workdir is empty"),
-        (
+        pytest.param(
             "sample",
             ["--model={model}", "--prompts=a", "--output=/none/x.png"],
             "no folder /none for --output",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "benchmark",
             ["train", "--config={config}", "--json=/none/x.json"],
             "no folder /none for --json",
+            marks=pytest.mark.slow,
         ),
     ],
 )

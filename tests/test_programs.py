@@ -62,6 +62,7 @@ def test_a_checkpoints_score_is_of_its_own_parameters(finished):
     assert scores == [rows[step]["best"] for step in (2, 3)]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_for_bit_alike(finished, make_config, tmp_path, capsys):
     main.train(make_config(iterations=2), str(tmp_path))
     main.train(make_config(iterations=3), str(tmp_path))
@@ -71,6 +72,7 @@ def test_a_resumed_run_ends_bit_for_bit_alike(finished, make_config, tmp_path, c
     assert [row.get("small/loss") for row in rows] == [row.get("small/loss") for row in expected]
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_left_alone(finished, make_config, caplog):
     before = saved_state(finished, 3), steps_of(finished)
     (finished / "before_after.png").unlink()
@@ -215,6 +217,7 @@ def test_what_is_no_model(make_config, tmp_path):
         trained.load_trained(str(tmp_path), make_config())
 
 
+@pytest.mark.slow
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     config = make_config(**LORA)
     base = load_policy(config).denoiser
@@ -286,6 +289,7 @@ class Broken(rewards.JpegSize):
         return super().__call__(params, images, inputs) * np.nan
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "broken", Broken)
     config = make_config(**{"tasks.small.scorer.reward": "broken"})
@@ -340,6 +344,7 @@ def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
 
 
+@pytest.mark.slow
 def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
     folder = tmp_path / "exported"
     command = "export", f"--checkpoint={finished}@best", f"--output={folder}", "--dtype=float16"

@@ -28,6 +28,7 @@ from tests.processes import (
 )
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, capfd):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -58,6 +59,7 @@ def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, mo
     assert received == [1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_between_two_checkpoints_can_be_the_best(make_config, tmp_path, monkeypatch):
     """Its parameters are saved then and there, since later ones have other scores."""
     scores = iter([0.0, 0.9, 0.1, 0.2])
@@ -72,6 +74,7 @@ def test_an_evaluation_between_two_checkpoints_can_be_the_best(make_config, tmp_
     assert checkpoints.best_step() == 1
 
 
+@pytest.mark.slow
 def test_any_name_of_a_workdir(finished, make_config, tmp_path):
     workdir = tmp_path / "a [1]*?~" / "run"
     main.train(make_config(iterations=1), str(workdir))
@@ -87,6 +90,7 @@ def test_checkpoints_without_a_config_are_nobodys(finished, make_config, tmp_pat
         main.train(make_config(), str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
     """With a learning rate of NaN one iteration has finite gradients, and then nothing has."""
     main.train(make_config(iterations=1), str(tmp_path))
@@ -123,6 +127,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_con
     assert (tmp_path / "before_after.png").exists()
 
 
+@pytest.mark.slow
 def test_two_programs_in_one_workdir(start, config_file, make_config, tmp_path):
     config = config_file(make_config(iterations=1000, **{"checkpoint.every": 1000}))
     command = "main", f"--config={config}", f"--workdir={tmp_path}"

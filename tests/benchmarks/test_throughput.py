@@ -28,6 +28,7 @@ def throughput(monkeypatch):
     return throughput
 
 
+@pytest.mark.slow
 def test_ours_does_the_work_it_states(throughput):
     work = throughput.Work(images=4, steps=3, train_timesteps=2, guidance_scale=5.0)
     tokenizer = emoji_model.train_tokenizer()

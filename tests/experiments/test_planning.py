@@ -138,7 +138,8 @@ def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):
     config = make_config()
     for count in (1, 8):
         _, plan = planning.resolve(config, devices(count))
-        trained.check_same_experiment(str(tmp_path), config)
+        if count > 1:
+            trained.check_same_experiment(str(tmp_path), config)
         described = config.to_dict() | {"plan": plan.to_json()}
         (tmp_path / "config.json").write_text(json.dumps(described))
     read = trained.read_config(str(tmp_path))

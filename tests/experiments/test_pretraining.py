@@ -109,7 +109,7 @@ def test_latents_of_another_model_are_refused(cached, tmp_path):
     assert load(config, changed(policy, "text_encoder"), tmp_path)
 
 
-@pytest.mark.parametrize("xl", [False, True], ids=["", "xl"])
+@pytest.mark.parametrize("xl", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "xl"])
 def test_cached_texts_are_the_encoders(
     xl, make_config, tiny_xl_model, dataset_name, compilation_cache, tmp_path
 ):

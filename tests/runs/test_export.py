@@ -124,7 +124,7 @@ def exported(checkpoint, folder, function=export.export_pipeline, dtype="float32
     return folder
 
 
-@pytest.mark.parametrize("which", ["run", "lora_run", slow("xl_run"), slow("xl_lora_run")])
+@pytest.mark.parametrize("which", ["run", slow("lora_run"), slow("xl_run"), slow("xl_lora_run")])
 def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     workdir = request.getfixturevalue(which)
     ours, latents = sampled(workdir)
@@ -136,7 +136,7 @@ def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     assert_same_pictures(ours, pipeline, base_of(workdir), latents)
 
 
-@pytest.mark.parametrize("which", ["lora_run", slow("xl_lora_run")])
+@pytest.mark.parametrize("which", [slow("lora_run"), slow("xl_lora_run")])
 def test_pytorch_draws_the_same_pictures_with_a_lora_file(which, request, tmp_path):
     workdir = request.getfixturevalue(which)
     ours, latents = sampled(workdir)

@@ -200,6 +200,7 @@ def test_nothing_before_the_text_is_computed_twice(first_level):
         assert set(rows) == {4}
 
 
+@pytest.mark.slow
 def test_texts_of_a_sample_in_xl(tiny_xl):
     model, params = tiny_xl
     prompts = model.tokenize(["a cat", "", "a dog", ""])
