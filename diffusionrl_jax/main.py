@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -23,7 +24,27 @@ WORKDIR = flags.DEFINE_string(
     None,
     "Where checkpoints, metrics and pictures go; runs/ and the config's name unless told.",
 )
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "Iterations of which a profiler's trace is written into the workdir, such as 10:12.",
+)
 flags.mark_flag_as_required("config")
+
+
+def parse_steps(text: str | None) -> range:
+    """The iterations of --profile_steps: "10:12" are 10, 11 and 12, "10" is one; None is none.
+
+    Raises:
+      UserError: it is nothing of the kind.
+    """
+    if text is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    steps = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not steps or steps.start < 1:
+        raise UserError(f"--profile_steps={text} must be a number from 1 on, or two as in 10:12.")
+    return steps
 
 
 def default_workdir(config_file: str) -> str:
@@ -44,6 +65,7 @@ def default_workdir(config_file: str) -> str:
 
 def main(_):
     with programs.clear_errors():
+        profiled = parse_steps(PROFILE_STEPS.value)
         start.start_devices()
         workdir = WORKDIR.value
         if workdir is None:
@@ -52,7 +74,7 @@ def main(_):
         if jax.process_index() == 0:
             logging.info("Workdir: %s", workdir)
         start.use_compilation_cache(workdir)
-        train(CONFIG.value, workdir)
+        train(CONFIG.value, workdir, profiled)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class AbstractExperiment:
       algorithm: the iteration's functions.
       task_names: in the order of training.
       state, frozen, batch: their arguments.
-      kept: what a run holds besides: the denoiser that it started from, and evaluation's scorers.
+      kept: what a run holds besides: evaluation's scorers.
       assumed: what the config names that is not here, and whose sizes were taken instead.
     """
 
@@ -295,9 +295,6 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     shardings = frozen_sharding(mesh, frozen, config.mesh.split_frozen)
     scorers = _evaluation_scorers(config)
     scorers = abstract_arrays(scorers, frozen_sharding(mesh, scorers, config.mesh.split_frozen))
-    # LoRA's and the KL's is among the frozen parameters.
-    denoiser = () if frozen.base else params[model.denoiser_name]
-    kept = scorers, abstract_arrays(denoiser, parameter_sharding(mesh, denoiser))
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
@@ -306,6 +303,6 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
             frozen, shardings.replace(base=parameter_sharding(mesh, frozen.base))
         ),
         batch=make_batch(config, model, rewards, mesh),
-        kept=kept,
+        kept=scorers,
         assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),
     )

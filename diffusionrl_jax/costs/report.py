@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import tabulate
+
 from diffusionrl_jax.costs.compiled import Cost, OutOfMemory
 from diffusionrl_jax.costs.roofline import PhaseCost, images_per_second
 from diffusionrl_jax.distributed.chips import Chip
@@ -11,8 +13,7 @@ GIB = 2**30
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return tabulate.tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
 @dataclasses.dataclass(frozen=True)

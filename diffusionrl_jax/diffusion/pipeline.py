@@ -30,6 +30,13 @@ class Policy:
         """The denoiser's parameters."""
         return self.params[self.model.denoiser_name]
 
+    def without_denoiser(self) -> "Policy":
+        """The same without the denoiser's parameters, so that nothing holds them."""
+        frozen = {
+            name: tree for name, tree in self.params.items() if name != self.model.denoiser_name
+        }
+        return dataclasses.replace(self, params=frozen)
+
     def with_denoiser(self, denoiser: Parameters) -> dict[str, Parameters]:
         """All parameters, with these in place of the denoiser's."""
         return self.params | {self.model.denoiser_name: denoiser}

@@ -288,13 +288,15 @@ def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> f
     return sum(weight * means[name] for name, weight in best.items())
 
 
-def draw_before_after(evaluator: Evaluator, trained: Parameters, path: epath.Path) -> None:
+def draw_before_after(
+    evaluator: Evaluator, base: Parameters, trained: Parameters, path: epath.Path
+) -> None:
     """Draws the same prompts with the same noise by the base and by a trained denoiser."""
     policy = evaluator.policy
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
     before, after = (
         evaluator.sampler(policy.with_denoiser(denoiser), prompts, evaluator.config.seed)
-        for denoiser in (policy.denoiser, trained)
+        for denoiser in (base, trained)
     )
     if jax.process_index() == 0:
         grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))

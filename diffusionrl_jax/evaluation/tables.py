@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
+import tabulate
 from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
@@ -32,14 +33,7 @@ def cell(row: Measurement | None) -> str:
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    write = lambda line: (
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-    )
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([write(header), rule, *map(write, lines)])
+    return tabulate.tabulate(lines, header, tablefmt="github", disable_numparse=True)
 
 
 def _unique(values) -> list[str]:

@@ -55,7 +55,7 @@ class Experiment:
 
     Attributes:
       config: what it was made from.
-      policy: the model to start from.
+      policy: the model to start from; after `without_base`, without its denoiser's parameters.
       algorithm: the iteration's functions.
       frozen: parameters that do not change.
       task_names: in the order of training.
@@ -88,6 +88,10 @@ class Experiment:
             self.config, policy.model, policy.params, policy.mesh, cache_dir, self.sources
         )
         return dataclasses.replace(self, pictures=pictures)
+
+    def without_base(self) -> "Experiment":
+        """The same without the denoiser that training started from, but where iterations take it."""
+        return dataclasses.replace(self, policy=self.policy.without_denoiser())
 
     def batch(self, step: int) -> Batch:
         """What iteration `step` takes from the host: a pure function of the config and the step."""
@@ -125,7 +129,7 @@ class Experiment:
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
         """From what is trained to the denoiser's parameters."""
-        return make_merge(self.policy.mesh, self.policy.denoiser, make_lora(self.config))
+        return make_merge(self.policy.mesh, self.frozen.base, make_lora(self.config))
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

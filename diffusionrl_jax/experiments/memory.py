@@ -192,8 +192,9 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
     frozen += sum(sizes.rewards) + sizes.judges
     # A checkpoint's parameters, where it is not trained, beside those that it started from.
     state = sizes.copies * sizes.trained if trains else denoiser
+    base = denoiser if sizes.lora or sizes.near_base or not trains else 0
     pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
-    return FLOAT * (state + denoiser) / division.fsdp + FLOAT * frozen / frozen_split + pictures
+    return FLOAT * (state + base) / division.fsdp + FLOAT * frozen / frozen_split + pictures
 
 
 def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:

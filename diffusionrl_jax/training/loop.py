@@ -1,10 +1,12 @@
 """The training of an experiment in a workdir: started, watched, saved, stopped and gone on with."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
 import shlex
 import time
+from collections.abc import Iterator
 
 import jax
 from absl import logging
@@ -18,6 +20,7 @@ from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
 from diffusionrl_jax.experiments import announcement, checks, fetching, planning
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
+from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
@@ -31,12 +34,13 @@ from diffusionrl_jax.runs.preemption import PreemptionGuard
 from diffusionrl_jax.runs.provenance import write_run_information
 
 
-def train(config, workdir: str) -> None:
+def train(config, workdir: str, profiled: range = range(0)) -> None:
     """Runs, or resumes, an experiment.
 
     Args:
       config: see `experiments/config.py`.
       workdir: a folder; what an earlier run left in it is continued.
+      profiled: iterations of which a trace is written into its folder "profile".
 
     Raises:
       UserError, FileNotFoundError: bad input, before compute is spent.
@@ -64,16 +68,18 @@ def train(config, workdir: str) -> None:
             print(announcement.announce(experiment, plan, workdir), flush=True)
         if not steps or steps[-1] < config.iterations:
             checkpoints.check_room(experiment.abstract_state())
-        evaluator = Evaluator(experiment.policy, config, experiment.opened_scorers())
+        policy = experiment.policy.without_denoiser()
+        evaluator = Evaluator(policy, config, experiment.opened_scorers())
         experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = trained.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
+        experiment = experiment.without_base()
         lease.check()
         write_run_information(workdir, described | {"plan": plan.to_json()})
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)
-            run = Run(experiment, evaluator, checkpoints, lease, workdir)
+            run = Run(experiment, evaluator, checkpoints, lease, workdir, profiled)
             state = iterate(run, state, first, execution)
         else:
             logging.info(
@@ -85,7 +91,8 @@ def train(config, workdir: str) -> None:
     complete, goes_on = int(state.step) >= config.iterations, int(state.step) > first
     drawn = not goes_on and processes.true_everywhere(picture.exists())
     if complete and evaluator.prompts and not drawn:
-        draw_before_after(evaluator, experiment.merge(state.evaluation_params), picture)
+        base = experiment.frozen.base or load_policy(config).denoiser
+        draw_before_after(evaluator, base, experiment.merge(state.evaluation_params), picture)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Run:
       checkpoints: where it is saved.
       lease: of the workdir.
       workdir: where metrics and pictures go.
+      profiled: iterations to trace.
     """
 
     experiment: experiments.Experiment
@@ -104,6 +112,23 @@ class Run:
     checkpoints: Checkpoints
     lease: Lease
     workdir: str
+    profiled: range = range(0)
+
+    @contextlib.contextmanager
+    def traced(self, done: int) -> Iterator[None]:
+        """Around iteration `done`: names it for a profiler, and writes the trace that is wanted."""
+        if self.profiled and done == self.profiled.start:
+            jax.profiler.start_trace(str(epath.Path(self.workdir) / "profile"))
+        with jax.profiler.StepTraceAnnotation("iteration", step_num=done):
+            yield
+        if self.profiled and done == self.profiled.stop - 1:
+            jax.profiler.stop_trace()
+            logging.info("Iterations %d to %d are in %s/profile.", *self.ends, self.workdir)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last iteration that is traced."""
+        return self.profiled.start, self.profiled.stop - 1
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], dict]:
         """`Evaluator.watch` of what the state draws with.
@@ -159,20 +184,24 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
         contextlib.closing(MetricWriter(run.workdir, first + 1 if first else 0)) as writer,
         PreemptionGuard() as guard,
         Progress(config.iterations, first) as progress,
+        # The host makes the next batch while the devices are busy with this one.
+        concurrent.futures.ThreadPoolExecutor(1, "batch") as maker,
     ):
         try:
             if first == 0:
                 scores, grids = evaluate(state)
                 writer.scalars(0, scores | timer.collect())
                 writer.images(0, grids)
-            following = None
+            upcoming = maker.submit(experiment.batch, first)
             for done in range(first + 1, config.iterations + 1):
                 begun = time.monotonic()
-                batch = following or experiment.batch(done - 1)
-                ahead = state.samples_ahead and done < config.iterations
-                following = experiment.batch(done) if ahead else None
-                state, metrics = step(state, experiment.frozen, batch, following)
-                metrics = jax.device_get(metrics)
+                batch, following = upcoming.result(), None
+                if done < config.iterations:
+                    upcoming = maker.submit(experiment.batch, done)
+                    following = upcoming.result() if state.samples_ahead else None
+                with run.traced(done):
+                    state, metrics = step(state, experiment.frozen, batch, following)
+                    metrics = jax.device_get(metrics)
                 values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
                 checkpoints.check()  # Nothing is computed that cannot be saved.

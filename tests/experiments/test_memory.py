@@ -53,8 +53,8 @@ DIVISION = memory.Division(
 
 
 def test_sums_by_hand():
-    # State and base model 4 * 4 * 800 / 4; frozen 4 * 840 / 4; two latents of each of 6 pictures.
-    held = 3200 + 840 + 192
+    # State 4 * 3 * 800 / 4; frozen 4 * 840 / 4; two latents of each of 6 pictures.
+    held = 2400 + 840 + 192
     assert memory.held(SIZES, DIVISION) == held
     # Of 12 samples: 5 steps' two latents, the text, and the latent that the chain ends in.
     drawn = 12 * (160 + 24 + 16)
