@@ -35,7 +35,10 @@ GUIDANCE_SCALE = flags.DEFINE_float(
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
 ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0.0, 1.0)
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "What the UNet computes in; the run's own, or float32."
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "What the denoiser computes in; the run's own, or float32.",
 )
 
 

@@ -49,16 +49,18 @@ def pretraining(model_output: jax.Array, target: jax.Array, text_dropout: float)
     dropout: each text's error times the text's probability. No text is then drawn.
 
     Args:
-      model_output: float32 [batch, passes, channels, height, width]: the text's prediction and,
+      model_output: float32 [batch, passes, ...]: the text's prediction and,
         where passes is 2, the empty prompt's.
-      target: float32 [batch, channels, height, width].
+      target: float32 [batch, ...].
       text_dropout: the probability of the empty prompt; without effect where passes is 1.
 
     Returns:
       float32 [batch].
     """
     chex.assert_shape(model_output, (len(target), None, *target.shape[1:]))
-    errors = jnp.mean(jnp.square(model_output - target[:, None]), axis=(2, 3, 4))
+    errors = jnp.mean(
+        jnp.square(model_output - target[:, None]), axis=tuple(range(2, model_output.ndim))
+    )
     if errors.shape[1] == 1:
         return errors[:, 0]
     return (1 - text_dropout) * errors[:, 0] + text_dropout * errors[:, 1]

@@ -96,7 +96,7 @@ class LatentDataset:
           rows: which of the batch to read; a host reads its own alone.
 
         Returns:
-          latent_mean and latent_std [rows, channels, height, width] float32, the VAE's scaling
+          latent_mean and latent_std [rows, ...] float32, the VAE's scaling
           factor applied, input_ids [rows, tokens] int32, and what else `embed` made of these, if
           anything.
         """
@@ -183,7 +183,7 @@ def write_latents(
         text, and a `fingerprint`.
       encode: images float32 [batch_size, height, width, 3] in [0, 1] and their texts' token ids
         int32 [batch_size, tokens] -> by name, arrays [batch_size, ...] that are whole on every
-        process: latent_mean, latent_std, each [batch_size, channels, height, width], input_ids,
+        process: latent_mean, latent_std, each [batch_size, ...], input_ids,
         the token ids again, and what else is to be kept of the texts. It always sees full batches,
         so it compiles once; of rows that this process does not read, and of those that fill the
         last batch, it sees zeros.

@@ -123,7 +123,7 @@ def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None
 
 
 def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Sampling and training round alike only if the UNet sees equally many samples in both."""
+    """Sampling and training round alike only if the denoiser sees equally many samples in both."""
     share = config.batch_size // devices
     shares = {"sample": len(config.tasks) * share, "train": share}
     sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}

@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     # A diffusers folder: a path, gs://, a Hugging Face hub id, or asset:emoji/stable_diffusion.
     config.model = ""
-    config.dtype = "float32"  # what the UNet computes in: float32 or bfloat16
+    config.dtype = "float32"  # what the denoiser computes in: float32 or bfloat16
     config.iterations = 1000
 
     # DDIM, Sec. 4.1. Guidance is on in the training forward pass too; 1 turns it off.
@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Low-rank adaptation: only factors of these modules' kernels are trained and saved.
     config.lora = ml_collections.ConfigDict()
-    config.lora.rank = 0  # 0 trains all of the UNet
+    config.lora.rank = 0  # 0 trains all of the denoiser
     config.lora.alpha = 16.0  # the factors' product is multiplied by alpha / rank
     config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")  # names' ends, as PyTorch has them
 

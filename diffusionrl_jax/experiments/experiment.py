@@ -90,7 +90,7 @@ class Experiment:
         return dataclasses.replace(self, pictures=pictures)
 
     def without_base(self) -> "Experiment":
-        """The same without the denoiser that training started from, but where iterations take it."""
+        """The same without the denoiser it started from, but where iterations take that."""
         return dataclasses.replace(self, policy=self.policy.without_denoiser())
 
     def batch(self, step: int) -> Batch:

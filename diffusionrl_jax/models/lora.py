@@ -1,4 +1,4 @@
-"""Low-rank adaptation of a UNet (Hu et al., arXiv 2106.09685) as a view of its parameter tree.
+"""Low-rank adaptation of a denoiser (Hu et al., arXiv 2106.09685) as a view of its parameter tree.
 
 What is trained is a tree of pairs of factors in the places of the kernels that they change:
 
@@ -6,7 +6,7 @@ What is trained is a tree of pairs of factors in the places of the kernels that 
     .../to_q/lora_A/kernel               [in, rank]         trained
     .../to_q/lora_B/kernel               [rank, out]        trained
 
-`Lora.merge` turns both into a tree like the UNet's own. The networks know nothing of it, and
+`Lora.merge` turns both into a tree like the denoiser's own. The networks know nothing of it, and
 whatever trains a tree of parameters trains the factors. A convolution's first factor has its
 window, the second is 1 by 1, as in PEFT: the project's mapping of names gives PEFT's names.
 """
@@ -29,8 +29,6 @@ Path = tuple[str, ...]
 
 DOWN, UP = "lora_A", "lora_B"
 KERNEL = "kernel"
-# What the names of a pipeline's UNet begin with in a file for `load_lora_weights`.
-PREFIX = "unet."
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
@@ -64,13 +62,13 @@ class Lora:
         """What the product of the factors is multiplied by."""
         return self.alpha / self.rank
 
-    def kernels(self, unet_params: Parameters) -> dict[Path, Any]:
+    def kernels(self, base: Parameters) -> dict[Path, Any]:
         """The kernels that get factors, by path.
 
         Raises:
-          UserError: a target that no module of the UNet ends in; says what there is.
+          UserError: a target that no module of the denoiser ends in; says what there is.
         """
-        flat = traverse_util.flatten_dict(unet_params)
+        flat = traverse_util.flatten_dict(base)
         names = {
             path: weights.pytorch_name(path).removesuffix(".weight")
             for path in flat
@@ -80,7 +78,7 @@ class Lora:
             if not any(_ends_in(name, target) for name in names.values()):
                 known = sorted({_end(name) for name in names.values()})
                 raise UserError(
-                    f"lora.targets names {target!r}, but the UNet has no such module: its modules "
+                    f"lora.targets names {target!r}, but the denoiser has no such module: its modules "
                     f"end in {', '.join(known)}."
                 )
         return {
@@ -89,11 +87,11 @@ class Lora:
             if any(_ends_in(name, target) for target in self.targets)
         }
 
-    def init(self, unet_params: Parameters, seed: int) -> dict[str, Any]:
+    def init(self, base: Parameters, seed: int) -> dict[str, Any]:
         """Factors that change nothing yet: the first uniform as in PEFT, the second zero.
 
         Args:
-          unet_params: of the base; only shapes are used.
+          base: the denoiser's parameters; only shapes are used.
           seed: of the first factors.
 
         Returns:
@@ -102,7 +100,7 @@ class Lora:
         Raises:
           UserError: as `kernels`.
         """
-        kernels = self.kernels(unet_params)
+        kernels = self.kernels(base)
         draw = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         factors = {}
         keys = jax.random.split(jax.random.key(seed), len(kernels))
@@ -114,10 +112,10 @@ class Lora:
         return traverse_util.unflatten_dict(factors)
 
     def merge(self, base: Parameters, factors: Parameters) -> dict[str, Any]:
-        """The UNet's parameters with the factors' change: base + scale * down @ up.
+        """The denoiser's parameters with the factors' change: base + scale * down @ up.
 
         Args:
-          base: the UNet's parameters, or a part of its tree that holds the kernels to change.
+          base: the denoiser's parameters, or a part of its tree that holds the kernels to change.
           factors: from `init`.
 
         Returns:
@@ -136,7 +134,7 @@ class Lora:
                 merged[*path, KERNEL] = (kernel + self.scale * change).astype(kernel.dtype)
         return traverse_util.unflatten_dict(merged)
 
-    def to_pytorch(self, factors: Parameters) -> dict[str, np.ndarray]:
+    def to_pytorch(self, factors: Parameters, denoiser: str) -> dict[str, np.ndarray]:
         """The factors as diffusers' `load_lora_weights` takes them from a file.
 
         The scale is multiplied into the second factors, for a file without an alpha is read with
@@ -144,11 +142,12 @@ class Lora:
 
         Args:
           factors: arrays that this process can read whole.
+          denoiser: its name in the pipeline, with which the file's names begin.
 
         Returns:
           PyTorch name -> float32 host array.
         """
-        state = weights.to_pytorch(factors, rename=lambda name: PREFIX + name)
+        state = weights.to_pytorch(factors, rename=lambda name: f"{denoiser}.{name}")
         return {
             name: np.float32(self.scale) * tensor if f".{UP}." in name else tensor
             for name, tensor in state.items()
@@ -157,25 +156,28 @@ class Lora:
     def to_flax(
         self,
         state: Mapping[str, np.ndarray],
-        unet_params: Parameters,
+        base: Parameters,
+        denoiser: str,
         source: str = "the LoRA file",
     ) -> dict[str, Any]:
         """The factors of a file: the inverse of `to_pytorch`.
 
         Args:
           state: PyTorch name -> array.
-          unet_params: of the base; only shapes are used.
+          base: the denoiser's parameters; only shapes are used.
+          denoiser: as of `to_pytorch`.
           source: what errors call the state.
 
         Raises:
           UserError: a tensor is missing, left over or misshapen; names it.
         """
-        template = jax.eval_shape(lambda: self.init(unet_params, seed=0))
+        template = jax.eval_shape(lambda: self.init(base, seed=0))
         unscaled = {
             name: tensor / np.float32(self.scale) if f".{UP}." in name else tensor
             for name, tensor in state.items()
         }
-        return weights.to_flax(unscaled, template, rename=lambda name: PREFIX + name, source=source)
+        rename = lambda name: f"{denoiser}.{name}"
+        return weights.to_flax(unscaled, template, rename=rename, source=source)
 
 
 def _ends_in(name: str, target: str) -> bool:

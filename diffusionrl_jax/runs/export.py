@@ -107,7 +107,9 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     adaptation = make_lora(config)
     if adaptation is None:
         raise UserError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
-    factors = trained.load_params(path, load_policy(config), step or "last")
+    policy = load_policy(config)
+    factors = trained.load_params(path, policy, step or "last")
+    state = adaptation.to_pytorch(factors, policy.model.denoiser_name)
     with _whole_folder(output) as folder:
-        weights.write_safetensors(folder / lora.FILE_NAME, adaptation.to_pytorch(factors), dtype)
+        weights.write_safetensors(folder / lora.FILE_NAME, state, dtype)
     logging.info("The factors belong to %s.", config.model)

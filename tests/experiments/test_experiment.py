@@ -143,7 +143,7 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
         ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
-        ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the UNet has no such"),
+        ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the denoiser has no such"),
         ({"tasks.small.normalisation": "image"}, "normalisation='image' must be one of"),
         (
             {"tasks.small.normalisation": "prompt", "tasks.small.most_prompts": 9},

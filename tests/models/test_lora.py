@@ -70,7 +70,7 @@ def test_peft_computes_the_same(networks, targets, request, tmp_path):
 
     # And as a file that carries no alpha.
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    weights.write_safetensors(tmp_path / FILE_NAME, lora.to_pytorch(factors))
+    weights.write_safetensors(tmp_path / FILE_NAME, lora.to_pytorch(factors, "unet"))
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)  # offline, it needs the name
     assert np.abs(ours - torch_output(pipeline.unet, model)).max() <= TOLERANCE
 
@@ -79,7 +79,7 @@ def test_file_round_trip(tiny):
     _, params = tiny
     lora = Lora(rank=2, alpha=1.0, targets=EVERYTHING)  # A scale that divides without rounding.
     factors = random_factors(lora, params["unet"])
-    state = lora.to_pytorch(factors)
+    state = lora.to_pytorch(factors, "unet")
     again = lora.to_flax(state, params["unet"])
     jax.tree.map(np.testing.assert_array_equal, again, factors)
     state.pop("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight")
