@@ -78,8 +78,8 @@ class Lora:
             if not any(_ends_in(name, target) for name in names.values()):
                 known = sorted({_end(name) for name in names.values()})
                 raise UserError(
-                    f"lora.targets names {target!r}, but the denoiser has no such module: its modules "
-                    f"end in {', '.join(known)}."
+                    f"lora.targets names {target!r}, but the denoiser has no such module: its "
+                    f"modules end in {', '.join(known)}."
                 )
         return {
             path: flat[path]

@@ -80,11 +80,11 @@ def test_file_round_trip(tiny):
     lora = Lora(rank=2, alpha=1.0, targets=EVERYTHING)  # A scale that divides without rounding.
     factors = random_factors(lora, params["unet"])
     state = lora.to_pytorch(factors, "unet")
-    again = lora.to_flax(state, params["unet"])
+    again = lora.to_flax(state, params["unet"], "unet")
     jax.tree.map(np.testing.assert_array_equal, again, factors)
     state.pop("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight")
     with pytest.raises(ValueError, match="the LoRA file lacks .*attn1.to_q.lora_A"):
-        lora.to_flax(state, params["unet"])
+        lora.to_flax(state, params["unet"], "unet")
 
 
 def test_factors_start_like_pefts(tiny):
