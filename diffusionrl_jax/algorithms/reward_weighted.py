@@ -14,9 +14,8 @@ import ml_collections
 
 from diffusionrl_jax.algorithms.losses import pretraining
 from diffusionrl_jax.diffusion.process import Process
-from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.examples import Examples, noise_anew
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.mistakes import UserError
@@ -105,23 +104,10 @@ class RewardWeighted:
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
         """One update per task and noise, on the samples noised anew."""
-        latents = scored.samples.latents
-        tasks, size = latents.shape[:2]
-        places = jnp.arange(tasks * size)
-        keys = draws.keys(self.seed, scored.step, draws.FORWARD, places).reshape(tasks, 1, size)
-        keys = jnp.broadcast_to(keys, (tasks, self.noises, size)).reshape(-1, size)
-        task = jnp.repeat(jnp.arange(tasks), self.noises)
-        numbers = jnp.tile(jnp.arange(self.noises), tasks)
-
-        @jax.vmap
-        def noised(clean, keys, number):
-            keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
-            noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys[:, 0])
-            times = jax.vmap(self.process.draw_time)(keys[:, 1])
-            target = self.process.target(clean, noise, times)
-            return self.process.noise(clean, noise, times), times, target
-
-        shown, times, target = noised(latents[task], keys, numbers)
+        # What is not finite has no weight, and must not poison the others' gradient.
+        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
+        arguments = self.process, clean, self.seed, scored.step, self.noises
+        task, shown, times, target = noise_anew(*arguments)
         rows = zip(scored.rewards, self.group_sizes, strict=True)
         weights = jnp.stack([self.sample_weights(*row) for row in rows])
         own = {"target": target, "sample_weight": weights[task]}

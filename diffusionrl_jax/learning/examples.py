@@ -9,6 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.learning import draws
+
 
 @flax.struct.dataclass
 class Examples:
@@ -48,3 +51,34 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
         for part in parts
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def noise_anew(
+    process: Process, clean: jax.Array, seed: int, iteration: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Samples' latents noised at times of their own, several times over: the forward process.
+
+    Args:
+      process: which noises.
+      clean: float32 [T, B, ...], where the chains have ended.
+      seed, iteration: as in `draws.keys`.
+      count: how many times; an update each.
+
+    Returns:
+      The task, int32 [T * count], the noised latents and what the denoiser should say of them,
+      float32 [T * count, B, ...], and the times [T * count, B].
+    """
+    tasks, size = clean.shape[:2]
+    keys = draws.keys(seed, iteration, draws.FORWARD, jnp.arange(tasks * size))
+    task = jnp.repeat(jnp.arange(tasks), count)
+
+    @jax.vmap
+    def one(clean, keys, number):
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys[:, 0])
+        times = jax.vmap(process.draw_time)(keys[:, 1])
+        return process.noise(clean, noise, times), times, process.target(clean, noise, times)
+
+    numbers = jnp.tile(jnp.arange(count), tasks)
+    shown, times, target = one(clean[task], keys.reshape(tasks, size)[task], numbers)
+    return task, shown, times, target
