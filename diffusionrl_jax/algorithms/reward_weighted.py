@@ -1,8 +1,7 @@
-"""Fine-tuning on a model's own pictures, the better ones more: no gradient of what is bad.
+"""Fine-tuning on a model's own pictures, the better ones more: nothing is unlearned.
 
-The denoising loss of each sample, weighted by its reward: 2302.12192 with rewards scaled to between
-0 and 1, which the paper compares with (Appendix A); RWR (2305.13301) by a softmax; RAFT
-(2304.06767), the best of each prompt's samples alone.
+The denoising loss of each sample is weighted by its reward: scaled to between 0 and 1 (2302.12192,
+the paper's rival), by a softmax (RWR, 2305.13301), or a prompt's best alone (RAFT, 2304.06767).
 """
 
 import dataclasses
