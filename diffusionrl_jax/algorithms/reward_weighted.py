@@ -24,8 +24,7 @@ WEIGHTINGS = ("min_max", "softmax", "best")
 
 def needs(fields: ml_collections.ConfigDict) -> Needs:
     """As of `config.algorithm.reward_weighted`."""
-    by_base = fields.from_base
-    return Needs(updates=fields.noises, latents=True, base=by_base, drawn_by_base=by_base)
+    return Needs(fields.noises, latents=True, base=fields.from_base, drawn_by_base=fields.from_base)
 
 
 def make(config: ml_collections.ConfigDict, process: Process) -> "RewardWeighted":
