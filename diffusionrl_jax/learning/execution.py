@@ -1,6 +1,5 @@
 """Runs an iteration as one compiled program, or as one program per phase."""
 
-import dataclasses
 import functools
 import operator
 from typing import Protocol
@@ -133,7 +132,8 @@ def make_train_step(
     def split_step(state, frozen, batch, following=None):
         if not drawn or drawn[0][0] is not batch:
             drawn[:] = [ask(draw(state.sampling_params, frozen, batch, state.step), batch)]
-        _, samples, pending = drawn.pop()
+        # Nothing here holds the samples once they are handed over: their images are large.
+        _, *samples, pending = drawn.pop()
         ahead = state.samples_ahead and following is not None
         next_samples = draw(state.params, frozen, following, state.step + 1) if ahead else None
 
@@ -162,8 +162,13 @@ def make_train_step(
                 state = jax.block_until_ready(state)
             return state, jax.tree.map(lambda *values: jax.numpy.stack(values), *history)
 
-        phases = dataclasses.replace(programs, score=score, prepare=prepare)
-        return iteration(phases, state, frozen, batch, updates=updates, samples=samples)
+        def finish(state):
+            with timer.phase("update"):
+                return jax.block_until_ready(programs.finish(state))
+
+        hand_over = lambda *_: samples.pop()
+        phases = Phases(hand_over, score, prepare, programs.update, finish)
+        return iteration(phases, state, frozen, batch, updates=updates)
 
     return split_step
 

@@ -62,7 +62,6 @@ def iteration(
     batch: Batch,
     *,
     updates: Callable = scan_updates,
-    samples: Samples | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Algorithm 1: the one place that has the order of an iteration.
 
@@ -70,13 +69,11 @@ def iteration(
       phases: what it is made of.
       state, frozen, batch: what it starts from.
       updates: applies `phases.update` to all examples.
-      samples: where they are drawn already.
 
     Returns:
       The new state, and the metrics: those of the updates [U], and of the rewards [T].
     """
-    if samples is None:
-        samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
+    samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)
     # From here on nothing is held but what is trained on.
     samples = samples.trained_on()
