@@ -11,8 +11,8 @@ from PIL import Image
 from diffusionrl_jax import main, rewards
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiments.loading import load_policy
-from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.runs import export, trained
 from diffusionrl_jax.runs.checkpoint_records import read_score
@@ -224,12 +224,12 @@ def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     rows = read_rows(str(adapted))
     assert all(row["ratio_check/max"] < 1e-4 for row in rows[1:])
     saved = saved_state(adapted, 3)
-    sizes = {name: lora.count(saved[name]) for name in ("params", "ema_params")}
+    sizes = {name: count(saved[name]) for name in ("params", "ema_params")}
     # Two attentions in the middle of 32 channels, the second one to text 16 wide.
     linears = [(32, 32)] * 6 + [(16, 32)] * 2
     expected = sum(2 * (inputs + outputs) for inputs, outputs in linears)
     assert sizes == {"params": expected, "ema_params": expected}
-    slots = lora.count(saved["optimizer_state"])
+    slots = count(saved["optimizer_state"])
     assert 2 * expected <= slots <= 2 * expected + 8  # Adam's two, and counters
     loaded = trained.load_denoiser(str(adapted), load_policy(config))
     assert jax.tree.structure(loaded) == jax.tree.structure(base)
