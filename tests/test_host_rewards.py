@@ -155,7 +155,10 @@ def test_a_run_outlives_its_scorer(fail, whole, make_mixed, served, tmp_path):
     assert_same_state(tmp_path, whole, 3)
 
 
-@pytest.mark.parametrize("kind", ["hangs", "rubbish", "nothing"])
+@pytest.mark.parametrize(
+    "kind",
+    ["hangs", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rubbish", "nothing"))],
+)
 def test_whatever_a_scorer_does_nothing_is_lost(kind, fail, whole, served, tmp_path):
     if kind == "rubbish":
         fail(kind, f"{__name__}:moody")
@@ -263,6 +266,7 @@ def test_a_fused_program_can_have_no_scorer_on_the_host(make_mixed, tmp_path):
         main.train(config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_pages_own_code_trains(make_config, compilation_cache, tmp_path, monkeypatch):
     """The files are at most 20 lines long, and do what the page says."""
     blocks = re.findall(r"```python\n# ([^\n]+)\n(.*?)```", PAGE, re.DOTALL)

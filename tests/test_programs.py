@@ -305,11 +305,17 @@ def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
         ("main", ["--config.sampler.stesp=3"], "stesp"),
         ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
         ("export", ["--checkpoint=/no/run", "--output={folder}"], "/no/run is neither the workdir"),
-        ("sample", ["--model=/no/such/folder", "--prompts=a cat"], "/no/such/folder is neither"),
-        (
+        pytest.param(
+            "sample",
+            ["--model=/no/such/folder", "--prompts=a cat"],
+            "/no/such/folder is neither",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "sample",
             ["--model=/runs/a@best", "--step=2", "--prompts=a cat"],
             "--model=/runs/a@best names another step than --step=2",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -327,6 +333,7 @@ def test_bad_input_ends_in_one_line(
     assert message in line
 
 
+@pytest.mark.slow
 def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     path = tmp_path / "grid.png"
     status, output = finish(

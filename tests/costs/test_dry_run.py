@@ -113,7 +113,11 @@ def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(confi
 
 @pytest.mark.parametrize(
     ("phase", "rank"),
-    [("sample", 0), ("update", 0), ("update", 4)],
+    [
+        pytest.param("sample", 0, marks=pytest.mark.slow),
+        ("update", 0),
+        pytest.param("update", 4, marks=pytest.mark.slow),
+    ],
     ids=["sample", "update", "lora"],
 )
 def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compilation_cache):

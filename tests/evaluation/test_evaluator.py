@@ -251,6 +251,7 @@ def test_pictures_that_are_not_finite_have_no_score(evaluator):
     np.testing.assert_array_equal(np.isnan(scores), np.arange(8) == 3)
 
 
+@pytest.mark.slow
 def test_a_model_against_itself_wins_half(make_config, tiny_model, tmp_path):
     text = compare.compare_models(make_config(), [("same", tiny_model, "")], str(tmp_path))
     assert (tmp_path / "results.md").read_text() == text

@@ -139,7 +139,7 @@ def test_split_parameters_are_gathered_where_they_are_used(compile_step, fsdp):
 @pytest.mark.parametrize(
     "meshes",
     [
-        [(4, 8), (1, 8), (4, 8)],
+        pytest.param([(4, 8), (1, 8), (4, 8)], marks=pytest.mark.slow),
         pytest.param([(2, 8), (4, 4), (1, 2)], marks=pytest.mark.slow),
     ],
     ids=["other axes", "8, 4, 2 devices"],

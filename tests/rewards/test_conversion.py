@@ -41,6 +41,7 @@ def hps_v2(make_original, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_hps_v2_by_the_command(hps_v2):
     folder, arguments = hps_v2
     flags = [f"--{name}={value}" for name, value in arguments.items()]

@@ -44,6 +44,7 @@ def test_published_sizes():
     assert template["mlp"]["layers_7"]["kernel"].shape == (16, 1)
 
 
+@pytest.mark.slow
 def test_larger_pictures_are_resized_and_cropped(make_original):
     _, folder = make_original("image_reward")
     reward, params = image_reward.ImageReward.load(str(folder))

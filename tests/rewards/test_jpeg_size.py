@@ -77,6 +77,7 @@ def test_extreme_qualities():
         np.testing.assert_array_equal(sizes(images, quality), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(512, 512), (509, 341)])
 def test_large_pictures(height, width):
     rng = np.random.default_rng((height, width))

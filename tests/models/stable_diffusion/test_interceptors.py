@@ -58,7 +58,9 @@ def assert_close(actual, expected):
 
 
 # One residual block and one transformer block; with the level around them, these twice.
-@pytest.mark.parametrize(("remat", "added"), [("blocks", 2), ("full", 5)])
+@pytest.mark.parametrize(
+    ("remat", "added"), [("full", 5), pytest.param("blocks", 2, marks=pytest.mark.slow)]
+)
 def test_rematerialisation_changes_no_value(block, plain, remat, added):
     values, program = block(remat=remat)
     plain_values, plain_program = plain
