@@ -73,7 +73,7 @@ def iteration(
       samples: where they are drawn already.
 
     Returns:
-      The new state, and the metrics: those of the updates [U], and of the rewards [T].
+      The new state, and the metrics, those of the updates [U] and of the rewards [T].
     """
     if samples is None:
         samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
