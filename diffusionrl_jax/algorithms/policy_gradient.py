@@ -48,7 +48,8 @@ class PolicyGradient:
 
     Attributes:
       process: whose steps are the actions.
-      eta, guidance_scale: of the chain.
+      eta: of the chain.
+      guidance_scale: of the chain.
       weights: of each task's loss.
       clip_range: of the ratio around 1.
       balance_timesteps: whether log-ratios are divided by how far the network moves their step.
@@ -136,7 +137,7 @@ class PolicyGradient:
         """Means over each task's updates, and |ratio - 1| in the first, at unchanged parameters.
 
         Returns:
-          "<task>/<metric>", "ratio_check/mean" and "ratio_check/max".
+          `<task>/<metric>`, "ratio_check/mean" and "ratio_check/max".
         """
         by_task = {name: rows.reshape(len(task_names), -1) for name, rows in values.items()}
         of_task = {"loss", "gradient_norm", *self.metrics} - {"ratio_error", "largest_ratio_error"}

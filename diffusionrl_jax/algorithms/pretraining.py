@@ -71,7 +71,7 @@ class Pretraining:
           keys: PRNG keys [B].
 
         Returns:
-          One update, and bool [B]: which pictures lose their text to the empty prompt.
+          One update, and which pictures lose their text to the empty prompt, bool [B].
         """
         mean, std = pictures["latent_mean"], pictures["latent_std"]
         # Of two passes one has the empty prompt: the loss is then its expectation.

@@ -121,7 +121,7 @@ class RewardWeighted:
         return weight * errors, {"sample_weight": weight}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Means over each task's updates: "<task>/loss", "gradient_norm", "sample_weight"."""
+        """Means over each task's updates: `<task>/loss`, "gradient_norm", "sample_weight"."""
         return {
             f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
             for row, task in enumerate(task_names)

@@ -15,10 +15,13 @@ from diffusionrl_jax.learning.prompt_statistics import Moments, advance
 
 @flax.struct.dataclass
 class Advantages:
-    """Attributes:
-    values: float32 [batch]; 0 for samples without a finite reward.
-    valid: bool [batch], where the reward was finite.
-    reward_mean, reward_std: float32 scalars over the valid samples.
+    """How much better than expected the samples of a batch were.
+
+    Attributes:
+      values: float32 [batch]; 0 for samples without a finite reward.
+      valid: bool [batch], where the reward was finite.
+      reward_mean: float32 scalar over the valid samples.
+      reward_std: the same.
     """
 
     values: jax.Array

@@ -37,9 +37,12 @@ class Sampling:
 
     Attributes:
       seed: of the run.
-      eta, guidance_scale: of the chain.
+      eta: of the chain.
+      guidance_scale: of the chain.
       steps_kept: K, of how many steps of each chain what was done there is kept.
-      sample, decode, score: samples per device at a time; 0 is all at once.
+      sample: samples drawn per device at a time; 0 is all at once.
+      decode: the same of those decoded.
+      score: the same of those scored.
       noise_groups: of each task, how many neighbours in the batch are trained on the same steps and
         share all noise but that of those; 1 is none. Empty means none for all tasks.
       keeps_latents: whether the final latents are trained on, too.
@@ -63,7 +66,8 @@ class Experience:
     """Draws, decodes and scores; its methods are pure functions.
 
     Attributes:
-      model, process: what samples are drawn with.
+      model: what samples are drawn with.
+      process: the chain that they are drawn by.
       adaptation: which of the denoiser's parameters are trained.
       rewards: one per task.
       sampling: numbers.

@@ -17,7 +17,8 @@ class Frozen:
     """Parameters that training does not change.
 
     Attributes:
-      text_encoder, vae: of the model.
+      text_encoder: of the model.
+      vae: of the model.
       rewards: one tree per task.
       empty_ids: int32 [tokens], the empty prompt.
       base: the denoiser's that training started from, which LoRA's factors change and which a
@@ -55,12 +56,14 @@ class Batch:
 
 @flax.struct.dataclass
 class Samples:
-    """Attributes:
-    steps: arrays [T, B, K, ...], those that are trained on.
-    images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
-    text: a tree of [T, B, P, ...], what the denoiser was conditioned on.
-    latents: float32 [T, B, ...], where the chains end; None where nothing takes them.
-    keeps_latents: whether they are trained on.
+    """What was drawn.
+
+    Attributes:
+      steps: arrays [T, B, K, ...], those that are trained on.
+      images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
+      text: a tree of [T, B, P, ...], what the denoiser was conditioned on.
+      latents: float32 [T, B, ...], where the chains end; None where nothing takes them.
+      keeps_latents: whether they are trained on.
     """
 
     steps: Steps

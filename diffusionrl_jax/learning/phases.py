@@ -71,7 +71,7 @@ def iteration(
       updates: applies `phases.update` to all examples.
 
     Returns:
-      The new state, and the metrics: those of the updates [U], and of the rewards [T].
+      The new state, and the metrics, those of the updates [U] and of the rewards [T].
     """
     samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)

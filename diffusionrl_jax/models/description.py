@@ -28,9 +28,12 @@ class Description:
     """Sizes.
 
     Attributes:
-      denoiser, vae, text_encoder: numbers of their parameters.
+      denoiser: number of its parameters.
+      vae: number of its parameters.
+      text_encoder: number of its parameters.
       network: the denoiser's arithmetic.
-      latent, image: numbers in one of them.
+      latent: numbers in one of them.
+      image: numbers in one of them.
       text: numbers that one pass of the denoiser is conditioned on.
       decoded: from the bytes of a number to those that decoding an image takes.
     """

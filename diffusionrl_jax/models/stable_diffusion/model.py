@@ -35,7 +35,9 @@ class StableDiffusion:
     """The networks without their parameters; methods are pure and can be jitted.
 
     Attributes:
-      unet, vae, text_encoder: linen modules, computing in the dtype they were built with.
+      unet: a linen module, computing in the dtype it was built with.
+      vae: likewise.
+      text_encoder: likewise.
       tokenizer: a CLIP tokenizer.
       configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder; of XL
         also "text_encoder_2" and "pipeline", the model_index.json.
@@ -43,7 +45,8 @@ class StableDiffusion:
       convolution: "xla" or "taps"; see `convolution.py`.
       attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
       mesh: over which the batch is split, for `attention`.
-      text_encoder_2, tokenizer_2: XL's second pair.
+      text_encoder_2: XL's second one.
+      tokenizer_2: XL's second one.
     """
 
     unet: nn.Module
