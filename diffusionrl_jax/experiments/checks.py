@@ -59,8 +59,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
     if config.algorithm.name == "policy_gradient":
         _check_policy_gradient(config)
-    if not 0 <= config.sampler.eta <= 1:
-        raise UserError(f"config.sampler.eta={config.sampler.eta} must be between 0 and 1.")
+    if config.sampler.eta > 1:
+        raise UserError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
+    if config.sampler.eta < 0:
+        raise UserError(f"config.sampler.eta={config.sampler.eta} must be at least 0.")
     if config.optimizer.gradient_clip < 0:
         raise UserError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
     for name in ("evaluation", "checkpoint"):

@@ -134,12 +134,12 @@ def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> No
             f"{workdir} has checkpoints, but no config.json that says of which experiment: put it "
             "back, or choose another --workdir."
         )
-    now = json.loads(json.dumps(config.to_dict(), default=str))
     # Where nothing is scored on the host, nothing can be overlapped.
     free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
+    as_written = lambda values: json.loads(json.dumps(values.to_dict(), default=str))
     earlier, now = (
         {name: value for name, value in of_method(values).items() if name not in free}
-        for values in (read_config(workdir).to_dict(), now)
+        for values in map(as_written, (read_config(workdir), config))
     )
     if differences := differing_fields(earlier, now):
         raise UserError(
