@@ -155,16 +155,18 @@ def test_mean_over_devices_is_that_of_the_batch_and_split_like_its_parameters(fs
         gradient = jnp.broadcast_to(whole * share.mean(0), kernel.shape)
         return {"large": gradient, "small": gradient[0, 0]}, {
             "mean": share.mean(),
-            "most_max": share.max(),
+            "most": share.max(),
         }
 
     params = {"large": kernel, "small": kernel[0, 0]}
-    gradients, scalars = jax.jit(mean_over_devices(function, params, mesh))(2.0, rows)
+    reductions = {"mean": "mean", "most": "max"}
+    mean = mean_over_devices(function, params, mesh, reductions)
+    gradients, scalars = jax.jit(mean)(2.0, rows)
     for gradient in gradients.values():
         mean = np.broadcast_to(2 * rows.mean(0), gradient.shape)
         np.testing.assert_allclose(gradient, mean, rtol=1e-5)
     np.testing.assert_allclose(scalars["mean"], rows.mean(), rtol=1e-5)
-    assert scalars["most_max"] == rows.max()
+    assert scalars["most"] == rows.max()
     expected = parameter_sharding(mesh, params)
     assert expected["large"].is_fully_replicated == (fsdp == 1)
     for name, gradient in gradients.items():

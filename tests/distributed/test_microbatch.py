@@ -79,9 +79,11 @@ def test_mean_over_microbatches_is_that_of_all_samples(count):
     share = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 
     def gradient(rows):
-        return {"mean": rows.mean(0)}, {"first": rows[:, 0].mean(), "most_max": rows.max()}
+        return {"mean": rows.mean(0)}, {"first": rows[:, 0].mean(), "most": rows.max()}
 
-    gradients, scalars = jax.jit(lambda rows: mean_over_microbatches(gradient, rows, count))(share)
+    reductions = {"first": "mean", "most": "max"}
+    mean = lambda rows: mean_over_microbatches(gradient, rows, count, reductions)
+    gradients, scalars = jax.jit(mean)(share)
     np.testing.assert_allclose(gradients["mean"], share.mean(0), rtol=1e-5)
     np.testing.assert_allclose(scalars["first"], share[:, 0].mean(), rtol=1e-5)
-    assert scalars["most_max"] == share.max()
+    assert scalars["most"] == share.max()
