@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from diffusionrl_jax.algorithms.losses import clipped_surrogate
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.gaussian import Gaussian
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process, sensitivity
@@ -22,13 +22,13 @@ from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 
 
-def needs(fields: ml_collections.ConfigDict) -> Needs:
+def needs(fields: Config) -> Needs:
     """As of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
     return Needs(updates=count, steps=count, base=fields.kl_weight > 0)
 
 
-def make(config: ml_collections.ConfigDict, process: Process) -> "PolicyGradient":
+def make(config: Config, process: Process) -> "PolicyGradient":
     """The objective of a config."""
     fields = config.algorithm.policy_gradient
     return PolicyGradient(

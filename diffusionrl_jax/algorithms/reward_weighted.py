@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from diffusionrl_jax.algorithms.losses import pretraining
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
@@ -24,13 +24,13 @@ from diffusionrl_jax.mistakes import UserError
 WEIGHTINGS = ("min_max", "softmax", "best")
 
 
-def needs(fields: ml_collections.ConfigDict) -> Needs:
+def needs(fields: Config) -> Needs:
     """As of `config.algorithm.reward_weighted`."""
     by_base = fields.from_base
     return Needs(updates=fields.noises, latents=True, base=by_base, drawn_by_base=by_base)
 
 
-def make(config: ml_collections.ConfigDict, process: Process) -> "RewardWeighted":
+def make(config: Config, process: Process) -> "RewardWeighted":
     """The objective of a config."""
     fields, tasks = config.algorithm.reward_weighted, config.tasks.values()
     return RewardWeighted(

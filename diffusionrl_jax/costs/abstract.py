@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 from transformers import BertTokenizer
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
@@ -84,9 +84,7 @@ def _clip_tokenizer():
     return tokenizer
 
 
-def make_model(
-    config: ml_collections.ConfigDict, mesh: Mesh | None
-) -> tuple[StableDiffusion, str | None]:
+def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str | None]:
     """The networks that `config.model` names: a folder, or a published model's hub id or name.
 
     Returns:
@@ -176,9 +174,7 @@ PUBLISHED = {
 }
 
 
-def make_reward(
-    scorer: ml_collections.ConfigDict, group_size: int
-) -> tuple[Reward, Shapes, tuple[str, ...]]:
+def make_reward(scorer: Config, group_size: int) -> tuple[Reward, Shapes, tuple[str, ...]]:
     """As `scorers.load_scorer`, with shapes for parameters.
 
     Returns:
@@ -220,9 +216,7 @@ def _prepare(reward: Reward, group_size: int) -> dict:
     return reward.prepare([names[0]] * group_size)
 
 
-def make_batch(
-    config: ml_collections.ConfigDict, model: StableDiffusion, rewards: list[Reward], mesh: Mesh
-) -> Batch:
+def make_batch(config: Config, model: StableDiffusion, rewards: list[Reward], mesh: Mesh) -> Batch:
     """The shapes of what an iteration takes from the host."""
     count, tokens = config.batch_size, model.tokenize([""]).shape[1]
     ids = lambda *batch: jax.ShapeDtypeStruct((*batch, tokens), jnp.int32)
@@ -253,7 +247,7 @@ def make_batch(
     )
 
 
-def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
+def _evaluation_scorers(config: Config) -> list[Shapes]:
     """The parameters of the scorers that `Evaluator` loads, which the tasks' are not."""
     evaluation = config.evaluation
     used = {
@@ -267,7 +261,7 @@ def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
     ]
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
+def build(config: Config, mesh: Mesh) -> AbstractExperiment:
     """As `experiment.build`, for the devices of a mesh that need not be there.
 
     Raises:

@@ -6,6 +6,7 @@ import ml_collections
 
 from diffusionrl_jax.costs import compiled, phases
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
 from diffusionrl_jax.experiments import planning
@@ -53,7 +54,7 @@ class Needs:
         return chip.operations / sum(self.operations.values())
 
 
-def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
+def needs(config: Config, model: str) -> Needs:
     """Counts what a config asks for with a published model.
 
     Raises:

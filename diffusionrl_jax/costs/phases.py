@@ -12,6 +12,7 @@ import ml_collections
 
 from diffusionrl_jax.costs import abstract, mathematics
 from diffusionrl_jax.costs.abstract import AbstractExperiment, Shapes
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
     batch_sharding,
@@ -164,7 +165,7 @@ class _Recorder:
         return state
 
 
-def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
+def plain_experiment(config: Config) -> AbstractExperiment:
     """A config's mathematics: on one device, without rematerialisation and attention kernels."""
     config = ml_collections.ConfigDict(config.to_dict())
     # 1 divides any batch; what is scored at a time says which phase decodes.

@@ -10,6 +10,7 @@ from etils import epath
 
 from diffusionrl_jax.costs.dry_run import dry_run
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
@@ -23,7 +24,7 @@ WITHOUT_EFFECT = ("iterations", "seed", "checkpoint", "evaluation")
 
 
 def dry_runs(
-    config: ml_collections.ConfigDict,
+    config: Config,
     models: Sequence[str],
     topologies: Sequence[str],
     phases: Sequence[str],
@@ -81,7 +82,7 @@ def dry_runs(
     return list(results.values())
 
 
-def _matters(config: ml_collections.ConfigDict) -> dict:
+def _matters(config: Config) -> dict:
     fields = json.loads(config.to_json())
     return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
 

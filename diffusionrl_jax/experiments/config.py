@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
 
 POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps", "kl_weight")
@@ -187,7 +188,7 @@ def make_weighted_sum(**parts: tuple) -> ml_collections.ConfigDict:
 
 
 def make_task(
-    scorer: ml_collections.ConfigDict,
+    scorer: Config,
     prompts: str,
     group_size: int = 1,
     weight: float = 1.0,
@@ -230,9 +231,7 @@ def make_task(
     )
 
 
-def add_tasks(
-    config: ml_collections.ConfigDict, known: dict[str, ml_collections.ConfigDict], names: str
-) -> None:
+def add_tasks(config: Config, known: dict[str, Config], names: str) -> None:
     """Puts tasks into a config.
 
     Args:

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AbstractMesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips, processes
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
@@ -244,7 +245,7 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     return Plan(devices, division, split, needed[phase], phase)
 
 
-def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = True) -> Plan:
+def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     """The best division that fits; the one that needs least where none does.
 
     Args:
@@ -275,14 +276,14 @@ def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = T
     return min(plans, key=lambda plan: plan.memory)
 
 
-def _is_automatic(config: ml_collections.ConfigDict) -> bool:
+def _is_automatic(config: Config) -> bool:
     """Whether anything is left to the plan."""
     sizes = [config.microbatch.get(name, 0) for name in MICROBATCHES]
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
 
 def resolve(
-    config: ml_collections.ConfigDict,
+    config: Config,
     devices: Devices | None = None,
     *,
     trains: bool = True,
@@ -315,7 +316,7 @@ def resolve(
     return _filled(config, plan), plan
 
 
-def _filled(config: ml_collections.ConfigDict, plan: Plan) -> ml_collections.ConfigDict:
+def _filled(config: Config, plan: Plan) -> ml_collections.ConfigDict:
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
@@ -326,7 +327,7 @@ def _filled(config: ml_collections.ConfigDict, plan: Plan) -> ml_collections.Con
     return filled
 
 
-def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[str, int], Plan]:
+def propose(config: Config, devices: Devices) -> tuple[dict[str, int], Plan]:
     """The least change with which a config fits, and the plan of that.
 
     Args:
@@ -348,9 +349,7 @@ def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[s
     return {}, plan
 
 
-def _too_large(
-    config: ml_collections.ConfigDict, devices: Devices, plan: Plan, trains: bool
-) -> str:
+def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> str:
     """What does not fit, and what would."""
     text = (
         f"{config.model} with the tasks {', '.join(config.tasks)} does not fit {devices}, by a "
@@ -370,7 +369,7 @@ def _too_large(
     )
 
 
-def _mends(config: ml_collections.ConfigDict, devices: Devices) -> Iterator[dict[str, int]]:
+def _mends(config: Config, devices: Devices) -> Iterator[dict[str, int]]:
     """Changes to a config that make it smaller, the least first: LoRA, then smaller batches."""
     lora = {} if (config.get("lora") or {}).get("rank", 0) else {"lora.rank": LORA_RANK}
     if lora:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from diffusionrl_jax.data import latent_files, latents
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
@@ -133,7 +133,7 @@ def encode_pictures(
 
 
 def load_pictures(
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import gather_parameters, parameter_sharding
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.parameters import Parameters
@@ -39,7 +39,7 @@ class Adaptation:
         return gather_parameters(params, mesh), base
 
 
-def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
+def make_lora(config: Config) -> Lora | None:
     """What `config.lora` describes; None if its rank is 0 and all of the denoiser is trained.
 
     Raises:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import parameter_sharding
 
 
@@ -98,7 +98,7 @@ def moments(statistics: PromptStatistics, places: jax.Array, min_count: int) -> 
     )
 
 
-def init_past_rewards(tasks: ml_collections.ConfigDict) -> PastRewards:
+def init_past_rewards(tasks: Config) -> PastRewards:
     """Before the first iteration.
 
     Args:

@@ -6,9 +6,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.models.parameters import Parameters
 
 
@@ -65,9 +65,7 @@ class TrainState:
         return cls(*(fields[name] for name in names), memory)
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, updates_per_iteration: int
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, updates_per_iteration: int) -> optax.GradientTransformation:
     """AdamW with gradient clipping, as in the paper's Table 6.
 
     Args:

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-import ml_collections
 import numpy as np
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, Reward, folders
@@ -19,7 +19,7 @@ HOST_REWARD = "host_reward"
 PROMPTS_PER_CHECK = 4096
 
 
-def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+def _reward_class(scorer: Config) -> type[Reward]:
     if ":" in scorer.reward:
         kind = resolve(scorer.reward)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
@@ -30,7 +30,7 @@ def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
     return REWARDS[scorer.reward]
 
 
-def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
+def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
     """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
@@ -97,7 +97,7 @@ def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
     return [reward.check] if hasattr(reward, "check") else []
 
 
-def check_scorer(scorer: ml_collections.ConfigDict) -> None:
+def check_scorer(scorer: Config) -> None:
     """Refuses a name that is not known, before anything is loaded.
 
     Raises:
@@ -110,7 +110,7 @@ def check_scorer(scorer: ml_collections.ConfigDict) -> None:
         _reward_class(scorer)
 
 
-def is_on_host(scorer: ml_collections.ConfigDict) -> bool:
+def is_on_host(scorer: Config) -> bool:
     """Whether it, or a part of it, is a `host_reward`.
 
     Raises:

@@ -12,6 +12,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
@@ -42,7 +43,7 @@ FREE_FIELDS = (
 )
 
 
-def open_checkpoints(workdir: str, config: ml_collections.ConfigDict) -> Checkpoints:
+def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
     """The checkpoints of a run."""
     return Checkpoints(
         str(epath.Path(workdir) / "checkpoints"),
@@ -118,7 +119,7 @@ def of_method(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values) | {"algorithm": {"name": name, name: values["algorithm"].get(name)}}
 
 
-def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> None:
+def check_same_experiment(workdir: str, config: Config) -> None:
     """Refuses to resume a run as another experiment.
 
     Args:
@@ -186,7 +187,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         checkpoints.close()
 
 
-def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
+def _no_checkpoint(workdir: str, config: Config) -> str:
     return (
         f"{workdir} has no checkpoint yet: wait for the first, every {config.checkpoint.every} "
         f"iterations, or name the model {config.model}."
@@ -281,9 +282,7 @@ def check_trained(path: str, step: str) -> None:
             raise UserError(_no_checkpoint(path, config))
 
 
-def load_trained(
-    path: str, config: ml_collections.ConfigDict, step: str = "", base: Policy | None = None
-) -> Policy:
+def load_trained(path: str, config: Config, step: str = "", base: Policy | None = None) -> Policy:
     """A model with the networks that a run, or anybody, has trained.
 
     Args:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
 
@@ -46,7 +47,7 @@ def read_config(path: str) -> ml_collections.ConfigDict:
     return values.config
 
 
-def row(name: str, config: ml_collections.ConfigDict, topology: str) -> list[str]:
+def row(name: str, config: Config, topology: str) -> list[str]:
     """A line of the table.
 
     Args:
