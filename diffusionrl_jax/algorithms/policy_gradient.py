@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusionrl_jax.algorithms.losses import clipped_surrogate
 from diffusionrl_jax.data.config_type import Config
@@ -103,7 +104,9 @@ class PolicyGradient:
         if self.kl_weight:
             mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
             reference = predict(scored.frozen.base, examples, scored.samples.text, mean)
-            examples = examples.replace(own=examples.own | {"reference_mean": reference})
+            examples = dataclasses.replace(
+                examples, own={**examples.own, "reference_mean": reference}
+            )
         return examples, None
 
     def __call__(
@@ -132,7 +135,9 @@ class PolicyGradient:
             "approximate_kl": 0.5 * jnp.square(log_ratio),
         }
 
-    def summary(self, values: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+    def summary(
+        self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
+    ) -> dict[str, float]:
         """Means over each task's updates, and |ratio - 1| in the first, at unchanged parameters.
 
         Returns:

@@ -106,6 +106,7 @@ class RewardWeighted:
     ) -> tuple[Examples, None]:
         """One update per task and noise, on the samples noised anew."""
         latents = scored.samples.latents
+        assert latents is not None  # `needs` asks for them.
         tasks, size = latents.shape[:2]
         places = jnp.arange(tasks * size)
         keys = draws.keys(self.seed, scored.step, draws.FORWARD, places).reshape(tasks, 1, size)

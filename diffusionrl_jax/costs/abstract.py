@@ -6,12 +6,12 @@ what is not, the published checkpoint's sizes are taken.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from transformers import BertTokenizer
+from transformers import BertTokenizer, CLIPTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
@@ -79,7 +79,7 @@ def _exists(path: str) -> bool:
 
 @functools.lru_cache
 def _clip_tokenizer():
-    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER))
+    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER), CLIPTokenizer)
     tokenizer.model_max_length = TOKENS
     return tokenizer
 
@@ -278,7 +278,8 @@ def build(config: Config, mesh: Mesh) -> AbstractExperiment:
     if lora := make_lora(config):
         lora.kernels(params[model.denoiser_name])  # Refuses targets that are not there.
     state = jax.eval_shape(functools.partial(initial_state, config), params[model.denoiser_name])
-    empty_ids = jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32)
+    # As all that is abstract here, it stands for an array.
+    empty_ids = cast(jax.Array, jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32))
     frozen = Frozen(
         text_encoder=params["text_encoder"],
         vae=params["vae"],

@@ -4,13 +4,12 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 
-import ml_collections
 from absl import logging
 from etils import epath
 
 from diffusionrl_jax.costs.dry_run import dry_run
 from diffusionrl_jax.costs.report import GIB, table
-from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
@@ -50,15 +49,15 @@ def dry_runs(
     Raises:
       UserError: a file is of another config or less effort; or what does not fit.
     """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    root = epath.Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
     wanted = []
     for model, topology, phase in itertools.product(models, topologies, phases):
-        one = ml_collections.ConfigDict(config.to_dict())
+        one = copied(config)
         one.model = HUB_IDS[model]
         devices = planning.devices_of_topology(topology)
         one, _ = planning.resolve(one, devices, refuse=False)
-        path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
+        path = root / f"{model}_{topology.replace(':', '_')}_{phase}.json"
         if path.exists():
             found = json.loads(path.read_text())
             if found["config"] != _matters(one) or (found["quick"] and not quick):
@@ -115,11 +114,11 @@ def markdown(results: Sequence[Mapping]) -> str:
     return f"{found}\n\nCompiled by {compilers}{effort}."
 
 
-def _fits(phase: Mapping, memory: int) -> bool:
+def _fits(phase: Mapping, memory: float) -> bool:
     return bool(phase["bound_by"]) and phase["memory"] <= memory
 
 
-def _cell(phase: Mapping, memory: int, quick: bool) -> str:
+def _cell(phase: Mapping, memory: float, quick: bool) -> str:
     gibibytes = f"{phase['memory'] / GIB:.2f} GiB"
     effort = " *" if quick and not phase["quick"] else ""
     if not _fits(phase, memory):

@@ -113,8 +113,11 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
     experiment = experiments.build(config).with_pictures(cache_dir)
     timer = PhaseTimer()
     compiling = []
-    listen = lambda event, seconds, **_: event == COMPILATION and compiling.append(seconds)
     state, done = experiment.init_state(), 0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILATION:
+            compiling.append(duration_secs)
 
     def iterate(step):
         nonlocal state, done
@@ -133,7 +136,7 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
         iterate(step)
         return step, sum(compiling)
 
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -163,8 +163,8 @@ class Evaluator:
             return {}
         mesh, prompts = self.policy.mesh, self.prompts[name][block]
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
-        images = place(images[None], batch_sharding(mesh, axis=1))
-        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        placed = place(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], placed, [Questions(prompts, metadata)], mesh)
         # Every process has the scores of its own images, and takes part in scoring all.
         return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 

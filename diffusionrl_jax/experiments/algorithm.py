@@ -13,7 +13,7 @@ from diffusionrl_jax.learning.advantages import AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm, Needs
 from diffusionrl_jax.learning.experience import Experience, Sampling
 from diffusionrl_jax.learning.gradient import Learner
-from diffusionrl_jax.learning.objectives import Objectives
+from diffusionrl_jax.learning.objectives import Objective, Objectives
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.mistakes import UserError
@@ -105,7 +105,8 @@ def make_algorithm(
         microbatch=microbatch.train,
         mesh=mesh,
     )
-    needs, objectives = needs_of(config), ()
+    needs = needs_of(config)
+    objectives: tuple[Objective, ...] = ()
     if needs.updates:
         objectives += (ALGORITHMS[config.algorithm.name].make(config, process),)
     if config.pretraining.weight:

@@ -147,7 +147,7 @@ def draw_pictures(
             filled = np.concatenate([part, np.zeros((batch - len(part), ids.shape[1]), ids.dtype)])
             indices = np.arange(batch, dtype=np.int32) + numbers[first]
             latent = draw(
-                _drawing(params),
+                _drawing(model, params),
                 place(filled, rows),
                 empty_ids,
                 place(indices, rows),

@@ -176,7 +176,9 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
 
 def _hold(named: Named) -> Held:
     if named.kind in (MODEL, PROMPTS):
-        (held,) = hub_files.fetch([_describe(named)])
+        need = _describe(named)
+        assert need is not None  # It is on the hub.
+        (held,) = hub_files.fetch([need])
         return held
     return folders.hold(named.kind, named.name)
 
@@ -232,7 +234,7 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
     origin = {"repository": held.repository, "revision": held.revision, "files": sizes}
     mark = target / MARK_FILE
     if mark.exists():
-        if mark.read_text() == _as_text(origin) and _sizes(target, sizes) == sizes:
+        if mark.read_text() == _as_text(origin) and _sizes(target, tuple(sizes)) == sizes:
             logging.info("%s is there already.", target)
             return
         mark.unlink()

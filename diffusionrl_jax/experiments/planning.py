@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import AbstractMesh
@@ -67,7 +66,8 @@ def devices_here() -> Devices:
     """The devices of this program; every process is told of the least memory."""
     first = jax.devices()[0]
     found = [chips.memory_of_device(device) for device in jax.local_devices()]
-    least = math.nan if None in found else min(found)
+    told = [limit for limit in found if limit is not None]
+    least = min(told) if len(told) == len(found) else math.nan
     least = float(processes.gather(np.array(least)).min())
     known = None if math.isnan(least) else least
     platform = "gpu" if first.platform in ("cuda", "rocm") else first.platform
@@ -171,6 +171,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
     """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
     if chosen := config.microbatch.score:
         return chosen
+    assert devices.memory is not None  # Else nothing is chosen.
     groups = math.lcm(*(task.group_size for task in config.tasks.values()))
     possible = [size for size in _divisors(share) if size % groups == 0] or [share]
     of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
@@ -181,6 +182,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
 def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) -> int:
     if chosen := config.microbatch.decode:
         return chosen
+    assert devices.memory is not None  # As in `_scored`.
     among = scored if scored < share else sizes.tasks * share
     room = int(DECODED * devices.memory / sizes.decoded)
     return largest_divisor(among, max(1, min(room, among)))
@@ -236,7 +238,7 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     """What a division takes, as one program where that is possible."""
     needed = memory.needed(sizes, division, trains)
     whole = needed.pop("whole step", 0)
-    phase = max(needed, key=needed.get)
+    phase = max(needed, key=lambda name: needed[name])
     split = devices.platform == "cpu" or sizes.on_host or config.execution == "split"
     if config.execution == "auto" and devices.memory is not None:
         split |= whole > USED * devices.memory
@@ -288,7 +290,7 @@ def resolve(
     *,
     trains: bool = True,
     refuse: bool = True,
-) -> tuple[ml_collections.ConfigDict, Plan]:
+) -> tuple[Config, Plan]:
     """Puts a plan in place of what a config leaves open.
 
     Args:
@@ -316,7 +318,7 @@ def resolve(
     return _filled(config, plan), plan
 
 
-def _filled(config: Config, plan: Plan) -> ml_collections.ConfigDict:
+def _filled(config: Config, plan: Plan) -> Config:
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat

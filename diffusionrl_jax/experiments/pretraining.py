@@ -127,7 +127,7 @@ def encode_pictures(
         encoder,
         batch_size=batch_size,
         progress=progress,
-        text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
+        text_model=text_fingerprint(model, text_encoder, mesh) if text_encoder else None,
         rows=[row for part in parts for row in range(part.start, part.stop)],
     )
 

@@ -134,13 +134,10 @@ def advance(
     """
     if not past_rewards:
         return (), ()
-    added = tuple(
-        None if past is None else add_rewards(past, place, row)
-        for past, place, row in zip(past_rewards, places, rewards, strict=True)
-    )
+    # A task has places where it keeps rewards.
+    add = lambda past, *more: None if past is None else add_rewards(past, *more)
+    added = tuple(add(*parts) for parts in zip(past_rewards, places, rewards, strict=True))
     added = jax.lax.with_sharding_constraint(added, parameter_sharding(mesh, added))
-    measures = tuple(
-        None if past is None else moments(past, place, count)
-        for past, place, count in zip(added, places, min_counts, strict=True)
-    )
+    measure = lambda past, *more: None if past is None else moments(past, *more)
+    measures = tuple(measure(*parts) for parts in zip(added, places, min_counts, strict=True))
     return added, measures

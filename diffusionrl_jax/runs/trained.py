@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -66,7 +65,7 @@ def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, Tra
     return restored and (restored[0], TrainState.of_saved(restored[1]))
 
 
-def read_config(workdir: str) -> ml_collections.ConfigDict:
+def read_config(workdir: str) -> Config:
     """The config that a run was last started with.
 
     Raises:
@@ -75,7 +74,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     return of_earlier(read_json(epath.Path(workdir) / "config.json"))
 
 
-def opening_config(path: str) -> ml_collections.ConfigDict:
+def opening_config(path: str) -> Config:
     """How to open and sample a model on all devices, as `load_trained` needs to know.
 
     Each device gets a part of the model: a copy for each may be more than there is room for.
@@ -173,7 +172,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
     # Of the train state's structure all is passed over but the parameters that are asked for.
     state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
     chosen = "params" if state.ema_params is None else "ema_params"
-    state = state.replace(**{chosen: wanted})
+    state = dataclasses.replace(state, **{chosen: wanted})
     checkpoints = open_checkpoints(workdir, config)
     try:
         if step == "last":
