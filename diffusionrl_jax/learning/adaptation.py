@@ -54,13 +54,14 @@ def make_lora(config: Config) -> Lora | None:
 
 
 def make_merge(
-    mesh: Mesh, base: Parameters, lora: Lora | None
+    mesh: Mesh, base: Parameters | None, lora: Lora | None
 ) -> Callable[[Parameters], Parameters]:
     """A function from what is trained to the denoiser's, sharded alike, outside of training.
 
     Args:
       mesh: of the parameters.
-      base: the denoiser's. Those that LoRA leaves alone are passed on, not copied.
+      base: the denoiser's; None without LoRA. Those that it leaves alone are passed on, not
+        copied.
       lora: None if all of the denoiser is trained.
     """
     if lora is None:

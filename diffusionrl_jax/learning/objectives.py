@@ -234,7 +234,9 @@ class Objectives:
         )
         return self.learner.update(self.loss, self.reductions, gather, state, example, text)
 
-    def summary(self, metrics: Metrics, task_names: tuple[str, ...]) -> dict[str, float]:
+    def summary(
+        self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]
+    ) -> dict[str, float]:
         """What is logged of the losses of an iteration, by name."""
         owners, of_updates = metrics["objective"], {*self.reductions, "gradient_norm"}
         found = {}

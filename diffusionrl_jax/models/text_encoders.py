@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import flax.linen as nn
 import flax.struct
@@ -110,7 +110,7 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
         for file in folder.iterdir():
             if file.suffix in (".json", ".txt"):
                 (epath.Path(local) / file.name).write_bytes(file.read_bytes())
-        return kind.from_pretrained(local)
+        return cast(Tokenizer, kind.from_pretrained(local))
 
 
 def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:
