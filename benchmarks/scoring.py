@@ -15,6 +15,7 @@ import originals
 import torch
 from jax.sharding import Mesh
 from originals.common import make_pictures
+from transformers import CLIPTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.costs import mathematics
@@ -151,7 +152,9 @@ def iteration_operations(
     Returns:
       "sampling", "decoding", "policy gradient" and "pretraining".
     """
-    tokenizer = load_tokenizer(assets.resolve("asset:emoji/stable_diffusion/tokenizer"))
+    tokenizer = load_tokenizer(
+        assets.resolve("asset:emoji/stable_diffusion/tokenizer"), CLIPTokenizer
+    )
     model = build_stable_diffusion(configs, tokenizer, jnp.bfloat16, attention="dot_product")
     params = parameter_template(model)
     tokens = model.configs["text_encoder"]["max_position_embeddings"]

@@ -13,11 +13,13 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.experiments import caching
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-OUTPUT = flags.DEFINE_string("output", None, "The folder that the latents are written to.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder that the latents are written to.", required=True
+)
 TEXT_EMBEDDINGS = flags.DEFINE_bool(
     "text_embeddings", False, "Keep the text encoder's states too, instead of the token ids alone."
 )
-flags.mark_flags_as_required(["config", "output"])
+flags.mark_flag_as_required("config")
 
 
 def main(_):

@@ -7,6 +7,8 @@ A config that names the model by its id on the Hugging Face hub needs none of th
 `fetch` do the same by themselves.
 """
 
+from typing import Any
+
 from absl import flags
 
 from diffusionrl_jax.command_line import programs
@@ -24,7 +26,8 @@ FLAGS = {
 
 def main(_):
     with programs.clear_errors():
-        conversion.convert(**{name: flags.FLAGS[name].value for name in FLAGS})
+        options: dict[str, Any] = {name: flags.FLAGS[name].value for name in FLAGS}
+        conversion.convert(**options)
 
 
 if __name__ == "__main__":

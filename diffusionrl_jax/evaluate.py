@@ -22,9 +22,9 @@ CHECKPOINTS = flags.DEFINE_multi_string(
     "name=PATH, of a run's workdir (PATH@step, @best or @last) or a folder; several after commas, "
     "or by the flag again.",
 )
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
 IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of the config's.", 1)
-flags.mark_flags_as_required(["config", "output"])
+flags.mark_flag_as_required("config")
 
 
 def main(_):

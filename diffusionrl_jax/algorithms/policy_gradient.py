@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import numpy as np
 
 from diffusionrl_jax.algorithms.losses import clipped_surrogate
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.gaussian import Gaussian
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process, sensitivity
@@ -22,13 +23,13 @@ from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 
 
-def needs(fields: ml_collections.ConfigDict) -> Needs:
+def needs(fields: Config) -> Needs:
     """As of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
     return Needs(updates=count, steps=count, base=fields.kl_weight > 0)
 
 
-def make(config: ml_collections.ConfigDict, process: Process) -> "PolicyGradient":
+def make(config: Config, process: Process) -> "PolicyGradient":
     """The objective of a config."""
     fields = config.algorithm.policy_gradient
     return PolicyGradient(
@@ -104,7 +105,9 @@ class PolicyGradient:
         if self.kl_weight:
             mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
             reference = predict(scored.frozen.base, examples, scored.samples.text, mean)
-            examples = examples.replace(own=examples.own | {"reference_mean": reference})
+            examples = dataclasses.replace(
+                examples, own={**examples.own, "reference_mean": reference}
+            )
         return examples, None
 
     def __call__(
@@ -133,7 +136,9 @@ class PolicyGradient:
             "approximate_kl": 0.5 * jnp.square(log_ratio),
         }
 
-    def summary(self, values: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+    def summary(
+        self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
+    ) -> dict[str, float]:
         """Means over each task's updates, and |ratio - 1| in the first, at unchanged parameters.
 
         Returns:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusionrl_jax.algorithms.losses import pretraining
 from diffusionrl_jax.diffusion.guidance import conditions, passes
@@ -47,6 +48,7 @@ class Pretraining:
     ) -> tuple[Examples, Text]:
         """One update, on all pictures of the batch."""
         pictures, model = scored.batch.pretraining, experience.model
+        assert pictures is not None
         places = jnp.arange(len(pictures["input_ids"]))
         keys = draws.keys(self.seed, scored.step, draws.PRETRAINING, places)
         examples, dropped = self.noised(pictures, keys)
@@ -106,7 +108,9 @@ class Pretraining:
         """See `losses.pretraining`."""
         return pretraining(output, example.own["target"], self.text_dropout), {}
 
-    def summary(self, values: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+    def summary(
+        self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
+    ) -> dict[str, float]:
         """Under "pretraining/loss" and "pretraining/gradient_norm"."""
         return {f"pretraining/{name}": values[name][-1] for name in ("loss", "gradient_norm")}
 

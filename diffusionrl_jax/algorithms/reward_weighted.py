@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from diffusionrl_jax.algorithms.losses import pretraining
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, noise_anew
@@ -22,12 +22,12 @@ from diffusionrl_jax.mistakes import UserError
 WEIGHTINGS = ("min_max", "softmax", "best")
 
 
-def needs(fields: ml_collections.ConfigDict) -> Needs:
+def needs(fields: Config) -> Needs:
     """As of `config.algorithm.reward_weighted`."""
     return Needs(fields.noises, latents=True, base=fields.from_base, drawn_by_base=fields.from_base)
 
 
-def make(config: ml_collections.ConfigDict, process: Process) -> "RewardWeighted":
+def make(config: Config, process: Process) -> "RewardWeighted":
     """The objective of a config."""
     fields, tasks = config.algorithm.reward_weighted, config.tasks.values()
     return RewardWeighted(
@@ -102,6 +102,7 @@ class RewardWeighted:
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
         """One update per task and noise, on the samples noised anew."""
+        assert scored.samples.latents is not None  # `needs` asks for them.
         # What is not finite has no weight, and must not poison the others' gradient.
         clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
         arguments = self.process, clean, self.seed, scored.step, self.noises

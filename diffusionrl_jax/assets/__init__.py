@@ -24,7 +24,7 @@ def resolve(path: str) -> epath.Path:
     """
     if not path.startswith(PREFIX):
         return epath.Path(path)
-    root = epath.Path(importlib.resources.files(__name__))
+    root = epath.Path(str(importlib.resources.files(__name__)))
     resolved = root / path.removeprefix(PREFIX)
     # Neither `..` nor an absolute path nor a link leads elsewhere. (epath follows no links.)
     is_inside = pathlib.Path(root).resolve() in pathlib.Path(resolved).resolve().parents

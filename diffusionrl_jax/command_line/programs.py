@@ -56,7 +56,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         with clear_errors():
             try:
-                return app.parse_flags_with_usage(arguments)
+                return app.parse_flags_with_usage(list(arguments))
             except ValueError as error:  # Of a config file, or of a value that it does not take.
                 raise UserError(str(error)) from error
     except AttributeError as error:  # Raised by ml_collections, with no more than the field's name.

@@ -48,7 +48,7 @@ def set_virtual_devices() -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", virtual_device_count(cores))
+    jax.config.update("jax_num_cpu_devices", virtual_device_count(cores or 1))
 
 
 def join_processes(address: str | None, count: int | None, index: int | None) -> None:
@@ -72,7 +72,7 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
-    if not missing and not index < count:
+    if index is not None and count is not None and not index < count:
         raise UserError(f"--process_index={index} must be below --process_count={count}.")
     # It would keep SIGTERM to itself; `PreemptionGuard` tells the other processes.
     jax.config.update("jax_enable_preemption_service", False)
@@ -102,6 +102,6 @@ def use_compilation_cache(workdir: str = "") -> None:
       workdir: of a run. If it is in a bucket, its own cache is used, since the host's disk may not
         outlive a preemption.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = f"{workdir}/cache" if in_bucket(workdir) else cache_folder()
         jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")

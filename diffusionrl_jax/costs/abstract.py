@@ -6,15 +6,15 @@ what is not, the published checkpoint's sizes are taken.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
-from transformers import BertTokenizer
+from transformers import BertTokenizer, CLIPTokenizer
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
@@ -79,14 +79,12 @@ def _exists(path: str) -> bool:
 
 @functools.lru_cache
 def _clip_tokenizer():
-    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER))
+    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER), CLIPTokenizer)
     tokenizer.model_max_length = TOKENS
     return tokenizer
 
 
-def make_model(
-    config: ml_collections.ConfigDict, mesh: Mesh | None
-) -> tuple[StableDiffusion, str | None]:
+def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str | None]:
     """The networks that `config.model` names: a folder, or a published model's hub id or name.
 
     Returns:
@@ -176,9 +174,7 @@ PUBLISHED = {
 }
 
 
-def make_reward(
-    scorer: ml_collections.ConfigDict, group_size: int
-) -> tuple[Reward, Shapes, tuple[str, ...]]:
+def make_reward(scorer: Config, group_size: int) -> tuple[Reward, Shapes, tuple[str, ...]]:
     """As `scorers.load_scorer`, with shapes for parameters.
 
     Returns:
@@ -220,9 +216,7 @@ def _prepare(reward: Reward, group_size: int) -> dict:
     return reward.prepare([names[0]] * group_size)
 
 
-def make_batch(
-    config: ml_collections.ConfigDict, model: StableDiffusion, rewards: list[Reward], mesh: Mesh
-) -> Batch:
+def make_batch(config: Config, model: StableDiffusion, rewards: list[Reward], mesh: Mesh) -> Batch:
     """The shapes of what an iteration takes from the host."""
     count, tokens = config.batch_size, model.tokenize([""]).shape[1]
     ids = lambda *batch: jax.ShapeDtypeStruct((*batch, tokens), jnp.int32)
@@ -253,7 +247,7 @@ def make_batch(
     )
 
 
-def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
+def _evaluation_scorers(config: Config) -> list[Shapes]:
     """The parameters of the scorers that `Evaluator` loads, which the tasks' are not."""
     evaluation = config.evaluation
     used = {
@@ -267,7 +261,7 @@ def _evaluation_scorers(config: ml_collections.ConfigDict) -> list[Shapes]:
     ]
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
+def build(config: Config, mesh: Mesh) -> AbstractExperiment:
     """As `experiment.build`, for the devices of a mesh that need not be there.
 
     Raises:
@@ -284,7 +278,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> AbstractExperiment:
     if lora := make_lora(config):
         lora.kernels(params[model.denoiser_name])  # Refuses targets that are not there.
     state = jax.eval_shape(functools.partial(initial_state, config), params[model.denoiser_name])
-    empty_ids = jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32)
+    # As all that is abstract here, it stands for an array.
+    empty_ids = cast(jax.Array, jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32))
     frozen = Frozen(
         text_encoder=params["text_encoder"],
         vae=params["vae"],

@@ -106,7 +106,7 @@ def topology_devices(topology: str) -> list:
       UserError: libtpu is not installed, or describes no such topology.
     """
     # The two cores of a v4 chip are one device, as JAX has it on a slice.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
@@ -141,7 +141,7 @@ def compile_program(
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(options | (QUICK if quick else {}))
         except jax.errors.JaxRuntimeError as error:
@@ -177,11 +177,11 @@ def read(
       allocated: bytes of arguments, temporaries and outputs together, if the compiler's reports
         are there. libtpu 0.0.42's memory analysis has up to a third more temporaries than these.
     """
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None  # XLA gives both.
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = allocated - arguments - outputs if allocated else memory.temp_size_in_bytes
-    text = compiled.as_text()
     if save:
         epath.Path(save).write_text(text)
     program = Program(text)

@@ -1,11 +1,11 @@
 """Compiles an iteration's programs for a TPU that is not there."""
 
-import ml_collections
 from absl import logging
 
 from diffusionrl_jax.costs import abstract, compiled, report
 from diffusionrl_jax.costs import phases as phases_of
 from diffusionrl_jax.costs.roofline import PhaseCost
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import planning
@@ -13,7 +13,7 @@ from diffusionrl_jax.mistakes import UserError
 
 
 def dry_run(
-    config: ml_collections.ConfigDict,
+    config: Config,
     topology: str,
     *,
     whole: bool = False,

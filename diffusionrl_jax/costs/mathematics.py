@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.core
 import numpy as np
 from jax.interpreters import partial_eval
 

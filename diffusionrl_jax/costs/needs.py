@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import ml_collections
-
 from diffusionrl_jax.costs import compiled, phases
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
 from diffusionrl_jax.experiments import planning
@@ -53,13 +52,13 @@ class Needs:
         return chip.operations / sum(self.operations.values())
 
 
-def needs(config: ml_collections.ConfigDict, model: str) -> Needs:
+def needs(config: Config, model: str) -> Needs:
     """Counts what a config asks for with a published model.
 
     Raises:
       UserError: what does not fit, and the mend.
     """
-    config = ml_collections.ConfigDict(config.to_dict())
+    config = copied(config)
     config.model, fsdp = HUB_IDS[model], config.mesh.fsdp
     experiment = phases.plain_experiment(config)
     made = phases.make_phases(experiment)

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from diffusionrl_jax.costs import abstract, mathematics
 from diffusionrl_jax.costs.abstract import AbstractExperiment, Shapes
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
     batch_sharding,
@@ -164,9 +164,9 @@ class _Recorder:
         return state
 
 
-def plain_experiment(config: ml_collections.ConfigDict) -> AbstractExperiment:
+def plain_experiment(config: Config) -> AbstractExperiment:
     """A config's mathematics: on one device, without rematerialisation and attention kernels."""
-    config = ml_collections.ConfigDict(config.to_dict())
+    config = copied(config)
     # 1 divides any batch; what is scored at a time says which phase decodes.
     score = config.microbatch.score
     one = {"sample": 1, "decode": 1, "score": score, "train": 1}

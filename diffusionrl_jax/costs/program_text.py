@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 import jax
-from jaxlib import _hlo, _jax
+from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
 # Multiply-adds of a kernel for each query, key and channel, times two. The backward pass computes
 # the logits and the probabilities' gradients once for the query and once for keys and values.
@@ -80,6 +80,13 @@ class Loop:
     turns: int | None
 
 
+def _named(attribute: str, rest: str) -> str:
+    """The computation that an instruction names as its attribute."""
+    found = re.search(rf"\b{attribute}=%([\w.-]+)", rest)
+    assert found is not None
+    return found[1]
+
+
 def _called(text: str) -> list[str]:
     branches = ", ".join(BRANCHES.findall(text))
     return CALLED.findall(text) + re.findall(r"%([\w.-]+)", branches)
@@ -111,7 +118,7 @@ class Program:
         self.called = {name: _called(text) for name, text in self.computations.items()}
         self.loops = {
             name: [
-                Loop(re.search(r"\bbody=%([\w.-]+)", rest)[1], self._turns(rest))
+                Loop(_named("body", rest), self._turns(rest))
                 for _, _, operation, rest in instructions
                 if operation == "while"
             ]
@@ -120,7 +127,7 @@ class Program:
 
     def _turns(self, rest: str) -> int | None:
         """A scan counts from 0 up to the only integer of its condition."""
-        condition = re.search(r"\bcondition=%([\w.-]+)", rest)[1]
+        condition = _named("condition", rest)
         texts = [self.computations[part] for part in (condition, *self.called[condition])]
         limits = {int(limit) for text in texts for limit in TURNS.findall(text)}
         counts_up = any("direction=LT" in text for text in texts)

@@ -148,11 +148,11 @@ class DryRun:
     def _memory(self) -> str:
         rows = []
         for phase in self.phases:
-            fails = isinstance(phase.cost, OutOfMemory)
+            cost = phase.cost
             numbers = (
-                (None, phase.cost.needed - phase.arguments, None)
-                if fails
-                else (phase.cost.arguments, phase.cost.temporaries, phase.cost.outputs)
+                (None, cost.needed - phase.arguments, None)
+                if isinstance(cost, OutOfMemory)
+                else (cost.arguments, cost.temporaries, cost.outputs)
             )
             cells = ["" if number is None else f"{number / GIB:.3f}" for number in numbers]
             rows.append(

@@ -4,12 +4,12 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 
-import ml_collections
 from absl import logging
 from etils import epath
 
 from diffusionrl_jax.costs.dry_run import dry_run
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
@@ -23,7 +23,7 @@ WITHOUT_EFFECT = ("iterations", "seed", "checkpoint", "evaluation")
 
 
 def dry_runs(
-    config: ml_collections.ConfigDict,
+    config: Config,
     models: Sequence[str],
     topologies: Sequence[str],
     phases: Sequence[str],
@@ -49,15 +49,15 @@ def dry_runs(
     Raises:
       UserError: a file is of another config or less effort; or what does not fit.
     """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    root = epath.Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
     wanted = []
     for model, topology, phase in itertools.product(models, topologies, phases):
-        one = ml_collections.ConfigDict(config.to_dict())
+        one = copied(config)
         one.model = HUB_IDS[model]
         devices = planning.devices_of_topology(topology)
         one, _ = planning.resolve(one, devices, refuse=False)
-        path = folder / f"{model}_{topology.replace(':', '_')}_{phase}.json"
+        path = root / f"{model}_{topology.replace(':', '_')}_{phase}.json"
         if path.exists():
             found = json.loads(path.read_text())
             if found["config"] != _matters(one) or (found["quick"] and not quick):
@@ -81,7 +81,7 @@ def dry_runs(
     return list(results.values())
 
 
-def _matters(config: ml_collections.ConfigDict) -> dict:
+def _matters(config: Config) -> dict:
     fields = json.loads(config.to_json())
     return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
 
@@ -114,11 +114,11 @@ def markdown(results: Sequence[Mapping]) -> str:
     return f"{found}\n\nCompiled by {compilers}{effort}."
 
 
-def _fits(phase: Mapping, memory: int) -> bool:
+def _fits(phase: Mapping, memory: float) -> bool:
     return bool(phase["bound_by"]) and phase["memory"] <= memory
 
 
-def _cell(phase: Mapping, memory: int, quick: bool) -> str:
+def _cell(phase: Mapping, memory: float, quick: bool) -> str:
     gibibytes = f"{phase['memory'] / GIB:.2f} GiB"
     effort = " *" if quick and not phase["quick"] else ""
     if not _fits(phase, memory):

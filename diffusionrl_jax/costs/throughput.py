@@ -6,12 +6,12 @@ import statistics
 import tempfile
 
 import jax
-import ml_collections
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
 from diffusionrl_jax.costs import phases
 from diffusionrl_jax.costs.report import table
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
@@ -95,9 +95,7 @@ class Throughput:
         )
 
 
-def measure(
-    config: ml_collections.ConfigDict, cache_dir: str, steps: int, profile: str | None = None
-) -> Throughput:
+def measure(config: Config, cache_dir: str, steps: int, profile: str | None = None) -> Throughput:
     """Runs an iteration without and with the persistent cache of programs, then warm ones.
 
     Args:
@@ -115,8 +113,11 @@ def measure(
     experiment = experiments.build(config).with_pictures(cache_dir)
     timer = PhaseTimer()
     compiling = []
-    listen = lambda event, seconds, **_: event == COMPILATION and compiling.append(seconds)
     state, done = experiment.init_state(), 0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILATION:
+            compiling.append(duration_secs)
 
     def iterate(step):
         nonlocal state, done
@@ -135,7 +136,7 @@ def measure(
         iterate(step)
         return step, sum(compiling)
 
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +176,7 @@ def _use_cache(folder: str | None) -> None:
     compilation_cache.reset_cache()
 
 
-def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
+def _operations(config: Config) -> dict[str, float]:
     """Phase -> operations of an iteration; empty if the config has something that isn't counted."""
     try:
         plain = phases.make_phases(phases.plain_experiment(config))

@@ -64,7 +64,7 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
         raise UserError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
     if scheme := SCHEME.match(text):
         # Without what may be a password.
-        return _bucket_path(text, *scheme.groups(), f"{name}={re.sub('//[^/]*@', '//', shown)}")
+        return _bucket_path(text, scheme[1], scheme[2], f"{name}={re.sub('//[^/]*@', '//', shown)}")
     if text.startswith("~"):
         expanded = os.path.expanduser(text)
         if expanded.startswith("~"):

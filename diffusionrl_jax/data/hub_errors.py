@@ -122,7 +122,8 @@ def explain_download(error: BaseException, repository: str, kind: str, file: str
 def _explain_disk(error: OSError, name: str) -> str:
     place = error.filename or constants.HF_HUB_CACHE
     mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    reason = os.strerror(error.errno or 0)
     return (
-        f"{name} can't be fetched to {place} ({os.strerror(error.errno)}): {mend}, or name another "
+        f"{name} can't be fetched to {place} ({reason}): {mend}, or name another "
         "folder with the environment variable HF_HOME."
     )

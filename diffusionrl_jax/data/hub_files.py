@@ -192,8 +192,10 @@ def plan(need: Need) -> Plan:
     Raises:
       OSError, ValueError: of huggingface_hub's; or the repository lacks what is needed.
     """
-    api, of = huggingface_hub.HfApi(), {"repo_type": need.kind}
-    revision = api.repo_info(need.repository, expand=["sha"], timeout=TIMEOUT, **of).sha
+    api = huggingface_hub.HfApi()
+    of: dict[str, Any] = {"repo_type": need.kind}
+    revision = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=["sha"]).sha
+    assert revision is not None  # It was asked for.
     of["revision"] = revision
     if need.candidates:
         entries = api.get_paths_info(need.repository, list(need.candidates), **of)

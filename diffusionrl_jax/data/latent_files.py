@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -123,7 +123,7 @@ def digests(arrays: Mapping[str, np.ndarray], about: Mapping[str, str], first: i
     return np.stack(found)
 
 
-def read_row(file: BinaryIO, tensor: StoredTensor, row: int) -> bytes:
+def read_row(file: IO[bytes], tensor: StoredTensor, row: int) -> bytes:
     """A picture's field; fewer bytes than it has if the file ends before."""
     length = tensor.nbytes // tensor.shape[0]
     file.seek(tensor.start + length * row)
@@ -174,8 +174,10 @@ def are_whole(
     """
 
     def is_whole(number: int) -> bool:
-        header, first = headers[number], number * pictures_per_file
-        return header is not None and _is_whole(paths[number], header, first)
+        header, path = headers[number], paths[number]
+        if header is None or path is None:
+            return False
+        return _is_whole(path, header, number * pictures_per_file)
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
         matching_header = lambda number: _matching_header(
@@ -209,6 +211,7 @@ def _matching_header(
 
 def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = None) -> bool:
     """Whether a file's pictures, of which the first has the number `first`, are as written."""
+    assert header.digests is not None
     chosen = range(len(header.digests))[:rows]
     found = [header.begin_digest(first + row) for row in chosen]
     with path.open("rb") as file:

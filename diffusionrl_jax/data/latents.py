@@ -17,7 +17,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import grain.python as grain
 import jax
@@ -160,8 +160,23 @@ class LatentDataset:
         return UserError(f"The cached latents {path}: {problem}: {self._mend}.")
 
 
+class Pictures(Protocol):
+    """Pictures with texts, in an order.
+
+    Attributes:
+      fingerprint: tells these pictures from others.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[np.ndarray, str]: ...
+
+
 def write_latents(
-    source: Sequence[tuple[np.ndarray, str]],
+    source: Pictures,
     encode: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]],
     tokenize: Callable[[list[str]], np.ndarray],
     folder: str | epath.Path,
@@ -315,8 +330,9 @@ def fingerprint(params: Any, *names: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _order(count: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+def _order(count: int, seed: int) -> Sequence[int]:
+    # An endless one; a filtered one alone could have None.
+    return cast(Sequence[int], grain.MapDataset.range(count).shuffle(seed=seed).repeat())
 
 
 def _pictures(number: int, count: int, pictures_per_file: int) -> range:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from etils import epath
 from etils.epath import gpath, register
 
 from diffusionrl_jax.data.files import matching
@@ -15,7 +16,7 @@ class LiteralPath(gpath.PosixGPath):
     with a bracket in its name seems to be empty; libraries that are given one do as well.
     """
 
-    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
         """What lies in this folder by a pattern, each part of it as of `files.matching`."""
         first, _, rest = pattern.partition("/")
         for path in matching(self, first):

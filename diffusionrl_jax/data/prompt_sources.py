@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any, cast
 
 from diffusionrl_jax.data import hub_files, prompt_index, records, word_lists
 from diffusionrl_jax.data.emoji import prompt_sets
@@ -108,8 +109,8 @@ def _indexed(source: Source) -> prompt_index.Chosen:
         files = find_files(source.name)
         for path in files:
             with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(json.dumps(path.suffix.lower()).encode() + content)
+                hashed = hashlib.file_digest(cast(Any, file), "sha256")
+            digest.update(json.dumps(path.suffix.lower()).encode() + hashed.digest())
         rows = lambda: itertools.chain.from_iterable(read_rows(path, field) for path in files)
     index = prompt_index.open_index(source.text, digest.hexdigest()[:32], rows)
     if not len(index):

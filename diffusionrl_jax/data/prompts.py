@@ -8,7 +8,7 @@ holds no permutation in memory).
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import grain.python as grain
 import numpy as np
@@ -33,6 +33,7 @@ class PromptSource(Protocol):
 
     def __getitem__(self, index: int) -> str:
         """The prompt at a global index of 0 or more."""
+        ...
 
 
 def article(noun: str) -> str:
@@ -61,7 +62,9 @@ class ShuffledPrompts:
         if not len(prompts):
             raise UserError("There is no prompt to draw from: give at least one.")
         self.prompts = prompts
-        self._order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
+        # Of these data sets no element is None, as of a filtered one.
+        order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
+        self._order = cast(Sequence[int], order)
 
     def __getitem__(self, index: int) -> str:
         return self.prompts[int(self._order[index])]
@@ -173,7 +176,8 @@ class MixturePrompts:
             for n in range(len(sources))
         ]
         self.sources = tuple(sources)
-        self._choices = grain.MapDataset.mix(streams, weights)
+        choices = grain.MapDataset.mix(streams, weights)
+        self._choices = cast(Sequence[tuple[int, int]], choices)
 
     def __getitem__(self, index: int) -> str:
         source, inner_index = self._choices[index]
@@ -186,8 +190,9 @@ def _lists(source: PromptSource) -> list[Sequence[str]] | None:
         return [source.prompts]
     if not isinstance(source, MixturePrompts):
         return None
-    parts = [_lists(part) for part in source.sources]
-    return None if None in parts else list(itertools.chain.from_iterable(parts))
+    parts = [held for part in source.sources if (held := _lists(part)) is not None]
+    known = len(parts) == len(source.sources)
+    return list(itertools.chain.from_iterable(parts)) if known else None
 
 
 def first_prompts(source: PromptSource, most: int) -> Iterator[str]:

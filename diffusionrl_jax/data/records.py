@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
@@ -73,7 +74,7 @@ class Records(Sequence):
 
     def _parse(self, index: int, record: bytes) -> dict[str, bytes]:
         try:
-            found = self._parser.deserialize_example_np(record)
+            found = cast(dict[str, Any], self._parser.deserialize_example_np(record))
         except Exception as error:  # The parser raises whatever the broken record makes it.
             raise UserError(
                 f"{self.source}, record {index} (the first is 0): cannot read the features"
@@ -122,15 +123,17 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
                 f"{source.text!r} has no split {split!r}: set tfds_split to one of"
                 f" {sorted(builder.info.splits)}."
             )
+        known = cast(Mapping[str, Any], builder.info.features)
         for option, name in features.items():
-            if name not in builder.info.features:
+            if name not in known:
                 raise UserError(
                     f"{source.text!r} has no feature {name!r}: set {option} to one of"
-                    f" {sorted(builder.info.features)}."
+                    f" {sorted(known)}."
                 )
-        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        stored = builder.info.file_format
+        if stored is not tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
-                f"{source.text!r} is stored as {builder.info.file_format.value}: prepare it with"
+                f"{source.text!r} is stored as {stored and stored.value}: prepare it with"
                 ' file_format="array_record".'
             )
         paths = [epath.Path(path) for path in builder.info.splits[split].filepaths]
@@ -234,11 +237,11 @@ def _own_features_only() -> Iterator[None]:
     connector = tfds.features.FeatureConnector
     own = f"{tfds.features.__name__}."
 
-    def find(name: str) -> type[tfds.features.FeatureConnector]:
-        module, _, _ = name.rpartition(".")
+    def find(python_class_name: str) -> type[tfds.features.FeatureConnector]:
+        module, _, _ = python_class_name.rpartition(".")
         if not (module.startswith(own) and module in sys.modules):
-            raise _ForeignFeatureError(repr(name))
-        return original.__get__(None, connector)(name)
+            raise _ForeignFeatureError(repr(python_class_name))
+        return original.__get__(None, connector)(python_class_name)
 
     with _FINDING:
         original = vars(connector)["cls_from_name"]

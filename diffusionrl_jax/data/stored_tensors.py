@@ -130,7 +130,7 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise UserError("its metadata are no strings")
-        tensors = {
+        found = {
             name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()
         }
         _check_places(header, size - 8 - length)
@@ -140,13 +140,13 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
             f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
             "copy or download it again."
         ) from error
-    unsupported = [name for name, tensor in tensors.items() if tensor is None]
+    unsupported = [name for name, tensor in found.items() if tensor is None]
     if unsupported:
         raise UserError(
             f"Tensor {unsupported[0]!r} in {path} has dtype {header[unsupported[0]]['dtype']}, "
             f"which is not supported; store it as one of {sorted(DTYPES)}."
         )
-    return tensors, metadata
+    return {name: tensor for name, tensor in found.items() if tensor is not None}, metadata
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

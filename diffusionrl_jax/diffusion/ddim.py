@@ -117,7 +117,7 @@ class DDIM:
         return Gaussian(jnp.sqrt(previous) * clean + direction * epsilon, std)
 
 
-def _betas(config: dict) -> np.ndarray:
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
     start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     count, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
     # float32, since it is what the checkpoints were trained with.
@@ -128,7 +128,7 @@ def _betas(config: dict) -> np.ndarray:
     raise UserError(f"beta_schedule {name!r} is not known: use 'linear' or 'scaled_linear'.")
 
 
-def _timesteps(config: dict, steps: int, count: int) -> np.ndarray:
+def _timesteps(config: Mapping[str, Any], steps: int, count: int) -> np.ndarray:
     spacing = config.get("timestep_spacing", "leading")
     if spacing == "leading":
         timesteps = np.arange(steps)[::-1] * (count // steps) + config.get("steps_offset", 0)

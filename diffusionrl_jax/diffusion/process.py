@@ -23,26 +23,36 @@ class Process(Protocol):
       times: [S], where each step is taken from.
     """
 
-    steps: int
-    stochastic_steps: int
-    times: jax.Array
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def stochastic_steps(self) -> int: ...
+
+    @property
+    def times(self) -> jax.Array: ...
 
     def draw_time(self, key: jax.Array) -> jax.Array:
         """A scalar time as training draws it."""
+        ...
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Clean latents noised to times [n]."""
+        ...
 
     def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """What the network should say of `noise(...)`."""
+        ...
 
     def clean(self, output: jax.Array, latents: jax.Array, times: jax.Array) -> jax.Array:
         """The clean latents, as the network's output has them."""
+        ...
 
     def step(
         self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
     ) -> Gaussian:
         """Where a step of the chain leads to; eta 0 is without noise."""
+        ...
 
 
 # Class of a folder's scheduler -> the chain of a config and a number of steps. What the model was

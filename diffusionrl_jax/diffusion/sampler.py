@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
@@ -24,9 +24,7 @@ class Sampler:
       decode: of these, latents decoded at a time on each device, at most; 0 is all.
     """
 
-    def __init__(
-        self, policy: Policy, sampler: ml_collections.ConfigDict, batch: int, decode: int = 0
-    ):
+    def __init__(self, policy: Policy, sampler: Config, batch: int, decode: int = 0):
         self.policy = policy
         share = -(-batch // policy.mesh.size)
         self.batch = share * policy.mesh.size

@@ -93,7 +93,7 @@ def name(topology: str) -> str:
 
 def of_device(device) -> Chip | None:
     """The chip of a device that is there; None if its peaks are not known."""
-    return CHIPS.get(KINDS.get(device.device_kind))
+    return CHIPS.get(KINDS.get(device.device_kind, ""))
 
 
 def memory_of_device(device) -> float | None:

@@ -14,7 +14,10 @@ BATCH_AXES = (DATA, FSDP)
 REPLICATED_BYTES = 2**20  # smaller parameters are not worth an all-gather
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    fsdp: int = 1,
+    devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """A mesh of axes ("data", "fsdp") over all devices.
 
     Args:
@@ -146,7 +149,8 @@ def frozen_sharding(mesh: Mesh, tree, split: bool):
 def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
     """The parts of an array's first axis that this process' devices hold, each once, in order."""
     indices = sharding.addressable_devices_indices_map((length,)).values()
-    return [slice(*part) for part in sorted({index[0].indices(length)[:2] for index in indices})]
+    starts = {index[0].indices(length)[:2] for index in indices if index is not None}
+    return [slice(*part) for part in sorted(starts)]
 
 
 def place(tree, sharding):

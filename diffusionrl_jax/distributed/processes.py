@@ -29,8 +29,10 @@ def in_turn(function: Callable[[], T]) -> T:
     """The result of a function that the first process calls before the others do."""
     if jax.process_index() == 0:
         result = function()
+        true_everywhere(True)
+        return result
     true_everywhere(True)
-    return result if jax.process_index() == 0 else function()
+    return function()
 
 
 def fail(message: str, status: int = 1) -> None:

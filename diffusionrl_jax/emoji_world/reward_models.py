@@ -16,6 +16,7 @@ from diffusionrl_jax.emoji_world import emoji_model, reward_objectives
 from diffusionrl_jax.emoji_world.reward_objectives import Objective
 from diffusionrl_jax.emoji_world.reward_pictures import LABELS, OBJECTS
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import flatten
 from diffusionrl_jax.models.towers import blip, owl_vit, recogniser
 from diffusionrl_jax.rewards import checkpoint, detection, image_reward, statistical_parity
 
@@ -72,7 +73,7 @@ def initial(key: jax.Array, template: Mapping) -> dict:
     """
     patches = (VISION["image_size"] // VISION["patch_size"]) ** 2
     leaves = {}
-    for index, (path, leaf) in enumerate(sorted(traverse_util.flatten_dict(template).items())):
+    for index, (path, leaf) in enumerate(sorted(flatten(template).items())):
         draw = jax.random.normal(jax.random.fold_in(key, index), leaf.shape)
         if path[-1] == "kernel":
             leaves[path] = draw / math.sqrt(math.prod(leaf.shape[:-1]))

@@ -12,6 +12,7 @@ import optax
 from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.emoji_world import reward_pictures
 from diffusionrl_jax.emoji_world.reward_pictures import LABELS, OBJECTS, SPOILS, Pool
+from diffusionrl_jax.models.parameters import apply
 from diffusionrl_jax.models.towers import blip, owl_vit
 from diffusionrl_jax.models.towers.recogniser import Recogniser
 from diffusionrl_jax.rewards.detection import Detection
@@ -202,7 +203,7 @@ def detection(
 
     def loss(params, batch):
         model = params["model"]
-        embedded = owl_vit.embed_queries(reward.model, model, queries)
+        embedded = owl_vit.embed_queries(reward.model, model, jnp.asarray(queries))
         pixels = square(batch["images"], config.image_size)
         features = owl_vit.patch_features(reward.model, model, pixels)
         logits = owl_vit.class_logits(model, features, embedded)
@@ -216,7 +217,7 @@ def detection(
     return Objective(lambda key: {"model": init_params(key)}, batch, loss)
 
 
-def _tinted_portrait(rng, pools: Sequence[Pool], strength: float) -> tuple[np.ndarray, int]:
+def _tinted_portrait(rng, pools: Sequence[Pool], strength: float) -> tuple[np.ndarray, Any]:
     pool = reward_pictures.choose_pool(rng, pools)
     row = rng.choice(pool.by_kind["portrait"])
     image = reward_pictures.tint(rng, _clean(rng, pool, row), strength * rng.random())
@@ -272,7 +273,7 @@ def recogniser(observer: Recogniser, size: int = 64) -> Objective:
         }
 
     def loss(params, batch):
-        labels, tones = observer.module.apply({"params": params["model"]}, batch["images"])
+        labels, tones = apply(observer.module, {"params": params["model"]}, batch["images"])
         naming = optax.sigmoid_binary_cross_entropy(labels, batch["present"]).sum(1).mean()
         known = batch["tones"] >= 0
         losses = optax.softmax_cross_entropy_with_integer_labels(

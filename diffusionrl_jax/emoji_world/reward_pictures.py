@@ -249,7 +249,7 @@ def lightly_disturbed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray
 
 def choose_pool(rng: np.random.Generator, pools: Sequence[Pool]) -> Pool:
     """One of the pools (as drawn, and through the VAE), each as often."""
-    return pools[rng.integers(len(pools))]
+    return pools[int(rng.integers(len(pools)))]
 
 
 def as_float(images: np.ndarray) -> np.ndarray:

@@ -215,13 +215,15 @@ def main(_):
     if VAE.value:
         params["vae"] = load_stable_diffusion(VAE.value)[1]["vae"]
     else:
-        save = lambda vae: save_stable_diffusion(output, model, params | {"vae": vae}, "float32")
-        params["vae"] = train_vae(model, params["vae"], mesh, VAE_STEPS.value, save)
+        save_vae = lambda vae: save_stable_diffusion(
+            output, model, params | {"vae": vae}, "float32"
+        )
+        params["vae"] = train_vae(model, params["vae"], mesh, VAE_STEPS.value, save_vae)
     means, stds, prompts, psnr = latent_pool(model, params["vae"], mesh, POOL.value)
     scaling_factor = float(1 / np.sqrt(np.mean(means**2 + stds**2)))
     print(f"PSNR {psnr} dB, scaling factor {scaling_factor}", flush=True)
     model = build_stable_diffusion(emoji_model.configs(tokenizer, scaling_factor), tokenizer)
-    if initial:
+    if initial_params is not None:
         params |= {name: initial_params[name] for name in ("unet", "text_encoder")}
 
     def save(trained, dtype="float32"):

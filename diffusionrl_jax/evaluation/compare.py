@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.diffusion.sampler import Sampler
@@ -58,9 +58,7 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
     return name.strip(), *trained.parse_model(location, f"--checkpoints={name}")
 
 
-def compare_models(
-    config: ml_collections.ConfigDict, checkpoints: Sequence[tuple[str, str, str]], output: str
-) -> str:
+def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], output: str) -> str:
     """Scores the config's model, checkpoints and real pictures on the evaluation sets.
 
     Args:

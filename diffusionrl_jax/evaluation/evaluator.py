@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.diffusion.pipeline import Policy
@@ -86,7 +86,7 @@ class Evaluator:
     def __init__(
         self,
         policy: Policy,
-        config: ml_collections.ConfigDict,
+        config: Config,
         opened: Sequence[OpenedScorer] = (),
     ):
         self.config = config.evaluation
@@ -163,8 +163,8 @@ class Evaluator:
             return {}
         mesh, prompts = self.policy.mesh, self.prompts[name][block]
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
-        images = place(images[None], batch_sharding(mesh, axis=1))
-        pending = start_scoring([reward], images, [Questions(prompts, metadata)], mesh)
+        placed = place(images[None], batch_sharding(mesh, axis=1))
+        pending = start_scoring([reward], placed, [Questions(prompts, metadata)], mesh)
         # Every process has the scores of its own images, and takes part in scoring all.
         return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
@@ -238,7 +238,7 @@ class Evaluator:
         return scores
 
 
-def _find(opened: Sequence[OpenedScorer], scorer: ml_collections.ConfigDict, group_size: int):
+def _find(opened: Sequence[OpenedScorer], scorer: Config, group_size: int):
     """The reward and its parameters, if they are open already."""
     for one in opened:
         if one.group_size == group_size and one.scorer.to_dict() == scorer.to_dict():
@@ -246,7 +246,7 @@ def _find(opened: Sequence[OpenedScorer], scorer: ml_collections.ConfigDict, gro
     return None
 
 
-def _check_names(config: ml_collections.ConfigDict) -> None:
+def _check_names(config: Config) -> None:
     """Refuses names of scorers that are not there.
 
     Args:
@@ -273,7 +273,7 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def best_score(means: Mapping[str, float], best: ml_collections.ConfigDict) -> float:
+def best_score(means: Mapping[str, float], best: Config) -> float:
     """The number that the best checkpoint has the largest of: a weighted sum of means.
 
     Args:

@@ -71,7 +71,8 @@ class Bootstrap:
         resampled = statistics[1:][np.isfinite(statistics[1:])]
         if self.count < 2 or not resampled.size:
             return float(statistics[0]), np.nan, np.nan
-        return float(statistics[0]), *map(float, np.percentile(resampled, PERCENTILES))
+        low, high = np.percentile(resampled, PERCENTILES)
+        return float(statistics[0]), float(low), float(high)
 
 
 def wins(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -102,7 +103,7 @@ def compare(
     bootstraps = {name: Bootstrap(texts) for name, texts in prompts.items()}
     rows = []
 
-    def add(bootstrap, model, name, measure, scorer, statistics, values):
+    def add(bootstrap: Bootstrap, model, name, measure, scorer, statistics, values):
         images = int(np.isfinite(values).sum())
         interval = bootstrap.interval(statistics)
         rows.append(Measurement(model, name, measure, scorer, *interval, images))

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-import ml_collections
 from jax.sharding import Mesh
 
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.algorithms.pretraining import Pretraining
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
 from diffusionrl_jax.learning.advantages import AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm, Needs
 from diffusionrl_jax.learning.experience import Experience, Sampling
 from diffusionrl_jax.learning.gradient import Learner
-from diffusionrl_jax.learning.objectives import Objectives
+from diffusionrl_jax.learning.objectives import Objective, Objectives
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.mistakes import UserError
@@ -25,7 +25,7 @@ from diffusionrl_jax.rewards.scorers import is_on_host
 NORMALISATIONS = ("batch", "group", "prompt")
 
 
-def initial_state(config: ml_collections.ConfigDict, base: Parameters) -> TrainState:
+def initial_state(config: Config, base: Parameters) -> TrainState:
     """The state before the first iteration; a pure function, to be jitted or asked for shapes.
 
     Args:
@@ -44,28 +44,28 @@ def initial_state(config: ml_collections.ConfigDict, base: Parameters) -> TrainS
     return init_state(params, optimizer, config.ema_decay, memory, samples_ahead)
 
 
-def scores_on_host(config: ml_collections.ConfigDict) -> bool:
+def scores_on_host(config: Config) -> bool:
     """Whether images leave the devices to be scored for training."""
     return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
-def needs_of(config: ml_collections.ConfigDict) -> Needs:
+def needs_of(config: Config) -> Needs:
     """What the config's method takes."""
     name = config.algorithm.name
     return ALGORITHMS[name].needs(config.algorithm[name])
 
 
-def needs_base(config: ml_collections.ConfigDict) -> bool:
+def needs_base(config: Config) -> bool:
     """Whether an iteration takes the denoiser that training started from."""
     return bool(config.lora.rank) or needs_of(config).base
 
 
-def updates_per_iteration(config: ml_collections.ConfigDict) -> int:
+def updates_per_iteration(config: Config) -> int:
     """How many steps of the optimiser an iteration takes."""
     return len(config.tasks) * needs_of(config).updates + (1 if config.pretraining.weight else 0)
 
 
-def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
+def _advantage_group(name: str, task: Config) -> int:
     if task.normalisation not in NORMALISATIONS:
         raise UserError(
             f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
@@ -81,7 +81,7 @@ def _advantage_group(name: str, task: ml_collections.ConfigDict) -> int:
 
 
 def make_algorithm(
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: TextToImage,
     mesh: Mesh,
     rewards: Sequence[Reward],
@@ -105,7 +105,8 @@ def make_algorithm(
         microbatch=microbatch.train,
         mesh=mesh,
     )
-    needs, objectives = needs_of(config), ()
+    needs = needs_of(config)
+    objectives: tuple[Objective, ...] = ()
     if needs.updates:
         objectives += (ALGORITHMS[config.algorithm.name].make(config, process),)
     if config.pretraining.weight:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
 from diffusionrl_jax.data import latents
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.process import make_process
@@ -31,7 +31,7 @@ from diffusionrl_jax.models.text_to_image import TextToImage
 BASE = "base:"
 
 
-def picture_count(config: ml_collections.ConfigDict) -> int:
+def picture_count(config: Config) -> int:
     """How many pictures a config's `base:8192` asks for.
 
     Raises:
@@ -64,7 +64,7 @@ class BasePictures:
 
 
 def choose_pictures(
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,
@@ -103,7 +103,7 @@ def _drawing(model: TextToImage, params: Mapping[str, Parameters]) -> dict[str, 
 
 def draw_pictures(
     pictures: BasePictures,
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import ml_collections
 import numpy as np
 
 from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, place
@@ -18,7 +18,7 @@ from diffusionrl_jax.rewards.scorers import prepare
 
 
 def prompt_places_of(
-    name: str, task: ml_collections.ConfigDict, source: prompts.PromptSource
+    name: str, task: Config, source: prompts.PromptSource
 ) -> dict[str, int] | None:
     if task.normalisation != "prompt":
         return None
@@ -37,7 +37,7 @@ def prompt_places_of(
 
 
 def make_batch(
-    config: ml_collections.ConfigDict,
+    config: Config,
     policy: Policy,
     rewards: Sequence[Reward],
     sources: Sequence[prompts.PromptSource],
@@ -81,7 +81,7 @@ def make_batch(
 
 
 def _questions(
-    config: ml_collections.ConfigDict,
+    config: Config,
     rewards: Sequence[Reward],
     texts: Sequence[Sequence[str]],
     step: int,

@@ -2,9 +2,9 @@
 
 import shlex
 
-import ml_collections
 from absl import logging
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.experiments import planning
@@ -24,9 +24,7 @@ from diffusionrl_jax.experiments.pretraining import (
 from diffusionrl_jax.mistakes import UserError
 
 
-def cache_latents(
-    config: ml_collections.ConfigDict, output: str, text_embeddings: bool = False
-) -> None:
+def cache_latents(config: Config, output: str, text_embeddings: bool = False) -> None:
     """Encodes `config.pretraining.pictures` with `config.model`'s VAE, or has the model draw them.
 
     Args:
@@ -54,7 +52,7 @@ def cache_latents(
     logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)
 
 
-def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+def _draw(config: Config, output: str, text_embeddings: bool) -> None:
     if text_embeddings:
         raise UserError(
             f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "
@@ -68,7 +66,7 @@ def _draw(config: ml_collections.ConfigDict, output: str, text_embeddings: bool)
     draw_pictures(choose_pictures(*about, sources), *about, output, encoder)
 
 
-def _encode(config: ml_collections.ConfigDict, output: str, text_embeddings: bool) -> None:
+def _encode(config: Config, output: str, text_embeddings: bool) -> None:
     name, policy = config.pretraining.pictures, load_policy(config)
     source = open_source(name, policy.model, output)
     logging.info("Encoding the %d pictures of %s.", len(source), name)

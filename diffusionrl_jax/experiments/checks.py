@@ -2,11 +2,11 @@
 
 import math
 
-import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.mistakes import UserError
@@ -17,17 +17,17 @@ from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 MOST_CHECKED = 2**20
 
 
-def fsdp(config: ml_collections.ConfigDict) -> int:
+def fsdp(config: Config) -> int:
     """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
     return config.mesh.fsdp or 1
 
 
-def remat(config: ml_collections.ConfigDict) -> str:
+def remat(config: Config) -> str:
     """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
     return "none" if config.remat == "auto" else config.remat
 
 
-def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a config that does not fit itself or the devices.
 
     Raises:
@@ -39,7 +39,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     _check_scored_groups(config, mesh.size)
 
 
-def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """As `check`, of all but how the work is divided.
 
     Raises:
@@ -50,7 +50,7 @@ def check_experiment(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMes
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def _check(config: Config) -> None:
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
     if config.algorithm.name not in ALGORITHMS:
@@ -82,7 +82,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         check_scorer(task.scorer)
 
 
-def _check_policy_gradient(config: ml_collections.ConfigDict) -> None:
+def _check_policy_gradient(config: Config) -> None:
     fields, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
     count, weight = fields.timesteps_per_iteration, fields.kl_weight
     if not 0 <= count <= config.sampler.steps:
@@ -109,7 +109,7 @@ def _check_policy_gradient(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None:
+def _check_microbatches(config: Config, devices: int) -> None:
     """A microbatch divides what a device takes at once."""
     share = config.batch_size // devices
     of_all_tasks = len(config.tasks) * share
@@ -124,7 +124,7 @@ def _check_microbatches(config: ml_collections.ConfigDict, devices: int) -> None
             )
 
 
-def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
+def _check_rounding(config: Config, devices: int) -> None:
     """Sampling and training round alike only if the denoiser sees equally many samples in both."""
     share = config.batch_size // devices
     shares = {"sample": len(config.tasks) * share, "train": share}
@@ -137,7 +137,7 @@ def _check_rounding(config: ml_collections.ConfigDict, devices: int) -> None:
         )
 
 
-def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> None:
+def _check_scored_groups(config: Config, devices: int) -> None:
     """A reward may compare the images of a group, so a microbatch holds whole ones."""
     size = config.microbatch.score
     for name, task in config.tasks.items():
@@ -149,7 +149,7 @@ def _check_scored_groups(config: ml_collections.ConfigDict, devices: int) -> Non
 
 
 def check_task_prompts(
-    name: str, config: ml_collections.ConfigDict, source: prompts.PromptSource, reward: Reward
+    name: str, config: Config, source: prompts.PromptSource, reward: Reward
 ) -> None:
     """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
 

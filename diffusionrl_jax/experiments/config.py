@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
 
 POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps", "kl_weight")
@@ -21,9 +22,9 @@ BEFORE = {
 }
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> Config:
     """The paper's settings, without a model, tasks and evaluation."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.seed = 0
     # A diffusers folder: a path, gs://, a Hugging Face hub id, or asset:emoji/stable_diffusion.
     config.model = ""
@@ -129,7 +130,7 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def of_earlier(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def of_earlier(values: Mapping[str, Any]) -> Config:
     """The config of a run of any earlier version, with the fields of now.
 
     This is the one place that knows what old configs lack, and how their fields were called.
@@ -161,7 +162,7 @@ def of_earlier(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return config
 
 
-def make_scorer(reward: str, path: str = "", **options) -> ml_collections.ConfigDict:
+def make_scorer(reward: str, path: str = "", **options) -> Config:
     """A reward model, by its name in `diffusionrl_jax.rewards.REWARDS`.
 
     Args:
@@ -175,7 +176,7 @@ def make_scorer(reward: str, path: str = "", **options) -> ml_collections.Config
     )
 
 
-def make_weighted_sum(**parts: tuple) -> ml_collections.ConfigDict:
+def make_weighted_sum(**parts: tuple) -> Config:
     """A scorer that adds up others, each times its weight, on their own scales.
 
     Args:
@@ -187,7 +188,7 @@ def make_weighted_sum(**parts: tuple) -> ml_collections.ConfigDict:
 
 
 def make_task(
-    scorer: ml_collections.ConfigDict,
+    scorer: Config,
     prompts: str,
     group_size: int = 1,
     weight: float = 1.0,
@@ -196,7 +197,7 @@ def make_task(
     prompt_buffer: int = 32,
     prompt_min_count: int = 16,
     most_prompts: int = 4096,
-) -> ml_collections.ConfigDict:
+) -> Config:
     """A task: what is drawn, and what it is rewarded by.
 
     Args:
@@ -230,9 +231,7 @@ def make_task(
     )
 
 
-def add_tasks(
-    config: ml_collections.ConfigDict, known: dict[str, ml_collections.ConfigDict], names: str
-) -> None:
+def add_tasks(config: Config, known: dict[str, Config], names: str) -> None:
     """Puts tasks into a config.
 
     Args:
@@ -251,7 +250,7 @@ def add_tasks(
 
 def make_evaluation_set(
     prompts: str, images: int, scorers: tuple[str, ...], group_size: int = 1
-) -> ml_collections.ConfigDict:
+) -> Config:
     """Images that are drawn and scored alike for every checkpoint.
 
     Args:

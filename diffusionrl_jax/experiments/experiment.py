@@ -5,10 +5,10 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
-import ml_collections
 from absl import logging
 
 from diffusionrl_jax.data import prompts
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.diffusion.pipeline import Policy
@@ -43,7 +43,7 @@ class OpenedScorer:
       reward, params: what they describe.
     """
 
-    scorer: ml_collections.ConfigDict
+    scorer: Config
     group_size: int
     reward: Reward
     params: Parameters
@@ -65,7 +65,7 @@ class Experiment:
         normalised by prompt.
     """
 
-    config: ml_collections.ConfigDict
+    config: Config
     policy: Policy
     algorithm: Algorithm
     frozen: Frozen
@@ -132,7 +132,7 @@ class Experiment:
         return make_merge(self.policy.mesh, self.frozen.base, make_lora(self.config))
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(config: Config) -> Experiment:
     """Loads and checks everything but the pretraining pictures, before any compute is spent.
 
     What is not here is fetched first.

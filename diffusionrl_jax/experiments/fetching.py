@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 
-import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
 
 from diffusionrl_jax.data import hub_files, prompt_sources, sources
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import (
     as_path,
     in_bucket,
@@ -64,9 +64,7 @@ class Fetched:
     held: Held
 
 
-def _fields(
-    config: ml_collections.ConfigDict, for_training: bool
-) -> Iterator[tuple[str, str, str]]:
+def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]]:
     """Kind, name and field of all that is opened when a config is trained, or only evaluated."""
     yield MODEL, config.model, "config.model"
     if for_training:
@@ -92,7 +90,7 @@ def _scorer_fields(scorer, field: str) -> Iterator[tuple[str, str, str]]:
         yield scorer.reward, scorer.path, f"{field}.path"
 
 
-def list_named(config: ml_collections.ConfigDict, for_training: bool = True) -> list[Named]:
+def list_named(config: Config, for_training: bool = True) -> list[Named]:
     """All that a config names, each once; arguments as of `bring`."""
     fields: dict[tuple[str, str], list[str]] = {}
     for kind, name, field in _fields(config, for_training):
@@ -145,9 +143,7 @@ def _missing(named: Named) -> str:
     return ""
 
 
-def bring(
-    config: ml_collections.ConfigDict, for_training: bool = True, only_hub: bool = False
-) -> list[Fetched]:
+def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> list[Fetched]:
     """Has all that a config names here: fetches and converts what is not, once.
 
     Of several processes each does so, into its own machine's cache; those that share one take
@@ -180,7 +176,9 @@ def bring(
 
 def _hold(named: Named) -> Held:
     if named.kind in (MODEL, PROMPTS):
-        (held,) = hub_files.fetch([_describe(named)])
+        need = _describe(named)
+        assert need is not None  # It is on the hub.
+        (held,) = hub_files.fetch([need])
         return held
     return folders.hold(named.kind, named.name)
 
@@ -236,7 +234,7 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
     origin = {"repository": held.repository, "revision": held.revision, "files": sizes}
     mark = target / MARK_FILE
     if mark.exists():
-        if mark.read_text() == _as_text(origin) and _sizes(target, sizes) == sizes:
+        if mark.read_text() == _as_text(origin) and _sizes(target, tuple(sizes)) == sizes:
             logging.info("%s is there already.", target)
             return
         mark.unlink()

@@ -3,9 +3,9 @@
 import functools
 
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
@@ -16,7 +16,7 @@ from diffusionrl_jax.models.text_to_image import load_model
 FROZEN = ("text_encoder", "vae")
 
 
-def load_policy(config: ml_collections.ConfigDict, path: str | None = None) -> Policy:
+def load_policy(config: Config, path: str | None = None) -> Policy:
     """Opens the model of a config (or another folder), sharded over the config's mesh.
 
     Raises:

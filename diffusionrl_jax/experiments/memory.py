@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.models.description import Description
@@ -79,7 +79,7 @@ def _count(tensors: Mapping[str, Any]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
-def _reward(scorer: ml_collections.ConfigDict) -> int:
+def _reward(scorer: Config) -> int:
     """Parameters of a reward."""
     if scorer.reward == WEIGHTED_SUM:
         return sum(map(_reward, scorer.options.scorers.values()))
@@ -91,13 +91,13 @@ def _reward(scorer: ml_collections.ConfigDict) -> int:
     return published.REWARD_PARAMETERS.get("owlv2" if _is_owlv2(scorer) else scorer.reward, 0)
 
 
-def _is_owlv2(scorer: ml_collections.ConfigDict) -> bool:
+def _is_owlv2(scorer: Config) -> bool:
     if scorer.reward == WEIGHTED_SUM:
         return any(map(_is_owlv2, scorer.options.scorers.values()))
     return scorer.reward == "detection" and "owlv2" in scorer.path.lower()
 
 
-def _judges(config: ml_collections.ConfigDict) -> int:
+def _judges(config: Config) -> int:
     """Parameters of the scorers that `Evaluator` opens beside the tasks'."""
     opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
     total = 0
@@ -112,7 +112,7 @@ def _judges(config: ml_collections.ConfigDict) -> int:
     return total
 
 
-def sizes(config: ml_collections.ConfigDict, kernel: bool) -> Sizes:
+def sizes(config: Config, kernel: bool) -> Sizes:
     """Of a config.
 
     Args:

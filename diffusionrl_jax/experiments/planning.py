@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import AbstractMesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips, processes
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
@@ -66,7 +66,8 @@ def devices_here() -> Devices:
     """The devices of this program; every process is told of the least memory."""
     first = jax.devices()[0]
     found = [chips.memory_of_device(device) for device in jax.local_devices()]
-    least = math.nan if None in found else min(found)
+    told = [limit for limit in found if limit is not None]
+    least = min(told) if len(told) == len(found) else math.nan
     least = float(processes.gather(np.array(least)).min())
     known = None if math.isnan(least) else least
     platform = "gpu" if first.platform in ("cuda", "rocm") else first.platform
@@ -170,6 +171,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
     """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
     if chosen := config.microbatch.score:
         return chosen
+    assert devices.memory is not None  # Else nothing is chosen.
     groups = math.lcm(*(task.group_size for task in config.tasks.values()))
     possible = [size for size in _divisors(share) if size % groups == 0] or [share]
     of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
@@ -180,6 +182,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
 def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) -> int:
     if chosen := config.microbatch.decode:
         return chosen
+    assert devices.memory is not None  # As in `_scored`.
     among = scored if scored < share else sizes.tasks * share
     room = int(DECODED * devices.memory / sizes.decoded)
     return largest_divisor(among, max(1, min(room, among)))
@@ -235,7 +238,7 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     """What a division takes, as one program where that is possible."""
     needed = memory.needed(sizes, division, trains)
     whole = needed.pop("whole step", 0)
-    phase = max(needed, key=needed.get)
+    phase = max(needed, key=lambda name: needed[name])
     split = devices.platform == "cpu" or sizes.on_host or config.execution == "split"
     if config.execution == "auto" and devices.memory is not None:
         split |= whole > USED * devices.memory
@@ -244,7 +247,7 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     return Plan(devices, division, split, needed[phase], phase)
 
 
-def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = True) -> Plan:
+def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     """The best division that fits; the one that needs least where none does.
 
     Args:
@@ -275,19 +278,19 @@ def choose(config: ml_collections.ConfigDict, devices: Devices, trains: bool = T
     return min(plans, key=lambda plan: plan.memory)
 
 
-def _is_automatic(config: ml_collections.ConfigDict) -> bool:
+def _is_automatic(config: Config) -> bool:
     """Whether anything is left to the plan."""
     sizes = [config.microbatch.get(name, 0) for name in MICROBATCHES]
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
 
 def resolve(
-    config: ml_collections.ConfigDict,
+    config: Config,
     devices: Devices | None = None,
     *,
     trains: bool = True,
     refuse: bool = True,
-) -> tuple[ml_collections.ConfigDict, Plan]:
+) -> tuple[Config, Plan]:
     """Puts a plan in place of what a config leaves open.
 
     Args:
@@ -315,7 +318,7 @@ def resolve(
     return _filled(config, plan), plan
 
 
-def _filled(config: ml_collections.ConfigDict, plan: Plan) -> ml_collections.ConfigDict:
+def _filled(config: Config, plan: Plan) -> Config:
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
@@ -326,7 +329,7 @@ def _filled(config: ml_collections.ConfigDict, plan: Plan) -> ml_collections.Con
     return filled
 
 
-def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[str, int], Plan]:
+def propose(config: Config, devices: Devices) -> tuple[dict[str, int], Plan]:
     """The least change with which a config fits, and the plan of that.
 
     Args:
@@ -348,9 +351,7 @@ def propose(config: ml_collections.ConfigDict, devices: Devices) -> tuple[dict[s
     return {}, plan
 
 
-def _too_large(
-    config: ml_collections.ConfigDict, devices: Devices, plan: Plan, trains: bool
-) -> str:
+def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> str:
     """What does not fit, and what would."""
     text = (
         f"{config.model} with the tasks {', '.join(config.tasks)} does not fit {devices}, by a "
@@ -370,7 +371,7 @@ def _too_large(
     )
 
 
-def _mends(config: ml_collections.ConfigDict, devices: Devices) -> Iterator[dict[str, int]]:
+def _mends(config: Config, devices: Devices) -> Iterator[dict[str, int]]:
     """Changes to a config that make it smaller, the least first: LoRA, then smaller batches."""
     lora = {} if (config.get("lora") or {}).get("rank", 0) else {"lora.rank": LORA_RANK}
     if lora:

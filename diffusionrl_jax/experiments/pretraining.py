@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from diffusionrl_jax.data import latent_files, latents
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
@@ -127,13 +127,13 @@ def encode_pictures(
         encoder,
         batch_size=batch_size,
         progress=progress,
-        text_model=text_encoder and text_fingerprint(model, text_encoder, mesh),
+        text_model=text_fingerprint(model, text_encoder, mesh) if text_encoder else None,
         rows=[row for part in parts for row in range(part.start, part.stop)],
     )
 
 
 def load_pictures(
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: TextToImage,
     params: Mapping[str, Parameters],
     mesh: Mesh,

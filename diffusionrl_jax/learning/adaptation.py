@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import gather_parameters, parameter_sharding
 from diffusionrl_jax.models.lora import Lora
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.parameters import Parameters, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,10 @@ class Adaptation:
 
     def denoiser(self, params: Parameters, base: Parameters | None) -> Parameters:
         """The denoiser's parameters from those that are trained, and what factors change."""
-        return params if self.lora is None else self.lora.merge(base, params)
+        if self.lora is None:
+            return params
+        assert base is not None  # Factors change it.
+        return self.lora.merge(base, params)
 
     def gather(
         self, params: Parameters, base: Parameters | None, mesh: Mesh, dtype: jnp.dtype
@@ -34,12 +37,13 @@ class Adaptation:
         """The arguments of `denoiser`, whole on every device, in what is computed in."""
         if self.lora is None:
             return gather_parameters(params, mesh, dtype), None
+        assert base is not None  # Factors change it.
         changed = self.lora.kernels(base).keys()
         base = gather_parameters(base, mesh, dtype, uncast=changed)
         return gather_parameters(params, mesh), base
 
 
-def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
+def make_lora(config: Config) -> Lora | None:
     """What `config.lora` describes; None if its rank is 0 and all of the denoiser is trained.
 
     Raises:
@@ -50,20 +54,20 @@ def make_lora(config: ml_collections.ConfigDict) -> Lora | None:
 
 
 def make_merge(
-    mesh: Mesh, base: Parameters, lora: Lora | None
+    mesh: Mesh, base: Parameters | None, lora: Lora | None
 ) -> Callable[[Parameters], Parameters]:
     """A function from what is trained to the denoiser's, sharded alike, outside of training.
 
     Args:
       mesh: of the parameters.
-      base: the denoiser's. Those that LoRA leaves alone are passed on, not copied.
+      base: the denoiser's; None without LoRA. Those that it leaves alone are passed on, not
+        copied.
       lora: None if all of the denoiser is trained.
     """
     if lora is None:
         return lambda params: params
-    flat = traverse_util.flatten_dict(base)
+    assert base is not None  # Factors change it.
+    flat = flatten(base)
     kernels = traverse_util.unflatten_dict(lora.kernels(base))
     merge = jax.jit(lora.merge, out_shardings=parameter_sharding(mesh, kernels))
-    return lambda factors: traverse_util.unflatten_dict(
-        flat | traverse_util.flatten_dict(merge(kernels, factors))
-    )
+    return lambda factors: traverse_util.unflatten_dict(flat | flatten(merge(kernels, factors)))

@@ -81,7 +81,7 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
     centred = jnp.where(valid & _all_equal(groups, valid), 0, groups - mean)
     centred = batch_normalised(centred.reshape(-1), clip)
-    return batch_normalised(rewards, clip).replace(values=centred.values)
+    return dataclasses.replace(batch_normalised(rewards, clip), values=centred.values)
 
 
 def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Advantages:
@@ -98,7 +98,7 @@ def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Adva
     by_batch = batch_normalised(rewards, clip)
     values = jnp.clip((rewards - moments.mean) / (moments.std + 1e-6), -clip, clip)
     values = jnp.where(by_batch.valid & (moments.std > 0), values, 0)
-    return by_batch.replace(values=jnp.where(moments.enough, values, by_batch.values))
+    return dataclasses.replace(by_batch, values=jnp.where(moments.enough, values, by_batch.values))
 
 
 def normalise(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusionrl_jax.learning.experience import Experience
@@ -39,15 +39,24 @@ class Algorithm(Protocol):
       reductions: name of a metric -> how those of several samples become one: "mean" or "max".
     """
 
-    experience: Experience
-    rewards: tuple[Reward, ...]
-    mesh: Mesh
-    reductions: Mapping[str, str]
+    @property
+    def experience(self) -> Experience: ...
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]: ...
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    @property
+    def reductions(self) -> Mapping[str, str]: ...
 
     def phases(self) -> Phases:
         """The iteration's parts, pure functions."""
+        ...
 
     def summary(
-        self, metrics: Mapping[str, jax.Array], task_names: tuple[str, ...]
+        self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]
     ) -> dict[str, float]:
         """What is logged of an iteration's updates, by name."""
+        ...

@@ -3,6 +3,7 @@
 Axes: B samples, U updates.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import flax.struct
@@ -47,7 +48,9 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
         return part.own[name] if name in part.own else zeros()
 
     parts = [
-        part.replace(own={name: own(part, name, like) for name, like in shapes.items()})
+        dataclasses.replace(
+            part, own={name: own(part, name, like) for name, like in shapes.items()}
+        )
         for part in parts
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -25,6 +25,7 @@ class TrainStep(Protocol):
         self, state: TrainState, frozen: Frozen, batch: Batch, following: Batch | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The new state and the metrics."""
+        ...
 
 
 def choose_execution(execution: str, scores_on_host: bool = False) -> str:

@@ -192,6 +192,7 @@ class Experience:
         for task, params in enumerate(frozen.rewards):
             inputs = reward_inputs[task]
             if samples.images is None:
+                assert samples.latents is not None  # Either is held.
                 latents = samples.latents[task]
                 scores.append(self.score_latents(task, params, frozen.vae, latents, inputs))
             else:

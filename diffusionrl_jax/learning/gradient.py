@@ -84,11 +84,11 @@ class Learner:
         )
         params = optax.apply_updates(state.params, changes)
         metrics["gradient_norm"] = optax.global_norm(gradients)
-        return state.replace(params=params, optimizer_state=optimizer_state), metrics
+        return dataclasses.replace(state, params=params, optimizer_state=optimizer_state), metrics
 
     def finish(self, state: TrainState) -> TrainState:
         """Ends the iteration: counts it and moves the average of the parameters."""
         average = state.ema_params
         if average is not None:
             average = optax.incremental_update(state.params, average, 1 - self.ema_decay)
-        return state.replace(step=state.step + 1, ema_params=average)
+        return dataclasses.replace(state, step=state.step + 1, ema_params=average)

@@ -73,7 +73,7 @@ class PendingScores:
             raise failure
         if not told[:, 0].all():
             raise ScorerError("A scorer has failed in another process, whose log names it.")
-        for name, any_finite in zip(names, told[:, 1:].any(axis=0), strict=True):
+        for name, any_finite in zip(names, np.any(told[:, 1:], axis=0), strict=True):
             if not any_finite:
                 raise ScorerError(
                     f"The scorer {name} gave no finite score for any of {self.batch} images."

@@ -1,5 +1,6 @@
 """What an iteration is told, takes and draws; the axes are those of `experience.py`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,4 +75,6 @@ class Samples:
 
     def trained_on(self) -> "Samples":
         """What is held once they are scored: no image, and latents only if they are trained on."""
-        return self.replace(images=None, latents=self.latents if self.keeps_latents else None)
+        return dataclasses.replace(
+            self, images=None, latents=self.latents if self.keeps_latents else None
+        )

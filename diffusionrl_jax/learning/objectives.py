@@ -13,6 +13,7 @@ from typing import Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusionrl_jax.diffusion.guidance import denoise_passes
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters
@@ -58,7 +59,8 @@ class Objective(Protocol):
       metrics: of what it says of each sample, by name, how several become one: "mean" or "max".
     """
 
-    metrics: Mapping[str, str]
+    @property
+    def metrics(self) -> Mapping[str, str]: ...
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
@@ -75,6 +77,7 @@ class Objective(Protocol):
           The examples, `objective` 0, and rows of text [R, B, P, ...] to which they refer; None
           where these are the samples' own.
         """
+        ...
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
@@ -87,9 +90,13 @@ class Objective(Protocol):
           active: bool scalar. Where it is false the example is another objective's, and neither
             value nor gradient may be infinite.
         """
+        ...
 
-    def summary(self, values: Metrics, task_names: tuple[str, ...]) -> dict[str, float]:
+    def summary(
+        self, values: Mapping[str, np.ndarray], task_names: tuple[str, ...]
+    ) -> dict[str, float]:
         """What is logged of an iteration, by name, of each update's values [U]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,10 +168,10 @@ class Objectives:
         for place, objective in enumerate(self.objectives):
             part, text = objective.examples(self.experience, scored, self._predict)
             if text is not None:
-                part = part.replace(text=part.text + rows)
+                part = dataclasses.replace(part, text=part.text + rows)
                 texts.append(text)
                 rows += len(jax.tree.leaves(text)[0])
-            parts.append(part.replace(objective=jnp.full(len(part.weight), place)))
+            parts.append(dataclasses.replace(part, objective=jnp.full(len(part.weight), place)))
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)
         examples = self._shard(concatenate(parts))
         return Prepared(examples, self._shard(text), memory, reward_metrics(advantages))
@@ -227,7 +234,9 @@ class Objectives:
         )
         return self.learner.update(self.loss, self.reductions, gather, state, example, text)
 
-    def summary(self, metrics: Metrics, task_names: tuple[str, ...]) -> dict[str, float]:
+    def summary(
+        self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]
+    ) -> dict[str, float]:
         """What is logged of the losses of an iteration, by name."""
         owners, of_updates = metrics["objective"], {*self.reductions, "gradient_norm"}
         found = {}

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import parameter_sharding
 
 
@@ -98,7 +98,7 @@ def moments(statistics: PromptStatistics, places: jax.Array, min_count: int) -> 
     )
 
 
-def init_past_rewards(tasks: ml_collections.ConfigDict) -> PastRewards:
+def init_past_rewards(tasks: Config) -> PastRewards:
     """Before the first iteration.
 
     Args:
@@ -134,13 +134,10 @@ def advance(
     """
     if not past_rewards:
         return (), ()
-    added = tuple(
-        None if past is None else add_rewards(past, place, row)
-        for past, place, row in zip(past_rewards, places, rewards, strict=True)
-    )
+    # A task has places where it keeps rewards.
+    add = lambda past, *more: None if past is None else add_rewards(past, *more)
+    added = tuple(add(*parts) for parts in zip(past_rewards, places, rewards, strict=True))
     added = jax.lax.with_sharding_constraint(added, parameter_sharding(mesh, added))
-    measures = tuple(
-        None if past is None else moments(past, place, count)
-        for past, place, count in zip(added, places, min_counts, strict=True)
-    )
+    measure = lambda past, *more: None if past is None else moments(past, *more)
+    measures = tuple(measure(*parts) for parts in zip(added, places, min_counts, strict=True))
     return added, measures

@@ -1,14 +1,15 @@
 """The train state and the optimiser."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.models.parameters import Parameters
 
 
@@ -50,7 +51,7 @@ class TrainState:
 
     def remember(self, memory: Mapping[str, Any]) -> "TrainState":
         """The state with these parts of its memory in place of its own."""
-        return self.replace(memory=self.memory | dict(memory))
+        return dataclasses.replace(self, memory=self.memory | dict(memory))
 
     def saved(self) -> dict[str, Any]:
         """As checkpoints hold it: the memory's parts beside the other fields."""
@@ -62,12 +63,10 @@ class TrainState:
         """The inverse of `saved`."""
         names = ("step", "params", "optimizer_state", "ema_params")
         memory = {name: value for name, value in fields.items() if name not in names}
-        return cls(*(fields[name] for name in names), memory)
+        return cls(**{name: fields[name] for name in names}, memory=memory)
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, updates_per_iteration: int
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, updates_per_iteration: int) -> optax.GradientTransformation:
     """AdamW with gradient clipping, as in the paper's Table 6.
 
     Args:

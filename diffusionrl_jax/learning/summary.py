@@ -22,13 +22,13 @@ def summarise(
       "<task>/reward_mean", "reward_std" and "invalid_rewards", and what the algorithm says of its
       updates, each under a name of its own.
     """
-    metrics = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
+    numbers = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
     result = {
-        f"{name}/{metric}": metrics[metric][task]
+        f"{name}/{metric}": numbers[metric][task]
         for task, name in enumerate(task_names)
         for metric in ("reward_mean", "reward_std", "invalid_rewards")
     }
-    result |= algorithm.summary(metrics, tuple(task_names))
+    result |= algorithm.summary(numbers, tuple(task_names))
     return {name: float(value) for name, value in result.items()}
 
 

@@ -6,6 +6,7 @@ The kernel is Pallas' on TPUs and cuDNN's on GPUs.
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def choose(attention: str, mesh: Mesh | None) -> str:
         raise UserError(f"attention {attention!r} is not one of {ATTENTION}.")
     if attention in ("splash", "cudnn") and mesh is None:
         raise UserError(f"attention {attention!r} needs the mesh that is compiled for.")
-    if attention == "cudnn" and not _has_cudnn(mesh):
+    if attention == "cudnn" and mesh is not None and not _has_cudnn(mesh):
         raise UserError(
             "attention 'cudnn' needs NVIDIA GPUs of compute capability "
             f"{CUDNN_COMPUTE_CAPABILITY} or newer, and the devices are "
@@ -177,7 +178,8 @@ def _splash(query, key, value, scale, mesh):
             q_seq_shards=1,
             interpret=not _is_tpu(mesh),
         )
-        return jax.vmap(kernel)(query, key, value).swapaxes(1, 2)
+        # Without residuals it gives one array.
+        return cast(jax.Array, jax.vmap(kernel)(query, key, value)).swapaxes(1, 2)
 
     # The kernel does not scale, and its backward pass is of the scaled query.
     return _on_each_device(local, mesh, (query * scale, key, value))

@@ -13,14 +13,19 @@ class Network(Protocol):
       read: values that its first block reads.
     """
 
-    operations: float
-    read: int
+    @property
+    def operations(self) -> float: ...
+
+    @property
+    def read(self) -> int: ...
 
     def forward(self, itemsize: int, kernel: bool) -> float:
         """Bytes that a forward pass holds."""
+        ...
 
     def backward(self, remat: str, itemsize: int, kernel: bool) -> float:
         """Bytes that a backward pass holds."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.parameters import Parameters, flatten
 
 Path = tuple[str, ...]
 
@@ -68,7 +68,7 @@ class Lora:
         Raises:
           UserError: a target that no module of the denoiser ends in; says what there is.
         """
-        flat = traverse_util.flatten_dict(base)
+        flat = flatten(base)
         names = {
             path: weights.pytorch_name(path).removesuffix(".weight")
             for path in flat
@@ -121,7 +121,7 @@ class Lora:
         Returns:
           A tree of the base's structure, shapes and dtypes.
         """
-        merged, flat = traverse_util.flatten_dict(base), traverse_util.flatten_dict(factors)
+        merged, flat = flatten(base), flatten(factors)
         for *path, kind, _ in flat:
             if kind == DOWN:
                 kernel = merged[*path, KERNEL]
@@ -186,4 +186,6 @@ def _ends_in(name: str, target: str) -> bool:
 
 def _end(name: str) -> str:
     """The last part of a module's name that is not a number, and what follows it."""
-    return re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)[0]
+    found = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)
+    assert found is not None  # No module has a number alone for its name.
+    return found[0]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 Parameters = Mapping[str, Any]
@@ -35,7 +36,7 @@ def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, 
     """
     # One draw for all: the modules' own initialisers, one random graph for each of hundreds of
     # parameters, take a minute to compile even for a tiny model.
-    flat = traverse_util.flatten_dict(template)
+    flat = flatten(template)
     drawn = {path: leaf.shape for path, leaf in flat.items() if path[-1] in INITIALISED}
     ends = np.cumsum([math.prod(shape) for shape in drawn.values()])
     normal = np.asarray(jax.random.truncated_normal(rng, -2, 2, (int(ends[-1]),), jnp.float32))
@@ -48,6 +49,16 @@ def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, 
         else:
             params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
     return traverse_util.unflatten_dict(params)
+
+
+def flatten(tree: Parameters) -> dict[tuple[str, ...], Any]:
+    """A tree's leaves by path: as flax has it, whose annotation names its empty node, too."""
+    return traverse_util.flatten_dict(tree)
+
+
+def apply(module: nn.Module, variables: Mapping[str, Any], *arguments, **options) -> Any:
+    """What a module says: as flax has it, whose annotation also names what is mutated."""
+    return module.apply(variables, *arguments, **options)
 
 
 def count(params: Parameters) -> int:

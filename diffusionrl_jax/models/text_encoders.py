@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
 
 import flax.linen as nn
 import flax.struct
@@ -11,7 +12,7 @@ import numpy as np
 from etils import epath
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.parameters import Parameters, apply
 
 
 @flax.struct.dataclass
@@ -50,8 +51,11 @@ def text_from_arrays(arrays: Mapping[str, jax.Array]) -> Text | None:
     return arrays.get(STATES)
 
 
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+
+
 def tokenize(
-    tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int | None = None
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
 ) -> np.ndarray:
     """Token ids int32 [len(prompts), length], truncated and padded; model_max_length by default."""
     ids = tokenizer(
@@ -68,7 +72,7 @@ def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **optio
     # Padding is attended to, as Stable Diffusion was trained.
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
     mask = jnp.ones_like(input_ids)
-    return encoder.apply({"params": params}, input_ids, mask, positions, **options)
+    return apply(encoder, {"params": params}, input_ids, mask, positions, **options)
 
 
 def last_states(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
@@ -89,9 +93,7 @@ def penultimate_states(
     return output.hidden_states[-2], getattr(output, "text_embeds", None)
 
 
-def load_tokenizer(
-    folder: epath.Path, kind: type[PreTrainedTokenizerBase] = CLIPTokenizer
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
     """Reads a tokenizer's folder, local or remote.
 
     Args:
@@ -108,7 +110,7 @@ def load_tokenizer(
         for file in folder.iterdir():
             if file.suffix in (".json", ".txt"):
                 (epath.Path(local) / file.name).write_bytes(file.read_bytes())
-        return kind.from_pretrained(local)
+        return cast(Tokenizer, kind.from_pretrained(local))
 
 
 def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:

@@ -38,37 +38,70 @@ class TextToImage(Protocol):
       latent_shape: of one latent, of any rank.
       image_shape: (height, width, 3) of the image that it decodes to.
       scheduler_config: what the folder says of the process that the denoiser was trained on.
+      networks: their folders' names.
+      configs: what the folder says of each of them, by name.
+      text_encoder: the module that reads prompts.
+      scaling_factor: from what the VAE encodes to latents of unit variance.
     """
 
-    pipeline_name: str
-    denoiser_name: str
-    dtype: jnp.dtype
-    latent_shape: tuple[int, ...]
-    image_shape: tuple[int, int, int]
-    scheduler_config: Mapping[str, Any]
+    @property
+    def pipeline_name(self) -> str: ...
 
-    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+    @property
+    def denoiser_name(self) -> str: ...
+
+    @property
+    def dtype(self) -> jnp.dtype: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def networks(self) -> Sequence[str]: ...
+
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    @property
+    def text_encoder(self) -> Any: ...
+
+    @property
+    def scaling_factor(self) -> float: ...
+
+    def tokenize(self, prompts: Sequence[str], /) -> np.ndarray:
         """Token ids, int32 [n, tokens]."""
+        ...
 
-    def encode_text(self, params: Parameters, input_ids: jax.Array) -> Text:
+    def encode_text(self, params: Parameters, input_ids: jax.Array, /) -> Text:
         """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
+        ...
 
     def denoise(
-        self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text
+        self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text, /
     ) -> jax.Array:
         """What the denoiser says of latents [n, ...] at times [n], for P texts of each.
 
         `text` has n * P rows, one sample's after another's, and so has the output, float32.
         """
+        ...
 
-    def encode(self, params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode(self, params: Parameters, images: jax.Array, /) -> tuple[jax.Array, jax.Array]:
         """Mean and deviation of the latents of images [n, height, width, 3] in [0, 1]."""
+        ...
 
-    def decode(self, params: Parameters, latents: jax.Array) -> jax.Array:
+    def decode(self, params: Parameters, latents: jax.Array, /) -> jax.Array:
         """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        ...
 
-    def same_networks(self, other: "TextToImage") -> bool:
+    def same_networks(self, other: "TextToImage", /) -> bool:
         """Whether both differ in their parameters alone, so that one program serves both."""
+        ...
 
 
 class Family(NamedTuple):

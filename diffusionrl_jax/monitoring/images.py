@@ -16,6 +16,7 @@ FONT_SIZE = 12
 LINE_HEIGHT = 15
 MAX_CAPTION_LINES = 4
 ROW_CAPTION_WIDTH = 110
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -131,13 +132,13 @@ def before_after(
     before, after = to_uint8(before), to_uint8(after)
     if before.shape != after.shape:
         raise UserError(f"Before is {before.shape} and after {after.shape}: give the same.")
-    line = np.broadcast_to(np.uint8(SEPARATOR_COLOUR), (*before.shape[:2], 1, 3))
+    line = np.broadcast_to(np.array(SEPARATOR_COLOUR, np.uint8), (*before.shape[:2], 1, 3))
     pairs = np.concatenate([before, line, after], axis=2)
     columns = min(4, len(pairs))
     return image_grid(pairs, columns, prompts, None, ["before | after"] * columns, scale)
 
 
-def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+def wrap(text: str, width: int, font: Font) -> list[str]:
     """The text in lines of at most `width` pixels, cut with "..." after MAX_CAPTION_LINES."""
     lines = [""]
     for word in text.split():
@@ -152,7 +153,7 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     return [_cut(line, width, font) for line in lines]
 
 
-def _cut(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _cut(line: str, width: int, font: Font) -> str:
     """Shortens a line that is too wide from its end, the dots kept."""
     if font.getlength(line) <= width:
         return line

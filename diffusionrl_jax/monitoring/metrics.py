@@ -14,7 +14,10 @@ from absl import logging
 from etils import epath
 from PIL import Image
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from diffusionrl_jax.data.files import in_bucket, write_whole
 from diffusionrl_jax.monitoring.appending import AppendedFile, as_record

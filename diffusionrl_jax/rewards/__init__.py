@@ -1,7 +1,8 @@
 """Reward models: a host half that prepares prompts, a device half that scores pictures."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -28,21 +29,30 @@ class Reward(Protocol):
     `compares_pictures` is false: see `scoring.score`.
     """
 
-    @classmethod
-    def load(cls, path: str, **options) -> tuple["Reward", dict[str, Any]]:
-        """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
-
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host.
 
         `distinct.once_per_prompt` spares it the prompts that come again.
         """
+        ...
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores images, float32 [n, H, W, 3] in [0, 1]: float32 [n]. Pure, can be jitted."""
+        ...
 
 
-REWARDS: dict[str, type[Reward]] = {
+class LoadedReward(Reward, Protocol):
+    """A reward that a config names; a sum of rewards is none."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @classmethod
+    def load(cls, path: str, *args: Any, **options: Any) -> tuple[Reward, dict[str, Any]]:
+        """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
+        ...
+
+
+REWARDS: dict[str, type[LoadedReward]] = {
     "image_reward": ImageReward,
     "hps_v2": HpsV2,
     "pick_score": PickScore,

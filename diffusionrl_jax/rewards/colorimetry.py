@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,8 @@ class ColourParity:
         """
         if path:
             raise UserError(f"colour_parity has no weights: path={path!r} must be empty.")
-        return cls(**{k: tuple(v) if k != "group_size" else v for k, v in options.items()}), {}
+        fields = {k: tuple(v) if k != "group_size" else v for k, v in options.items()}
+        return cls(**cast(dict[str, Any], fields)), {}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Nothing: the score looks at the pictures alone."""

@@ -118,22 +118,22 @@ def convert(
         raise UserError(
             f"--reward={reward} must be one of {', '.join(CONFIGS)}; another one's needs --config."
         )
-    source, output = as_path(source, "--source"), as_path(output, "--output")
-    if output.exists():
-        raise FileExistsError(f"--output={output} exists: name a folder that does not.")
+    published, target = as_path(source, "--source"), as_path(output, "--output")
+    if target.exists():
+        raise FileExistsError(f"--output={target} exists: name a folder that does not.")
     files = read_tokenizer(reward, tokenizer)
-    config = as_path(config, "--config") if config else None
-    fields = dict(read_json(config) if config else CONFIGS[reward])
-    if not source.exists():
-        raise FileNotFoundError(f"--source={source} does not exist.")
+    own = as_path(config, "--config") if config else None
+    fields = dict(read_json(own) if own else CONFIGS[reward])
+    if not published.exists():
+        raise FileNotFoundError(f"--source={published} does not exist.")
     # Tried before minutes of reading.
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prepare_file(str(output), "--output")
-    partial = partial_path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prepare_file(str(target), "--output")
+    partial = partial_path(target)
     try:
-        _write(reward, source, partial, files, fields, clip)
-        partial.rename(output)
-        logging.info("Wrote %s: every tensor fits %s.", output, reward)
+        _write(reward, published, partial, files, fields, clip)
+        partial.rename(target)
+        logging.info("Wrote %s: every tensor fits %s.", target, reward)
     finally:
         partial.rmtree(missing_ok=True)
 
@@ -149,7 +149,7 @@ def _write(
     state = read_pickle(source)
     if reward == "aesthetic":
         clip_fields, tower = read_clip(clip)
-        fields, state = clip_fields | fields, tower | state
+        fields, state = {**clip_fields, **fields}, tower | state
     kept = {value.dtype.name for value in state.values() if value.dtype.kind == "f"}
     dtype = "float16" if kept == {"float16"} else "float32"
     with clear_full_disk(folder.parent):

@@ -176,4 +176,5 @@ def tokenize_queries(
         max_length=model.text.config.max_position_embeddings,
         return_tensors="np",
     )
-    return (encoded["input_ids"] * encoded["attention_mask"]).astype(np.int32)
+    ids, mask = np.asarray(encoded["input_ids"]), np.asarray(encoded["attention_mask"])
+    return (ids * mask).astype(np.int32)

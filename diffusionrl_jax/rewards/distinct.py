@@ -1,11 +1,11 @@
 """Does what a reward does with prompts once for each of them, however many pictures it has."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-Prepare = Callable[..., Mapping[str, np.ndarray]]
+Prepare = Callable[..., dict[str, np.ndarray]]
 
 
 def once_per_prompt(prepare: Prepare) -> Prepare:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 from absl import logging
 from etils import epath
-from huggingface_hub.utils import WeakFileLock
+from huggingface_hub.utils import WeakFileLock  # pyright: ignore[reportPrivateImportUsage]
 
 from diffusionrl_jax.data import hub_cache, hub_files
 from diffusionrl_jax.data.files import is_there, read_json, remove_partials, write_whole
@@ -97,7 +97,9 @@ def describe(reward: str, path: str) -> Need | None:
       reward: a name in `LAYOUTS`.
       path: "owner/name", or "owner/name/file" for a pickle of another name than `Layout.pickle`.
     """
-    repository, file = _parse(path)
+    parsed = _parse(path)
+    assert parsed is not None  # `is_hub_id` is asked before.
+    repository, file = parsed
     if find_converted(reward, path) is not None:
         return None
     layout = LAYOUTS[reward]
@@ -162,6 +164,7 @@ def hold(reward: str, path: str) -> Held:
     if (converted := find_converted(reward, path)) is not None:
         return converted
     need = describe(reward, path)
+    assert need is not None  # It has not been converted.
     (held,) = hub_files.fetch([need])
     if WEIGHTS_FILE in held.files:
         return held
@@ -172,6 +175,7 @@ def hold(reward: str, path: str) -> Held:
         if (converted := find_converted(reward, path)) is None:
             _convert(reward, held, need, target)
             converted = find_converted(reward, path)
+    assert converted is not None
     return converted
 
 
@@ -195,8 +199,12 @@ def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
     shutil.rmtree(target, ignore_errors=True)  # Damaged, or of one that was killed.
     remove_partials(epath.Path(target.parent))
     conversion.convert(reward, str(held.folder / pickle), str(target), **beside)
-    origin = {"repository": held.repository, "revision": held.revision, "file": pickle}
-    origin["files"] = {path.name: _sha256(path) for path in target.iterdir()}
+    origin = {
+        "repository": held.repository,
+        "revision": held.revision,
+        "file": pickle,
+        "files": {path.name: _sha256(path) for path in target.iterdir()},
+    }
     write_whole(target / SOURCE_FILE, (json.dumps(origin, indent=2) + "\n").encode())
 
 

@@ -172,7 +172,7 @@ class HostReward:
             except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
                 raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> ScorerError:
+    def _failed(self, error: BaseException) -> ScorerError:
         return ScorerError(f"The scorer {self.shown} raised {type(error).__name__}: {error}.")
 
 

@@ -162,9 +162,9 @@ def _first_answer(url: str, timeout: float, retries: int) -> None:
         time.sleep(_pause(attempt))
         try:
             return in_background(_open, "GET", url, timeout).result(timeout).close()
-        except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            failure = error
-    raise failure
+        except (urllib3.exceptions.HTTPError, TimeoutError):
+            if attempt == retries:
+                raise
 
 
 def request_scores(
@@ -208,6 +208,7 @@ def request_scores(
         body=msgpack.packb(question),
         headers={"Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE},
     )
+    problem, cause = "", None
     for attempt in range(retries + 1):
         time.sleep(_pause(attempt))
         try:

@@ -96,7 +96,10 @@ class ImageReward:
             max_length=self.max_tokens,
             return_tensors="np",
         )
-        return {key: encoded[key].astype(np.int32) for key in ("input_ids", "attention_mask")}
+        return {
+            key: np.asarray(encoded[key]).astype(np.int32)
+            for key in ("input_ids", "attention_mask")
+        }
 
     def head(self, params: Mapping, hidden: jax.Array) -> jax.Array:
         """The standardised score float32 [n] of the text encoder's states [n, text width]."""

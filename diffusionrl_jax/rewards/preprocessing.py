@@ -101,7 +101,8 @@ def _linear_resize(size: int, target: int) -> np.ndarray:
     blur = max(0.0, (size / target - 1) / 2)
     pixels = scipy.ndimage.gaussian_filter(np.eye(size), (blur, 0), mode="mirror")
     zoom = (target / size, 1)
-    return scipy.ndimage.zoom(pixels, zoom, order=1, mode="mirror", grid_mode=True)
+    resized = scipy.ndimage.zoom(pixels, zoom, order=1, mode="mirror", grid_mode=True)
+    return np.asarray(resized)
 
 
 def padded_with_grey(images: jax.Array, size: int) -> jax.Array:

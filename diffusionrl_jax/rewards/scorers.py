@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
-import ml_collections
 import numpy as np
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.rewards import REWARDS, Reward, folders
+from diffusionrl_jax.rewards import REWARDS, LoadedReward, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
 from diffusionrl_jax.rewards.imports import named_errors, resolve, without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
@@ -19,18 +20,18 @@ HOST_REWARD = "host_reward"
 PROMPTS_PER_CHECK = 4096
 
 
-def _reward_class(scorer: ml_collections.ConfigDict) -> type[Reward]:
+def _reward_class(scorer: Config) -> type[LoadedReward]:
     if ":" in scorer.reward:
         kind = resolve(scorer.reward)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise UserError(f"reward={scorer.reward!r} is not a dataclass, as rewards are.")
-        return kind
+        return cast(type[LoadedReward], kind)
     if scorer.reward not in REWARDS:
         raise UserError(f"reward={scorer.reward!r} is not one of {sorted(REWARDS)}.")
     return REWARDS[scorer.reward]
 
 
-def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Reward, Parameters]:
+def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
     """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
 
     Args:
@@ -50,7 +51,7 @@ def load_scorer(scorer: ml_collections.ConfigDict, group_size: int) -> tuple[Rew
         reward = WeightedSum(rewards, scorer.options.weights.to_dict())
         return reward, {name: params for name, (_, params) in parts.items()}
     kind = _reward_class(scorer)
-    options = dict(scorer.options)
+    options: dict[str, Any] = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(options) - fields:
         raise UserError(f"{scorer.reward} has no option {sorted(unknown)}: see {sorted(fields)}.")
@@ -94,10 +95,11 @@ def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
 def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
     if isinstance(reward, WeightedSum):
         return [check for part in reward.rewards.values() for check in _checks(part)]
-    return [reward.check] if hasattr(reward, "check") else []
+    check = getattr(reward, "check", None)
+    return [check] if check else []
 
 
-def check_scorer(scorer: ml_collections.ConfigDict) -> None:
+def check_scorer(scorer: Config) -> None:
     """Refuses a name that is not known, before anything is loaded.
 
     Raises:
@@ -110,7 +112,7 @@ def check_scorer(scorer: ml_collections.ConfigDict) -> None:
         _reward_class(scorer)
 
 
-def is_on_host(scorer: ml_collections.ConfigDict) -> bool:
+def is_on_host(scorer: Config) -> bool:
     """Whether it, or a part of it, is a `host_reward`.
 
     Raises:

@@ -241,7 +241,8 @@ class StatisticalParity:
 
 def _checked_prompts(prompts: Any) -> dict[str, str]:
     """The prompts as a dictionary, or one error that says how they are written."""
-    items = dict(prompts) if isinstance(prompts, Mapping | ml_collections.ConfigDict) else {}
+    is_mapping = isinstance(prompts, Mapping | ml_collections.ConfigDict)
+    items: dict[str, Any] = dict(prompts) if is_mapping else {}
     if len(items) < 2 or not all(isinstance(text, str) and text for text in items.values()):
         raise UserError(
             f"class_prompts={prompts!r} must give two or more classes a prompt each, as in "

@@ -67,4 +67,5 @@ class WeightedSum:
           float32 [n].
         """
         scores = self.parts(params, images, inputs)
-        return sum(jnp.float32(self.weights[name]) * score for name, score in scores.items())
+        total = sum(jnp.float32(self.weights[name]) * score for name, score in scores.items())
+        return jnp.asarray(total)

@@ -58,7 +58,7 @@ def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
         raise DamagedError(f"{file} is unreadable ({type(error).__name__})") from None
 
 
-def read_score(directory: epath.Path, step: int, metric: str) -> float:
+def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
     """The metric that a step was saved with, NaN where it was not evaluated.
 
     Args:
@@ -98,7 +98,7 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
         if self.best:
             scores = {step: self._score(step) for step in steps}
             kept |= {step for step, score in scores.items() if score is None}
-            known = [step for step in steps if scores[step] is not None]
-            rank = lambda step: (-math.inf if math.isnan(scores[step]) else scores[step], step)
+            known = {step: score for step, score in scores.items() if score is not None}
+            rank = lambda step: (-math.inf if math.isnan(known[step]) else known[step], step)
             kept |= set(sorted(known, key=rank)[-self.best :])
         return [checkpoint.step in kept for checkpoint in checkpoints]

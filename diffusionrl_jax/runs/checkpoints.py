@@ -187,7 +187,7 @@ class Checkpoints:
                 f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
                 "arrays are not): it is not saved."
             )
-        self._scores[step] = metrics.get(self.best_metric, math.nan)
+        self._scores[step] = metrics.get(self.best_metric or "", math.nan)
         arguments = ocp.args.Composite(
             **{
                 STATE: ocp.args.PyTreeSave(state),
@@ -281,7 +281,8 @@ class Checkpoints:
         failure = None
         try:
             record = read_record(self.directory, step)
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state
+            items = ocp.args.Composite(state=arguments)
+            restored = self._manager.restore(step, args=items)["state"]
         except Exception as error:
             failure = error
         # The digests are computed together, and one process alone may have failed to read.
@@ -297,19 +298,21 @@ class Checkpoints:
           UserError: no checkpoint has been evaluated.
         """
         scores = {step: self._score(step) for step in self.steps()}
-        ranked = [step for step, score in scores.items() if score is not None]
-        ranked = [step for step in ranked if math.isfinite(scores[step])]
+        known = {step: score for step, score in scores.items() if score is not None}
+        ranked = [step for step in known if math.isfinite(known[step])]
         if not ranked:
             raise UserError(
                 f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
                 f" steps {list(self.steps())}."
             )
-        return max(ranked, key=lambda step: (scores[step], step))
+        return max(ranked, key=lambda step: (known[step], step))
 
     def check(self) -> None:
         """Raises what went wrong in a save that has ended meanwhile; does not wait for one."""
-        if self._saving and not self._opened.is_saving_in_progress():
-            self.wait()
+        if self._saving:
+            assert self._opened is not None  # It saves.
+            if not self._opened.is_saving_in_progress():
+                self.wait()
 
     def wait(self) -> None:
         """Returns when the running save is complete.
@@ -318,6 +321,7 @@ class Checkpoints:
           SaveError: it failed.
         """
         if self._saving:
+            assert self._opened is not None  # It saves.
             try:
                 self._opened.wait_until_finished()
             except Exception as error:
@@ -332,6 +336,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> Exception:
         """What to raise for what went wrong in a save; what was written of it is removed."""
+        assert self._saving is not None
         (step, size), self._saving = self._saving, None
         is_of_the_file_system = isinstance(error, OSError) or (
             isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))

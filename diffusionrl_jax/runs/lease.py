@@ -178,5 +178,5 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "id" in found else None
 
 
-def _describe(found: dict[str, Any]) -> str:
+def _describe(found: Mapping[str, Any]) -> str:
     return f"process {found.get('process')} on {found.get('host')}"

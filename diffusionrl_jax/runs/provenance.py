@@ -5,16 +5,15 @@ import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from etils import epath
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import write_whole
 
 
-def write_run_information(workdir: str, config: Mapping[str, Any]) -> None:
+def write_run_information(workdir: str, config: Config) -> None:
     """Writes config.json and versions.json, what is needed to repeat the run.
 
     Args:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
@@ -42,7 +42,7 @@ FREE_FIELDS = (
 )
 
 
-def open_checkpoints(workdir: str, config: ml_collections.ConfigDict) -> Checkpoints:
+def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
     """The checkpoints of a run."""
     return Checkpoints(
         str(epath.Path(workdir) / "checkpoints"),
@@ -65,7 +65,7 @@ def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, Tra
     return restored and (restored[0], TrainState.of_saved(restored[1]))
 
 
-def read_config(workdir: str) -> ml_collections.ConfigDict:
+def read_config(workdir: str) -> Config:
     """The config that a run was last started with.
 
     Raises:
@@ -74,7 +74,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     return of_earlier(read_json(epath.Path(workdir) / "config.json"))
 
 
-def opening_config(path: str) -> ml_collections.ConfigDict:
+def opening_config(path: str) -> Config:
     """How to open and sample a model on all devices, as `load_trained` needs to know.
 
     Each device gets a part of the model: a copy for each may be more than there is room for.
@@ -118,7 +118,7 @@ def of_method(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values) | {"algorithm": {"name": name, name: values["algorithm"].get(name)}}
 
 
-def check_same_experiment(workdir: str, config: ml_collections.ConfigDict) -> None:
+def check_same_experiment(workdir: str, config: Config) -> None:
     """Refuses to resume a run as another experiment.
 
     Args:
@@ -172,7 +172,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
     # Of the train state's structure all is passed over but the parameters that are asked for.
     state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
     chosen = "params" if state.ema_params is None else "ema_params"
-    state = state.replace(**{chosen: wanted})
+    state = dataclasses.replace(state, **{chosen: wanted})
     checkpoints = open_checkpoints(workdir, config)
     try:
         if step == "last":
@@ -186,7 +186,7 @@ def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
         checkpoints.close()
 
 
-def _no_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
+def _no_checkpoint(workdir: str, config: Config) -> str:
     return (
         f"{workdir} has no checkpoint yet: wait for the first, every {config.checkpoint.every} "
         f"iterations, or name the model {config.model}."
@@ -281,9 +281,7 @@ def check_trained(path: str, step: str) -> None:
             raise UserError(_no_checkpoint(path, config))
 
 
-def load_trained(
-    path: str, config: ml_collections.ConfigDict, step: str = "", base: Policy | None = None
-) -> Policy:
+def load_trained(path: str, config: Config, step: str = "", base: Policy | None = None) -> Policy:
     """A model with the networks that a run, or anybody, has trained.
 
     Args:

@@ -9,12 +9,12 @@ compiler. Where a config does not fit, the change that the run would propose is 
 
 import itertools
 
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import planning
 
@@ -34,7 +34,7 @@ CONFIGS = flags.DEFINE_list("configs", None, "Files, as of --config; those of th
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "As v5e:4x4 or h100-80gb:8; these for each.")
 
 
-def read_config(path: str) -> ml_collections.ConfigDict:
+def read_config(path: str) -> Config:
     """The config of a file, as `--config` reads it.
 
     Args:
@@ -46,7 +46,7 @@ def read_config(path: str) -> ml_collections.ConfigDict:
     return values.config
 
 
-def row(name: str, config: ml_collections.ConfigDict, topology: str) -> list[str]:
+def row(name: str, config: Config, topology: str) -> list[str]:
     """A line of the table.
 
     Args:
@@ -55,7 +55,8 @@ def row(name: str, config: ml_collections.ConfigDict, topology: str) -> list[str
       topology: as `planning.devices_of_topology` knows it.
     """
     changes, plan = planning.propose(config, planning.devices_of_topology(topology))
-    division = plan.division
+    division, memory = plan.division, plan.devices.memory
+    assert memory is not None  # Of a topology it is known.
     whole = lambda size, of: "all" if size >= of else str(size)
     return [
         name,
@@ -69,7 +70,7 @@ def row(name: str, config: ml_collections.ConfigDict, topology: str) -> list[str
         "a phase each" if plan.split else "one",
         plan.phase,
         f"{plan.memory / GIB:.2f}" if plan.fits else f"does not fit: {plan.memory / GIB:.2f}",
-        f"{plan.devices.memory / GIB:.4g}",
+        f"{memory / GIB:.4g}",
     ]
 
 

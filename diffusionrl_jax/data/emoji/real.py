@@ -41,6 +41,5 @@ def draw_prompts(prompts: Sequence[str], seed: int) -> np.ndarray | None:
         draw_prompt(np.random.default_rng((seed, index)), prompt)
         for index, prompt in enumerate(prompts)
     ]
-    if None in examples:
-        return None
-    return np.stack([example.image for example in examples])
+    drawn = [example.image for example in examples if example is not None]
+    return np.stack(drawn) if len(drawn) == len(examples) else None

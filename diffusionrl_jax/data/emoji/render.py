@@ -24,10 +24,12 @@ COLUMNS = 16
 
 def sequences() -> dict[str, str]:
     """Sprite names and their emoji: objects by noun, people as `judge/dark`."""
+    # Where the package is not installed, a type checker takes this folder for it.
+    qualified = emoji.STATUS["fully_qualified"]  # pyright: ignore[reportAttributeAccessIssue]
     by_name = {
         entry["en"].strip(":"): sequence
-        for sequence, entry in emoji.EMOJI_DATA.items()
-        if entry["status"] == emoji.STATUS["fully_qualified"]
+        for sequence, entry in emoji.EMOJI_DATA.items()  # pyright: ignore[reportAttributeAccessIssue]
+        if entry["status"] == qualified
     }
     result = {noun: by_name[name] for noun, name in vocabulary.OBJECTS.items()}
     for noun, name in vocabulary.OCCUPATIONS.items():
@@ -41,9 +43,10 @@ def render(sequence: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     canvas = Image.new("RGBA", (2 * FONT_SIZE, 2 * FONT_SIZE))
     ImageDraw.Draw(canvas).text((20, 20), sequence, font=font, embedded_color=True)
     ink = canvas.crop(canvas.getbbox())
-    square = Image.new("RGBA", (max(ink.size),) * 2)
-    square.paste(ink, tuple((max(ink.size) - length) // 2 for length in ink.size))
-    return square.resize((pictures.SPRITE_SIZE,) * 2, Image.Resampling.LANCZOS)
+    side, size = max(ink.size), pictures.SPRITE_SIZE
+    square = Image.new("RGBA", (side, side))
+    square.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def main(_):

@@ -89,7 +89,7 @@ def load(split: str, data_dir: str):
             logging.warning("%s is not what was written there, and is made anew.", folder)
         _build(root, folder)
     builder = EmojiWorld(data_dir=data_dir, file_format="array_record")
-    return builder.as_data_source(split=split)
+    return builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
 
 
 def _build(root: epath.Path, folder: epath.Path) -> None:

@@ -59,10 +59,10 @@ def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokeni
         raise UserError(f"{path} only has XL's second text encoder: refiners are not supported.")
     configs = {name: read_json(path / name / "config.json") for name in names}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
-    tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer")}
+    tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer)}
     if SECOND in names:
         configs["pipeline"] = read_json(path / "model_index.json")
-        tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2")
+        tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2", CLIPTokenizer)
     return configs, tokenizers
 
 

@@ -57,11 +57,15 @@ def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, Stor
         ones, says how to convert them.
       UserError: a file is truncated or corrupt, or a shard lacks what the index says it has.
     """
-    opened = {folder.name: _open_network(folder, stem) for folder, stem in folders.items()}
+    opened = {
+        folder.name: tensors
+        for folder, stem in folders.items()
+        if (tensors := _open_network(folder, stem)) is not None
+    }
     missing = [
         folder / f"{stem}.safetensors"
         for folder, stem in folders.items()
-        if opened[folder.name] is None
+        if folder.name not in opened
     ]
     if missing:
         raise FileNotFoundError(_missing(missing))

@@ -30,7 +30,7 @@ from flax import traverse_util
 from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.tensor_files import read_header, some
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.parameters import Parameters, flatten
 
 Path = tuple[str, ...]
 Rename = Callable[[str], str]
@@ -66,7 +66,7 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
     return state
 
 
-def write_safetensors(path, state: Mapping[str, np.ndarray], dtype: str = "float32") -> None:
+def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32") -> None:
     """Writes tensors as a safetensors file that PyTorch libraries open.
 
     Args:
@@ -257,8 +257,8 @@ def to_flax(
     """
     matched = match(state, template, rename=rename, ignore=ignore, source=source)
     _, names = _named(template, rename)
-    leaves = traverse_util.flatten_dict(template)
-    places = None if shardings is None else traverse_util.flatten_dict(shardings)
+    leaves = flatten(template)
+    places = None if shardings is None else flatten(shardings)
     params = {}
     for path, tensor in matched.items():
         leaf, value = leaves[path], np.asarray(tensor)
@@ -312,7 +312,7 @@ def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str,
 
 def _named(tree: Parameters, rename: Rename | None):
     """The flattened tree, and the checkpoint's name of every path in it."""
-    flat = traverse_util.flatten_dict(tree)
+    flat = flatten(tree)
     names = {path: pytorch_name(path) for path in flat}
     if rename is not None:
         names = {path: rename(name) for path, name in names.items()}

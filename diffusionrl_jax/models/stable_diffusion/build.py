@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
+from diffusers import (
+    FlaxAutoencoderKL,  # pyright: ignore[reportPrivateImportUsage]
+    FlaxUNet2DConditionModel,  # pyright: ignore[reportPrivateImportUsage]
+)
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import (
     FlaxCLIPTextModelWithProjectionModule,
@@ -48,6 +51,7 @@ def build_stable_diffusion(
     checks.check_vae(configs["vae"])
     tokenizers = {"text_encoder": tokenizer}
     if SECOND in configs:
+        assert tokenizer_2 is not None  # It goes with its text encoder.
         tokenizers[SECOND] = tokenizer_2
     for name in tokenizers:
         checks.check_text_encoder(configs[name], name)
@@ -66,10 +70,8 @@ def build_stable_diffusion(
     # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
     return StableDiffusion(
-        unet=FlaxUNet2DConditionModel.from_config(dict(configs["unet"]), dtype=dtype),
-        vae=FlaxAutoencoderKL.from_config(
-            dict(configs["vae"]), dtype=jnp.float32 if upcast else dtype
-        ),
+        unet=_from_config(FlaxUNet2DConditionModel, configs["unet"], dtype),
+        vae=_from_config(FlaxAutoencoderKL, configs["vae"], jnp.float32 if upcast else dtype),
         text_encoder=FlaxCLIPTextModule(text_configs["text_encoder"], dtype=dtype),
         tokenizer=tokenizer,
         configs={**configs, **text_fields},
@@ -77,6 +79,10 @@ def build_stable_diffusion(
         tokenizer_2=tokenizer_2,
         **options,
     )
+
+
+def _from_config(kind, config: Mapping[str, Any], dtype) -> Any:
+    return kind.from_config(dict(config), dtype=dtype)
 
 
 def init_stable_diffusion(

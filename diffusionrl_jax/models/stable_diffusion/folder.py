@@ -78,11 +78,11 @@ def save_stable_diffusion(
     version = diffusers.__version__
     scheduler_class = model.scheduler_config.get("_class_name", "DDIMScheduler")
     tokenizers = {"tokenizer": model.tokenizer}
-    pipeline = {"_class_name": model.pipeline_name}
+    pipeline: dict[str, Any] = {"_class_name": model.pipeline_name}
     if model.tokenizer_2 is None:
         pipeline["requires_safety_checker"] = False
     else:
-        pipeline = model.configs["pipeline"] | pipeline
+        pipeline = {**model.configs["pipeline"], **pipeline}
         tokenizers["tokenizer_2"] = model.tokenizer_2
     absent = () if SECOND in model.networks else ("safety_checker",)
     copied = copy_companions(base, path, dtype) if base else {}

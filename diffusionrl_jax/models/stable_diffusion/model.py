@@ -23,7 +23,7 @@ from diffusionrl_jax.models.folders.networks import (
     NETWORKS_XL,
     SECOND,
 )
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.parameters import Parameters, apply
 from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
@@ -140,6 +140,7 @@ class StableDiffusion:
         states_2, pooled = text_encoders.penultimate_states(
             self.text_encoder_2, text_encoder_params[SECOND], ids_2
         )
+        assert pooled is not None  # XL's second encoder has a projection.
         states = jnp.concatenate([states, states_2], axis=-1)
         if self.configs["pipeline"].get("force_zeros_for_empty_prompt", True):
             empty = jnp.all(input_ids == self.tokenize([""]), axis=1)
@@ -177,8 +178,8 @@ class StableDiffusion:
             passes = len(states) // len(latents)
             latents, timesteps = (jnp.repeat(x, passes, axis=0) for x in (latents, timesteps))
         with self.interception():
-            output = self.unet.apply(
-                {"params": unet_params}, latents, jnp.asarray(timesteps), states, added
+            output = apply(
+                self.unet, {"params": unet_params}, latents, jnp.asarray(timesteps), states, added
             )
         return output.sample.astype(jnp.float32)
 
@@ -195,9 +196,8 @@ class StableDiffusion:
         """
         pixels = (2 * images - 1).transpose(0, 3, 1, 2)
         with self.interception():
-            posterior = self.vae.apply(
-                {"params": vae_params}, pixels, method=self.vae.encode
-            ).latent_dist
+            encoded = apply(self.vae, {"params": vae_params}, pixels, method=self.vae.encode)
+        posterior = encoded.latent_dist
         return tuple(
             self.scaling_factor * moment.astype(jnp.float32).transpose(0, 3, 1, 2)
             for moment in (posterior.mean, posterior.std)
@@ -216,10 +216,10 @@ class StableDiffusion:
         # Channels last: given channels first, FlaxAutoencoderKL guesses the layout from the width.
         unscaled = latents.transpose(0, 2, 3, 1) / self.scaling_factor
         with self.interception():
-            pixels = self.vae.apply({"params": vae_params}, unscaled, method=self.vae.decode).sample
-        return jnp.clip((pixels.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
+            decoded = apply(self.vae, {"params": vae_params}, unscaled, method=self.vae.decode)
+        return jnp.clip((decoded.sample.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
 
-    def same_networks(self, other: "StableDiffusion") -> bool:
+    def same_networks(self, other: object) -> bool:
         """Whether both differ in their parameters alone, so that one program serves both."""
         if not isinstance(other, StableDiffusion):
             return False

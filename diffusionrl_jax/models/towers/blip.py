@@ -14,6 +14,7 @@ from transformers.models.bert.modeling_flax_bert import FlaxBertModule
 from transformers.models.vit.modeling_flax_vit import FlaxViTModule
 
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import apply
 
 # ImageReward-v1.0: ViT-L/16 at 224 pixels, and BERT base with [DEC] and [ENC] added.
 VISION_DEFAULTS = {
@@ -112,7 +113,7 @@ def encode_image(model: Blip, params: Mapping, pixels: jax.Array) -> jax.Array:
     Returns:
       [n, 1 + patches, vision width].
     """
-    return model.vision.apply({"params": params["vision"]}, pixels).last_hidden_state
+    return apply(model.vision, {"params": params["vision"]}, pixels).last_hidden_state
 
 
 def encode_text(
@@ -136,7 +137,8 @@ def encode_text(
         **params["text"]["embeddings"],
         "token_type_embeddings": {"embedding": jnp.zeros((1, width))},
     }
-    outputs = model.text.apply(
+    outputs = apply(
+        model.text,
         {"params": {**params["text"], "embeddings": embeddings}},
         input_ids,
         mask,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import apply
 
 # From transformers' names to those of open_clip and of OpenAI's own code.
 open_clip_rename = weights.substitution(
@@ -93,12 +95,12 @@ def image_tokens(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array
     Returns:
       [n, 1 + patches, width].
     """
-    return tower.apply(_tower_params(params, "vision_model"), pixels).last_hidden_state
+    return apply(tower, _tower_params(params, "vision_model"), pixels).last_hidden_state
 
 
 def pooled_image(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array) -> jax.Array:
     """The class token after the final normalisation: [n, width]; arguments as `image_tokens`."""
-    return tower.apply(_tower_params(params, "vision_model"), pixels).pooler_output
+    return apply(tower, _tower_params(params, "vision_model"), pixels).pooler_output
 
 
 def pooled_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array) -> jax.Array:
@@ -115,8 +117,8 @@ def pooled_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array
       [n, width].
     """
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
-    outputs = tower.apply(
-        _tower_params(params, "text_model"), input_ids, jnp.ones_like(input_ids), positions
+    outputs = apply(
+        tower, _tower_params(params, "text_model"), input_ids, jnp.ones_like(input_ids), positions
     )
     return outputs.pooler_output
 
@@ -132,13 +134,13 @@ class Clip:
 
 def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> Clip:
     """The model of a CLIPConfig: `vision_config`, `text_config`, `projection_dim`."""
-    config = CLIPConfig(**config)
+    described: Any = CLIPConfig(**config)
     # With eos_token_id 2, transformers takes the token of the highest id as the end: CLIP's way.
-    text = config.text_config.to_dict() | {"eos_token_id": 2}
+    text = described.text_config.to_dict() | {"eos_token_id": 2}
     return Clip(
-        vision=vision_tower(config.vision_config.to_dict(), dtype),
+        vision=vision_tower(described.vision_config.to_dict(), dtype),
         text=text_tower(text, dtype),
-        width=config.projection_dim,
+        width=described.projection_dim,
     )
 
 

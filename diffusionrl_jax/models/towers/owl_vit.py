@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, Flax
 
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import apply
 from diffusionrl_jax.models.towers import clip, heads
 
 EPSILON = 1e-6  # of the norms, as in OwlViTClassPredictionHead
@@ -101,7 +102,7 @@ def template(model: OwlViT) -> dict:
 
 
 def _layer_norm(params: Mapping, epsilon: float, inputs: jax.Array) -> jax.Array:
-    return nn.LayerNorm(epsilon=epsilon).apply({"params": params}, inputs)
+    return apply(nn.LayerNorm(epsilon=epsilon), {"params": params}, inputs)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.data.files import read_json, resolve
 from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.parameters import apply
 
 
 class RecogniserModule(nn.Module):
@@ -71,7 +72,7 @@ class Recogniser:
           float32 [n, labels], the independent probability of each object and occupation; float32
           [n, tones], probabilities that sum to 1 (meaningless where there is no person).
         """
-        labels, tones = self.module.apply({"params": params}, images)
+        labels, tones = apply(self.module, {"params": params}, images)
         return jax.nn.sigmoid(labels), jax.nn.softmax(tones)
 
 
