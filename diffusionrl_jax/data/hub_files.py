@@ -194,7 +194,8 @@ def plan(need: Need) -> Plan:
     """
     api = huggingface_hub.HfApi()
     of: dict[str, Any] = {"repo_type": need.kind}
-    revision = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=["sha"]).sha
+    only: Any = ["sha"]
+    revision = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
     assert revision is not None  # It was asked for.
     of["revision"] = revision
     if need.candidates:
