@@ -11,10 +11,12 @@ class Network(Protocol):
     Attributes:
       operations: floating-point operations of a forward pass.
       read: values that its first block reads.
+      largest_block: parameters of the block that has most, of those that are gathered together.
     """
 
     operations: float
     read: int
+    largest_block: int
 
     def forward(self, itemsize: int, kernel: bool) -> float:
         """Bytes that a forward pass holds."""

@@ -5,15 +5,19 @@ differ by 2e-6 on 1x8 and 2x4.
 """
 
 import collections
+import dataclasses
 import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
 from diffusionrl_jax.costs.program_text import Program, sent
 from diffusionrl_jax.distributed import mesh as mesh_rules
+from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
+from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.execution import fused_program
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 from tests.processes import shapes_of
@@ -160,3 +164,75 @@ def test_a_checkpoint_goes_on_with_another_mesh(compile_step, reference, tmp_pat
         store.save(done + 1, state)
         store.close()
     assert_same_end(state, reference)
+
+
+@pytest.fixture(scope="module")
+def compile_update(build, networks):
+    """A function of how it is gathered: a set-up, and the compiled update of 4 by 2 devices.
+
+    Gradient descent with rate 1 shows the gradient.
+    """
+    model, params = networks
+
+    def make(by_blocks, remat="none", microbatch=0, lora=None):
+        network = dataclasses.replace(model, remat=remat), params
+        numbers = {"batch_size": 16, "update_microbatch": microbatch}
+        setup = build(tasks=1, fsdp=4, optimizer=optax.sgd(1.0), networks=network, **numbers)
+        setup = setup.changed(by_blocks=by_blocks, lora=lora)
+        if lora is not None:
+            rng = np.random.default_rng(4)
+            draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
+            factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(params, seed=0)))
+            base = jax.device_put(params, parameter_sharding(setup.algorithm.mesh, params))
+            frozen = setup.frozen.replace(base=base)
+            setup = dataclasses.replace(setup, params=factors, frozen=frozen)
+        example = pictures(setup, 16)
+        arguments = setup.state(), setup.frozen, *example
+        program = jax.jit(setup.algorithm.update, donate_argnums=0).lower(*arguments).compile()
+        return program, arguments
+
+    return make
+
+
+def pictures(setup, count):
+    """An update on the pretraining loss, and its text."""
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    latents, target = draw(2, count, 4, 4, 4)
+    example = Examples(
+        latents=latents,
+        times=rng.integers(0, 1000, count).astype(np.int32),
+        text=np.int32(0),
+        weight=np.float32(1),
+        objective=np.int32(1),
+        own={
+            "target": target,
+            "step_index": np.ones(count, np.int32),
+            "old_log_prob": np.zeros(count, np.float32),
+            "advantages": np.ones(count, np.float32),
+        },
+    )
+    text = draw(1, count, setup.passes, 4, 16)
+    mesh = setup.algorithm.mesh
+    place = lambda leaf: jax.device_put(
+        leaf, batch_sharding(mesh) if leaf.ndim else replicated(mesh)
+    )
+    example = jax.tree.map(lambda leaf: place(np.asarray(leaf)), example)
+    return example, jax.device_put(text, batch_sharding(mesh, axis=1))
+
+
+@pytest.mark.parametrize("microbatch", [0, 1])
+@pytest.mark.parametrize("remat", ["none", "blocks", "full"])
+def test_gathered_by_blocks_an_update_is_the_same(compile_update, remat, microbatch):
+    results = []
+    for by_blocks in (False, True):
+        program, arguments = compile_update(by_blocks, remat, microbatch)
+        state, metrics = program(*arguments)
+        results.append((jax.device_get(state.params), jax.device_get(metrics)))
+        print(
+            program.memory_analysis().temp_size_in_bytes,
+            {k: (len(v), sum(v), max(v)) for k, v in bytes_by_kind(program).items()},
+        )
+    before = None
+    (whole, metrics), (blocks, by_blocks) = results
+    print(largest_difference(whole, blocks), metrics, by_blocks)
