@@ -126,5 +126,9 @@ def add(parameter, change: jax.Array):
 
 
 def keeps_all_but_gathered(primitive, *_, **__) -> bool:
-    """A policy of `jax.checkpoint`: nothing is computed again, but parameters gathered again."""
+    """A policy of `jax.checkpoint`: nothing is computed again, but parameters gathered again.
+
+    It knows not what is made of gathered parameters alone, such as a transposed kernel: multiply
+    with these themselves.
+    """
     return primitive is not jax.lax.all_gather_p
