@@ -83,6 +83,8 @@ def gather_shards(tree, after: jax.Array | None = None):
       The tree with arrays in place of shards.
     """
 
+    after = None if after is None else jax.lax.stop_gradient(after)
+
     def one(leaf):
         if not is_shard(leaf):
             return leaf

@@ -210,8 +210,9 @@ def update_once(build, networks):
         if lora is not None:
             mesh, rng = setup.algorithm.mesh, np.random.default_rng(4)
             draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
-            factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(params, seed=0)))
-            base = jax.device_put(params, parameter_sharding(mesh, params))
+            factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(params["unet"], seed=0)))
+            base = params["unet"]
+            base = jax.device_put(base, parameter_sharding(mesh, base))
             frozen = setup.frozen.replace(base=base)
             setup = dataclasses.replace(setup, params=factors, frozen=frozen)
         arguments = setup.state(), setup.frozen, *pictures(setup, 16)
