@@ -82,7 +82,6 @@ def gather_shards(tree, after: jax.Array | None = None):
     Returns:
       The tree with arrays in place of shards.
     """
-
     after = None if after is None else jax.lax.stop_gradient(after)
 
     def one(leaf):
