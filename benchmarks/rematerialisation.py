@@ -14,7 +14,8 @@ from diffusers import FlaxUNet2DConditionModel
 from diffusionrl_jax.costs.compiled import chip, compile_cost
 from diffusionrl_jax.costs.report import HEAD, row
 from diffusionrl_jax.models.attention import ATTENTION
-from diffusionrl_jax.models.stable_diffusion.interceptors import REMATERIALISATION, interception
+from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION
+from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 
 HEAD_SIZE, TEXT_TOKENS = 64, 77
 WIDTHS = (320, 640, 1280, 1280)

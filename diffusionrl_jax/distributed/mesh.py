@@ -1,7 +1,6 @@
 """The device mesh and the sharding rules."""
 
 import math
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -86,51 +85,6 @@ def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
         return jax.lax.with_sharding_constraint(leaf, replicated(mesh))
 
     return jax.tree.map_with_path(gather, params)
-
-
-def mean_over_devices(function, params, mesh: Mesh, reductions: Mapping[str, str]):
-    """Lets every device compute a gradient of its share of a batch, and takes the mean once.
-
-    Left to itself the compiler sums every microbatch's gradient over the devices, in the dtype that
-    it is computed in, and computes it in as many pieces as it is then split into.
-
-    Args:
-      function: of (whole, share), arrays that every device has, and a device's part of those that
-        are split over all; gives the gradients by `params`, of their shapes and dtypes, and a dict
-        of scalars. It sees one device alone.
-      params: what it is differentiated by, or its shapes.
-      mesh: the devices.
-      reductions: of each scalar, "mean" or "max".
-
-    Returns:
-      A function of (whole, batch), that splits the first axis of the batch's arrays, and gives the
-      gradients' mean, split by the rule of `parameter_sharding`, and the scalars.
-    """
-
-    def mean(gradient):
-        spec = _parameter_sharding(gradient, mesh).spec
-        if FSDP in spec:
-            axis = spec.index(FSDP)
-            gradient = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
-        others = tuple(axis for axis in BATCH_AXES if axis not in spec and mesh.shape[axis] > 1)
-        return jax.lax.psum(gradient, others) / mesh.size
-
-    def local(whole, share):
-        gradients, scalars = function(whole, share)
-        scalars = {
-            name: (jax.lax.pmax if reductions[name] == "max" else jax.lax.pmean)(value, BATCH_AXES)
-            for name, value in scalars.items()
-        }
-        return jax.tree.map(mean, gradients), scalars
-
-    split = jax.tree.map(lambda sharding: sharding.spec, parameter_sharding(mesh, params))
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(BATCH_AXES)),
-        out_specs=(split, PartitionSpec()),
-        check_vma=False,
-    )
 
 
 def frozen_sharding(mesh: Mesh, tree, split: bool):

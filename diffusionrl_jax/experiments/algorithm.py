@@ -8,6 +8,7 @@ from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
 from diffusionrl_jax.learning.advantages import AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm, Needs
@@ -136,7 +137,7 @@ def make_algorithm(
         experience=Experience(
             model=model,
             process=process,
-            adaptation=Adaptation(make_lora(config)),
+            adaptation=Adaptation(make_lora(config), checks.gathers_by_blocks(config)),
             rewards=tuple(rewards),
             sampling=sampling,
             mesh=mesh,

@@ -15,6 +15,7 @@ from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 
 # Prompts that are looked at before a run, at least: some seconds' work.
 MOST_CHECKED = 2**20
+GATHER = ("auto", "whole", "blocks")
 
 
 def fsdp(config: Config) -> int:
@@ -25,6 +26,17 @@ def fsdp(config: Config) -> int:
 def remat(config: Config) -> str:
     """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
     return "none" if config.remat == "auto" else config.remat
+
+
+def gathers_by_blocks(config: Config) -> bool:
+    """Whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses it for "auto".
+
+    Raises:
+      UserError: it is none of these.
+    """
+    if (gather := config.mesh.gather) not in GATHER:
+        raise UserError(f"config.mesh.gather={gather!r} must be one of {GATHER}.")
+    return gather == "blocks"
 
 
 def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -51,6 +63,7 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 
 def _check(config: Config) -> None:
+    gathers_by_blocks(config)
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
     if config.algorithm.name not in ALGORITHMS:

@@ -17,7 +17,7 @@ POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps",
 BEFORE = {
     "algorithm": {"policy_gradient": {"kl_weight": 0.0}},
     "lora": {"rank": 0},
-    "mesh": {"split_frozen": True},
+    "mesh": {"split_frozen": True, "gather": "whole"},
     "microbatch": {"score": 0},
 }
 
@@ -101,6 +101,9 @@ def get_config() -> Config:
     config.mesh.fsdp = 0  # over how many each large parameter is split; 0 is chosen
     # Whether "fsdp" splits the large parameters of text encoder, VAE and reward models, too.
     config.mesh.split_frozen = True
+    # Whether an update brings the denoiser's split parameters together whole, or blocks, each where
+    # it is used, so that no device holds all of them or of their gradient; auto is chosen.
+    config.mesh.gather = "auto"
     config.execution = "auto"  # fused: one program an iteration; split: one a phase
     # With a host_reward: whether the next images are drawn while the last are scored. They are then
     # one update old when they are trained on; docs/rewards_of_your_own.md.

@@ -168,7 +168,7 @@ class Division:
       share: samples of a task on each chip.
       fsdp: over how many chips large parameters are split.
       sample, decode, score, train: samples of a chip at a time.
-      remat: as `config.remat`, but not "auto".
+      remat, gather: as `config.remat` and `config.mesh.gather`, but not "auto".
     """
 
     chips: int
@@ -179,6 +179,7 @@ class Division:
     score: int
     train: int
     remat: str
+    gather: str = "whole"
 
 
 def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
@@ -239,13 +240,19 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     reference = cast + min(division.train, share) * forward if sizes.near_base else 0
     phases["prepare"] = always + drawn + updates + text + max(captions, reference)
 
-    # Of several microbatches the whole gradient is added up; of one it is split as it is made.
-    whole_gradient = sizes.trained if division.train < share else sizes.trained / division.fsdp
-    gradient = CHANGED * denoiser if sizes.lora else FLOAT * whole_gradient
+    if division.gather == "blocks" and is_split:
+        # A block is gathered while the one before is used; its gradient is summed in full.
+        of_block = (3 * sizes.itemsize + FLOAT) * sizes.model.network.largest_block
+        gradient = (CHANGED * denoiser if sizes.lora else FLOAT * sizes.trained) / division.fsdp
+        together = of_block + gradient
+    else:
+        # Of several microbatches the whole gradient is added up; of one it is split as it is made.
+        own = sizes.trained if division.train < share else sizes.trained / division.fsdp
+        together = cast + (CHANGED * denoiser if sizes.lora else FLOAT * own)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     activations = min(division.train, share) * sizes.passes * backward
     one = share * (3 * sizes.latent + sizes.text)
-    phases["update"] = always + updates + text + one + cast + gradient + activations
+    phases["update"] = always + updates + text + one + together + activations
     # One program frees the samples later, and keeps the cast parameters of both loops.
     phases["whole step"] = phases["update"] + drawn + cast
     return phases

@@ -1,9 +1,9 @@
 """Chooses how an experiment is divided over the chips that are there, by arithmetic.
 
-Of `config.mesh.fsdp`, `config.microbatch.*` and `config.remat` what is 0 or "auto" is chosen from
-the number of chips and their memory, by the model of `experiments/memory.py`; what a user sets is
-obeyed. None of them says what is computed, beyond rounding. On CPUs all is done at once but for
-sampling, as long as the machine has room for that.
+Of `config.mesh.fsdp` and `gather`, `config.microbatch.*` and `config.remat` what is 0 or "auto" is
+chosen from the number of chips and their memory, by the model of `experiments/memory.py`; what a
+user sets is obeyed. None of them says what is computed, beyond rounding. On CPUs all is done at
+once but for sampling, as long as the machine has room for that.
 """
 
 import dataclasses
@@ -116,7 +116,8 @@ class Plan:
         at_once, share = self.division.train, self.division.share
         batches = "all samples at once" if at_once >= share else f"microbatches of {at_once}"
         remat = "" if self.division.remat == "none" else f", remat {self.division.remat}"
-        text = f"fsdp {self.division.fsdp}, {batches}{remat}: {self.memory / GIB:.1f}"
+        gather = ", gathered by blocks" if self.division.gather == "blocks" else ""
+        text = f"fsdp {self.division.fsdp}, {batches}{remat}{gather}: {self.memory / GIB:.1f}"
         if self.devices.memory is not None:
             text += f" of {self.devices.memory / GIB:.4g}"
         return f"{text} GiB a chip"
@@ -213,6 +214,14 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
 
 def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
     """Choices that what is set allows, the best first."""
+    # Blocks are gathered for every microbatch, and more than once: only where they have to be.
+    gathers = ("whole", "blocks") if config.mesh.gather == "auto" else (config.mesh.gather,)
+    for gather in gathers:
+        for division in _gathered_whole(config, sizes, devices):
+            yield dataclasses.replace(division, gather=gather)
+
+
+def _gathered_whole(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
     share = max(1, config.batch_size // devices.count)
     if devices.platform == "cpu":
         yield _on_a_cpu(config, sizes, devices, share)
@@ -322,6 +331,7 @@ def _filled(config: Config, plan: Plan) -> Config:
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
+        filled.mesh.gather = division.gather
         for name in MICROBATCHES:
             filled.microbatch[name] = getattr(division, name)
         if plan.split and plan.devices.platform != "cpu":
@@ -367,7 +377,8 @@ def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> st
     )
     return (
         f"{text}. To try it all the same, set what the plan would choose: "
-        f"--config.mesh.fsdp={filled.mesh.fsdp} {sizes} --config.remat={filled.remat}"
+        f"--config.mesh.fsdp={filled.mesh.fsdp} --config.mesh.gather={filled.mesh.gather} {sizes} "
+        f"--config.remat={filled.remat}"
     )
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import gather_parameters, parameter_sharding
+from diffusionrl_jax.distributed.shards import gather_shards, shards
 from diffusionrl_jax.models.lora import Lora
 from diffusionrl_jax.models.parameters import Parameters, flatten
 
@@ -20,21 +21,30 @@ class Adaptation:
 
     Attributes:
       lora: which kernels get factors; None if all of the denoiser is trained.
+      by_blocks: whether the denoiser gathers its parameters itself, a block at a time, in updates.
     """
 
     lora: Lora | None = None
+    by_blocks: bool = False
 
     def denoiser(self, params: Parameters, base: Parameters | None) -> Parameters:
         """The denoiser's parameters from those that are trained, and what factors change."""
         if self.lora is None:
             return params
         assert base is not None  # Factors change it.
-        return self.lora.merge(base, params)
+        return self.lora.merge(base, gather_shards(params))
 
     def gather(
         self, params: Parameters, base: Parameters | None, mesh: Mesh, dtype: jnp.dtype
     ) -> tuple[Parameters, Parameters | None]:
-        """The arguments of `denoiser`, whole on every device, in what is computed in."""
+        """The arguments of `denoiser`, whole on every device, in what is computed in.
+
+        By blocks split parameters are `Shard`s, which the denoiser gathers where it uses them.
+        """
+        if self.by_blocks and self.lora is None:
+            return shards(params, mesh, dtype), None
+        if self.by_blocks:
+            return shards(params, mesh), shards(base, mesh, dtype)
         if self.lora is None:
             return gather_parameters(params, mesh, dtype), None
         assert base is not None  # Factors change it.

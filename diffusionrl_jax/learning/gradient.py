@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from diffusionrl_jax.distributed.mesh import mean_over_devices
+from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.microbatch import mean_over_microbatches, microbatch_count
 from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.state import TrainState
@@ -45,7 +45,8 @@ class Learner:
         Args:
           loss: as `Objectives.loss`.
           reductions: of its metrics.
-          gather: from what is trained to the first arguments of the loss, whole on every device.
+          gather: from what is trained to the first arguments of the loss, whole on every device or
+            as shards that the loss gathers.
           state: its `step` does not change here.
           example: one slice of the examples.
           text: all rows of text; the example names its own.
@@ -58,6 +59,7 @@ class Learner:
         per_sample = [leaf for leaf in leaves if leaf.ndim]
         shared = [leaf for leaf in leaves if not leaf.ndim]
         count = microbatch_count(len(example.latents), self.microbatch, self.mesh.size)
+        in_state = [leaf.dtype for leaf in jax.tree.leaves(state.params)]
 
         def rebuild(per_sample, shared):
             of_samples, of_all = iter(per_sample), iter(shared)
@@ -71,8 +73,9 @@ class Learner:
                 part, text = part
                 part = rebuild(part, shared)
                 gradients, metrics = jax.grad(loss, has_aux=True)(params, base, part, text)
-                in_full = lambda gradient, parameter: gradient.astype(parameter.dtype)
-                return jax.tree.map(in_full, gradients, state.params), metrics
+                in_full = lambda gradient, dtype: gradient.astype(dtype)
+                dtypes = jax.tree.unflatten(jax.tree.structure(gradients), in_state)
+                return jax.tree.map(in_full, gradients, dtypes), metrics
 
             return mean_over_microbatches(of_microbatch, share, count, reductions)
 

@@ -11,6 +11,7 @@ class Network(Protocol):
     Attributes:
       operations: floating-point operations of a forward pass.
       read: values that its first block reads.
+      largest_block: parameters of the block that has most, of those that are gathered together.
     """
 
     @property
@@ -18,6 +19,9 @@ class Network(Protocol):
 
     @property
     def read(self) -> int: ...
+
+    @property
+    def largest_block(self) -> int: ...
 
     def forward(self, itemsize: int, kernel: bool) -> float:
         """Bytes that a forward pass holds."""

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from diffusionrl_jax.distributed.shards import add
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import Parameters, flatten
@@ -115,7 +116,8 @@ class Lora:
         """The denoiser's parameters with the factors' change: base + scale * down @ up.
 
         Args:
-          base: the denoiser's parameters, or a part of its tree that holds the kernels to change.
+          base: the denoiser's parameters, or a part of its tree that holds the kernels to change;
+            of a `Shard` a device's own part is changed.
           factors: from `init`.
 
         Returns:
@@ -131,7 +133,7 @@ class Lora:
                     flat[*path, UP, KERNEL],
                     precision=jax.lax.Precision.HIGHEST,
                 )
-                merged[*path, KERNEL] = (kernel + self.scale * change).astype(kernel.dtype)
+                merged[*path, KERNEL] = add(kernel, self.scale * change)
         return traverse_util.unflatten_dict(merged)
 
     def to_pytorch(self, factors: Parameters, denoiser: str) -> dict[str, np.ndarray]:

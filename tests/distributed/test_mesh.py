@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.mesh import (
     REPLICATED_BYTES,
     batch_sharding,
@@ -14,7 +15,6 @@ from diffusionrl_jax.distributed.mesh import (
     frozen_sharding,
     local_slices,
     make_mesh,
-    mean_over_devices,
     parameter_sharding,
     place,
     replicated,

@@ -72,6 +72,28 @@ def test_sums_by_hand():
     assert needed["whole step"] == update + drawn + 2 * 800
 
 
+def test_by_blocks_neither_the_denoiser_nor_its_gradient_is_whole():
+    blocks = dataclasses.replace(DIVISION, gather="blocks")
+    network = arithmetic.Network(((arithmetic.Block(100.0, 2, 10, parameters=50),),), 100.0, 4)
+    sizes = dataclasses.replace(SIZES, model=dataclasses.replace(SIZES.model, network=network))
+    whole, in_blocks = (memory.needed(sizes, division) for division in (DIVISION, blocks))
+    # The block and the next one in 2 bytes, its gradient in 2 and in 4; a part of the gradient.
+    saved = 2 * 800 + 4 * 800 - (50 * (2 + 2 + 2 + 4) + 4 * 800 / 4)
+    assert whole["update"] - in_blocks["update"] == saved
+    assert all(whole[name] == in_blocks[name] for name in ("sample", "score", "prepare"))
+    one = dataclasses.replace(DIVISION, fsdp=1)
+    unsplit = dataclasses.replace(one, gather="blocks")
+    assert memory.needed(sizes, one) == memory.needed(sizes, unsplit)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
+def test_the_largest_block_of_published_networks(name):
+    """A residual block of the first up block that reads what two levels hand on: 2,560 to 1,280."""
+    kernels = 9 * 1280 * (2560 + 1280) + 2560 * 1280
+    network = arithmetic.network(published.CONFIGS[name]["unet"], 77)
+    assert network.largest_block == kernels
+
+
 def test_what_is_held_of_images_does_not_grow_with_the_batch():
     larger = dataclasses.replace(DIVISION, share=600)
     drawn = lambda share: 2 * share * 200 + 192 * share / 6

@@ -61,6 +61,7 @@ def test_what_is_set_is_kept():
     config = joint.get_config()
     changes = {
         "mesh.fsdp": 2,
+        "mesh.gather": "blocks",
         "remat": "full",
         "microbatch.sample": 2,
         "microbatch.decode": 8,
@@ -90,6 +91,15 @@ def test_more_memory_recomputes_less():
     ]
     kept = [remat[division.remat] for division in found]
     assert kept == sorted(kept, reverse=True) and kept[-1] == 0 < kept[0]
+
+
+def test_blocks_are_gathered_only_where_the_whole_does_not_fit():
+    found = []
+    for memory in (95, 31, 12):
+        plan = planning.choose(hps.get_config(XL), devices(64, memory * GIB))
+        assert plan.fits
+        found.append(plan.division.gather)
+    assert found == ["whole", "whole", "blocks"]
 
 
 def test_one_line_with_its_reason():

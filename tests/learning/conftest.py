@@ -94,7 +94,16 @@ NUMBERS = {
 
 
 def make_objectives(
-    model, process, rewards, optimizer, mesh, numbers, noise_groups=(), counts=(), lora=None
+    model,
+    process,
+    rewards,
+    optimizer,
+    mesh,
+    numbers,
+    noise_groups=(),
+    counts=(),
+    lora=None,
+    by_blocks=False,
 ):
     """Algorithm 1 of the paper, of flat numbers."""
     seed, eta, scale = (numbers[name] for name in ("seed", "eta", "guidance_scale"))
@@ -112,7 +121,7 @@ def make_objectives(
         experience=Experience(
             model=model,
             process=process,
-            adaptation=Adaptation(lora),
+            adaptation=Adaptation(lora, by_blocks),
             rewards=rewards,
             sampling=Sampling(
                 seed=seed,

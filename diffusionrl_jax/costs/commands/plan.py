@@ -24,11 +24,11 @@ SLICES = (*SLICES, "v4:2x2x2")
 USUAL = {
     "configs/hps.py": SLICES,
     "configs/joint.py": SLICES,
-    "configs/hps.py:stable_diffusion_xl": ("v5p:2x2x1", "v6e:8x8", "v5e:16x16"),
-    "configs/joint.py:stable_diffusion_xl": ("v5p:2x2x1", "v6e:8x8", "v5e:16x16"),
+    "configs/hps.py:stable_diffusion_xl": ("v5p:2x2x1", "v6e:8x8", "v5e:4x4", "v5e:16x16"),
+    "configs/joint.py:stable_diffusion_xl": ("v5p:2x2x1", "v6e:8x8", "v5e:4x4", "v5e:16x16"),
 }
-HEAD = ["", "slice", "besides", "fsdp", "sample, train", "decode", "score", "remat", "programs"]
-HEAD = [*HEAD, "fullest in", "GiB a chip", "of"]
+HEAD = ["", "slice", "besides", "fsdp", "gather", "sample, train", "decode", "score", "remat"]
+HEAD = [*HEAD, "programs", "fullest in", "GiB a chip", "of"]
 
 CONFIGS = flags.DEFINE_list("configs", None, "Files, as of --config; those of the documentation.")
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "As v5e:4x4 or h100-80gb:8; these for each.")
@@ -63,6 +63,7 @@ def row(name: str, config: Config, topology: str) -> list[str]:
         chips.name(topology),
         " ".join(f"{field}={value}" for field, value in changes.items()),
         str(division.fsdp),
+        division.gather,
         whole(division.train, division.share),
         str(division.decode),
         whole(division.score, division.share),

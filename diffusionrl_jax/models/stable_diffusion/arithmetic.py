@@ -30,6 +30,7 @@ class Block:
       read: values that it reads.
       kept: values that its backward pass asks for.
       tokens, heads: of its self-attention; 0 without.
+      parameters: how many it has, but for biases and scales.
     """
 
     operations: float
@@ -37,6 +38,7 @@ class Block:
     kept: int
     tokens: int = 0
     heads: int = 0
+    parameters: int = 0
 
     def probabilities(self, kernel: bool) -> int:
         """Bytes of the float32 probabilities that its self-attention holds."""
@@ -63,6 +65,11 @@ class Network:
     def read(self) -> int:
         """Values that its first block reads."""
         return self.parts[0][0].read
+
+    @property
+    def largest_block(self) -> int:
+        """Parameters of the block that has most."""
+        return max(block.parameters for blocks in self.parts for block in blocks)
 
     def forward(self, itemsize: int, kernel: bool) -> float:
         """Bytes alive in a forward pass.
@@ -117,7 +124,8 @@ def _residual(side: int, read: int, written: int) -> Block:
     if read != written:
         operations += 2.0 * pixels * read * written
     kept = pixels * (KEPT_READ * read + KEPT_WRITTEN * written)
-    return Block(operations, pixels * read, kept)
+    parameters = 9 * written * (read + written) + (read * written if read != written else 0)
+    return Block(operations, pixels * read, kept, parameters=parameters)
 
 
 def _transformer(
@@ -130,6 +138,7 @@ def _transformer(
     of_layer = 2.0 * pixels * width**2 * (4 + 2 + 12)
     of_layer += 2.0 * tokens * text_width * width * 2 + 4.0 * pixels * width * (pixels + tokens)
     projections = 2.0 * pixels * width**2 * 2
+    parameters = width**2 * (4 + 2 + 12) + text_width * width * 2
     return [
         Block(
             of_layer + (projections if index == 0 else 0),
@@ -137,6 +146,7 @@ def _transformer(
             KEPT_OF_LAYER * pixels * width,
             pixels,
             heads,
+            parameters,
         )
         for index in range(layers)
     ]

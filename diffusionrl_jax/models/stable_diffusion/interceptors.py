@@ -14,16 +14,12 @@ import jax
 import jax.numpy as jnp
 from diffusers.models.attention_flax import (
     FlaxAttention,
-    FlaxBasicTransformerBlock,
     FlaxGEGLU,
     FlaxTransformer2DModel,
 )
 from diffusers.models.resnet_flax import FlaxResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks_flax import (
-    FlaxCrossAttnDownBlock2D,
     FlaxCrossAttnUpBlock2D,
-    FlaxDownBlock2D,
-    FlaxUNetMidBlock2DCrossAttn,
     FlaxUpBlock2D,
 )
 from diffusers.models.vae_flax import FlaxAttentionBlock
@@ -32,18 +28,8 @@ from jax.sharding import Mesh
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.attention import attend, choose
 from diffusionrl_jax.models.stable_diffusion import convolution as taps
+from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION, rematerialisation
 
-BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
-LEVELS = (
-    FlaxCrossAttnDownBlock2D,
-    FlaxCrossAttnUpBlock2D,
-    FlaxDownBlock2D,
-    FlaxUNetMidBlock2DCrossAttn,
-    FlaxUpBlock2D,
-)
-# Policy -> the modules that keep only their inputs for the backward pass. One checkpoint around the
-# whole UNet would save nothing: its backward pass would hold what "none" holds.
-REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
 CONVOLUTION = ("xla", "taps")
 
 
@@ -79,8 +65,7 @@ def interception(
     ]
     if convolution == "taps":
         interceptors.append(tap_convolution)
-    if kinds := REMATERIALISATION[remat]:
-        interceptors.append(rematerialisation(kinds))
+    interceptors.append(rematerialisation(REMATERIALISATION[remat]))
     # Last, and so within rematerialisation: inputs are kept before they are repeated.
     interceptors.append(several_texts)
     with contextlib.ExitStack() as stack:
@@ -194,26 +179,3 @@ def several_texts(next_function, args, kwargs, context):
 
 def _repeat(array: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.repeat(array, len(like) // len(array), axis=0)
-
-
-def rematerialisation(kinds: tuple[type, ...]):
-    """An interceptor that recomputes each module of these kinds in the backward pass."""
-    # Inside `nn.remat` the module is called again and intercepted again: this is how it is known.
-    within = set()
-
-    def interceptor(next_function, args, kwargs, context):
-        if not _is_call(context, *kinds) or (path := context.module.path) in within:
-            return next_function(*args, **kwargs)
-        static = {name: value for name, value in kwargs.items() if isinstance(value, bool)}
-        arrays = {name: value for name, value in kwargs.items() if name not in static}
-
-        def call(module, args, arrays):
-            within.add(path)
-            try:
-                return module(*args, **arrays, **static)
-            finally:
-                within.discard(path)
-
-        return nn.remat(call)(context.module, args, arrays)
-
-    return interceptor

@@ -1,0 +1,79 @@
+"""The UNet's blocks: what is computed again for the backward pass, and gathered together.
+
+A block is gathered where it is used, in the forward and again in the backward pass, wherever its
+parameters are `distributed.shards.Shard`s; whatever rematerialisation is asked for.
+"""
+
+import flax.linen as nn
+import jax
+from diffusers.models.attention_flax import FlaxBasicTransformerBlock
+from diffusers.models.resnet_flax import FlaxResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks_flax import (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+
+from diffusionrl_jax.distributed.shards import gather_shards, has_shards, keeps_all_but_gathered
+
+BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
+LEVELS = (
+    FlaxCrossAttnDownBlock2D,
+    FlaxCrossAttnUpBlock2D,
+    FlaxDownBlock2D,
+    FlaxUNetMidBlock2DCrossAttn,
+    FlaxUpBlock2D,
+)
+# What has parameters outside of any block: the first and last convolutions, those between levels,
+# the time's embedding, a transformer's projections.
+LAYERS = (nn.Conv, nn.Dense, nn.GroupNorm, nn.LayerNorm)
+# Policy -> the modules that keep only their inputs for the backward pass. One checkpoint around the
+# whole UNet would save nothing: its backward pass would hold what "none" holds.
+REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
+
+
+def rematerialisation(kinds: tuple[type, ...]):
+    """An interceptor that recomputes modules of these kinds, and gathers blocks, where it has to.
+
+    In the backward pass each module of these kinds is computed again. Of other blocks and layers
+    that hold shards all is kept but the gathered parameters.
+    """
+    # Inside `nn.remat` the module is called again and intercepted again: this is how it is known.
+    within = set()
+
+    def interceptor(next_function, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__" or not isinstance(module, (*kinds, *BLOCKS, *LAYERS)):
+            return next_function(*args, **kwargs)
+        path, recomputes = module.path, isinstance(module, kinds)
+        gathers = isinstance(module, (*BLOCKS, *LAYERS)) and has_shards(module.variables)
+        if path in within or not (recomputes or gathers):
+            return next_function(*args, **kwargs)
+        static = {name: value for name, value in kwargs.items() if isinstance(value, bool)}
+        arrays = {name: value for name, value in kwargs.items() if name not in static}
+
+        def call(module, args, arrays):
+            within.add(path)
+            try:
+                return module(*args, **arrays, **static)
+            finally:
+                within.discard(path)
+
+        policy = None if recomputes else keeps_all_but_gathered
+        function = _gathering(call) if gathers else call
+        return nn.remat(function, policy=policy)(module, args, arrays)
+
+    return interceptor
+
+
+def _gathering(call):
+    """A module's call, with its parameters gathered once what it is called with is there."""
+
+    def gathered(module, args, arrays):
+        first = jax.tree.leaves((args, arrays))[0]
+        gather = lambda params: gather_shards(params, after=first)
+        return nn.map_variables(call, "params", trans_in_fn=gather)(module, args, arrays)
+
+    return gathered
