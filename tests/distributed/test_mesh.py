@@ -159,7 +159,8 @@ def test_mean_over_devices_is_that_of_the_batch_and_split_like_its_parameters(fs
         }
 
     params = {"large": kernel, "small": kernel[0, 0]}
-    gradients, scalars = jax.jit(mean_over_devices(function, params, mesh))(2.0, rows)
+    mean = mean_over_devices(function, params, mesh, {"mean": "mean", "most_max": "max"})
+    gradients, scalars = jax.jit(mean)(2.0, rows)
     for gradient in gradients.values():
         mean = np.broadcast_to(2 * rows.mean(0), gradient.shape)
         np.testing.assert_allclose(gradient, mean, rtol=1e-5)
