@@ -126,6 +126,7 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
         ),
         ({"batch_size": 48, "microbatch.train": 4}, "microbatch.train=4 must divide the 6"),
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
+        ({"mesh.gather": "parts"}, "mesh.gather='parts' must be one of"),
         ({"tasks.small.prompts": "emoji:dragons"}, "There are no prompts 'emoji:dragons'"),
         ({"tasks.small.scorer.reward": "beauty"}, "reward='beauty' is not one of"),
         (
