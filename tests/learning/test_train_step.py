@@ -212,7 +212,7 @@ def test_unknown_execution():
 
 def test_more_timesteps_than_noisy_steps(build):
     with pytest.raises(ValueError, match="timesteps_per_iteration=3 must be between 0 and 2"):
-        build(steps=3, timesteps_per_iteration=3, scheduler={"set_alpha_to_one": True})
+        build(steps=3, timesteps_per_iteration=3, scheduler={"set_alpha_to_one": True}).algorithm  # noqa: B018
 
 
 @pytest.mark.slow
