@@ -16,6 +16,7 @@ from absl import flags
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.costs.compiled import chip
 from diffusionrl_jax.data.files import prepare_file, write_whole
+from diffusionrl_jax.mistakes import UserError
 
 REWARDS = flags.DEFINE_list("rewards", [], "Which; all by default.")
 BATCH = flags.DEFINE_integer("batch", 8, "Pictures scored at a time.", 2)
@@ -33,13 +34,13 @@ def main(_):
             import originals
             import scoring
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"The originals need PyTorch: pip install torch (its CPU build is enough). {error}"
             ) from error
         names = REWARDS.value or list(originals.ORIGINALS)
         unknown = sorted(set(names) - set(originals.ORIGINALS))
         if unknown:
-            raise ValueError(f"--rewards has {unknown}; known are {list(originals.ORIGINALS)}.")
+            raise UserError(f"--rewards has {unknown}; known are {list(originals.ORIGINALS)}.")
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         settings = {
             "batch": BATCH.value,

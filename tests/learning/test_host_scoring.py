@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 
 import jax
@@ -169,7 +170,8 @@ def test_images_are_drawn_while_the_last_are_scored(setup):
     state = waiting.state(samples_ahead=True)
     step = make_train_step(waiting.algorithm, state, "split", Watch())
     step(state, waiting.frozen, *batches(waiting, 2))
-    assert Watch.ended == ["sample", "sample", "score", "update"]
+    ended = [name for name, _ in itertools.groupby(Watch.ended[2:])]
+    assert Watch.ended[:2] == ["sample", "sample"] and ended == ["score", "update"]
 
 
 def test_images_without_a_score_are_left_out(on_host):

@@ -250,7 +250,7 @@ def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
 
 
 def test_lora_needs_a_run_that_trained_it(run, tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="has trained all of the UNet"):
+    with pytest.raises(ValueError, match="has trained all of the denoiser"):
         export.export_lora(run, tmp_path, "float32")
     with pytest.raises(ValueError, match="is not the workdir of a run: leave out --lora"):
         export.export_lora(tiny_model, tmp_path, "float32")
