@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from diffusionrl_jax.monitoring.metrics import read_rows
 
@@ -85,7 +86,10 @@ def wait_for_step(process, workdir, step):
         if (workdir / "metrics.jsonl").exists() and steps_of(workdir)[-1:] >= [step]:
             return
         time.sleep(0.05)
-    assert process.poll() == 0, "the program has ended in an error, or takes too long"
+    if process.poll() is None:
+        pytest.fail("the program takes too long")
+    status, output = finish(process)
+    assert status == 0, output
 
 
 def shapes_of(state):
