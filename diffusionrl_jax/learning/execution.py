@@ -78,6 +78,8 @@ def phase_programs(algorithm: Algorithm, state: TrainState) -> Phases:
 
     def update(state, frozen, examples, text, index):
         example = jax.tree.map(lambda leaf: leaf[index], examples)
+        # XLA's CPU compiler may fail on what it makes of a slice and all that is computed from it.
+        example = jax.lax.optimization_barrier(example)
         return phases.update(state, frozen, example, text)
 
     return Phases(

@@ -75,3 +75,19 @@ def test_ratio_is_one_at_full_width(build):
     *_, errors = sample_and_update(build, make_networks(jnp.bfloat16, **FULL_WIDTH))
     print(f"max |ratio - 1| at full width, bfloat16: {errors}")
     assert max(errors) <= ALLOWED
+
+
+@pytest.mark.slow
+def test_a_device_may_have_one_sample(build):
+    """XLA's CPU compiler has failed on this update: guided, beside pretraining, in bfloat16."""
+    setup = build(
+        networks=make_networks(jnp.bfloat16),
+        tasks=1,
+        batch_size=8,
+        steps=2,
+        guidance_scale=7.0,
+        timesteps_per_iteration=1,
+        ema_decay=0.0,
+    )
+    _, (metrics,) = setup.run("split", iterations=1)
+    assert metrics["gradient_norm"].min() > 0
