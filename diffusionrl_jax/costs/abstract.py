@@ -93,21 +93,20 @@ def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str 
     Raises:
       UserError: a name that is neither here nor known.
     """
-    hub_id = published.HUB_IDS.get(config.model, config.model)
-    known = {repository: name for name, repository in published.HUB_IDS.items()}
+    short = published.short_name(config.model)
     if _exists(config.model):
         configs, tokenizers = read_configs(resolve(config.model, "config.model"))
         assumed = None
-    elif hub_id in known:
-        configs = published.CONFIGS[known[hub_id]]
+    elif short is not None:
+        configs = published.CONFIGS[short]
         tokenizers = {"tokenizer": _clip_tokenizer()}
         if "text_encoder_2" in configs:
             tokenizers["tokenizer_2"] = _clip_tokenizer()
-        assumed = f"config.model: {hub_id}"
+        assumed = f"config.model: {published.HUB_IDS[short]}"
     else:
         raise UserError(
             f"config.model={config.model!r} is no folder here, and its sizes are not known: give a "
-            f"diffusers folder, or one of {[*published.HUB_IDS, *known]}."
+            f"diffusers folder, or one of {[*published.HUB_IDS, *published.HUB_IDS.values()]}."
         )
     model = build_stable_diffusion(
         configs,

@@ -14,7 +14,7 @@ from diffusionrl_jax.costs.report import table
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments import fetching, planning
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -107,6 +107,7 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
     Raises:
       UserError, FileNotFoundError: what does not fit, and the mend.
     """
+    fetching.bring(config)
     config, _ = planning.resolve(config)
     execution = choose_execution(config.execution, scores_on_host(config))
     needed = _operations(config)

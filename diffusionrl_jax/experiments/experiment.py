@@ -20,7 +20,7 @@ from diffusionrl_jax.distributed.mesh import (
     place,
     replicated,
 )
-from diffusionrl_jax.experiments import checks, fetching
+from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.algorithm import initial_state, make_algorithm, needs_base
 from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
 from diffusionrl_jax.experiments.loading import load_policy
@@ -135,8 +135,6 @@ class Experiment:
 def build(config: Config) -> Experiment:
     """Loads and checks everything but the pretraining pictures, before any compute is spent.
 
-    What is not here is fetched first.
-
     Args:
       config: see `experiments/config.py`.
 
@@ -144,7 +142,6 @@ def build(config: Config) -> Experiment:
       UserError, OSError: what does not fit or is not here, and the mend.
     """
     checks.check(config, make_mesh(checks.fsdp(config)))
-    fetching.bring(config)
     names = tuple(config.tasks)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
     places = tuple(map(prompt_places_of, names, config.tasks.values(), sources))

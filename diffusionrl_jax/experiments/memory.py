@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
-from diffusionrl_jax.experiments.algorithm import needs_of
+from diffusionrl_jax.experiments.algorithm import needs_base, needs_of
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published, tensor_files
 from diffusionrl_jax.models.text_to_image import describe_model
@@ -49,6 +49,7 @@ class Sizes:
       tasks: how many.
       pretrains, near_base, lora, on_host: whether there are the pretraining loss, the KL to the
         base model, LoRA, rewards on the host.
+      holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
 
@@ -70,6 +71,7 @@ class Sizes:
     tasks: int
     pretrains: bool
     near_base: bool
+    holds_base: bool
     lora: bool
     on_host: bool
     split_frozen: bool
@@ -152,7 +154,8 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         updates=needs.updates,
         tasks=len(config.tasks),
         pretrains=bool(config.pretraining.weight),
-        near_base=needs.base,
+        near_base=needs.base and needs.steps > 0,
+        holds_base=needs_base(config),
         lora=bool(rank),
         on_host=on_host,
         split_frozen=config.mesh.split_frozen,
@@ -193,7 +196,7 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
     frozen += sum(sizes.rewards) + sizes.judges
     # A checkpoint's parameters, where it is not trained, beside those that it started from.
     state = sizes.copies * sizes.trained if trains else denoiser
-    base = denoiser if sizes.lora or sizes.near_base or not trains else 0
+    base = denoiser if sizes.holds_base or not trains else 0
     pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
     return FLOAT * (state + base) / division.fsdp + FLOAT * frozen / frozen_split + pictures
 

@@ -12,6 +12,9 @@ import optax
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.models.parameters import Parameters
 
+# All of a state's fields but its memory.
+FIELDS = ("step", "params", "optimizer_state", "ema_params")
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -55,15 +58,13 @@ class TrainState:
 
     def saved(self) -> dict[str, Any]:
         """As checkpoints hold it: the memory's parts beside the other fields."""
-        fields = ("step", "params", "optimizer_state", "ema_params")
-        return {name: getattr(self, name) for name in fields} | self.memory
+        return {name: getattr(self, name) for name in FIELDS} | self.memory
 
     @classmethod
     def of_saved(cls, fields: Mapping[str, Any]) -> "TrainState":
         """The inverse of `saved`."""
-        names = ("step", "params", "optimizer_state", "ema_params")
-        memory = {name: value for name, value in fields.items() if name not in names}
-        return cls(**{name: fields[name] for name in names}, memory=memory)
+        memory = {name: value for name, value in fields.items() if name not in FIELDS}
+        return cls(**{name: fields[name] for name in FIELDS}, memory=memory)
 
 
 def make_optimizer(config: Config, updates_per_iteration: int) -> optax.GradientTransformation:

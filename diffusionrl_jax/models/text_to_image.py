@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from diffusionrl_jax import assets
-from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.data.files import read_json, resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub
@@ -131,28 +130,26 @@ FAMILIES = {
 DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
 
 
-def family_of(path: str) -> Family:
+def family_of(folder: epath.Path) -> Family:
     """The family of a folder, by its model_index.json; Stable Diffusion's where it has none.
-
-    Args:
-      path: as of `load_model`.
 
     Raises:
       UserError: no family is known for its pipeline.
     """
-    index = hub.locate(path) / INDEX
+    index = folder / INDEX
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
     if name not in FAMILIES:
         raise UserError(
-            f"{path} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
+            f"{folder} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
         )
     return FAMILIES[name]
 
 
 def describe_model(name: str) -> Description:
     """The sizes of a model that is here, or published; see the family's `describe`."""
-    here = name and assets.resolve(name).exists()
-    return (family_of(name) if here else STABLE_DIFFUSION).describe(name)
+    folder = resolve(name, "config.model") if name else None
+    here = folder is not None and folder.exists()
+    return (family_of(folder) if here else STABLE_DIFFUSION).describe(name)
 
 
 def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
@@ -168,7 +165,8 @@ def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
     Raises:
       UserError, FileNotFoundError: as the family's `read`.
     """
-    return family_of(path).read(path, **options)
+    folder = hub.locate(path)
+    return family_of(folder).read(folder, **options)
 
 
 def save_model(path: epath.Path, model: TextToImage, params: Parameters, *options) -> None:

@@ -10,23 +10,27 @@ and a digest of each of the state's arrays.
 
 import contextlib
 import math
-import re
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from diffusionrl_jax.data.files import in_bucket, readable_size
 from diffusionrl_jax.data.literal_path import LiteralPath
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.runs.checkpoint_failures import (
+    first_line,
+    is_of_the_file_system,
+    reason,
+    remove_unfinished,
+    remove_what_is_still_written,
+)
 from diffusionrl_jax.runs.checkpoint_records import (
     RECORD,
     DamagedError,
@@ -39,9 +43,6 @@ from diffusionrl_jax.runs.checkpoint_states import check_digests, fill_empty, si
 
 PyTree = Any
 STATE = "state"
-# How TensorStore says what the file system said.
-TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
-UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 
 
 class SaveError(OSError):
@@ -118,7 +119,7 @@ class Checkpoints:
         All processes must call it.
         """
         if jax.process_index() == 0 and self.directory.exists():
-            _remove_unfinished(self.directory)
+            remove_unfinished(self.directory)
         true_everywhere(True)  # A barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
@@ -233,7 +234,7 @@ class Checkpoints:
             try:
                 state = self.restore_step(step, abstract_state)
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds.
-                failure = str(error) if isinstance(error, DamagedError) else _first_line(error)
+                failure = str(error) if isinstance(error, DamagedError) else first_line(error)
                 if "RESOURCE_EXHAUSTED" in failure:
                     raise RuntimeError(
                         f"Checkpoint {step} in {self.directory} does not fit into the devices' "
@@ -338,20 +339,17 @@ class Checkpoints:
         """What to raise for what went wrong in a save; what was written of it is removed."""
         assert self._saving is not None
         (step, size), self._saving = self._saving, None
-        is_of_the_file_system = isinstance(error, OSError) or (
-            isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))
-        )
-        if not is_of_the_file_system:
+        if not is_of_the_file_system(error):
             return error
         steps = self.whole_steps()
         with contextlib.suppress(Exception):  # It fails once more.
             self.close()
         if jax.process_index() == 0:
-            _remove_what_is_still_written(self.directory)
+            remove_what_is_still_written(self.directory)
         goes_on = f"goes on after iteration {steps[-1]}" if steps else "begins again"
         return SaveError(
             f"Checkpoint {step} cannot be saved in {self.directory}, where it needs up to "
-            f"{readable_size(size)} ({_reason(error)}): mend that, and the same command {goes_on}."
+            f"{readable_size(size)} ({reason(error)}): mend that, and the same command {goes_on}."
         )
 
     def _move_broken_aside(self) -> None:
@@ -378,35 +376,3 @@ class Checkpoints:
                 print(f"WARNING: {error}: checkpoint {step} is not deleted", file=sys.stderr)
             self._scores[step] = score
         return self._scores[step]
-
-
-def _remove_unfinished(directory: epath.Path) -> bool:
-    """Removes what no save has completed; returns whether there was anything."""
-    unfinished = [path for path in directory.iterdir() if UNFINISHED.fullmatch(path.name)]
-    for path in unfinished:
-        path.rmtree()
-    return bool(unfinished)
-
-
-def _remove_what_is_still_written(directory: epath.Path) -> None:
-    """Removes what a failed save left, until nothing has come after it for a second.
-
-    Orbax waits for the first of a save's threads that fails, not for the others.
-    """
-    deadline, quiet = time.monotonic() + 10, 0
-    while quiet < 5 and time.monotonic() < deadline:
-        try:
-            quiet = 0 if _remove_unfinished(directory) else quiet + 1
-        except OSError:  # It was written to while it was removed.
-            quiet = 0
-        time.sleep(0.2)
-
-
-def _reason(error: Exception) -> str:
-    """What the file system said, without what a library says around it."""
-    said = re.search(r"([^:]*) \[os_error_code=", str(error))
-    return getattr(error, "strerror", None) or (said and said[1].strip()) or _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

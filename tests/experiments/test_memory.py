@@ -43,6 +43,7 @@ SIZES = memory.Sizes(
     tasks=2,
     pretrains=True,
     near_base=False,
+    holds_base=False,
     lora=False,
     on_host=False,
     split_frozen=True,

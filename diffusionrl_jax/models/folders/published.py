@@ -10,6 +10,13 @@ HUB_IDS = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
+
+def short_name(model: str) -> str | None:
+    """The name of a published model, of its name or its hub id; None of any other."""
+    names = {repository: name for name, repository in HUB_IDS.items()}
+    return names.get(model, model if model in HUB_IDS else None)
+
+
 _UNET = {
     "act_fn": "silu",
     "block_out_channels": [320, 640, 1280, 1280],

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffusionrl_jax import assets
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, published, tensor_files
@@ -43,11 +43,10 @@ def describe(name: str) -> Description:
 def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
     if not name:
         raise UserError("config.model is empty: name a diffusers folder or a hub id.")
-    folder = assets.resolve(name)
-    known = {repository: short for short, repository in published.HUB_IDS.items()}
-    if not folder.exists() and (short := known.get(name, name)) in published.CONFIGS:
+    short = published.short_name(name)
+    if short is not None and not resolve(name, "config.model").exists():
         return published.CONFIGS[short], published.PARAMETERS[short]
-    folder = hub.locate(folder)
+    folder = hub.locate(name)
     names = NETWORKS_XL if (folder / SECOND).exists() else NETWORKS
     configs = {name: tensor_files.read_json(folder / name / "config.json") for name in names}
     stored = tensor_files.open_networks({folder / name: STEMS[name] for name in names})
