@@ -1,13 +1,17 @@
 """Dry runs of several models on several slices. They take hours, and so each is kept in a file."""
 
+import dataclasses
+import functools
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from absl import logging
 from etils import epath
 
 from diffusionrl_jax.costs.dry_run import dry_run
+from diffusionrl_jax.costs.phases import WHOLE
 from diffusionrl_jax.costs.report import GIB, table
 from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import write_whole
@@ -49,41 +53,93 @@ def dry_runs(
     Raises:
       UserError: a file is of another config or less effort; or what does not fit.
     """
-    root = epath.Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
     wanted = []
     for model, topology, phase in itertools.product(models, topologies, phases):
         one = copied(config)
         one.model = HUB_IDS[model]
-        devices = planning.devices_of_topology(topology)
-        one, _ = planning.resolve(one, devices, refuse=False)
-        path = root / f"{model}_{topology.replace(':', '_')}_{phase}.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            if found["config"] != _matters(one) or (found["quick"] and not quick):
-                raise UserError(
-                    f"{path} is of another config or less effort: name another folder, or delete "
-                    "the file."
-                )
-        wanted.append((model, topology, phase, one, path))
+        wanted.append((model, phase, Kept(folder, model, one, topology, phase, quick)))
+    for *_, kept in wanted:
+        kept.check()
     results: dict[tuple[str, str], dict] = {}
-    for model, topology, phase, one, path in wanted:
-        if not path.exists():
-            logging.info("%s on %s: %s.", model, topology, phase)
-            found = dry_run(one, topology, only=TOGETHER.get(phase, [phase]), quick=quick).to_json()
-            found |= {"name": model, "config": _matters(one)}
-            write_whole(path, json.dumps(found, indent=2, default=str).encode())
-        found = json.loads(path.read_text())
-        earlier = results.get((model, topology), {"phases": []})
+    for model, _, kept in wanted:
+        found = kept.result() | {"name": model}
+        earlier = results.get((model, kept.topology), {"phases": []})
         made = {name: found[name] for name in ("quick", "compiler")}
         phases_of_file = [part | made for part in found["phases"]]
-        results[model, topology] = found | {"phases": earlier["phases"] + phases_of_file}
+        results[model, kept.topology] = found | {"phases": earlier["phases"] + phases_of_file}
     return list(results.values())
 
 
-def _matters(config: Config) -> dict:
-    fields = json.loads(config.to_json())
-    return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A dry run of a phase, whose result is kept in a file of its own.
+
+    Attributes:
+      folder: of the files.
+      name: of the config, for the file's name.
+      config: see `experiments/config.py`; what it leaves open is chosen by `planning`.
+      topology: as libtpu names it.
+      phase: as in `phases.make_phases`, or "whole step".
+      quick: with less effort of the compiler, see `compiled.compile_program`; a result of all its
+        effort is taken as it is.
+      needed: whether to count what the mathematics needs.
+    """
+
+    folder: str
+    name: str
+    config: Config
+    topology: str
+    phase: str
+    quick: bool
+    needed: bool = True
+
+    @property
+    def path(self) -> epath.Path:
+        """The file."""
+        file = f"{self.name}_{self.topology}_{self.phase}.json"
+        return epath.Path(self.folder) / re.sub("[: ]", "_", file)
+
+    @functools.cached_property
+    def _matters(self) -> dict:
+        """The fields that the programs depend on, as they are planned."""
+        devices = planning.devices_of_topology(self.topology)
+        config, _ = planning.resolve(self.config, devices, refuse=False)
+        fields = json.loads(config.to_json())
+        return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
+
+    def check(self):
+        """Refuses a file that is not of this dry run.
+
+        Raises:
+          UserError: it is of another config or less effort.
+        """
+        if not self.path.exists():
+            return
+        found = json.loads(self.path.read_text())
+        if found["config"] != self._matters or (found["quick"] and not self.quick):
+            raise UserError(
+                f"{self.path} is of another config or less effort: name another folder, or delete "
+                "the file."
+            )
+
+    def result(self) -> dict:
+        """What the file holds, `DryRun.to_json`, once it is compiled; in minutes or hours."""
+        if not self.path.exists():
+            logging.info("%s.", self.path.stem)
+            whole = self.phase == WHOLE
+            only = None if whole else TOGETHER.get(self.phase, [self.phase])
+            found = dry_run(
+                self.config,
+                self.topology,
+                whole=whole,
+                only=only,
+                needed=self.needed,
+                quick=self.quick,
+            )
+            result = found.to_json() | {"config": self._matters}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, json.dumps(result, indent=2, default=str).encode())
+        return json.loads(self.path.read_text())
 
 
 def markdown(results: Sequence[Mapping]) -> str:

@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import emoji, hps, joint
-from diffusionrl_jax.costs.commands import plan as plans
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.runs import trained
@@ -135,13 +134,6 @@ def test_batches_that_do_not_divide_are_refused():
 def test_unknown_topologies(topology):
     with pytest.raises(ValueError, match="topology"):
         planning.devices_of_topology(topology)
-
-
-def test_the_table():
-    text = plans.markdown({"configs/hps.py": ("v5e:1x1", "h100-80gb:8")})
-    first, second = text.splitlines()[2:]
-    assert first.startswith("| hps | v5e:1x1 (v5litepod-1) | lora.rank=16 | 1 |")
-    assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
 
 
 def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):

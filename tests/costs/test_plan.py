@@ -1,0 +1,24 @@
+"""The command that plans, and compiles what its plans say is the fullest."""
+
+from diffusionrl_jax.costs.commands import plan
+
+
+def test_the_table():
+    text = plan.markdown({"configs/hps.py": ("v5e:1x1", "h100-80gb:8")})
+    first, second = text.splitlines()[2:]
+    assert first.startswith("| hps | v5e:1x1 (v5litepod-1) | lora.rank=16 | 1 |")
+    assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
+
+
+def test_the_fullest_program_is_compiled_once(compilations, tmp_path):
+    wanted = {"configs/hps.py": ("v5e:2x4", "v5e:4x4")}
+    for _ in range(2):
+        text = plan.markdown(wanted, str(tmp_path), quick=True)
+    asked = [(topology, phases) for _, topology, *phases in compilations]
+    assert asked == [("v5e:2x4", ["update", "pretrain"]), ("v5e:4x4", ["whole step"])]
+    assert all(line.endswith(" | 2.00 | 15.75 |") for line in text.splitlines()[2:])
+
+
+def test_what_the_compiler_refuses_does_not_fit(compilations, tmp_path):
+    text = plan.markdown({"configs/hps.py": ("v5e:2x2",)}, str(tmp_path), quick=True)
+    assert text.endswith("| update | 13.23 | does not fit: 21.00 | 15.75 |")
