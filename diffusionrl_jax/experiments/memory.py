@@ -15,6 +15,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments.algorithm import needs_base, needs_of
+from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published, tensor_files
 from diffusionrl_jax.models.text_to_image import describe_model
@@ -99,21 +100,6 @@ def _is_owlv2(scorer: Config) -> bool:
     return scorer.reward == "detection" and "owlv2" in scorer.path.lower()
 
 
-def _judges(config: Config) -> int:
-    """Parameters of the scorers that `Evaluator` opens beside the tasks'."""
-    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
-    total = 0
-    for chosen in config.evaluation.sets.values():
-        for name in chosen.scorers:
-            scorer = config.evaluation.scorers.get(name)
-            if scorer is None:  # `Evaluator` says so.
-                continue
-            if (key := (scorer.to_dict(), chosen.group_size)) not in opened:
-                opened.append(key)
-                total += _reward(scorer)
-    return total
-
-
 def sizes(config: Config, kernel: bool) -> Sizes:
     """Of a config.
 
@@ -138,7 +124,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         trained=trained,
         copies=3 + bool(config.ema_decay) + ahead,
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
-        judges=_judges(config),
+        judges=sum(_reward(scorer) for scorer, _ in judges(config)),
         rewarded=tuple(
             OWLV2_IMAGE if _is_owlv2(task.scorer) else image * IMAGES_OF_A_REWARD
             for task in config.tasks.values()
