@@ -48,8 +48,8 @@ class Sizes:
       steps: of its chain that are kept of a sample.
       updates: of each task.
       tasks: how many.
-      pretrains, near_base, lora, on_host: whether there are the pretraining loss, the KL to the
-        base model, LoRA, rewards on the host.
+      kept_of_example, predictions: as `Needs` has them.
+      pretrains, lora, on_host: whether there are the pretraining loss, LoRA, rewards on the host.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
@@ -70,8 +70,9 @@ class Sizes:
     steps: int
     updates: int
     tasks: int
+    kept_of_example: int
+    predictions: int
     pretrains: bool
-    near_base: bool
     holds_base: bool
     lora: bool
     on_host: bool
@@ -122,7 +123,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     return Sizes(
         model=model,
         trained=trained,
-        copies=3 + bool(config.ema_decay) + ahead,
+        copies=3 + bool(config.ema_decay) + ahead + bool(needs.follower),
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
         judges=sum(_reward(scorer) for scorer, _ in judges(config)),
         rewarded=tuple(
@@ -139,8 +140,9 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         steps=needs.steps,
         updates=needs.updates,
         tasks=len(config.tasks),
+        kept_of_example=needs.kept_of_example,
+        predictions=needs.predictions,
         pretrains=bool(config.pretraining.weight),
-        near_base=needs.base and needs.steps > 0,
         holds_base=needs_base(config),
         lora=bool(rank),
         on_host=on_host,
@@ -223,10 +225,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
         return phases
 
     count = sizes.tasks * sizes.updates + sizes.pretrains
-    updates = count * share * (2 + sizes.near_base) * sizes.latent
+    updates = count * share * (1 + sizes.kept_of_example) * sizes.latent
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
-    reference = cast + min(division.train, share) * forward if sizes.near_base else 0
+    reference = cast + min(division.train, share) * forward if sizes.predictions else 0
     phases["prepare"] = always + drawn + updates + text + max(captions, reference)
 
     if division.gather == "blocks" and is_split:

@@ -161,7 +161,7 @@ class SplitStep:
         (_, *samples, pending), self.drawn = self.drawn, None
         ahead = state.samples_ahead and following is not None
         next_samples = (
-            self._draw(state.params, frozen, following, state.step + 1) if ahead else None
+            self._draw(state.drawing_params, frozen, following, state.step + 1) if ahead else None
         )
 
         def score(frozen, samples, reward_inputs):
@@ -169,10 +169,10 @@ class SplitStep:
                 inputs = tuple(map(operator.or_, reward_inputs, pending.result()))
                 return jax.block_until_ready(programs.score(frozen, samples, inputs))
 
-        def prepare(frozen, samples, rewards, batch, step, memory):
+        def prepare(params, frozen, samples, rewards, batch, step, memory):
             with timer.phase("score"):
                 batch = batch.replace(questions=())
-                arguments = frozen, samples, rewards, batch, step, memory
+                arguments = params, frozen, samples, rewards, batch, step, memory
                 return jax.block_until_ready(programs.prepare(*arguments))
 
         def updates(phases, state, frozen, prepared):
@@ -201,4 +201,4 @@ class SplitStep:
 def _keep_params(state: TrainState) -> TrainState:
     """Before the update: its parameters are those that draw the next iteration's images."""
     copy = lambda leaf: jax.numpy.array(leaf, copy=True)
-    return state.remember({"sampling_params": jax.tree.map(copy, state.params)})
+    return state.remember({"sampling_params": jax.tree.map(copy, state.drawing_params)})

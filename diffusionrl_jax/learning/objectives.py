@@ -42,6 +42,8 @@ class Scored:
       step: int32 scalar, the iteration.
       batch: what the iteration takes from the host.
       frozen: parameters that do not change.
+      params: what the samples were drawn with, of what is trained.
+      memory: of the state.
     """
 
     samples: Samples
@@ -50,6 +52,8 @@ class Scored:
     step: jax.Array
     batch: Batch
     frozen: Frozen
+    params: Parameters
+    memory: Mapping
 
 
 class Objective(Protocol):
@@ -142,6 +146,7 @@ class Objectives:
 
     def prepare(
         self,
+        params: Parameters,
         frozen: Frozen,
         samples: Samples,
         rewards: jax.Array,
@@ -152,6 +157,7 @@ class Objectives:
         """Turns scored samples into what is trained on.
 
         Args:
+          params: what the samples were drawn with, of what is trained.
           frozen: parameters that do not change.
           samples: without images.
           rewards: float32 [T, B].
@@ -162,8 +168,8 @@ class Objectives:
         Returns:
           Examples in the order in which they are trained on.
         """
-        advantages, memory = self.rules(rewards, batch, memory)
-        scored = Scored(samples, advantages.values, rewards, step, batch, frozen)
+        advantages, kept = self.rules(rewards, batch, memory)
+        scored = Scored(samples, advantages.values, rewards, step, batch, frozen, params, memory)
         parts, texts, rows = [], [samples.text], len(rewards)
         for place, objective in enumerate(self.objectives):
             part, text = objective.examples(self.experience, scored, self._predict)
@@ -174,7 +180,7 @@ class Objectives:
             parts.append(dataclasses.replace(part, objective=jnp.full(len(part.weight), place)))
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)
         examples = self._shard(concatenate(parts))
-        return Prepared(examples, self._shard(text), memory, reward_metrics(advantages))
+        return Prepared(examples, self._shard(text), kept, reward_metrics(advantages))
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """See `Objective.examples`."""

@@ -37,7 +37,8 @@ class Phases:
     Attributes:
       sample: of (params, frozen, input_ids, step) gives `Samples`.
       score: of (frozen, samples, reward_inputs) gives rewards [T, B].
-      prepare: of (frozen, samples, rewards, batch, step, memory) gives `Prepared`.
+      prepare: of (params, frozen, samples, rewards, batch, step, memory) gives `Prepared`; the
+        params are those that the samples were drawn with.
       update: of (state, frozen, example, text) gives the state and the metrics of one update.
       finish: of the state gives the next iteration's.
     """
@@ -73,12 +74,13 @@ def iteration(
     Returns:
       The new state, and the metrics, those of the updates [U] and of the rewards [T].
     """
-    samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
+    params = state.sampling_params
+    samples = phases.sample(params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)
     # From here on nothing is held but what is trained on.
     samples = samples.trained_on()
-    prepared = phases.prepare(frozen, samples, rewards, batch, state.step, state.memory)
-    del samples
+    prepared = phases.prepare(params, frozen, samples, rewards, batch, state.step, state.memory)
+    del params, samples
     state = state.remember(prepared.memory)
     state, metrics = updates(phases, state, frozen, prepared)
     owners = {"objective": prepared.examples.objective}

@@ -15,6 +15,9 @@ from diffusionrl_jax.models.parameters import Parameters
 # All of a state's fields but its memory.
 FIELDS = ("step", "params", "optimizer_state", "ema_params")
 
+# Names, in the memory, of averages that follow the parameters.
+DRAWING, TRAILING = "drawing_params", "trailing_params"
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -27,6 +30,8 @@ class TrainState:
       ema_params: exponential moving average of params over iterations; None if there is none.
       memory: what else an algorithm keeps from one iteration to the next, by name:
         "past_rewards", of each task, its prompts' statistics or None;
+        "drawing_params", an average of params that draws the images in their place;
+        "trailing_params", an average that only follows;
         "sampling_params", what the next images are drawn with, where they are drawn before an
         iteration's update.
     """
@@ -43,9 +48,14 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
     @property
+    def drawing_params(self) -> Parameters:
+        """What images are drawn with from now on."""
+        return self.memory.get(DRAWING, self.params)
+
+    @property
     def sampling_params(self) -> Parameters:
         """What an iteration's images are drawn with."""
-        return self.memory.get("sampling_params", self.params)
+        return self.memory.get("sampling_params", self.drawing_params)
 
     @property
     def samples_ahead(self) -> bool:
@@ -101,6 +111,7 @@ def init_state(
     ema_decay: float,
     memory: Mapping[str, Any] | None = None,
     samples_ahead: bool = False,
+    follower: str | None = None,
 ) -> TrainState:
     """The state before the first iteration. The parameters are copied, so that it can be donated.
 
@@ -110,12 +121,15 @@ def init_state(
       ema_decay: 0 keeps no average.
       memory: of the algorithm.
       samples_ahead: whether the state also keeps what the next images are drawn with.
+      follower: the name of the average that the memory keeps; None keeps none.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+    kept = ("sampling_params",) if samples_ahead else ()
+    kept += (follower,) if follower else ()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=copy(params),
         optimizer_state=optimizer.init(params),
         ema_params=copy(params) if ema_decay else None,
-        memory=dict(memory or {}) | ({"sampling_params": copy(params)} if samples_ahead else {}),
+        memory=dict(memory or {}) | {name: copy(params) for name in kept},
     )

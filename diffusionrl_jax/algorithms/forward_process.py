@@ -1,0 +1,261 @@
+"""Learning from rewards by the denoising loss alone: DiffusionNFT (2509.16117), AWM (2509.25050).
+
+No step of a chain is looked at. A sample is noised anew, and the denoiser's error there is made
+smaller if its picture is better than expected, and larger if it is worse; what keeps the policy
+near those that drew it differs between the methods. Any chain may draw the samples, without noise
+and with few steps.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
+from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.diffusion.guidance import guide
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.learning.algorithm import Needs
+from diffusionrl_jax.learning.examples import Examples, noise_anew
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.learning.state import DRAWING, TRAILING
+from diffusionrl_jax.mistakes import UserError
+
+# What NFT divides an error by, at least.
+LEAST_ERROR = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForwardProcess:
+    """An `Objective` on samples that are noised anew; `DiffusionNFT` and `AdvantageWeighted` are.
+
+    Attributes:
+      process: It noises the samples.
+      seed: The run's seed.
+      guidance_scale: What the chain is drawn with; the denoiser is trained as it is used.
+      weights: The weight of each task's loss.
+      noises: How many times each sample is noised in an iteration; each is an update of its own.
+      most_advantage: Advantages are clipped to this, and divided by it.
+      reference_weight: The weight of the mean square of what the denoiser says otherwise than the
+        base model; 0 leaves it out.
+    """
+
+    process: Process
+    seed: int
+    guidance_scale: float
+    weights: tuple[float, ...]
+    noises: int
+    most_advantage: float
+    reference_weight: float
+
+    # What the denoiser's output is compared with, by the names of examples' own arrays.
+    others = ("old",)
+    # Metrics of one of the methods alone.
+    own_metrics = ()
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """See `Objective`."""
+        return dict.fromkeys(("matching_error", *self.distances, *self.own_metrics), "mean")
+
+    @property
+    def reference_share(self) -> float:
+        """The weight of the distance to the base model in the loss."""
+        return self.reference_weight
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """The metrics that are mean squares between the denoiser's outputs and others'."""
+        base = ("base",) if self.reference_weight else ()
+        return tuple(f"distance_to_{name}" for name in (*self.others, *base))
+
+    def parameters(self, name: str, scored: Scored):
+        """Returns the trained parameters that an output of the examples' own is of."""
+        return scored.params if name == "old" else scored.memory[TRAILING]
+
+    def examples(
+        self, experience: Experience, scored: Scored, predict: Callable
+    ) -> tuple[Examples, None]:
+        """Returns one update for each task and noise, with what others say of the same latents."""
+        assert scored.samples.latents is not None  # `needs` asks for them.
+        # A sample that is not finite has no advantage, but must not poison the others' gradient.
+        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
+        arguments = self.process, clean, self.seed, scored.step, self.noises
+        task, shown, times, target = noise_anew(*arguments)
+        most = self.most_advantage
+        own = {
+            "target": target,
+            "clean": clean[task],
+            "advantages": jnp.clip(scored.advantages, -most, most)[task] / most,
+        }
+        weight = jnp.asarray(self.weights, jnp.float32)[task]
+        examples = Examples(shown, times, task, weight, jnp.zeros_like(task), own)
+        base, text = scored.frozen.base, scored.samples.text
+        output = lambda output, latents, own: guide(output, self.guidance_scale)
+        of_trained = lambda name: experience.adaptation.denoiser(
+            self.parameters(name, scored), base
+        )
+        denoisers = {name: of_trained(name) for name in self.others}
+        if self.reference_weight:
+            denoisers["base"] = base
+        said = {
+            name: predict(denoiser, examples, text, output) for name, denoiser in denoisers.items()
+        }
+        return dataclasses.replace(examples, own=own | said), None
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the method's loss and the distance to the base model; see `Objective`."""
+        output = guide(output, self.guidance_scale)
+        error = mean_square(output - example.own["target"])
+        found = {"matching_error": error}
+        for metric in self.distances:
+            other = example.own[metric.removeprefix("distance_to_")]
+            found[metric] = mean_square(output - other)
+        loss, said = self.loss(output, error, example, active, found)
+        if self.reference_weight:
+            loss += self.reference_share * found["distance_to_base"]
+        return loss, found | said
+
+    def loss(
+        self,
+        output: jax.Array,
+        error: jax.Array,
+        example: Examples,
+        active: jax.Array,
+        found: Metrics,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the method's loss [B], and its own metrics [B].
+
+        Args:
+          output: float32 [B, ...], what the denoiser says.
+          error: float32 [B], its mean square error.
+          example, active: As `Objective` has them.
+          found: The metrics so far.
+        """
+        raise NotImplementedError
+
+    def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
+        """Returns means over each task's updates, by `<task>/<metric>`."""
+        return {
+            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
+            for row, task in enumerate(task_names)
+            for metric in ("loss", "gradient_norm", *self.metrics)
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionNFT(ForwardProcess):
+    """The negative-aware loss: a good and a bad policy, both made of the old one and the current.
+
+    With outputs v of the current denoiser and v_old of the one that drew the samples the good one
+    says (1 - beta) v_old + beta v, the bad one (1 + beta) v_old - beta v. The loss is
+    p L(good) + (1 - p) L(bad) with p = (1 + advantage) / 2, where L is the mean square error of the
+    clean latents over their mean absolute error, which has no gradient. The paper's is this times
+    its largest advantage over beta, so that its weight of the base model is, too.
+
+    Attributes:
+      beta: How far the two policies are from the old one.
+    """
+
+    beta: float = 1.0
+
+    @property
+    def reference_share(self) -> float:
+        """See `ForwardProcess`."""
+        return self.reference_weight * self.beta / self.most_advantage
+
+    def loss(self, output, error, example, active, found):
+        """Returns the paper's loss, times beta / most_advantage; see `ForwardProcess.loss`."""
+        own = example.own
+        of_latents = lambda output: self.process.clean(output, example.latents, example.times)
+        change = self.beta * (of_latents(output) - of_latents(own["old"]))
+        losses = []
+        for sign in (1, -1):
+            off = of_latents(own["old"]) + sign * change - own["clean"]
+            size = jnp.abs(jax.lax.stop_gradient(off)).mean(axis=tuple(range(1, off.ndim)))
+            losses.append(mean_square(off) / jnp.maximum(size, LEAST_ERROR))
+        share = (1 + own["advantages"]) / 2
+        return share * losses[0] + (1 - share) * losses[1], {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdvantageWeighted(ForwardProcess):
+    """Advantage weighted matching: a clipped policy gradient whose log-probability is -error.
+
+    Attributes:
+      clip_range: The ratio is clipped to this much around 1.
+      trailing_weight: The weight of the mean square of what the denoiser says otherwise than an
+        average that trails it.
+    """
+
+    clip_range: float = 1.0
+    trailing_weight: float = 1.0
+
+    others = ("old", "trailing")
+    own_metrics = ("ratio", "clip_fraction")
+
+    def loss(self, output, error, example, active, found):
+        """Returns the clipped surrogate and the distance to the average."""
+        own = example.own
+        # No ratio for others' examples: an overflow there would poison the gradient.
+        log_ratio = jnp.where(active, mean_square(own["old"] - own["target"]) - error, 0)
+        surrogate = clipped_surrogate(log_ratio, own["advantages"], self.clip_range)
+        loss = surrogate.loss + self.trailing_weight * found["distance_to_trailing"]
+        return loss, {"ratio": jnp.exp(log_ratio), "clip_fraction": surrogate.clipped}
+
+
+class Method(NamedTuple):
+    """A method as `ALGORITHMS` has them.
+
+    Attributes:
+      name: of its fields in `config.algorithm`.
+      objective: The class of its objective.
+      follower: The name of what follows training in the state's memory.
+    """
+
+    name: str
+    objective: type[ForwardProcess]
+    follower: str
+
+    def needs(self, fields: Config) -> Needs:
+        """Returns what it takes, of its fields."""
+        base = fields.reference_weight > 0
+        return Needs(
+            updates=fields.noises,
+            latents=True,
+            base=base,
+            follower=self.follower,
+            kept_of_example=2 + len(self.objective.others) + base,
+            predictions=len(self.objective.others) + base,
+        )
+
+    def make(self, config: Config, process: Process) -> ForwardProcess:
+        """Returns the objective of a config.
+
+        Raises:
+          UserError: A field that does not fit.
+        """
+        fields = dict(config.algorithm[self.name])
+        name = f"config.algorithm.{self.name}"
+        if fields["noises"] < 1 or not fields["most_advantage"] > 0:
+            raise UserError(f"{name}.noises must be at least 1, and most_advantage above 0.")
+        if not 0 <= fields.pop("largest_decay") < 1 or fields.pop("decay_rate") < 0:
+            raise UserError(
+                f"{name}.largest_decay must be at least 0 and below 1, and decay_rate at least 0."
+            )
+        return self.objective(
+            process=process,
+            seed=config.seed,
+            guidance_scale=config.sampler.guidance_scale,
+            weights=tuple(task.weight for task in config.tasks.values()),
+            **fields,
+        )
+
+
+NFT = Method("nft", DiffusionNFT, DRAWING)
+AWM = Method("awm", AdvantageWeighted, TRAILING)
