@@ -8,4 +8,6 @@ ALGORITHMS = {
     "reward_weighted": reward_weighted,
     "nft": forward_process.NFT,
     "awm": forward_process.AWM,
+    "dgpo": forward_process.DGPO,
+    "dpo": forward_process.DPO,
 }

@@ -1,4 +1,4 @@
-"""Learning from rewards by the denoising loss alone: DiffusionNFT (2509.16117), AWM (2509.25050).
+"""Learning from rewards by the denoising loss alone: NFT, AWM, DGPO and Diffusion-DPO.
 
 No step of a chain is looked at. A sample is noised anew, and the denoiser's error there is made
 smaller if its picture is better than expected, and larger if it is worse; what keeps the policy
@@ -17,6 +17,7 @@ from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, noise_anew
 from diffusionrl_jax.learning.experience import Experience
@@ -38,6 +39,7 @@ class ForwardProcess:
       guidance_scale: What the chain is drawn with; the denoiser is trained as it is used.
       weights: The weight of each task's loss.
       noises: How many times each sample is noised in an iteration; each is an update of its own.
+      group_sizes: How many neighbours in the batch are of one prompt, for each task.
       most_advantage: Advantages are clipped to this, and divided by it.
       reference_weight: The weight of the mean square of what the denoiser says otherwise than the
         base model; 0 leaves it out.
@@ -48,6 +50,7 @@ class ForwardProcess:
     guidance_scale: float
     weights: tuple[float, ...]
     noises: int
+    group_sizes: tuple[int, ...]
     most_advantage: float
     reference_weight: float
 
@@ -55,6 +58,8 @@ class ForwardProcess:
     others = ("old",)
     # Metrics of one of the methods alone.
     own_metrics = ()
+    # Whether the samples of a prompt are compared with each other, at the same noise.
+    groups = False
 
     @property
     def metrics(self) -> Mapping[str, str]:
@@ -69,7 +74,7 @@ class ForwardProcess:
     @property
     def distances(self) -> tuple[str, ...]:
         """The metrics that are mean squares between the denoiser's outputs and others'."""
-        base = ("base",) if self.reference_weight else ()
+        base = ("base",) if self.reference_weight and "base" not in self.others else ()
         return tuple(f"distance_to_{name}" for name in (*self.others, *base))
 
     def parameters(self, name: str, scored: Scored):
@@ -83,7 +88,9 @@ class ForwardProcess:
         assert scored.samples.latents is not None  # `needs` asks for them.
         # A sample that is not finite has no advantage, but must not poison the others' gradient.
         clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
-        arguments = self.process, clean, self.seed, scored.step, self.noises
+        firsts = draws.first_of_group(self.group_sizes, clean.shape[1])
+        sources = firsts if self.groups else None
+        arguments = self.process, clean, self.seed, scored.step, self.noises, sources
         task, shown, times, target = noise_anew(*arguments)
         most = self.most_advantage
         own = {
@@ -91,6 +98,8 @@ class ForwardProcess:
             "clean": clean[task],
             "advantages": jnp.clip(scored.advantages, -most, most)[task] / most,
         }
+        if self.groups:
+            own |= {"group": firsts[task], "valid": jnp.isfinite(scored.rewards)[task]}
         weight = jnp.asarray(self.weights, jnp.float32)[task]
         examples = Examples(shown, times, task, weight, jnp.zeros_like(task), own)
         base, text = scored.frozen.base, scored.samples.text
@@ -98,9 +107,8 @@ class ForwardProcess:
         of_trained = lambda name: experience.adaptation.denoiser(
             self.parameters(name, scored), base
         )
-        denoisers = {name: of_trained(name) for name in self.others}
-        if self.reference_weight:
-            denoisers["base"] = base
+        names = [metric.removeprefix("distance_to_") for metric in self.distances]
+        denoisers = {name: base if name == "base" else of_trained(name) for name in names}
         said = {
             name: predict(denoiser, examples, text, output) for name, denoiser in denoisers.items()
         }
@@ -209,29 +217,105 @@ class AdvantageWeighted(ForwardProcess):
         return loss, {"ratio": jnp.exp(log_ratio), "clip_fraction": surrogate.clipped}
 
 
+def of_group(values: jax.Array, group: jax.Array) -> jax.Array:
+    """Returns the sum over each sample's group, float32 [B], of values [B] and numbers [B]."""
+    return jnp.where(group[:, None] == group, values, 0).sum(axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupPreference(ForwardProcess):
+    """Direct group preference optimisation: advantage times error, weighed by group.
+
+    A group's weight, which has no gradient, is the sigmoid of beta times the mean over the group of
+    advantage times how much larger the error is than the base model's. What has moved further than
+    `clip_range` from the average that trails it has no gradient.
+
+    Attributes:
+      beta: How fast a group's weight falls once its preference is learned.
+      clip_range: The ratio exp(error of the average - error) is held to this much around 1.
+    """
+
+    beta: float = 100.0
+    clip_range: float = 1e-4
+
+    others = ("base", "trailing")
+    own_metrics = ("ratio", "clip_fraction", "group_weight")
+    groups = True
+
+    def loss(self, output, error, example, active, found):
+        """Returns Eq. 11 of 2510.08425; see `ForwardProcess.loss`."""
+        own = example.own
+        error_of = lambda name: mean_square(own[name] - own["target"])
+        better, group = own["advantages"] * self.most_advantage, own["group"]
+        change = jnp.where(active, jax.lax.stop_gradient(error) - error_of("base"), 0)
+        size = of_group(jnp.ones_like(error), group)
+        weight = jax.nn.sigmoid(self.beta * of_group(better * change, group) / size)
+        ratio = jnp.exp(jnp.where(active, error_of("trailing") - jax.lax.stop_gradient(error), 0))
+        clipped = jnp.where(better > 0, ratio > 1 + self.clip_range, ratio < 1 - self.clip_range)
+        error = jnp.where(clipped, jax.lax.stop_gradient(error), error)
+        said = {"ratio": ratio, "clip_fraction": clipped, "group_weight": weight}
+        said = {name: values.astype(jnp.float32) for name, values in said.items()}
+        return weight * better * error, said
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DirectPreference(ForwardProcess):
+    """Diffusion-DPO, online: the best and the worst sample of each group are a pair.
+
+    The loss of a pair is -log sigmoid of beta / 2 times how much more the error of the best has
+    fallen from the base model's than that of the worst; the others of the group have none.
+
+    Attributes:
+      beta: How strongly the base model holds.
+    """
+
+    beta: float = 2000.0
+
+    others = ("base",)
+    own_metrics = ("preferred",)
+    groups = True
+
+    def loss(self, output, error, example, active, found):
+        """Returns Eq. 14 of 2311.12908, half of each pair's at each of the two."""
+        own = example.own
+        better, group = own["advantages"], own["group"]
+        same = (group[:, None] == group) & own["valid"]
+        places = jnp.arange(len(group))
+        best, worst = (jnp.where(same, sign * better, -jnp.inf).argmax(axis=1) for sign in (1, -1))
+        change = jnp.where(active, error - mean_square(own["base"] - own["target"]), 0)
+        margin = self.beta / 2 * (change[worst] - change[best])
+        # A group of equals has no pair, and those that are not of a pair no loss.
+        paired = ((places == best) | (places == worst)) & (better[best] > better[worst])
+        paired &= own["valid"]
+        size = of_group(jnp.ones_like(error), group)
+        loss = jnp.where(paired, -jax.nn.log_sigmoid(margin) * size / 2, 0)
+        return loss, {"preferred": (margin > 0).astype(jnp.float32)}
+
+
 class Method(NamedTuple):
     """A method as `ALGORITHMS` has them.
 
     Attributes:
       name: of its fields in `config.algorithm`.
       objective: The class of its objective.
-      follower: The name of what follows training in the state's memory.
+      follower: The name of what follows training in the state's memory; None if nothing does.
     """
 
     name: str
     objective: type[ForwardProcess]
-    follower: str
+    follower: str | None = None
 
     def needs(self, fields: Config) -> Needs:
         """Returns what it takes, of its fields."""
-        base = fields.reference_weight > 0
+        others = {*self.objective.others, *(["base"] if fields.reference_weight > 0 else [])}
         return Needs(
             updates=fields.noises,
             latents=True,
-            base=base,
+            base="base" in others,
             follower=self.follower,
-            kept_of_example=2 + len(self.objective.others) + base,
-            predictions=len(self.objective.others) + base,
+            kept_of_example=2 + len(others),
+            predictions=len(others),
+            groups=self.objective.groups,
         )
 
     def make(self, config: Config, process: Process) -> ForwardProcess:
@@ -244,18 +328,31 @@ class Method(NamedTuple):
         name = f"config.algorithm.{self.name}"
         if fields["noises"] < 1 or not fields["most_advantage"] > 0:
             raise UserError(f"{name}.noises must be at least 1, and most_advantage above 0.")
-        if not 0 <= fields.pop("largest_decay") < 1 or fields.pop("decay_rate") < 0:
+        if self.follower:
+            largest, rate = fields.pop("largest_decay"), fields.pop("decay_rate")
+            if not 0 <= largest < 1 or rate < 0:
+                raise UserError(
+                    f"{name}.largest_decay must be at least 0 and below 1, and decay_rate at least "
+                    "0."
+                )
+        sizes = {name: task.group_size for name, task in config.tasks.items()}
+        if self.objective.groups and min(sizes.values()) < 2:
+            alone = min(sizes, key=lambda task: sizes[task])
             raise UserError(
-                f"{name}.largest_decay must be at least 0 and below 1, and decay_rate at least 0."
+                f"config.algorithm.name={self.name!r} compares the images of a prompt: set the "
+                f"group_size of task {alone} to 2 or more."
             )
         return self.objective(
             process=process,
             seed=config.seed,
             guidance_scale=config.sampler.guidance_scale,
             weights=tuple(task.weight for task in config.tasks.values()),
+            group_sizes=tuple(sizes.values()),
             **fields,
         )
 
 
 NFT = Method("nft", DiffusionNFT, DRAWING)
 AWM = Method("awm", AdvantageWeighted, TRAILING)
+DGPO = Method("dgpo", GroupPreference, TRAILING)
+DPO = Method("dpo", DirectPreference)

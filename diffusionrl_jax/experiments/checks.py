@@ -48,7 +48,9 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     check_experiment(config, mesh)
     _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
-    _check_scored_groups(config, mesh.size)
+    _check_groups(config, mesh.size, "score", "its reward may compare them")
+    if ALGORITHMS[config.algorithm.name].needs(config.algorithm[config.algorithm.name]).groups:
+        _check_groups(config, mesh.size, "train", f"{config.algorithm.name} compares them")
 
 
 def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -150,14 +152,20 @@ def _check_rounding(config: Config, devices: int) -> None:
         )
 
 
-def _check_scored_groups(config: Config, devices: int) -> None:
-    """A reward may compare the images of a group, so a microbatch holds whole ones."""
-    size = config.microbatch.score
+def _check_groups(config: Config, devices: int, field: str, reason: str) -> None:
+    """A microbatch holds whole groups."""
+    size, share = config.microbatch[field], config.batch_size // devices
     for name, task in config.tasks.items():
-        if 0 < size < config.batch_size // devices and size % task.group_size:
+        if 0 < size < share and size % task.group_size:
             raise UserError(
-                f"config.microbatch.score={size} must be a multiple of task {name}'s group_size, "
-                f"{task.group_size}, or 0 to be chosen."
+                f"config.microbatch.{field}={size} must be a multiple of task {name}'s group_size, "
+                f"{task.group_size}, or 0 to be chosen: {reason}."
+            )
+        if field == "train" and share % task.group_size:
+            unit = devices * task.group_size
+            raise UserError(
+                f"config.batch_size={config.batch_size} must be a multiple of {unit}, whole groups "
+                f"of task {name} on each of {devices} devices: {reason}."
             )
 
 

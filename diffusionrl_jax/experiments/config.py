@@ -78,6 +78,22 @@ def get_config() -> Config:
     config.algorithm.awm.decay_rate = 0.001  # of that average
     config.algorithm.awm.largest_decay = 0.3
 
+    # Direct group preference optimisation: advantage times denoising loss, weighed by group.
+    config.algorithm.dgpo = ml_collections.ConfigDict()
+    config.algorithm.dgpo.noises = 1
+    config.algorithm.dgpo.beta = 100.0  # how fast the weight of what is learned falls
+    config.algorithm.dgpo.clip_range = 1e-4
+    config.algorithm.dgpo.most_advantage = 5.0
+    config.algorithm.dgpo.reference_weight = 0.02
+    config.algorithm.dgpo.decay_rate = 0.001  # of the average that ratios are taken to
+    config.algorithm.dgpo.largest_decay = 0.3
+    # Diffusion-DPO on the best and the worst of each prompt's samples.
+    config.algorithm.dpo = ml_collections.ConfigDict()
+    config.algorithm.dpo.noises = 1
+    config.algorithm.dpo.beta = 2000.0  # how strongly the base model holds
+    config.algorithm.dpo.most_advantage = 5.0
+    config.algorithm.dpo.reference_weight = 0.0
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
     # The learning rate rises from 0 in the first iterations, and falls to a tenth in the next.

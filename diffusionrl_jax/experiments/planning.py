@@ -21,6 +21,7 @@ from diffusionrl_jax.distributed import chips, processes
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments import checks, memory
+from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
 
@@ -157,7 +158,8 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
         set_by_user = config.microbatch.sample  # One number, or they would round differently.
     values = max(1, sizes.model.network.read)
     most = max(MOST, MOST * USUAL_VALUES // values)
-    counts = [size for size in _divisors(share) if size <= most][::-1]
+    possible = _trained(config, share)
+    counts = [size for size in possible if size <= most][::-1] or possible[:1]
     few = [size for size in counts if size < min(FEWEST, counts[0])]
     many = [size for size in counts if size not in few]
     if set_by_user:
@@ -168,13 +170,23 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
         yield from itertools.product(policies, sizes_tried)
 
 
+def _in_groups(config, share: int) -> list[int]:
+    """Numbers of samples that divide a chip's share and are whole groups; all of it if none is."""
+    groups = math.lcm(*(task.group_size for task in config.tasks.values()))
+    return [size for size in _divisors(share) if size % groups == 0] or [share]
+
+
+def _trained(config, share: int) -> list[int]:
+    """How many samples may be trained on at a time."""
+    return _in_groups(config, share) if needs_of(config).groups else _divisors(share)
+
+
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
     """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
     if chosen := config.microbatch.score:
         return chosen
     assert devices.memory is not None  # Else nothing is chosen.
-    groups = math.lcm(*(task.group_size for task in config.tasks.values()))
-    possible = [size for size in _divisors(share) if size % groups == 0] or [share]
+    possible = _in_groups(config, share)
     of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
     room = SCORED * devices.memory / of_image
     return max((size for size in possible if size <= room), default=min(possible))
@@ -196,7 +208,8 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
         sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
         train = max(share, ON_A_CPU)
     else:
-        sample = train = largest_divisor(share, ON_A_CPU) if share > ON_A_CPU else share
+        possible = _trained(config, share)
+        sample = train = max((size for size in possible if size <= ON_A_CPU), default=possible[0])
     chosen = config.microbatch
     if config.dtype != "float32":
         sample, train = chosen.train or sample, chosen.sample or train

@@ -24,6 +24,8 @@ class Needs(NamedTuple):
         None.
       kept_of_example: arrays of a latent's size that an example has beside what the denoiser is
         shown.
+      groups: whether the loss compares the samples of a prompt, so that microbatches hold whole
+        groups.
       predictions: how often the denoiser runs without a gradient on what is trained on.
     """
 
@@ -35,6 +37,7 @@ class Needs(NamedTuple):
     follower: str | None = None
     kept_of_example: int = 1
     predictions: int = 0
+    groups: bool = False
 
 
 class Algorithm(Protocol):

@@ -57,7 +57,12 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
 
 
 def noise_anew(
-    process: Process, clean: jax.Array, seed: int, iteration: jax.Array, count: int
+    process: Process,
+    clean: jax.Array,
+    seed: int,
+    iteration: jax.Array,
+    count: int,
+    sources: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Samples' latents noised at times of their own, several times over: the forward process.
 
@@ -66,22 +71,29 @@ def noise_anew(
       clean: float32 [T, B, ...], where the chains have ended.
       seed, iteration: as in `draws.keys`.
       count: how many times; an update each.
+      sources: int32 [T, B], the place in [T * B] of the sample whose noise each one takes; its own
+        if None. Times are its own in any case.
 
     Returns:
       The task, int32 [T * count], the noised latents and what the denoiser should say of them,
       float32 [T * count, B, ...], and the times [T * count, B].
     """
     tasks, size = clean.shape[:2]
-    keys = draws.keys(seed, iteration, draws.FORWARD, jnp.arange(tasks * size))
+    own = jnp.arange(tasks * size).reshape(tasks, size)
+    keys_of = lambda places: draws.keys(seed, iteration, draws.FORWARD, places.reshape(-1))
+    keys, of_noise = (keys_of(own if places is None else places) for places in (None, sources))
     task = jnp.repeat(jnp.arange(tasks), count)
 
     @jax.vmap
-    def one(clean, keys, number):
-        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
-        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys[:, 0])
-        times = jax.vmap(process.draw_time)(keys[:, 1])
+    def one(clean, keys, of_noise, number):
+        halves = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(
+            halves(of_noise)[:, 0]
+        )
+        times = jax.vmap(process.draw_time)(halves(keys)[:, 1])
         return process.noise(clean, noise, times), times, process.target(clean, noise, times)
 
     numbers = jnp.tile(jnp.arange(count), tasks)
-    shown, times, target = one(clean[task], keys.reshape(tasks, size)[task], numbers)
+    of_updates = (each.reshape(tasks, size)[task] for each in (keys, of_noise))
+    shown, times, target = one(clean[task], *of_updates, numbers)
     return task, shown, times, target

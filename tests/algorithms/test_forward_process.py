@@ -11,13 +11,19 @@ import torch
 from configs import emoji
 from diffusionrl_jax.algorithms.forward_process import (
     AWM,
+    DPO,
     NFT,
     AdvantageWeighted,
     DiffusionNFT,
+    DirectPreference,
+    GroupPreference,
 )
 from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.learning import draws
+from diffusionrl_jax.learning.examples import noise_anew
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -30,7 +36,13 @@ SCHEDULE = {
 
 
 def objective(kind, prediction_type="epsilon", **changes):
-    fields = {"weights": (1.0,), "noises": 1, "most_advantage": 5.0, "reference_weight": 0.0}
+    fields = {
+        "weights": (1.0,),
+        "noises": 1,
+        "group_sizes": (3,),
+        "most_advantage": 5.0,
+        "reference_weight": 0.0,
+    }
     process = make_ddim(SCHEDULE[prediction_type], 10)
     return kind(process, 7, 1.0, **fields | changes)
 
@@ -52,6 +64,7 @@ def example(made, numbers, **changes):
     arrays = vars(numbers) | changes
     own = {name: arrays[name] for name in ("clean", "old", "base", "trailing", "advantages")}
     arguments = numbers.clean, numbers.noise, numbers.times
+    own |= {"group": np.array([0, 0, 0, 3, 3, 3]), "valid": np.ones(6, bool)}
     own["target"] = made.process.target(*arguments)
     latents = made.process.noise(*arguments)
     return types.SimpleNamespace(own=own, latents=latents, times=numbers.times)
@@ -120,6 +133,48 @@ def test_awm_is_the_papers(numbers):
     assert 0 < (ratio.detach() - 1).abs().gt(0.2).sum() < len(ratio)
 
 
+def test_dgpo_is_the_papers(numbers):
+    """The group's weight and the clipped error of the released code's formula, in PyTorch."""
+    near = numbers.output + 0.02 * numbers.trailing
+    changes = {"beta": 2.0, "clip_range": 1e-3}
+    made = objective(GroupPreference, **changes, reference_weight=0.02)
+    value, gradient = derivative(made, numbers.output, example(made, numbers, trailing=near))
+    tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
+    output, better = tensors["output"].requires_grad_(), 5 * tensors["advantages"]
+    error = lambda one: ((one - tensors["noise"]) ** 2).mean((1, 2, 3))
+    terms = (better * 2.0 * (error(output).detach() - error(tensors["base"]))).reshape(2, 3)
+    weight = terms.mean(1).sigmoid().repeat_interleave(3)
+    ratio = (error(torch.from_numpy(near)) - error(output)).exp().detach()
+    clipped = torch.where(better > 0, ratio > 1.001, ratio < 0.999)
+    assert 0 < clipped.sum() < 6
+    total = weight * better * torch.where(clipped, error(output).detach(), error(output))
+    total = (total + 0.02 * ((output - tensors["base"]) ** 2).mean((1, 2, 3))).sum()
+    total.backward()
+    np.testing.assert_allclose(value, total.item(), rtol=1e-4)
+    np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-6)
+
+
+def test_dpo_is_the_papers_on_the_best_and_the_worst(numbers):
+    """-log sigmoid(-beta / 2 (model's difference - reference's)), as diffusers' script has it."""
+    made = objective(DirectPreference, beta=20.0)
+    shown = example(made, numbers)
+    shown.own["valid"] = np.array([True, True, True, False, True, True])
+    value, gradient = derivative(made, numbers.output, shown)
+    tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
+    output = tensors["output"].requires_grad_()
+    error = lambda one: ((one - tensors["noise"]) ** 2).mean((1, 2, 3))
+    # By the advantages; of the second group the least is of no valid sample.
+    best, worst = [0, 5], [1, 4]
+    difference = error(output)[best] - error(output)[worst]
+    reference = error(tensors["base"])[best] - error(tensors["base"])[worst]
+    total = -3 * torch.nn.functional.logsigmoid(-10.0 * (difference - reference)).sum()
+    total.backward()
+    np.testing.assert_allclose(value, total.item(), rtol=1e-4)
+    np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-5)
+    equals = example(made, numbers, advantages=np.zeros(6, np.float32))
+    assert not np.any(derivative(made, numbers.output, equals)[1])
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, prediction_type):
     """Their gradients there are advantage * error's gradient, times a weight of each sample."""
@@ -147,6 +202,7 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
     [
         (NFT, {"noises": 0}, "config.algorithm.nft.noises must be at least 1"),
         (AWM, {"most_advantage": 0.0}, "config.algorithm.awm.noises .* most_advantage above 0"),
+        (DPO, {}, "'dpo' compares the images of a prompt: set the group_size of task"),
         (NFT, {"largest_decay": 1.0}, "nft.largest_decay must be at least 0 and below 1"),
     ],
 )
@@ -197,6 +253,64 @@ def test_it_is_a_method_of_a_config(make_config, name, changes):
         np.testing.assert_allclose(average, 0.25 * old + 0.75 * np.asarray(new), atol=1e-6)
     state, metrics = step(state, made.frozen, made.batch(1))
     assert metrics["distance_to_old"][0] > 0 or name == "awm"
+
+
+@pytest.fixture
+def in_groups(make_config):
+    """A config of pairs, on eight devices with two pairs each."""
+
+    def make(name, **changes):
+        config = make_config(**{"algorithm.name": name, "batch_size": 32} | changes)
+        config.tasks.small.update(group_size=2, normalisation="group")
+        return config
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dgpo", "dpo"])
+def test_groups_are_compared_within_microbatches(in_groups, name):
+    """The same update a pair at a time, as all at once; each pair at one noise."""
+    found = []
+    for size in (2, 4):
+        config, _ = planning.resolve(in_groups(name, **{"microbatch.train": size}))
+        made = experiments.build(config)
+        state = made.init_state()
+        step = make_train_step(made.algorithm, made.abstract_state(), "split", PhaseTimer())
+        state, _ = step(state, made.frozen, made.batch(0))
+        state, metrics = step(state, made.frozen, made.batch(1))
+        found.append(jax.device_get((state.params, metrics)))
+    (params, metrics), (others, _) = found
+    assert metrics["gradient_norm"].min() > 0 and metrics["distance_to_base"].min() > 0
+    for one, other in zip(*map(jax.tree.leaves, (params, others)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_microbatches_hold_whole_groups(in_groups):
+    config = in_groups("dpo", dtype="bfloat16")
+    devices = planning.Devices(8, "TPU v5 lite", "tpu", 16e9)
+    assert planning.choose(config, devices).division.train % 2 == 0
+    config.update(dtype="float32")
+    config.microbatch.train = 1
+    with pytest.raises(ValueError, match="microbatch.train=1 must be a multiple of task small's"):
+        checks.check(config, make_mesh())
+    config.update_from_flattened_dict({"batch_size": 16, "microbatch.train": 0})
+    config.tasks.small.group_size = 4
+    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 32, whole groups"):
+        checks.check(config, make_mesh())
+
+
+def test_a_group_shares_its_noise_and_no_more():
+    """Where a method compares; times are each sample's own."""
+    process, clean = make_ddim(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
+    sources = draws.first_of_group((3, 2), 6)
+    task, _, times, noise = noise_anew(process, clean, 0, 0, 2, sources)
+    for update, size in zip(range(4), (3, 3, 2, 2), strict=True):
+        groups = np.asarray(noise[update]).reshape(6 // size, size, -1)
+        np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], size, axis=1))
+        assert len(np.unique(groups[:, 0, 0])) == len(groups)
+        assert len(np.unique(times[update])) > 3
+    assert len(np.unique(np.asarray(noise)[:, 0, 0, 0, 0])) == 4
 
 
 @pytest.mark.slow
