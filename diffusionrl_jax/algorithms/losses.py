@@ -27,7 +27,7 @@ def clipped_surrogate(
     Args:
       log_ratio: the log-probability of the steps taken under the parameters that are trained, minus
         that under the parameters that took them, float32 [batch].
-      advantages: a, float32 [batch].
+      advantages: A, float32 [batch].
       clip_range: eps, how far the ratio may leave 1.
 
     Returns:

@@ -223,7 +223,7 @@ def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
     Args:
       function: a pure function of arrays.
       mesh: the mesh, from `chip`.
-      *arguments: Trees of `jax.ShapeDtypeStruct`.
+      *arguments: trees of `jax.ShapeDtypeStruct`.
 
     Raises:
       OutOfMemory: the program does not fit.

@@ -20,7 +20,7 @@ def operations(function, *arguments) -> float:
 
     Args:
       function: a pure function.
-      *arguments: Trees of arrays or of `jax.ShapeDtypeStruct`.
+      *arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
       UserError: the function calls a Pallas kernel, whose operations are not in its jaxpr.

@@ -39,11 +39,10 @@ class Gaussian:
         return jnp.mean(elements, axis=tuple(range(1, sample.ndim)))
 
     def kl_to(self, reference_mean: jax.Array) -> jax.Array:
-        """Computes KL(p || p_ref) of a step under two policies, averaged, not summed, over
-        elements.
+        """Computes KL(p || p_ref) of a step, averaged (not summed) over its elements.
 
-        Both have the same standard deviation, so that it is (mean - reference)^2 / (2 std^2): DPOK
-        (2305.16381), Sec. 4.2.
+        Both policies have the same standard deviation, so that it is (mean - reference)^2 / (2
+        std^2): DPOK (2305.16381), Sec. 4.2.
 
         Args:
           reference_mean: the reference policy's mean, float32 of the mean's shape.

@@ -14,7 +14,7 @@ class Chip:
     """What one chip can do at most.
 
     Attributes:
-      operations: Floating-point operations per second in bfloat16.
+      operations: floating-point operations per second in bfloat16.
       memory: the bytes of memory that are left to a program. Of a TPU, libtpu leaves what its error
         says when a program does not fit; of a GPU, JAX takes three quarters unless
         XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
