@@ -66,7 +66,7 @@ SCHEDULER = {
 
 
 def world_prompts() -> list[str]:
-    """Prompts that hold every word of the world."""
+    """Returns prompts that together have every word of the world."""
     nouns = list(vocabulary.OBJECTS)
     things = [f"{prompts.article(noun)} {noun}" for noun in nouns]
     pairs = [f"{thing} {relation} {thing}" for thing in things for relation in prompts.RELATIONS]
@@ -75,7 +75,7 @@ def world_prompts() -> list[str]:
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte pairs were merged on the world's own prompts."""
+    """Trains a CLIP tokenizer whose byte pairs are merged on the world's own prompts."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = tokenizers.normalizers.Lowercase()
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -109,11 +109,11 @@ def train_tokenizer() -> CLIPTokenizer:
 
 
 def configs(tokenizer: CLIPTokenizer, scaling_factor: float) -> dict[str, dict]:
-    """The folder's configs: "unet", "vae", "text_encoder" and "scheduler".
+    """Returns the folder's configs: "unet", "vae", "text_encoder" and "scheduler".
 
     Args:
-      tokenizer: decides the vocabulary's size and the special tokens.
-      scaling_factor: makes the VAE's latents of unit variance.
+      tokenizer: the tokenizer, which decides the vocabulary's size and the special tokens.
+      scaling_factor: the factor that gives the VAE's latents unit variance.
     """
     return {
         "unet": UNET,
