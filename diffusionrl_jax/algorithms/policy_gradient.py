@@ -131,7 +131,7 @@ class PolicyGradient:
         """
         own = example.own
         step = self.step(output, example.latents, own["step_index"])
-        # No ratio for others' examples: an overflow there would poison the gradient.
+        # There is no ratio for others' examples: an overflow there would poison the gradient.
         log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
         compared = log_ratio
         if self.balance_timesteps:

@@ -41,7 +41,7 @@ class Pretraining:
     text_dropout: float
     microbatch: int = 0
 
-    metrics = {}  # But for the loss.
+    metrics = {}  # There are none beside the loss.
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
@@ -124,8 +124,8 @@ def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:
 
     Args:
       text: the samples' text, a tree of [B, ...].
-      empty: the empty prompt's, the same tree of [1, ...].
-      dropped: bool [B], which samples get the empty prompt's.
+      empty: the text of the empty prompt, the same tree of [1, ...].
+      dropped: bool [B], which samples get the text of the empty prompt.
     """
     choose = jax.vmap(jnp.where, in_axes=(0, None, 0))
     return jax.tree.map(lambda own, empty: choose(dropped, empty[0], own), text, empty)

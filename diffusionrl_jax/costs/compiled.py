@@ -110,7 +110,7 @@ def topology_devices(topology: str) -> list:
     Raises:
       UserError: libtpu is not installed, or describes no such topology.
     """
-    # The two cores of a v4 chip are one device, as JAX has it on a slice.
+    # The two cores of a v4 chip are one device, as JAX has them on a slice.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.
         options["chips_per_host_bounds"] = [1, 1, 1]
@@ -184,7 +184,7 @@ def read(
         third larger than these reports'.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None  # XLA gives both.
+    assert memory is not None and text is not None  # XLA returns both.
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = allocated - arguments - outputs if allocated else memory.temp_size_in_bytes

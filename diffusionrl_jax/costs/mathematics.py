@@ -74,7 +74,7 @@ def _of_convolution(equation) -> float:
             pads[0],
         )
     batch, channels = (result[axis] for axis in numbers.out_spec[:2])
-    # A kernel has the input channels of one group; a group of the batch is one more of these.
+    # A kernel has the input channels of one group, also where the batch is what is grouped.
     return 2.0 * batch * channels * kernel[numbers.rhs_spec[1]] * pairs
 
 

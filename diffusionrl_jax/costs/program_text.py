@@ -164,7 +164,7 @@ class Program:
                     stack.append(called)
         parts = [text for part, text in self.computations.items() if part in needed - {name}]
         text = "\n\n".join(["HloModule part", *parts, f"ENTRY {self.computations[name]}"])
-        return STACK_FRAME.sub("", text)  # They refer to what is left out.
+        return STACK_FRAME.sub("", text)  # Stack frames refer to what is left out.
 
 
 def _analyse(text: str) -> tuple[float, float]:
@@ -217,7 +217,7 @@ def sent(program: Program) -> Iterator[tuple[str, int, int]]:
             taken = sum(shape_bytes(shapes.get(operand, "")) for operand in operands)
             given = shape_bytes(shape)
             if operation != kind and shape.startswith("("):
-                given -= taken  # What starts gives its operands back beside its results.
+                given -= taken  # A start returns its operands beside its results.
             if "reduce-scatter" in name or "all-reduce-scatter" in name:
                 kind = "reduce-scatter"
             yield kind, max(taken, given), times

@@ -194,7 +194,7 @@ def _operations(config: Config) -> dict[str, float]:
     """
     try:
         plain = phases.make_phases(phases.plain_experiment(config))
-    except ValueError as error:  # A reward on the host, or a model of unknown sizes.
+    except ValueError as error:  # There is a reward on the host, or a model of unknown size.
         logging.warning("Operations are not counted: %s", error)
         return {}
     of_call = phases.operations(plain)

@@ -10,7 +10,7 @@ from diffusionrl_jax.mistakes import UserError
 
 DATA, FSDP = "data", "fsdp"
 BATCH_AXES = (DATA, FSDP)
-REPLICATED_BYTES = 2**20  # smaller parameters are not worth an all-gather
+REPLICATED_BYTES = 2**20  # Smaller parameters are not worth an all-gather.
 
 
 def make_mesh(

@@ -11,7 +11,7 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 
-TOKENS = 16  # a prompt's length; the longest of the world has 12
+TOKENS = 16  # A prompt's length. The longest of the world has 12.
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 VAE = {
@@ -31,7 +31,7 @@ UNET = {
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": [64, 96],
-    # Attention at 4x4 only: at 8x8 it doubled the time and gained nothing visible.
+    # There is attention at 4x4 only: at 8x8 it doubled the time and gained nothing visible.
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 1,
@@ -87,7 +87,7 @@ def train_tokenizer() -> CLIPTokenizer:
     )
     model.train_from_iterator(world_prompts(), trainer)
     learned = json.loads(model.to_str())["model"]
-    # CLIP's layout: every byte alone and at a word's end, then the merges, then the two markers.
+    # CLIP lists every byte alone and at a word's end, then the merges, then the two markers.
     tokens = list(bytes_to_unicode().values())
     tokens += [f"{token}</w>" for token in tokens]
     merges = [tuple(merge) for merge in learned["merges"]]

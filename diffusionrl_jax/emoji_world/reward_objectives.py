@@ -20,8 +20,8 @@ from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.preprocessing import square
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
-PREFERENCE_SHARPNESS = 4.0  # the score's difference between a clean and a ruined picture
-HIDING_SPOILS = ("blur", "noise", "morph", "fade")  # those that hide all objects alike
+PREFERENCE_SHARPNESS = 4.0  # The score's difference between a clean and a ruined picture.
+HIDING_SPOILS = ("blur", "noise", "morph", "fade")  # Those that hide all objects alike.
 CONFIDENCE_AT_FULL_TINT = 0.7
 
 
@@ -103,7 +103,7 @@ def image_reward(
         width, count = reward.model.vision.config.hidden_size, len(LABELS)
         namer = {
             "kernel": jax.random.normal(namer_key, (width, count)) * width**-0.5,
-            "bias": jnp.full(count, -5.0),  # a label is rare
+            "bias": jnp.full(count, -5.0),  # A label is rare.
         }
         return {"model": init_params(model_key), "namer": namer}
 

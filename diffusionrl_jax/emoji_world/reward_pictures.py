@@ -15,7 +15,7 @@ OBJECTS = tuple(vocabulary.OBJECTS)
 OCCUPATIONS = tuple(vocabulary.OCCUPATIONS)
 LABELS = OBJECTS + OCCUPATIONS
 SPOILS = ("blur", "noise", "cut_out", "morph", "halves", "colours", "fade")
-LATENT_NOISE = 0.15  # of most round trips' latents, which have unit variance
+LATENT_NOISE = 0.15  # The largest noise on latents, which have unit variance.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Pool:
         """
         example, wanted = self.examples[row], set(self.labels[row]) - {-1}
         for _ in range(20):
-            if example.kind == "pair":  # shares an object: the other is missing or replaced
+            # Of a pair one object is shared; the other is missing or replaced.
+            if example.kind == "pair":
                 candidates = self.by_label[rng.choice(sorted(wanted))]
             else:
                 candidates = self.by_kind[example.kind]

@@ -201,7 +201,7 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
         keys = jax.random.split(key, 4)
         clean = mean + std * jax.random.normal(keys[0], mean.shape)
         noise = jax.random.normal(keys[1], mean.shape)
-        # Stratified over the batch, so that the loss is less noisy.
+        # Times are stratified over the batch, so that the loss is less noisy.
         spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
         timesteps = (spread * 1000).astype(jnp.int32)
         dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))

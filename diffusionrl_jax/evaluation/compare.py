@@ -20,7 +20,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 
-COMPARED_IMAGES = 3  # of each set's shown ones
+COMPARED_IMAGES = 3  # How many of each set's shown images are compared.
 BASE = "base"
 
 

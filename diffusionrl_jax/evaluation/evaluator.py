@@ -33,7 +33,7 @@ from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 
-SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
+SHOWN_IMAGES = 8  # How many images of each set are kept to be looked at.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Evaluator:
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
         placed = place(images[None], batch_sharding(mesh, axis=1))
         pending = start_scoring([reward], placed, [Questions(prompts, metadata)], mesh)
-        # Every process has the scores of its own images, and takes part in scoring all.
+        # Every process asks about its own images, and then gets the scores of all.
         return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
@@ -196,7 +196,7 @@ class Evaluator:
         Args:
           params: the checkpoint's parameters by network: the denoiser's, "vae" and "text_encoder".
           sampler: the sampler of a checkpoint whose networks differ from the policy's; None means
-            the policy's.
+            that of the policy.
         """
         sampler = sampler or self.sampler
         return self._evaluate(

@@ -55,7 +55,7 @@ class Bootstrap:
         names, self._cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.count = len(names)
         drawn = np.random.default_rng(seed).integers(self.count, size=(RESAMPLES, self.count))
-        # How often each cluster is in each resample; the first row is the sample itself.
+        # A weight is how often a cluster is in a resample. The first row is the sample itself.
         weights = np.stack([np.bincount(row, minlength=self.count) for row in drawn])
         self._weights = np.concatenate([np.ones((1, self.count)), weights])
 

@@ -37,7 +37,7 @@ class Adaptation:
         """
         if self.lora is None:
             return params
-        assert base is not None  # Factors change it.
+        assert base is not None  # LoRA's factors change it.
         return self.lora.merge(base, gather_shards(params))
 
     def gather(
@@ -64,7 +64,7 @@ class Adaptation:
             return shards(params, mesh), shards(base, mesh, dtype)
         if self.lora is None:
             return gather_parameters(params, mesh, dtype), None
-        assert base is not None  # Factors change it.
+        assert base is not None  # LoRA's factors change it.
         changed = self.lora.kernels(base).keys()
         base = gather_parameters(base, mesh, dtype, uncast=changed)
         return gather_parameters(params, mesh), base
@@ -96,7 +96,7 @@ def make_merge(
     """
     if lora is None:
         return lambda params: params
-    assert base is not None  # Factors change it.
+    assert base is not None  # LoRA's factors change it.
     flat = flatten(base)
     kernels = traverse_util.unflatten_dict(lora.kernels(base))
     merge = jax.jit(lora.merge, out_shardings=parameter_sharding(mesh, kernels))

@@ -40,7 +40,7 @@ def first_of_group(noise_groups: Sequence[int], batch: int) -> jax.Array:
 
     Args:
       noise_groups: for each task, how many neighbours share noise; 1 means that none do.
-      batch: B.
+      batch: B, the number of samples of each task.
     """
     sizes = jnp.asarray(noise_groups)[:, None]
     within = jnp.arange(batch) // sizes * sizes
@@ -59,7 +59,7 @@ def trained_steps(
       firsts: int32 [T, B], from `first_of_group`.
       stochastic_steps: how many steps of the chain, from its start, add noise. Only these are
         drawn.
-      count: K.
+      count: K, the number of steps that each sample is trained on.
 
     Returns:
       Positions in the chain, int32 [T, B, K].
@@ -78,7 +78,7 @@ def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Arra
     Args:
       firsts: int32 [T, B], from `first_of_group`.
       trained: int32 [T, B, K], from `trained_steps`.
-      steps: S.
+      steps: S, the number of sampling steps.
 
     Returns:
       Places in [T * B], int32 [T, B, S + 1].

@@ -101,7 +101,7 @@ class Experience:
 
         Args:
           step: the iteration's number, int32 scalar.
-          batch: B.
+          batch: B, the number of samples of each task.
 
         Returns:
           The first sample of each one's noise group, int32 [T, B], from `draws.first_of_group`, and
@@ -142,7 +142,7 @@ class Experience:
         denoiser = gather_parameters(drawing, self.mesh, self.model.dtype)
         text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
-        # Sample-major, so that the merged axis keeps the batch axis' sharding.
+        # Samples come first, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.process.steps)
@@ -180,7 +180,7 @@ class Experience:
         scorers on the host, which are handed all images of an iteration.
 
         Args:
-          batch: B.
+          batch: B, the number of samples of each task.
         """
         in_parts = microbatch_count(batch, self.sampling.score, self.mesh.size) > 1
         return in_parts and not any(map(host_rewards, self.rewards))
@@ -204,8 +204,8 @@ class Experience:
         """Computes each task's reward for its own images.
 
         Args:
-          frozen: the parameters that are not trained: the reward models', and the VAE's, which is
-            used where images are not kept.
+          frozen: the parameters that are not trained, of which those of the reward models are used,
+            and those of the VAE where images are not kept.
           samples: the samples with their images, or with the latents that these are decoded from.
           reward_inputs: what each reward takes besides the images: one tree per task.
 
@@ -216,7 +216,7 @@ class Experience:
         for task, params in enumerate(frozen.rewards):
             inputs = reward_inputs[task]
             if samples.images is None:
-                assert samples.latents is not None  # Either is held.
+                assert samples.latents is not None  # Images or latents are held.
                 latents = samples.latents[task]
                 scores.append(self.score_latents(task, params, frozen.vae, latents, inputs))
             else:

@@ -50,7 +50,7 @@ class Learner:
             loss, which are whole on every device, or shards that the loss gathers.
           state: the train state. Its `step` does not change here.
           example: one slice of the examples along U.
-          text: all rows of text; the example names its own.
+          text: all rows of text; the example's `text` says which of them it has.
 
         Returns:
           The new state, and the loss' metrics with "gradient_norm", the global norm of the gradient

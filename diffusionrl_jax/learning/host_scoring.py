@@ -91,7 +91,7 @@ class PendingScores:
 
 
 def _as_scorer_error(scorer: str, error: BaseException) -> ScorerError:
-    """Returns the error itself if it is a `ScorerError`, and one that it caused otherwise."""
+    """Returns the error if it is a `ScorerError`, and otherwise one that names its cause."""
     if isinstance(error, ScorerError):
         return error
     wrapped = ScorerError(f"Asking the scorer {scorer} raised {type(error).__name__}: {error}.")
@@ -146,14 +146,14 @@ def start_scoring(
 
     def ask(scorer: HostReward, local: concurrent.futures.Future, asked: Questions) -> Any:
         rows, pictures, finite = local.result()
-        # A picture that is not one would get the score of a black one.
+        # A picture that was not finite must not get the score of what it was made into.
         return rows, np.where(finite, scorer.score(pictures, asked.take(rows)), np.nan)
 
     answers = []
     for index, fields in enumerate(scorers):
         answers.append({})
         if fields:
-            # Programs start here, in the same order in all processes; the rest may take its time.
+            # All processes must start programs in the same order: here. The rest may take its time.
             local = in_background(_local_rows, *_as_bytes(images, index, mesh))
             for field, scorer in fields.items():
                 answers[-1][field] = in_background(ask, scorer, local, questions[index])

@@ -18,9 +18,9 @@ class Frozen:
     """The parameters that training does not change.
 
     Attributes:
-      text_encoder: the model's text encoder's.
-      vae: the model's VAE's.
-      rewards: the reward models', one tree per task.
+      text_encoder: the parameters of the model's text encoder.
+      vae: the parameters of the model's VAE.
+      rewards: the parameters of the reward models, one tree per task.
       empty_ids: the tokens of the empty prompt, int32 [tokens].
       base: the parameters of the denoiser that training started from, which LoRA's factors change
         and near which a policy may be kept; None where nothing needs them.
@@ -79,7 +79,7 @@ class Samples:
     def trained_on(self) -> "Samples":
         """Returns what is still held once the samples are scored.
 
-        These are no images, and the final latents only if they are trained on.
+        Images are dropped, and so are the final latents unless they are trained on.
         """
         return dataclasses.replace(
             self, images=None, latents=self.latents if self.keeps_latents else None

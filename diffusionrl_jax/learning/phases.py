@@ -85,7 +85,7 @@ def iteration(
     """
     samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)
-    # From here on nothing is held but what is trained on.
+    # From here on only what is trained on is held.
     samples = samples.trained_on()
     prepared = phases.prepare(frozen, samples, rewards, batch, state.step, state.memory)
     del samples

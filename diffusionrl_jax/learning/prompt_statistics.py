@@ -48,7 +48,7 @@ def init_statistics(prompts: int, buffer: int) -> PromptStatistics:
     """Returns the statistics of prompts that have had no reward yet.
 
     Args:
-      prompts: P.
+      prompts: P, the number of prompts.
       buffer: how many rewards are kept of each prompt.
     """
     return PromptStatistics(
@@ -67,7 +67,7 @@ def add_rewards(
       rewards: float32 [batch]; rewards that are not finite are left out.
     """
     prompts, buffer = statistics.rewards.shape
-    # Sorted by prompt, in the batch's order within one; what is left out gets no prompt.
+    # Rewards are sorted by prompt, and by place within one. What is left out gets no prompt.
     row = jnp.where(jnp.isfinite(rewards), places, prompts)
     order = jnp.argsort(row, stable=True)
     row = row[order]
@@ -141,7 +141,7 @@ def advance(
     """
     if not past_rewards:
         return (), ()
-    # A task has places where it keeps rewards.
+    # Exactly the tasks that keep rewards have places.
     add = lambda past, *more: None if past is None else add_rewards(past, *more)
     added = tuple(add(*parts) for parts in zip(past_rewards, places, rewards, strict=True))
     added = jax.lax.with_sharding_constraint(added, parameter_sharding(mesh, added))

@@ -12,7 +12,7 @@ import optax
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.models.parameters import Parameters
 
-# All of a state's fields but its memory.
+# All of a state's fields except its memory.
 FIELDS = ("step", "params", "optimizer_state", "ema_params")
 
 

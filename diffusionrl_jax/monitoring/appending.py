@@ -7,7 +7,7 @@ import struct
 
 from tensorboardX.record_writer import masked_crc32c
 
-MOST_WAITING = 2**26  # Bytes; of more, the oldest are given up.
+MOST_WAITING = 2**26  # In bytes. Beyond that the oldest records are given up.
 
 
 class AppendedFile:

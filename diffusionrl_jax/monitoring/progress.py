@@ -19,7 +19,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, start_step: int = 0):
-        # Each refresh is a line of its own in a log file, so there it is rare.
+        # In a log file each refresh is a line of its own, so refreshes are rare there.
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -33,7 +33,7 @@ class Progress:
         """Counts one step, and shows each task's mean reward and the images per second."""
         parts = [f"{task} {float(reward):.3f}" for task, reward in rewards.items()]
         parts.append(f"{images_per_second:.1f} images/s")
-        with contextlib.suppress(OSError):  # Of a pipe that nobody reads any longer.
+        with contextlib.suppress(OSError):  # Nobody may read a pipe any longer.
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update()
 

@@ -21,9 +21,9 @@ XYZ_OF_SRGB = (
 # intermediate, tan and brown; below the last it is dark.
 THRESHOLDS = (55.0, 41.0, 28.0, 10.0, -30.0)
 # Skin of any tone has a hue between red and yellow, and is neither grey nor as vivid as paint.
-SKIN_HUES = (25.0, 90.0)  # degrees
+SKIN_HUES = (25.0, 90.0)  # In degrees.
 SKIN_CHROMAS = (6.0, 45.0)
-FACE = (0.4375, 0.6875, 0.34, 0.66)  # of a portrait: top, bottom, left, right
+FACE = (0.4375, 0.6875, 0.34, 0.66)  # The top, bottom, left and right of a portrait's face.
 
 
 def lab_of_srgb(images: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ def lab_of_srgb(images: jax.Array) -> jax.Array:
         images <= 0.04045, images / 12.92, ((jnp.maximum(images, 0.04045) + 0.055) / 1.055) ** 2.4
     )
     matrix = jnp.asarray(XYZ_OF_SRGB, jnp.float32)
-    # The white of sRGB is 1, 1, 1.
+    # White is 1, 1, 1 in sRGB.
     xyz = jnp.einsum("...c,xc->...x", linear, matrix, precision="highest") / matrix.sum(1)
     edge = 6 / 29
     curved = jnp.where(

@@ -52,7 +52,7 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
     try:
         with source.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Of many kinds, pickle's own among them.
+    except Exception as error:  # There are many kinds, pickle's own among them.
         raise UserError(
             f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
             "it again; a pickle that holds anything else could run code and is refused."

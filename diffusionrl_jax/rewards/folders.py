@@ -100,7 +100,7 @@ def describe(reward: str, path: str) -> Need | None:
       path: "owner/name", or "owner/name/file" for a pickle that is not called `Layout.pickle`.
     """
     parsed = _parse(path)
-    assert parsed is not None  # `is_hub_id` is asked before.
+    assert parsed is not None  # Callers ask `is_hub_id` before.
     repository, file = parsed
     if find_converted(reward, path) is not None:
         return None
@@ -209,7 +209,7 @@ def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
     if CONFIG_FILE in held.files and "vision_config" in read_json(config):
         beside["config"] = str(config)
     logging.info("Converting %s of %s, once, into %s.", pickle, held.repository, target)
-    shutil.rmtree(target, ignore_errors=True)  # Damaged, or of one that was killed.
+    shutil.rmtree(target, ignore_errors=True)  # It may be damaged, or left by a killed program.
     remove_partials(epath.Path(target.parent))
     conversion.convert(reward, str(held.folder / pickle), str(target), **beside)
     origin = {

@@ -172,12 +172,12 @@ class HostReward:
             try:
                 return answer.result(self.timeout)
             except concurrent.futures.TimeoutError as error:
-                if answer.done():  # The function's own error.
+                if answer.done():  # The error is the function's own.
                     raise self._failed(error) from error
                 raise ScorerError(
                     f"The scorer {self.shown} has not returned within {self.timeout:g} seconds."
                 ) from None
-            except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
+            except BaseException as error:  # Even sys.exit must not end the run unsaved.
                 raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> ScorerError:
@@ -209,9 +209,10 @@ def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
         values = np.asarray(scores)
         if values.dtype == object:
             values = np.array([np.nan if value is None else value for value in values])
-        # JAX's function knows bfloat16, too.
+        # JAX's issubdtype also knows bfloat16.
         is_numeric = jnp.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
-    except Exception as error:  # Of any kind: a tensor refuses to become an array as it likes.
+    # A tensor may raise anything when it refuses to become an array.
+    except Exception as error:
         is_numeric, refusal = False, error
     if not is_numeric:
         because = f" ({refusal})" if refusal else ""

@@ -35,7 +35,7 @@ MOST_BYTES, BYTES_AN_IMAGE = 2**20, 16
 PIECE = 2**16
 # In seconds: how long a server may take for its first answer, and when the user is told to wait.
 LONGEST_START, QUIET_START = 60.0, 2.0
-SHOWN = 200  # Characters of an answer.
+SHOWN = 200  # How many characters of an answer.
 
 
 class ScorerError(OSError):
@@ -117,12 +117,12 @@ def _ask(url: str, timeout: float, most_bytes: int, **request) -> Answer:
     deadline = time.monotonic() + timeout
     response, body = _open("POST", url, timeout, **request), bytearray()
     try:
-        while piece := response.read1(PIECE, decode_content=False):  # A bomb stays packed.
+        while piece := response.read1(PIECE, decode_content=False):  # Nothing is decompressed.
             body += piece
             if len(body) > most_bytes or time.monotonic() > deadline:
                 break
     finally:
-        response.close()  # Read to its end, its connection has been kept.
+        response.close()  # If it was read to its end, the connection is kept.
     return Answer(response.status, response.headers, bytes(body))
 
 
@@ -157,7 +157,7 @@ def check_answers(url: str, timeout: float, retries: int) -> None:
         concurrent.futures.wait([answer], LONGEST_START - QUIET_START)
     try:
         answer.result(0)
-    except Exception as error:  # Of an odd address the resolver raises what it likes, too.
+    except Exception as error:  # For an odd address the resolver may raise anything.
         raise UserError(
             f"The scorer {shown(url)} does not answer ({_reason(error)}): start it, or mend the "
             "address."
@@ -253,9 +253,9 @@ def _scores(name: str, answer: Answer, most_bytes: int) -> Any:
             f"The scorer {name} answered with more than {most_bytes:,} bytes, which no scores take."
         )
     try:
-        # Nothing in it can be larger than it is; what is too deep is an error of msgpack's.
+        # An answer holds no more than its bytes, and msgpack refuses what is nested too deeply.
         return msgpack.unpackb(answer.body)["scores"]
-    except Exception as error:  # msgpack raises many kinds, ValueError not above all of them.
+    except Exception as error:  # msgpack raises many kinds, not all of them ValueErrors.
         raise ScorerError(
             f"The scorer {name} did not answer with a msgpack map that has 'scores' "
             f"({type(error).__name__}), but with {answer.body[:60]!r}."

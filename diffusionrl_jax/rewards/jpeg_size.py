@@ -18,7 +18,7 @@ HEADER_BYTES = 623  # SOI, JFIF, two quantisation tables, frame, four Huffman ta
 TRAILER_BYTES = 2  # EOI
 BITS_OF_DCT_CONSTANTS = 13
 BITS_OF_FIRST_PASS = 2
-MAX_CODE_BITS = 26  # a 16-bit Huffman code and 10 bits of value
+MAX_CODE_BITS = 26  # A 16-bit Huffman code and 10 bits of value.
 
 
 def _ycc(pixels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,7 +118,7 @@ def _luma_in_scan_order(blocks: jax.Array, rows: int, columns: int) -> jax.Array
     padded = jnp.pad(blocks, ((0, missing_rows), (0, missing_columns), (0, 0)))
     if missing_columns:
         padded = padded.at[:, -1, 0].set(padded[:, -2, 0])
-    if missing_rows:  # the last block of the unit's upper row is the one coded just before
+    if missing_rows:  # The last block of the unit's upper row is the one coded just before.
         padded = padded.at[-1, :, 0].set(jnp.repeat(padded[-2, 1::2, 0], 2))
     units = padded.reshape(rows, 2, columns, 2, 64).transpose(0, 2, 1, 3, 4)
     return units.reshape(rows * columns, 4, 64)
@@ -201,7 +201,7 @@ def _scan_bytes(codes: jax.Array, lengths: jax.Array) -> jax.Array:
         stream = stream.at[starts // 8 + index].add(shifted & 255, mode="drop")
     total = ends[-1]
     size = (total + 7) // 8
-    stream = stream.at[size - 1].add((1 << (8 * size - total)) - 1)  # the last byte ends in ones
+    stream = stream.at[size - 1].add((1 << (8 * size - total)) - 1)  # The last byte ends in ones.
     return size + jnp.sum((stream == 255) & (jnp.arange(room) < size))
 
 

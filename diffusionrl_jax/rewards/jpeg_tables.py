@@ -39,8 +39,8 @@ CHROMA_AC = (
     "797a82838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6c7"
     "c8c9cad2d3d4d5d6d7d8d9dae2e3e4e5e6e7e8e9eaf2f3f4f5f6f7f8f9fa",
 )
-EOB = 0x00  # the symbol that ends a block
-ZRL = 0xF0  # the symbol of sixteen zeros
+EOB = 0x00  # The symbol that ends a block.
+ZRL = 0xF0  # The symbol of sixteen zeros.
 
 
 def _zigzag() -> np.ndarray:

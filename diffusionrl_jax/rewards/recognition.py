@@ -16,7 +16,7 @@ from diffusionrl_jax.rewards import mentions
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
-THRESHOLD = 0.5  # of the probability from which something counts as recognised
+THRESHOLD = 0.5  # The probability from which something counts as recognised.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

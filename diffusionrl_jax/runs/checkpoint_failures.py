@@ -34,7 +34,7 @@ def remove_what_is_still_written(directory: epath.Path) -> None:
     while quiet < 5 and time.monotonic() < deadline:
         try:
             quiet = 0 if remove_unfinished(directory) else quiet + 1
-        except OSError:  # It was written to while it was removed.
+        except OSError:  # Something was written while it was removed.
             quiet = 0
         time.sleep(0.2)
 

@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from diffusionrl_jax.mistakes import UserError
 
 RECORD = "record"
-OLD_METRICS = "metrics.json"  # Of all steps: there earlier versions kept them.
+OLD_METRICS = "metrics.json"  # Earlier versions kept all steps' metrics there.
 
 
 class DamagedError(UserError):

@@ -62,7 +62,7 @@ def fill_empty(expected, restored):
     if restored is ocp.PLACEHOLDER or expected is None:
         return restored
     if restored is not None:
-        # Orbax compares the shapes of sharded arrays only, and no dtypes.
+        # Orbax compares no dtypes, and the shapes of sharded arrays only.
         found = np.shape(restored), jax.dtypes.result_type(restored)
         if found != (expected.shape, expected.dtype):
             raise DamagedError(

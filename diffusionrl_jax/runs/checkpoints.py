@@ -87,7 +87,7 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
-        self._saving: tuple[int, int] | None = None  # A step, and its bytes.
+        self._saving: tuple[int, int] | None = None  # The step and its bytes.
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -121,7 +121,7 @@ class Checkpoints:
         """
         if jax.process_index() == 0 and self.directory.exists():
             remove_unfinished(self.directory)
-        true_everywhere(True)  # A barrier: nobody writes before.
+        true_everywhere(True)  # This is a barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
         """Refuses a disk on which there is no room for one more checkpoint.
@@ -215,7 +215,8 @@ class Checkpoints:
             return False
         scores = [self._score(step) for step in self.steps()]
         better = [other for other in scores if other is not None and other >= score]
-        return bool(gather(np.array(len(better) < self._keep.best))[0])  # As process 0 reads them.
+        # All follow process 0's reading.
+        return bool(gather(np.array(len(better) < self._keep.best))[0])
 
     def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
         """Restores the newest whole checkpoint, and warns of each broken one that it passes over.
@@ -325,7 +326,7 @@ class Checkpoints:
           SaveError: the save failed.
         """
         if self._saving:
-            assert self._opened is not None  # It saves.
+            assert self._opened is not None  # A save is running.
             if not self._opened.is_saving_in_progress():
                 self.wait()
 
@@ -336,7 +337,7 @@ class Checkpoints:
           SaveError: the save failed.
         """
         if self._saving:
-            assert self._opened is not None  # It saves.
+            assert self._opened is not None  # A save is running.
             try:
                 self._opened.wait_until_finished()
             except Exception as error:
@@ -356,7 +357,7 @@ class Checkpoints:
         if not is_of_the_file_system(error):
             return error
         steps = self.whole_steps()
-        with contextlib.suppress(Exception):  # It fails once more.
+        with contextlib.suppress(Exception):  # Closing raises the error once more.
             self.close()
         if jax.process_index() == 0:
             remove_what_is_still_written(self.directory)

@@ -35,7 +35,7 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
       UserError: the folder cannot be written to, or holds something and may not be overwritten.
     """
     output = prepare_folder(path, "--output")
-    remove_partials(output)  # Of an export that was killed.
+    remove_partials(output)  # A killed export may have left some.
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise UserError(
             f"--output={path} is not empty: choose another folder, or write over its files "

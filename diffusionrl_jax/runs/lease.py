@@ -72,7 +72,7 @@ class Lease:
     def __exit__(self, *_):
         self._stop.set()
         if jax.process_index() == 0:
-            # Where that fails, others see that this process is gone.
+            # If that fails, others still see that this process is gone.
             with contextlib.suppress(Exception):
                 if self._other() is None:
                     self._path.unlink()
@@ -151,7 +151,7 @@ def _started(process: int) -> str:
     It tells a process from a later one with the same number.
     """
     stat = _first(pathlib.Path(f"/proc/{process}/stat").read_text)
-    fields = stat.rpartition(")")[2].split()  # Behind the name, which may have spaces.
+    fields = stat.rpartition(")")[2].split()  # The name before them may have spaces.
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 

@@ -52,7 +52,7 @@ def git_revision() -> str | None:
 
     try:
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # Installed into some other project's folder.
+            return None  # It is installed in another project's folder.
         changes = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):

@@ -39,7 +39,7 @@ FREE_FIELDS = (
     "convolution",
     "remat",
     "attention",
-    "plan",  # What was chosen for those of the above that were left open.
+    "plan",  # What was chosen for those of the fields above that were left open.
 )
 
 

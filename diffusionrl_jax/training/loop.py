@@ -206,19 +206,20 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                     metrics = jax.device_get(metrics)
                 values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
-                checkpoints.check()  # Nothing is computed that cannot be saved.
+                checkpoints.check()  # Stop before computing what cannot be saved.
                 values["images_per_second"] = images_per_step / (time.monotonic() - begun)
                 rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
                 progress.update(rewards, values["images_per_second"])
                 stopping, last = guard.should_stop(), done == config.iterations
-                scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+                # A checkpoint gets no score but that of an evaluation of its own parameters.
+                scores, grids = {"best": math.nan}, {}
                 try:
                     if last or (done % config.evaluation.every == 0 and not stopping):
                         scores, grids = evaluate(state)
                         values |= scores
-                        # Evaluating may take as long as an iteration.
+                        # Evaluating may take as long as an iteration, so it is asked again.
                         stopping = guard.should_stop()
-                finally:  # An evaluation that fails takes nothing with it.
+                finally:  # A failed evaluation loses no metrics.
                     writer.scalars(done, values | timer.collect())
                 writer.images(done, grids)
                 is_due = stopping or last or done % config.checkpoint.every == 0
@@ -226,7 +227,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                     run.save(state, scores["best"])
                 if stopping:
                     break
-            # Told to stop, or again, it still completes what it is saving.
+            # A run that is told to stop, even twice, still completes what it is saving.
             checkpoints.wait()
         except ScorerError as error:
             run.save(state)

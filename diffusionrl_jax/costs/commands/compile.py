@@ -33,7 +33,7 @@ JSON = flags.DEFINE_string("json", None, "A file for the results.")
 def main(_):
     """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
-    jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs none.
+    jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs no TPU.
     with programs.clear_errors():
         if CONFIG.value is None or TOPOLOGY.value is None:
             raise UserError("--config and --topology must both be given.")

@@ -67,7 +67,7 @@ def row(name: str, config: Config, topology: str, compiled: str | None, quick: b
     """
     changes, plan = planning.propose(config, planning.devices_of_topology(topology))
     division, memory = plan.division, plan.devices.memory
-    assert memory is not None  # Of a topology it is known.
+    assert memory is not None  # It is known for topologies.
     whole = lambda size, of: "all" if size >= of else str(size)
     found = []
     if compiled:
