@@ -1,9 +1,9 @@
 """Policy gradient on the denoising chain: Algorithm 1 of the paper; DDPO (2305.13301); DPOK.
 
 A step of the chain is an action whose distribution is known. Each sample is trained at K steps of
-its chain. The loss of a step is the product of two numbers: the ratio, how much likelier the step
-has become since it was taken, and the advantage, how much better than expected the sample's picture
-is.
+its chain. What is maximised at a step is the product of two numbers, which is clipped: the ratio,
+how much likelier the step has become since it was taken, and the advantage, how much better than
+expected the sample's picture is.
 """
 
 import dataclasses
@@ -154,11 +154,13 @@ class PolicyGradient:
     def summary(
         self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
     ) -> dict[str, float]:
-        """Returns means over each task's updates, and |ratio - 1| at still unchanged parameters.
+        """Averages the metrics over each task's updates.
+
+        Of the first update, before which the iteration has changed no parameter, it also takes
+        |ratio - 1|. This is 0 but for rounding, unless the samples were drawn ahead.
 
         Returns:
-          "<task>/<metric>" for each task and metric, and "ratio_check/mean" and "ratio_check/max"
-          of the first update.
+          "<task>/<metric>" for each task and metric, and "ratio_check/mean" and "ratio_check/max".
         """
         by_task = {name: rows.reshape(len(task_names), -1) for name, rows in values.items()}
         of_task = {"loss", "gradient_norm", *self.metrics} - {"ratio_error", "largest_ratio_error"}

@@ -139,7 +139,7 @@ class RewardWeighted:
         return weight * errors, {"sample_weight": weight}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Returns means over each task's updates.
+        """Averages the metrics over each task's updates.
 
         Returns:
           "<task>/loss", "<task>/gradient_norm" and "<task>/sample_weight" for each task.

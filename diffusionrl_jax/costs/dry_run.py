@@ -38,8 +38,8 @@ def dry_run(
       What each phase costs, also where it does not fit.
 
     Raises:
-      UserError: the config, the topology or a phase's name cannot be used; the error says what
-        would do.
+      UserError: the config, the topology or a phase's name cannot be used; the error says what to
+        change.
     """
     chip = chips.of_topology(topology)
     devices = compiled.topology_devices(topology)

@@ -27,7 +27,7 @@ class Needs:
     Attributes:
       model: the name of a published model.
       images: how many images an iteration draws.
-      operations: column -> floating-point operations for one image.
+      operations: column of `COLUMNS` -> floating-point operations for one image.
       parameters: the shapes of the state, of the frozen parameters, and of what a run holds
         besides.
       rest: the bytes of all that is split over the batch, on all chips together.
@@ -62,7 +62,7 @@ def needs(config: Config, model: str) -> Needs:
       model: the published model's name, which takes the place of config.model.
 
     Raises:
-      UserError: the config cannot be used; the error says what would do.
+      UserError: the config cannot be used; the error says what to change.
     """
     config = copied(config)
     config.model, fsdp = HUB_IDS[model], config.mesh.fsdp

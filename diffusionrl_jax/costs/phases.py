@@ -186,7 +186,7 @@ def operations(phases: Sequence[Phase]) -> dict[str, float]:
     """Counts the operations that each phase's mathematics needs for one call.
 
     Args:
-      phases: phases without attention kernels, as of `plain_experiment`.
+      phases: phases without attention kernels, such as those of `plain_experiment`.
 
     Returns:
       Name of a phase -> floating-point operations.

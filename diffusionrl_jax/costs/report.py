@@ -17,7 +17,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """What an iteration needs that was compiled for a topology.
+    """What an iteration needs on the topology that it was compiled for.
 
     Attributes:
       model, topology, chip, chips, fsdp, microbatch, remat: what it was compiled for.

@@ -43,7 +43,7 @@ class PhaseCost:
         return self.resident + self.cost.temporaries + self.cost.outputs
 
     def seconds(self, chip: Chip) -> dict[str, float]:
-        """Returns for how long each resource is busy in an iteration, in seconds.
+        """Returns for each resource the seconds that it is busy in an iteration.
 
         It is empty if nothing was compiled.
         """

@@ -114,7 +114,7 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
       profile: a folder for a trace of one more iteration, for XProf or TensorBoard.
 
     Raises:
-      UserError, FileNotFoundError: the config cannot be used; the error says what would do.
+      UserError, FileNotFoundError: the config cannot be used; the error says what to change.
     """
     fetching.bring(config)
     config, _ = planning.resolve(config)

@@ -15,9 +15,9 @@ class Chip:
 
     Attributes:
       operations: floating-point operations per second in bfloat16.
-      memory: the bytes of memory that are left to a program. Of a TPU, libtpu leaves what its error
-        says when a program does not fit; of a GPU, JAX takes three quarters unless
-        XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+      memory: the bytes of memory that are left to a program. For a TPU this is the number that
+        libtpu names when a program does not fit. For a GPU it is three quarters of its memory,
+        which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
       bandwidth: bytes per second between HBM and the chip.
       interconnect: bytes per second out of the chip, and as many into it, over all of its links:
         half of the bidirectional bandwidth in the documentation. None where it is not known.
