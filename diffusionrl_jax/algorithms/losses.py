@@ -42,6 +42,11 @@ def clipped_surrogate(
     )
 
 
+def mean_square(difference: jax.Array) -> jax.Array:
+    """Returns the mean square over a latent's elements, float32 [batch], of [batch, ...]."""
+    return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
+
+
 def pretraining(model_output: jax.Array, target: jax.Array, text_dropout: float) -> jax.Array:
     """Computes || target - e_theta(z_t, t, c) ||^2, averaged over a latent's elements (Eqs. 8-9).
 

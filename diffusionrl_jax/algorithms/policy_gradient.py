@@ -27,7 +27,8 @@ from diffusionrl_jax.learning.objectives import Metrics, Scored
 def needs(fields: Config) -> Needs:
     """Returns what the method needs, from the fields of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
-    return Needs(updates=count, steps=count, base=fields.kl_weight > 0)
+    near = fields.kl_weight > 0
+    return Needs(count, steps=count, base=near, kept_of_example=1 + near, predictions=int(near))
 
 
 def make(config: Config, process: Process) -> "PolicyGradient":

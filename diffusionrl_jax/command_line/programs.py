@@ -3,7 +3,6 @@
 import contextlib
 import logging as standard_logging
 import pathlib
-import re
 import signal
 import sys
 import traceback
@@ -18,9 +17,6 @@ from diffusionrl_jax.mistakes import UserError
 
 # What the machine refuses, a run cannot go on with, and a person can mend.
 BAD_INPUT = (UserError, OSError, FloatingPointError)
-# How an error of JAX's runtime begins where another process is gone: some calls raise it as a
-# ValueError. TensorStore does so, too, of a broken file: DATA_LOSS or FAILED_PRECONDITION.
-RUNTIME_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -76,8 +72,7 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         is_joined = jax.distributed.is_initialized()
         # What several processes wait for in vain is a lost one.
-        in_vain = isinstance(error, TimeoutError) or RUNTIME_STATUS.match(str(error))
-        is_lost = is_joined and in_vain
+        is_lost = is_joined and isinstance(error, TimeoutError)
         if isinstance(error, BAD_INPUT) and not is_lost:
             logging.debug("The error arose here:", exc_info=True)
             processes.fail(f"error: {_line(error)}")

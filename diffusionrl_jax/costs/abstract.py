@@ -6,7 +6,8 @@ what is not, the published checkpoint's sizes are taken.
 
 import dataclasses
 import functools
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,11 @@ from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
     batch_sharding,
     frozen_sharding,
-    parameter_sharding,
 )
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments.algorithm import (
-    initial_state,
-    make_algorithm,
-    needs_base,
-    scores_on_host,
-)
-from diffusionrl_jax.learning.adaptation import make_lora
+from diffusionrl_jax.experiments.algorithm import scores_on_host
+from diffusionrl_jax.experiments.assembly import abstract_state, assemble, judges, put_batch
+from diffusionrl_jax.experiments.loading import network_sharding
 from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.state import TrainState
@@ -215,7 +211,9 @@ def _prepare(reward: Reward, group_size: int) -> dict:
     return reward.prepare([names[0]] * group_size)
 
 
-def make_batch(config: Config, model: StableDiffusion, rewards: list[Reward], mesh: Mesh) -> Batch:
+def make_batch(
+    config: Config, model: StableDiffusion, rewards: Sequence[Reward], mesh: Mesh
+) -> Batch:
     """The shapes of what an iteration takes from the host."""
     count, tokens = config.batch_size, model.tokenize([""]).shape[1]
     ids = lambda *batch: jax.ShapeDtypeStruct((*batch, tokens), jnp.int32)
@@ -238,26 +236,8 @@ def make_batch(config: Config, model: StableDiffusion, rewards: list[Reward], me
             {"latent_mean": latents, "latent_std": latents, "input_ids": ids(count)},
             batch_sharding(mesh),
         )
-    return Batch(
-        input_ids=abstract_arrays(ids(len(config.tasks), count), batch_sharding(mesh, axis=1)),
-        reward_inputs=abstract_arrays(inputs, batch_sharding(mesh)),
-        pretraining=pretraining,
-        prompt_places=abstract_arrays(places, batch_sharding(mesh)),
-    )
-
-
-def _evaluation_scorers(config: Config) -> list[Shapes]:
-    """The parameters of the scorers that `Evaluator` loads, which the tasks' are not."""
-    evaluation = config.evaluation
-    used = {
-        (name, chosen.group_size) for chosen in evaluation.sets.values() for name in chosen.scorers
-    }
-    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
-    return [
-        make_reward(evaluation.scorers[name], group_size)[1]
-        for name, group_size in sorted(used)
-        if (evaluation.scorers[name].to_dict(), group_size) not in opened
-    ]
+    batch = Batch(ids(len(config.tasks), count), inputs, pretraining, places)
+    return put_batch(batch, mesh, abstract_arrays)
 
 
 def build(config: Config, mesh: Mesh) -> AbstractExperiment:
@@ -271,32 +251,19 @@ def build(config: Config, mesh: Mesh) -> AbstractExperiment:
         raise UserError("A host_reward is not compiled: leave its task out of the dry run.")
     model, assumed = make_model(config, mesh)
     made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
-    rewards = [reward for reward, _, _ in made]
-    algorithm = make_algorithm(config, model, mesh, rewards)
-    params = parameter_template(model)
-    if lora := make_lora(config):
-        lora.kernels(params[model.denoiser_name])  # Refuses targets that are not there.
-    state = jax.eval_shape(functools.partial(initial_state, config), params[model.denoiser_name])
-    # As all that is abstract here, it stands for an array.
-    empty_ids = cast(jax.Array, jax.ShapeDtypeStruct(model.tokenize([""])[0].shape, jnp.int32))
-    frozen = Frozen(
-        text_encoder=params["text_encoder"],
-        vae=params["vae"],
-        rewards=tuple(params for _, params, _ in made),
-        empty_ids=empty_ids,
-        base=params[model.denoiser_name] if needs_base(config) else None,
-    )
-    shardings = frozen_sharding(mesh, frozen, config.mesh.split_frozen)
-    scorers = _evaluation_scorers(config)
+    rewards = [(reward, params) for reward, params, _ in made]
+    template = parameter_template(model)
+    shardings = network_sharding(mesh, config.mesh.split_frozen, template)
+    params = abstract_arrays(template, shardings)
+    algorithm, frozen = assemble(config, model, params, mesh, rewards, abstract_arrays)
+    scorers = [make_reward(scorer, group_size)[1] for scorer, group_size in judges(config)]
     scorers = abstract_arrays(scorers, frozen_sharding(mesh, scorers, config.mesh.split_frozen))
     return AbstractExperiment(
         algorithm=algorithm,
         task_names=tuple(config.tasks),
-        state=abstract_arrays(state, parameter_sharding(mesh, state)),
-        frozen=abstract_arrays(
-            frozen, shardings.replace(base=parameter_sharding(mesh, frozen.base))
-        ),
-        batch=make_batch(config, model, rewards, mesh),
+        state=abstract_state(config, params[model.denoiser_name], mesh),
+        frozen=frozen,
+        batch=make_batch(config, model, algorithm.rewards, mesh),
         kept=scorers,
         assumed=tuple(filter(None, (assumed, *(name for *_, names in made for name in names)))),
     )

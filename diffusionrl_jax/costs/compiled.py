@@ -9,14 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# libtpu would otherwise ask a metadata server which TPU this machine is.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-# Compiling opens no TPU, so that several processes may compile at once.
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-# libtpu warns of every setting of a TPU machine that is missing here.
-os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-
 import jax
 from etils import epath
 from jax.experimental import topologies
@@ -34,6 +26,16 @@ from diffusionrl_jax.data.files import matching
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, replicated
 from diffusionrl_jax.mistakes import UserError
 
+# What libtpu is told before it is loaded, unless the user tells it otherwise.
+ENVIRONMENT = {
+    # libtpu would otherwise ask a metadata server which TPU this machine is.
+    "TPU_SKIP_MDS_QUERY": "1",
+    # Compiling opens no TPU, so that several processes may compile at once.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # libtpu warns of every setting of a TPU machine that is missing here.
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 # The compiler's error for a program that does not fit.
 OUT_OF_MEMORY = re.compile(
     r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
@@ -110,6 +112,8 @@ def topology_devices(topology: str) -> list:
     Raises:
       UserError: libtpu is not installed, or describes no such topology.
     """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # The two cores of a v4 chip are one device, as JAX has them on a slice.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.

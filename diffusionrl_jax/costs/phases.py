@@ -139,9 +139,9 @@ class _Recorder:
             )
         return jax.ShapeDtypeStruct(scored.shape[:2], jnp.float32, sharding=self.by_task)
 
-    def prepare(self, frozen, samples, rewards, batch, step, memory) -> Prepared:
+    def prepare(self, params, frozen, samples, rewards, batch, step, memory) -> Prepared:
         prepare = self.experiment.algorithm.phases().prepare
-        arguments = frozen, samples, rewards, batch, step, memory
+        arguments = params, frozen, samples, rewards, batch, step, memory
         prepared = self._add("prepare", prepare, *arguments, held=samples)
         one = replicated(self.mesh)
         place = lambda leaf: abstract_arrays(leaf, self.by_task if leaf.ndim > 1 else one)

@@ -42,7 +42,8 @@ def initial_state(config: Config, base: Parameters) -> TrainState:
     past_rewards = init_past_rewards(config.tasks)
     memory = {"past_rewards": past_rewards} if past_rewards else {}
     samples_ahead = scores_on_host(config) and config.overlap_scoring
-    return init_state(params, optimizer, config.ema_decay, memory, samples_ahead)
+    follower = needs_of(config).follower
+    return init_state(params, optimizer, config.ema_decay, memory, samples_ahead, follower)
 
 
 def scores_on_host(config: Config) -> bool:
@@ -100,13 +101,15 @@ def make_algorithm(
     """
     sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
     process = make_process(model.scheduler_config, sampler.steps)
+    needs, fields = needs_of(config), config.algorithm[config.algorithm.name]
+    follower_decay = (fields.decay_rate, fields.largest_decay) if needs.follower else (0.0, 0.0)
     learner = Learner(
         optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
         ema_decay=config.ema_decay,
         microbatch=microbatch.train,
         mesh=mesh,
+        follower_decay=follower_decay,
     )
-    needs = needs_of(config)
     objectives: tuple[Objective, ...] = ()
     if needs.updates:
         objectives += (ALGORITHMS[config.algorithm.name].make(config, process),)
@@ -129,7 +132,11 @@ def make_algorithm(
         sample=microbatch.sample,
         decode=microbatch.decode,
         score=microbatch.score,
-        noise_groups=tuple(task.group_size if task.shared_noise else 1 for task in tasks.values()),
+        noise_groups=tuple(
+            # Where no step is trained on, images that share all other noise would be alike.
+            task.group_size if task.shared_noise and needs.steps else 1
+            for task in tasks.values()
+        ),
         keeps_latents=needs.latents,
         from_base=needs.drawn_by_base,
     )

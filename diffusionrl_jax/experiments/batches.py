@@ -8,7 +8,8 @@ from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.distributed.mesh import batch_sharding, place
+from diffusionrl_jax.distributed.mesh import place
+from diffusionrl_jax.experiments.assembly import put_batch
 from diffusionrl_jax.experiments.pretraining import pretraining_batch
 from diffusionrl_jax.learning.iteration import Batch
 from diffusionrl_jax.mistakes import UserError
@@ -71,13 +72,14 @@ def make_batch(
     pretraining = None
     if pictures is not None:
         pretraining = pretraining_batch(pictures, step, config.batch_size, config.seed, mesh)
-    return Batch(
-        input_ids=place(ids, batch_sharding(mesh, axis=1)),
-        reward_inputs=place(inputs, batch_sharding(mesh)),
+    batch = Batch(
+        input_ids=ids,
+        reward_inputs=inputs,
         pretraining=pretraining,
-        prompt_places=place(numbers, batch_sharding(mesh)),
+        prompt_places=numbers,
         questions=_questions(config, rewards, texts, step),
     )
+    return put_batch(batch, mesh, place)
 
 
 def _questions(

@@ -59,6 +59,25 @@ def get_config() -> Config:
     config.algorithm.reward_weighted.noises = 5  # updates per task and iteration
     config.algorithm.reward_weighted.from_base = True  # who draws: the base model, or the trained
 
+    # DiffusionNFT: the denoising loss, towards good samples and away from bad ones.
+    config.algorithm.nft = ml_collections.ConfigDict()
+    config.algorithm.nft.noises = 1  # updates per task and iteration
+    config.algorithm.nft.beta = 1.0  # how far good and bad policy are from the one that draws
+    config.algorithm.nft.most_advantage = 5.0  # where advantages are clipped
+    config.algorithm.nft.reference_weight = 1e-4  # of the distance to the base model's output
+    # Samples are drawn by an average of the parameters; its decay grows with each iteration.
+    config.algorithm.nft.decay_rate = 0.001
+    config.algorithm.nft.largest_decay = 0.5
+    # Advantage weighted matching: the policy gradient with the denoising loss as log-probability.
+    config.algorithm.awm = ml_collections.ConfigDict()
+    config.algorithm.awm.noises = 1
+    config.algorithm.awm.clip_range = 1.0
+    config.algorithm.awm.most_advantage = 5.0
+    config.algorithm.awm.trailing_weight = 1.0  # of the distance to an average's output
+    config.algorithm.awm.reference_weight = 1e-3
+    config.algorithm.awm.decay_rate = 0.001  # of that average
+    config.algorithm.awm.largest_decay = 0.3
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
     # The learning rate rises from 0 in the first iterations, and falls to a tenth in the next.
@@ -214,7 +233,8 @@ def make_task(
         the "group" of images of one prompt; or by the mean and deviation of the last rewards of the
         same "prompt", as DDPO does, which suits prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
-        noise but that of those, so that what they differ in is what is credited.
+        noise but that of those, so that what they differ in is what is credited. Methods that train
+        on no step of the chain draw all noise apart.
       prompt_buffer: how many rewards of a prompt are kept, for "prompt" alone, as the next two.
       prompt_min_count: with fewer rewards of a prompt, the batch's mean and deviation are used.
       most_prompts: how many different prompts may be kept apart.

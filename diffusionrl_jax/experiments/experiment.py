@@ -12,16 +12,9 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.distributed.mesh import (
-    abstract_arrays,
-    frozen_sharding,
-    make_mesh,
-    parameter_sharding,
-    place,
-    replicated,
-)
-from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments.algorithm import initial_state, make_algorithm, needs_base
+from diffusionrl_jax.distributed.mesh import make_mesh, place
+from diffusionrl_jax.experiments import assembly, checks
+from diffusionrl_jax.experiments.algorithm import initial_state
 from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import load_pictures
@@ -102,9 +95,7 @@ class Experiment:
 
     def abstract_state(self) -> TrainState:
         """The state's shapes and shardings: a tree of `jax.ShapeDtypeStruct`."""
-        init = functools.partial(initial_state, self.config)
-        shapes = jax.eval_shape(init, self.policy.denoiser)
-        return abstract_arrays(shapes, parameter_sharding(self.policy.mesh, shapes))
+        return assembly.abstract_state(self.config, self.policy.denoiser, self.policy.mesh)
 
     def init_state(self) -> TrainState:
         """The state before the first iteration, sharded."""
@@ -145,23 +136,14 @@ def build(config: Config) -> Experiment:
     names = tuple(config.tasks)
     sources = tuple(make_prompts(config.tasks[name].prompts, config.seed) for name in names)
     places = tuple(map(prompt_places_of, names, config.tasks.values(), sources))
-    lora = make_lora(config)
     policy = load_policy(config)
-    if lora is not None:
-        lora.kernels(policy.denoiser)  # Refuses targets that are not there.
     scorers = [
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
         checks.check_task_prompts(name, config, source, reward)
-    algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
-    rewards = tuple(params for _, params in scorers)
-    frozen = Frozen(
-        text_encoder=policy.params["text_encoder"],
-        vae=policy.params["vae"],
-        rewards=place(rewards, frozen_sharding(policy.mesh, rewards, config.mesh.split_frozen)),
-        empty_ids=place(policy.empty_ids, replicated(policy.mesh)),
-        base=policy.denoiser if needs_base(config) else None,
+    algorithm, frozen = assembly.assemble(
+        config, policy.model, policy.params, policy.mesh, scorers, place
     )
     return Experiment(
         config=config,

@@ -15,6 +15,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments.algorithm import needs_base, needs_of
+from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published, tensor_files
 from diffusionrl_jax.models.text_to_image import describe_model
@@ -47,8 +48,8 @@ class Sizes:
       steps: of its chain that are kept of a sample.
       updates: of each task.
       tasks: how many.
-      pretrains, near_base, lora, on_host: whether there are the pretraining loss, the KL to the
-        base model, LoRA, rewards on the host.
+      kept_of_example, predictions: as `Needs` has them.
+      pretrains, lora, on_host: whether there are the pretraining loss, LoRA, rewards on the host.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
@@ -69,8 +70,9 @@ class Sizes:
     steps: int
     updates: int
     tasks: int
+    kept_of_example: int
+    predictions: int
     pretrains: bool
-    near_base: bool
     holds_base: bool
     lora: bool
     on_host: bool
@@ -99,21 +101,6 @@ def _is_owlv2(scorer: Config) -> bool:
     return scorer.reward == "detection" and "owlv2" in scorer.path.lower()
 
 
-def _judges(config: Config) -> int:
-    """Parameters of the scorers that `Evaluator` opens beside the tasks'."""
-    opened = [(task.scorer.to_dict(), task.group_size) for task in config.tasks.values()]
-    total = 0
-    for chosen in config.evaluation.sets.values():
-        for name in chosen.scorers:
-            scorer = config.evaluation.scorers.get(name)
-            if scorer is None:  # `Evaluator` says so.
-                continue
-            if (key := (scorer.to_dict(), chosen.group_size)) not in opened:
-                opened.append(key)
-                total += _reward(scorer)
-    return total
-
-
 def sizes(config: Config, kernel: bool) -> Sizes:
     """Of a config.
 
@@ -136,9 +123,9 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     return Sizes(
         model=model,
         trained=trained,
-        copies=3 + bool(config.ema_decay) + ahead,
+        copies=3 + bool(config.ema_decay) + ahead + bool(needs.follower),
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
-        judges=_judges(config),
+        judges=sum(_reward(scorer) for scorer, _ in judges(config)),
         rewarded=tuple(
             OWLV2_IMAGE if _is_owlv2(task.scorer) else image * IMAGES_OF_A_REWARD
             for task in config.tasks.values()
@@ -153,8 +140,9 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         steps=needs.steps,
         updates=needs.updates,
         tasks=len(config.tasks),
+        kept_of_example=needs.kept_of_example,
+        predictions=needs.predictions,
         pretrains=bool(config.pretraining.weight),
-        near_base=needs.base and needs.steps > 0,
         holds_base=needs_base(config),
         lora=bool(rank),
         on_host=on_host,
@@ -237,10 +225,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
         return phases
 
     count = sizes.tasks * sizes.updates + sizes.pretrains
-    updates = count * share * (2 + sizes.near_base) * sizes.latent
+    updates = count * share * (1 + sizes.kept_of_example) * sizes.latent
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
-    reference = cast + min(division.train, share) * forward if sizes.near_base else 0
+    reference = cast + min(division.train, share) * forward if sizes.predictions else 0
     phases["prepare"] = always + drawn + updates + text + max(captions, reference)
 
     if division.gather == "blocks" and is_split:

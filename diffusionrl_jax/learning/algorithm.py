@@ -20,6 +20,11 @@ class Needs(NamedTuple):
       latents: whether the samples' final latents are trained on.
       base: whether the denoiser that training started from is needed.
       drawn_by_base: whether that denoiser draws the samples.
+      follower: the average of the parameters that the state's memory keeps: `state.DRAWING`,
+        `state.TRAILING`, or None.
+      kept_of_example: how many arrays of a latent's size an example has beside what the denoiser is
+        shown.
+      predictions: how often the denoiser runs without a gradient on what is trained on.
     """
 
     updates: int
@@ -27,6 +32,9 @@ class Needs(NamedTuple):
     latents: bool = False
     base: bool = False
     drawn_by_base: bool = False
+    follower: str | None = None
+    kept_of_example: int = 1
+    predictions: int = 0
 
 
 class Algorithm(Protocol):

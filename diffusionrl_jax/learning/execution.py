@@ -8,8 +8,8 @@ import jax
 
 from diffusionrl_jax.distributed.mesh import batch_sharding, parameter_sharding, replicated
 from diffusionrl_jax.learning.algorithm import Algorithm
-from diffusionrl_jax.learning.host_scoring import start_scoring
-from diffusionrl_jax.learning.iteration import Batch, Frozen
+from diffusionrl_jax.learning.host_scoring import PendingScores, start_scoring
+from diffusionrl_jax.learning.iteration import Batch, Frozen, Samples
 from diffusionrl_jax.learning.phases import Phases, iteration
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
@@ -118,44 +118,68 @@ def make_train_step(
 
         return fused_step
 
-    programs, mesh = phase_programs(algorithm, state), algorithm.mesh
-    of_state = parameter_sharding(mesh, state)
-    keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=of_state)
+    return SplitStep(algorithm, state, timer)
 
-    def draw(params, frozen, batch, step):
-        with timer.phase("sample"):
-            return jax.block_until_ready(programs.sample(params, frozen, batch.input_ids, step))
 
-    def ask(samples, batch):
-        scores = start_scoring(algorithm.rewards, samples.images, batch.questions, mesh)
+class SplitStep:
+    """A `TrainStep` of a program for each phase.
+
+    Args:
+      algorithm, state, timer: as of `make_train_step`.
+
+    Attributes:
+      drawn: what was drawn ahead and is scored meanwhile: a batch, its samples, and the scores that
+        are waited for; None if nothing was. For any other batch it is of no account.
+    """
+
+    def __init__(self, algorithm: Algorithm, state: TrainState, timer: PhaseTimer):
+        self.algorithm, self.timer = algorithm, timer
+        self.programs = phase_programs(algorithm, state)
+        of_state = parameter_sharding(algorithm.mesh, state)
+        self.keep_params = jax.jit(_keep_params, donate_argnums=0, out_shardings=of_state)
+        self.drawn: tuple[Batch, Samples, PendingScores] | None = None
+
+    def _draw(self, params, frozen, batch, step) -> Samples:
+        with self.timer.phase("sample"):
+            samples = self.programs.sample(params, frozen, batch.input_ids, step)
+            return jax.block_until_ready(samples)
+
+    def _ask(self, samples: Samples, batch: Batch) -> tuple[Batch, Samples, PendingScores]:
+        algorithm = self.algorithm
+        scores = start_scoring(algorithm.rewards, samples.images, batch.questions, algorithm.mesh)
         return batch, samples, scores
 
-    drawn = []  # At most one: a batch, its samples, and the scores that are waited for.
-
-    def split_step(state, frozen, batch, following=None):
-        if not drawn or drawn[0][0] is not batch:
-            drawn[:] = [ask(draw(state.sampling_params, frozen, batch, state.step), batch)]
-        # Nothing here holds the samples once they are handed over: their images are large.
-        _, *samples, pending = drawn.pop()
+    def __call__(self, state, frozen, batch, following=None):
+        """As `TrainStep`."""
+        programs, timer = self.programs, self.timer
+        if self.drawn is None or self.drawn[0] is not batch:
+            self.drawn = None  # Its images are large.
+            samples = self._draw(state.sampling_params, frozen, batch, state.step)
+            self.drawn = self._ask(samples, batch)
+            del samples
+        # Nothing here holds the samples once they are handed over.
+        (_, *samples, pending), self.drawn = self.drawn, None
         ahead = state.samples_ahead and following is not None
-        next_samples = draw(state.params, frozen, following, state.step + 1) if ahead else None
+        next_samples = (
+            self._draw(state.drawing_params, frozen, following, state.step + 1) if ahead else None
+        )
 
         def score(frozen, samples, reward_inputs):
             with timer.phase("score"):
                 inputs = tuple(map(operator.or_, reward_inputs, pending.result()))
                 return jax.block_until_ready(programs.score(frozen, samples, inputs))
 
-        def prepare(frozen, samples, rewards, batch, step, memory):
+        def prepare(params, frozen, samples, rewards, batch, step, memory):
             with timer.phase("score"):
                 batch = batch.replace(questions=())
-                arguments = frozen, samples, rewards, batch, step, memory
+                arguments = params, frozen, samples, rewards, batch, step, memory
                 return jax.block_until_ready(programs.prepare(*arguments))
 
         def updates(phases, state, frozen, prepared):
             if ahead:
-                drawn.append(ask(next_samples, following))
+                self.drawn = self._ask(next_samples, following)
             if state.samples_ahead:
-                state = keep_params(state)
+                state = self.keep_params(state)
             with timer.phase("update"):
                 history = []
                 for index in range(len(prepared.examples.weight)):
@@ -173,10 +197,8 @@ def make_train_step(
         phases = Phases(hand_over, score, prepare, programs.update, finish)
         return iteration(phases, state, frozen, batch, updates=updates)
 
-    return split_step
-
 
 def _keep_params(state: TrainState) -> TrainState:
     """Before the update: its parameters are those that draw the next iteration's images."""
     copy = lambda leaf: jax.numpy.array(leaf, copy=True)
-    return state.remember({"sampling_params": jax.tree.map(copy, state.params)})
+    return state.remember({"sampling_params": jax.tree.map(copy, state.drawing_params)})

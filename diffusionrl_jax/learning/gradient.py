@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.microbatch import mean_over_microbatches, microbatch_count
 from diffusionrl_jax.learning.examples import Examples
-from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.learning.state import DRAWING, TRAILING, TrainState
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import Text
 
@@ -23,6 +24,8 @@ class Learner:
       optimizer: the optax optimiser.
       ema_decay: the decay of the parameters' exponential moving average over iterations. It has no
         effect where the state keeps no average.
+      follower_decay: how the decay of the average in the state's memory grows: by the first number
+        with each iteration, up to the second.
       microbatch: how many samples each device takes at a time; 0 means all at once.
       mesh: the devices.
     """
@@ -31,6 +34,7 @@ class Learner:
     ema_decay: float
     microbatch: int
     mesh: Mesh
+    follower_decay: tuple[float, float] = (0.0, 0.0)
 
     def update(
         self,
@@ -92,8 +96,19 @@ class Learner:
         return dataclasses.replace(state, params=params, optimizer_state=optimizer_state), metrics
 
     def finish(self, state: TrainState) -> TrainState:
-        """Ends the iteration: counts it, and moves the parameters' average where one is kept."""
+        """Ends the iteration: counts it, and moves the parameters' averages where they are kept."""
         average = state.ema_params
         if average is not None:
             average = optax.incremental_update(state.params, average, 1 - self.ema_decay)
-        return dataclasses.replace(state, step=state.step + 1, ema_params=average)
+        state = dataclasses.replace(state, step=state.step + 1, ema_params=average)
+        rate, largest = self.follower_decay
+        move = 1 - jnp.minimum(rate * state.step, largest)
+        followers = {
+            name: state.memory[name] for name in (DRAWING, TRAILING) if name in state.memory
+        }
+        return state.remember(
+            {
+                name: optax.incremental_update(state.params, follower, move)
+                for name, follower in followers.items()
+            }
+        )

@@ -43,6 +43,8 @@ class Scored:
       step: the iteration's number, int32 scalar.
       batch: what the host gave the iteration.
       frozen: the parameters that are not trained.
+      params: the trained parameters that the samples were drawn with.
+      memory: the train state's memory.
     """
 
     samples: Samples
@@ -51,6 +53,8 @@ class Scored:
     step: jax.Array
     batch: Batch
     frozen: Frozen
+    params: Parameters
+    memory: Mapping
 
 
 class Objective(Protocol):
@@ -156,6 +160,7 @@ class Objectives:
 
     def prepare(
         self,
+        params: Parameters,
         frozen: Frozen,
         samples: Samples,
         rewards: jax.Array,
@@ -166,6 +171,7 @@ class Objectives:
         """Turns scored samples into the examples that are trained on.
 
         Args:
+          params: the trained parameters that the samples were drawn with.
           frozen: the parameters that are not trained.
           samples: the samples, without images.
           rewards: float32 [T, B].
@@ -177,8 +183,8 @@ class Objectives:
           The examples, in the order in which they are trained on, with their text, the changed
           parts of the memory, and the rewards' metrics.
         """
-        advantages, memory = self.rules(rewards, batch, memory)
-        scored = Scored(samples, advantages.values, rewards, step, batch, frozen)
+        advantages, kept = self.rules(rewards, batch, memory)
+        scored = Scored(samples, advantages.values, rewards, step, batch, frozen, params, memory)
         parts, texts, rows = [], [samples.text], len(rewards)
         for place, objective in enumerate(self.objectives):
             part, text = objective.examples(self.experience, scored, self._predict)
@@ -189,7 +195,7 @@ class Objectives:
             parts.append(dataclasses.replace(part, objective=jnp.full(len(part.weight), place)))
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)
         examples = self._shard(concatenate(parts))
-        return Prepared(examples, self._shard(text), memory, reward_metrics(advantages))
+        return Prepared(examples, self._shard(text), kept, reward_metrics(advantages))
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""

@@ -39,7 +39,8 @@ class Phases:
     Attributes:
       sample: takes (params, frozen, input_ids, step) and returns `Samples`.
       score: takes (frozen, samples, reward_inputs) and returns the rewards, float32 [T, B].
-      prepare: takes (frozen, samples, rewards, batch, step, memory) and returns `Prepared`.
+      prepare: takes (params, frozen, samples, rewards, batch, step, memory) and returns `Prepared`.
+        The params are those that the samples were drawn with.
       update: takes (state, frozen, example, text) and returns the state and metrics after one
         update.
       finish: takes the state and returns the one that the next iteration starts from.
@@ -83,12 +84,13 @@ def iteration(
       The new state, and the metrics: those of the updates [U], with the "objective" of each, and
       those of the rewards [T].
     """
-    samples = phases.sample(state.sampling_params, frozen, batch.input_ids, state.step)
+    params = state.sampling_params
+    samples = phases.sample(params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)
     # From here on only what is trained on is held.
     samples = samples.trained_on()
-    prepared = phases.prepare(frozen, samples, rewards, batch, state.step, state.memory)
-    del samples
+    prepared = phases.prepare(params, frozen, samples, rewards, batch, state.step, state.memory)
+    del params, samples
     state = state.remember(prepared.memory)
     state, metrics = updates(phases, state, frozen, prepared)
     owners = {"objective": prepared.examples.objective}

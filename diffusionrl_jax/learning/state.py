@@ -15,6 +15,9 @@ from diffusionrl_jax.models.parameters import Parameters
 # All of a state's fields except its memory.
 FIELDS = ("step", "params", "optimizer_state", "ema_params")
 
+# The names, in the memory, of averages that follow the parameters.
+DRAWING, TRAILING = "drawing_params", "trailing_params"
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -27,9 +30,10 @@ class TrainState:
       optimizer_state: the state of the optax optimiser.
       ema_params: the exponential moving average of params over iterations; None if none is kept.
       memory: what an algorithm keeps from one iteration to the next besides, by name.
-        "past_rewards" has the statistics of each task's prompts, or None. "sampling_params" has the
-        parameters that the next images are drawn with, where they are drawn before the update of
-        the iteration before.
+        "past_rewards" has the statistics of each task's prompts, or None. "drawing_params" has an
+        average of params that draws the images in their place, and "trailing_params" one that only
+        follows them. "sampling_params" has the parameters that the next images are drawn with,
+        where they are drawn before the update of the iteration before.
     """
 
     step: jax.Array
@@ -44,9 +48,14 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
     @property
+    def drawing_params(self) -> Parameters:
+        """The parameters that images are drawn with from now on."""
+        return self.memory.get(DRAWING, self.params)
+
+    @property
     def sampling_params(self) -> Parameters:
         """The parameters that an iteration's images are drawn with."""
-        return self.memory.get("sampling_params", self.params)
+        return self.memory.get("sampling_params", self.drawing_params)
 
     @property
     def samples_ahead(self) -> bool:
@@ -106,6 +115,7 @@ def init_state(
     ema_decay: float,
     memory: Mapping[str, Any] | None = None,
     samples_ahead: bool = False,
+    follower: str | None = None,
 ) -> TrainState:
     """Returns the state before the first iteration.
 
@@ -118,12 +128,15 @@ def init_state(
       memory: what the algorithm keeps between iterations, at its start.
       samples_ahead: whether the state also keeps the parameters that the next images are drawn
         with.
+      follower: the name of the average of the parameters that the memory keeps; None keeps none.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+    kept = ("sampling_params",) if samples_ahead else ()
+    kept += (follower,) if follower else ()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=copy(params),
         optimizer_state=optimizer.init(params),
         ema_params=copy(params) if ema_decay else None,
-        memory=dict(memory or {}) | ({"sampling_params": copy(params)} if samples_ahead else {}),
+        memory=dict(memory or {}) | {name: copy(params) for name in kept},
     )

@@ -133,5 +133,6 @@ def test_without_a_weight_no_reference_is_computed(joint):
     phases, batch, state = made.algorithm.phases(), made.batch(0), made.abstract_state()
     samples = jax.eval_shape(phases.sample, made.policy.denoiser, made.frozen, batch.input_ids, 0)
     rewards = jax.ShapeDtypeStruct(batch.input_ids.shape[:2], jnp.float32)
-    arguments = made.frozen, samples.trained_on(), rewards, batch, 0, state.memory
+    scored = made.frozen, samples.trained_on(), rewards
+    arguments = state.params, *scored, batch, 0, state.memory
     assert "reference_mean" not in jax.eval_shape(phases.prepare, *arguments).examples.own

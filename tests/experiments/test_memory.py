@@ -42,7 +42,8 @@ SIZES = memory.Sizes(
     updates=5,
     tasks=2,
     pretrains=True,
-    near_base=False,
+    kept_of_example=1,
+    predictions=0,
     holds_base=False,
     lora=False,
     on_host=False,
@@ -154,7 +155,8 @@ def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     # And in the update what is trained on, with its text.
     count = sizes.tasks * sizes.updates + sizes.pretrains
     trained_on = plan.division.share * (
-        count * (2 + sizes.near_base) * sizes.latent + (sizes.tasks + sizes.pretrains) * sizes.text
+        count * (1 + sizes.kept_of_example) * sizes.latent
+        + (sizes.tasks + sizes.pretrains) * sizes.text
     )
     found = held["update"] - held["sample"]
     assert trained_on == pytest.approx(found, rel=0.1)

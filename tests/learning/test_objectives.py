@@ -29,7 +29,7 @@ def prepare(setup, program, rewards, step=0):
         text=np.zeros((TASKS, BATCH, passes, 4, 16), np.float32),
     )
     samples = jax.device_put(samples, batch_sharding(setup.algorithm.mesh, axis=1))
-    made = program(setup.frozen, samples, rewards, setup.batch, step, {})
+    made = program(setup.params, setup.frozen, samples, rewards, setup.batch, step, {})
     return made.examples, made.text
 
 
@@ -97,7 +97,7 @@ def test_what_a_group_with_shared_noise_differs_in_is_what_it_is_trained_on(setu
     def run(params, frozen, ids):
         samples = algorithm.experience.sample(params, frozen, ids, 0)
         advantages = jnp.ones((TASKS, BATCH))
-        made = algorithm.prepare(frozen, samples, advantages, setup.batch, 0, {})
+        made = algorithm.prepare(params, frozen, samples, advantages, setup.batch, 0, {})
         return samples.steps, made.examples.own["step_index"]
 
     steps, chosen = jax.device_get(run(setup.params, setup.frozen, ids))
@@ -199,7 +199,7 @@ def test_embeddings_of_the_texts_give_the_same_loss(build, changes):
     @jax.jit
     def pretraining_loss(params, frozen, samples, batch):
         rewards = jnp.zeros((TASKS, BATCH))
-        made = algorithm.prepare(frozen, samples, rewards, batch, 0, {})
+        made = algorithm.prepare(params, frozen, samples, rewards, batch, 0, {})
         update = jax.tree.map(lambda leaf: leaf[-1], made.examples)
         text = jax.tree.map(lambda rows: rows[update.text], made.text)
         return algorithm.loss(params, frozen.base, update, text)[1]["loss"], text

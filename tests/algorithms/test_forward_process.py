@@ -1,0 +1,219 @@
+"""Losses on the forward process against PyTorch's automatic derivatives and closed forms."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from configs import emoji
+from diffusionrl_jax.algorithms.forward_process import (
+    AWM,
+    NFT,
+    AdvantageWeighted,
+    DiffusionNFT,
+)
+from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
+from diffusionrl_jax.monitoring.progress import PhaseTimer
+
+SHAPE = (6, 4, 8, 8)
+SCHEDULE = {
+    "epsilon": NOISE_SCHEDULE,
+    "v_prediction": NOISE_SCHEDULE | {"prediction_type": "v_prediction"},
+}
+
+
+def objective(kind, prediction_type="epsilon", **changes):
+    fields = {"weights": (1.0,), "noises": 1, "most_advantage": 5.0, "reference_weight": 0.0}
+    process = make_ddim(SCHEDULE[prediction_type], 10)
+    return kind(process, 7, 1.0, **fields | changes)
+
+
+@pytest.fixture
+def numbers():
+    """Clean latents, their noise and what four denoisers say of them."""
+    rng = np.random.default_rng(0)
+    draw = lambda: rng.standard_normal(SHAPE).astype(np.float32)
+    times = np.array([3, 150, 420, 640, 880, 999], np.int32)
+    advantages = np.array([1.0, -1.0, 0.3, -0.6, 0.0, 0.8], np.float32)
+    return types.SimpleNamespace(
+        clean=draw(), noise=draw(), output=draw(), old=draw(), base=draw(), trailing=draw(),
+        times=times, advantages=advantages,
+    )  # fmt: skip
+
+
+def example(made, numbers, **changes):
+    arrays = vars(numbers) | changes
+    own = {name: arrays[name] for name in ("clean", "old", "base", "trailing", "advantages")}
+    arguments = numbers.clean, numbers.noise, numbers.times
+    own["target"] = made.process.target(*arguments)
+    latents = made.process.noise(*arguments)
+    return types.SimpleNamespace(own=own, latents=latents, times=numbers.times)
+
+
+def derivative(made, output, shown):
+    """The gradient of the mean loss by the output, which stands for the network."""
+    loss = lambda output: made(output[:, None], shown, True)[0].sum()
+    return jax.value_and_grad(loss)(jnp.asarray(output))
+
+
+def coefficients(times):
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the published schedule, in PyTorch."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha = torch.cumprod(1 - betas, 0)[torch.from_numpy(times).long()].reshape(-1, 1, 1, 1)
+    return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def errors_of_clean(predicted, numbers, prediction_type):
+    """Of the clean latents that a prediction means, in PyTorch."""
+    clean, noise = torch.from_numpy(numbers.clean), torch.from_numpy(numbers.noise)
+    signal, sigma = coefficients(numbers.times)
+    shown = signal * clean + sigma * noise
+    if prediction_type == "epsilon":
+        return (shown - sigma * predicted) / signal - clean
+    return signal * shown - sigma * predicted - clean
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("beta", [1.0, 0.1])
+def test_nft_is_the_papers(numbers, prediction_type, beta):
+    """Eq. 11 of 2509.16117, by PyTorch, up to the factor that is documented."""
+    made = objective(DiffusionNFT, prediction_type, beta=beta, reference_weight=0.01)
+    value, gradient = derivative(made, numbers.output, example(made, numbers))
+    output = torch.from_numpy(numbers.output).requires_grad_()
+    old, share = torch.from_numpy(numbers.old), (1 + torch.from_numpy(numbers.advantages)) / 2
+    losses = []
+    for mixed in ((1 - beta) * old + beta * output, (1 + beta) * old - beta * output):
+        off = errors_of_clean(mixed, numbers, prediction_type)
+        size = off.detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
+        losses.append((off**2 / size).mean((1, 2, 3)))
+    loss = 5 / beta * (share * losses[0] + (1 - share) * losses[1])
+    loss += 0.01 * ((output - torch.from_numpy(numbers.base)) ** 2).mean((1, 2, 3))
+    total = loss.sum() * beta / 5
+    total.backward()
+    np.testing.assert_allclose(value, total.item(), rtol=1e-4)
+    scale = output.grad.abs().max().item()
+    np.testing.assert_allclose(gradient / scale, output.grad.numpy() / scale, atol=1e-4)
+
+
+def test_awm_is_the_papers(numbers):
+    """The clipped surrogate of -error, and the two distances, by PyTorch."""
+    changes = {"clip_range": 0.2, "trailing_weight": 0.7, "reference_weight": 0.01}
+    made = objective(AdvantageWeighted, **changes)
+    value, gradient = derivative(made, numbers.output, example(made, numbers))
+    tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
+    output = tensors["output"].requires_grad_()
+    error = lambda one, other: ((one - other) ** 2).mean((1, 2, 3))
+    ratio = (error(tensors["old"], tensors["noise"]) - error(output, tensors["noise"])).exp()
+    terms = tensors["advantages"] * ratio, tensors["advantages"] * ratio.clamp(0.8, 1.2)
+    total = -torch.minimum(*terms) + 0.7 * error(output, tensors["trailing"])
+    total = (total + 0.01 * error(output, tensors["base"])).sum()
+    total.backward()
+    np.testing.assert_allclose(value, total.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-6)
+    assert 0 < (ratio.detach() - 1).abs().gt(0.2).sum() < len(ratio)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, prediction_type):
+    """Their gradients there are advantage * error's gradient, times a weight of each sample."""
+    same = {"old": numbers.output, "trailing": numbers.output}
+    error = 2 * (numbers.output - np.asarray(
+        example(objective(AdvantageWeighted, prediction_type), numbers).own["target"]
+    )) / np.prod(SHAPE[1:])  # fmt: skip
+    expected = numbers.advantages[:, None, None, None] * error
+    made = objective(AdvantageWeighted, prediction_type)
+    _, gradient = derivative(made, numbers.output, example(made, numbers, **same))
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    made = objective(DiffusionNFT, prediction_type, beta=0.3)
+    _, gradient = derivative(made, numbers.output, example(made, numbers, **same))
+    off = errors_of_clean(torch.from_numpy(numbers.output), numbers, prediction_type)
+    size = off.abs().mean((1, 2, 3), keepdim=True).numpy()
+    signal, sigma = (array.numpy() for array in coefficients(numbers.times))
+    of_clean = sigma / signal if prediction_type == "epsilon" else sigma
+    weighted = 0.3 * of_clean**2 / size * expected
+    scale = np.abs(weighted).max()
+    np.testing.assert_allclose(gradient / scale, weighted / scale, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (NFT, {"noises": 0}, "config.algorithm.nft.noises must be at least 1"),
+        (AWM, {"most_advantage": 0.0}, "config.algorithm.awm.noises .* most_advantage above 0"),
+        (NFT, {"largest_decay": 1.0}, "nft.largest_decay must be at least 0 and below 1"),
+    ],
+)
+def test_refuses_what_does_not_fit(make_config, method, changes, message):
+    config = make_config()
+    config.algorithm[method.name].update(changes)
+    with pytest.raises(ValueError, match=message):
+        method.make(config, make_ddim(NOISE_SCHEDULE, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("nft", {}),
+        pytest.param("awm", {"algorithm.awm.noises": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "nft", {"lora.rank": 2, "sampler.guidance_scale": 2.0}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_it_is_a_method_of_a_config(make_config, name, changes):
+    """By one flag; its averages follow, and what has been learned draws."""
+    config = make_config(**{"algorithm.name": name, "sampler.eta": 0.0} | changes)
+    config.algorithm[name].update(decay_rate=0.25)
+    for task in config.tasks.values():
+        task.shared_noise = True
+    config, _ = planning.resolve(config)
+    made = experiments.build(config)
+    state = made.init_state()
+    before = jax.tree.map(np.asarray, state.params)
+    images = jax.jit(made.algorithm.phases().sample)(
+        state.sampling_params, made.frozen, made.batch(0).input_ids, 0
+    ).latents
+    # Nothing is shared where no step of the chain is trained on.
+    rows = np.asarray(images).reshape(-1, np.prod(images.shape[2:]))
+    assert len(np.unique(rows.round(3), axis=0)) == len(rows)
+    step = make_train_step(made.algorithm, made.abstract_state(), "split", PhaseTimer())
+    state, metrics = step(state, made.frozen, made.batch(0))
+    metrics = jax.device_get(metrics)
+    assert metrics["gradient_norm"].min() > 0 and np.isfinite(metrics["loss"]).all()
+    np.testing.assert_allclose(metrics["distance_to_old"][0], 0, atol=1e-6)
+    follower = state.memory["drawing_params" if name == "nft" else "trailing_params"]
+    assert (state.sampling_params is follower) == (name == "nft")
+    # After one iteration the decay is 0.25.
+    for old, new, average in zip(
+        *map(jax.tree.leaves, (before, state.params, follower)), strict=True
+    ):
+        np.testing.assert_allclose(average, 0.25 * old + 0.75 * np.asarray(new), atol=1e-6)
+    state, metrics = step(state, made.frozen, made.batch(1))
+    assert metrics["distance_to_old"][0] > 0 or name == "awm"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_training_raises_the_reward(compilation_cache, name):
+    """The emoji world's preference, drawn without noise."""
+    config = emoji.get_config("preference")
+    config.algorithm.name = name
+    changes = {"batch_size": 160, "pretraining.weight": 0.0, "sampler.eta": 0.0}
+    config.update_from_flattened_dict(changes)
+    config, _ = planning.resolve(config)
+    made = experiments.build(config)
+    state, rewards = made.init_state(), []
+    step = make_train_step(made.algorithm, made.abstract_state(), "split", PhaseTimer())
+    for iteration in range(12):
+        state, metrics = step(state, made.frozen, made.batch(iteration))
+        rewards.append(float(metrics["reward_mean"][0]))
+    print(f"{name}: {np.round(rewards, 3)}")
+    # 160 pictures of other prompts each: a mean's standard error is about 0.05.
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.1
