@@ -1,9 +1,9 @@
 """Measures what a run takes: `python -m diffusionrl_jax.benchmark COMMAND --help`.
 
-compile   whether a config fits a TPU that is not there, and how fast it could be
-plan      what is chosen for a config on slices of TPUs, and the memory that it takes
-table     what the published models ask of common slices: their mathematics, or compiled
-train     warm steps on the devices that are there
+compile   tells whether a config fits a TPU that is not there, and how fast it could be
+plan      shows what is chosen for a config on slices of TPUs, and the memory that it takes
+table     shows what the published models ask of common slices: their mathematics, or compiled
+train     times warm steps on the devices that are there
 """
 
 import importlib
@@ -15,7 +15,7 @@ COMMANDS = ("compile", "plan", "table", "train")
 
 
 def main() -> None:
-    """Hands the command line to the command's module, whose flags are its own."""
+    """Passes the command line to the command's module, which has its own flags."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
         known = "|".join(COMMANDS)

@@ -3,8 +3,8 @@ r"""Scores the base model and checkpoints of it on a config's evaluation sets.
     python -m diffusionrl_jax.evaluate --config=configs/emoji.py --output=/tmp/results \
         --checkpoints=ours=/tmp/emoji@best,earlier=/tmp/emoji@12
 
-All draw the same prompts with the same noise; real pictures are scored beside them where the world
-can draw them. It writes results.md, results.csv and comparison.png.
+All of them draw the same prompts with the same noise. Real pictures are scored beside them where
+the emoji world can draw the prompts. The program writes results.md, results.csv and comparison.png.
 """
 
 import jax

@@ -2,9 +2,9 @@
 
     python -m diffusionrl_jax.export --checkpoint=/tmp/emoji@best --output=/tmp/emoji_diffusers
 
-The folder is a whole pipeline, for `StableDiffusionPipeline.from_pretrained` and `config.model`.
-With --lora it holds a run's LoRA factors alone, for `pipe.load_lora_weights`. Either is what
-evaluation draws with: the average of the parameters, where the run kept one.
+The folder is a whole pipeline, for `StableDiffusionPipeline.from_pretrained` and for
+`config.model`. With --lora it holds a run's LoRA factors alone, for `pipe.load_lora_weights`. Both
+hold the parameters that evaluation draws with: their average, where the run kept one.
 """
 
 from absl import flags, logging

@@ -1,11 +1,12 @@
-r"""Fetches all that a config names from the Hugging Face hub, and does no more.
+"""Fetches all that a config names from the Hugging Face hub, and does no more.
 
     python -m diffusionrl_jax.fetch --config=configs/hps.py
     python -m diffusionrl_jax.fetch --config=configs/hps.py --output=gs://bucket/fetched
 
-For a machine with a network, such as a login node. Training fetches what is missing by itself, and
-finds in the same cache what was fetched here. With --output everything is copied to a folder or
-bucket, too, for machines that share no cache, and the flags are printed that train from there.
+It is for a machine with a network, such as a login node. Training fetches what is missing by
+itself, and finds what was fetched here in the same cache. With --output everything is also copied
+to a folder or bucket, for machines that do not share the cache, and the flags that train from there
+are printed.
 """
 
 import shlex

@@ -2,8 +2,8 @@
 
     python -m diffusionrl_jax.main --config=configs/emoji.py
 
-It says first where the run lives, here in runs/emoji; --workdir names another place. The same
-command, started again, goes on where it was.
+The program first says where the run lives, here in runs/emoji; --workdir names another place. The
+same command, started again, goes on where it was.
 """
 
 import pathlib
@@ -33,10 +33,10 @@ flags.mark_flag_as_required("config")
 
 
 def parse_steps(text: str | None) -> range:
-    """The iterations of --profile_steps: "10:12" are 10, 11 and 12, "10" is one; None is none.
+    """Returns the iterations of --profile_steps: 10, 11 and 12 for "10:12", none for None.
 
     Raises:
-      UserError: it is nothing of the kind.
+      UserError: the text is not of that form.
     """
     if text is None:
         return range(0)
@@ -48,15 +48,16 @@ def parse_steps(text: str | None) -> range:
 
 
 def default_workdir(config_file: str) -> str:
-    """Where a run lives whose user names no place.
+    """Returns where a run lives whose user names no workdir.
 
     Args:
-      config_file: as of --config: a path, and after a colon what the file's `get_config` is called
-        with.
+      config_file: the value of --config: a path and, behind a colon, the argument of the file's
+        `get_config`.
 
     Returns:
-      Below the current folder, "runs/hps" of "configs/hps.py", and "runs/hps-emoji" of
-      "configs/hps.py:emoji". Whatever is no letter, digit, "_", "." or "-" after the colon is "-".
+      A folder below the current one: "runs/hps" for "configs/hps.py", and "runs/hps-emoji" for
+      "configs/hps.py:emoji". Behind the colon, anything but letters, digits, "_", "." and "-"
+      becomes "-".
     """
     path, _, variant = config_file.partition(":")
     names = [pathlib.PurePath(path).stem, re.sub(r"[^\w.-]+", "-", variant)]

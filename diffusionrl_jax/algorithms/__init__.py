@@ -1,8 +1,9 @@
-"""The methods, by the name that a config gives them in `config.algorithm.name`."""
+"""The methods of learning, by the name that a config gives them in `config.algorithm.name`."""
 
 from diffusionrl_jax.algorithms import forward_process, policy_gradient, reward_weighted
 
-# Name -> what has `needs`, of the method's own fields, and `make`, of a config and a process.
+# Name -> module or `Method`. Its `needs` takes the method's own config fields, its `make` a config
+# and a process.
 ALGORITHMS = {
     "policy_gradient": policy_gradient,
     "reward_weighted": reward_weighted,

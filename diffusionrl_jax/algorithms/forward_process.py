@@ -1,9 +1,9 @@
 """Learning from rewards by the denoising loss alone: NFT, AWM, DGPO and Diffusion-DPO.
 
 No step of a chain is looked at. A sample is noised anew, and the denoiser's error there is made
-smaller if its picture is better than expected, and larger if it is worse; what keeps the policy
-near those that drew it differs between the methods. Any chain may draw the samples, without noise
-and with few steps.
+smaller if its picture is better than expected, and larger if it is worse. What keeps the policy
+near those that drew the samples differs between the methods. Any chain may draw them, also one
+without noise and with few steps.
 """
 
 import dataclasses
@@ -25,24 +25,27 @@ from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.state import DRAWING, TRAILING
 from diffusionrl_jax.mistakes import UserError
 
-# What NFT divides an error by, at least.
+# The least number that NFT divides an error by.
 LEAST_ERROR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ForwardProcess:
-    """An `Objective` on samples that are noised anew; `DiffusionNFT` and `AdvantageWeighted` are.
+    """What the `Objective`s on samples that are noised anew have in common.
+
+    `DiffusionNFT`, `AdvantageWeighted`, `GroupPreference` and `DirectPreference` are such ones.
 
     Attributes:
-      process: It noises the samples.
-      seed: The run's seed.
-      guidance_scale: What the chain is drawn with; the denoiser is trained as it is used.
-      weights: The weight of each task's loss.
-      noises: How many times each sample is noised in an iteration; each is an update of its own.
-      group_sizes: How many neighbours in the batch are of one prompt, for each task.
-      most_advantage: Advantages are clipped to this, and divided by it.
-      reference_weight: The weight of the mean square of what the denoiser says otherwise than the
-        base model; 0 leaves it out.
+      process: the process that noises the samples.
+      seed: the run's seed.
+      guidance_scale: the scale of classifier-free guidance that the chain is drawn with. The
+        denoiser is trained with the same.
+      weights: for each task, the factor of its loss.
+      noises: how many times each sample is noised in an iteration; each time is an update.
+      group_sizes: for each task, how many neighbours in the batch are of one prompt.
+      most_advantage: the number that advantages are clipped to, and then divided by.
+      reference_weight: the factor of the mean squared difference between the denoiser's output and
+        the base model's; 0 leaves it out.
     """
 
     process: Process
@@ -54,37 +57,40 @@ class ForwardProcess:
     most_advantage: float
     reference_weight: float
 
-    # What the denoiser's output is compared with, by the names of examples' own arrays.
+    # The outputs that the denoiser's is compared with, by their names in examples' own arrays.
     others = ("old",)
-    # Metrics of one of the methods alone.
+    # The metrics that only one of the methods has.
     own_metrics = ()
     # Whether the samples of a prompt are compared with each other, at the same noise.
     groups = False
 
     @property
     def metrics(self) -> Mapping[str, str]:
-        """See `Objective`."""
+        """How the values of several samples become one, for each metric; see `Objective`."""
         return dict.fromkeys(("matching_error", *self.distances, *self.own_metrics), "mean")
 
     @property
     def reference_share(self) -> float:
-        """The weight of the distance to the base model in the loss."""
+        """The factor of the distance to the base model in the loss."""
         return self.reference_weight
 
     @property
     def distances(self) -> tuple[str, ...]:
-        """The metrics that are mean squares between the denoiser's outputs and others'."""
+        """The metrics that are mean squared differences from the outputs of others."""
         base = ("base",) if self.reference_weight and "base" not in self.others else ()
         return tuple(f"distance_to_{name}" for name in (*self.others, *base))
 
     def parameters(self, name: str, scored: Scored):
-        """Returns the trained parameters that an output of the examples' own is of."""
+        """Returns the trained parameters with which one of `others` is computed."""
         return scored.params if name == "old" else scored.memory[TRAILING]
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
-        """Returns one update for each task and noise, with what others say of the same latents."""
+        """Makes one update for each task and noise, with the others' outputs for the same latents.
+
+        The arguments and the result are those of `Objective.examples`.
+        """
         assert scored.samples.latents is not None  # `needs` asks for them.
         # A sample that is not finite has no advantage, but must not poison the others' gradient.
         clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
@@ -117,7 +123,10 @@ class ForwardProcess:
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the method's loss and the distance to the base model; see `Objective`."""
+        """Computes the method's loss with the distance to the base model.
+
+        The arguments and the result are those of `Objective.__call__`.
+        """
         output = guide(output, self.guidance_scale)
         error = mean_square(output - example.own["target"])
         found = {"matching_error": error}
@@ -137,18 +146,22 @@ class ForwardProcess:
         active: jax.Array,
         found: Metrics,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the method's loss [B], and its own metrics [B].
+        """Computes the method's loss, [B], and its own metrics, [B] each.
 
         Args:
-          output: float32 [B, ...], what the denoiser says.
-          error: float32 [B], its mean square error.
-          example, active: As `Objective` has them.
-          found: The metrics so far.
+          output: the denoiser's guided output, float32 [B, ...].
+          error: its mean squared error, float32 [B].
+          example, active: as in `Objective.__call__`.
+          found: the metrics so far, by name.
         """
         raise NotImplementedError
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Returns means over each task's updates, by `<task>/<metric>`."""
+        """Averages the metrics over each task's updates.
+
+        Returns:
+          "<task>/<metric>" for each task and metric.
+        """
         return {
             f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
             for row, task in enumerate(task_names)
@@ -158,27 +171,31 @@ class ForwardProcess:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionNFT(ForwardProcess):
-    """The negative-aware loss: a good and a bad policy, both made of the old one and the current.
+    """The negative-aware loss of a good and a bad policy, made from the old and the current one.
 
-    With outputs v of the current denoiser and v_old of the one that drew the samples the good one
-    says (1 - beta) v_old + beta v, the bad one (1 + beta) v_old - beta v. The loss is
-    p L(good) + (1 - p) L(bad) with p = (1 + advantage) / 2, where L is the mean square error of the
-    clean latents over their mean absolute error, which has no gradient. The paper's is this times
-    its largest advantage over beta, so that its weight of the base model is, too.
+    With outputs v of the current denoiser and v_old of the one that drew the samples, the good
+    policy's output is (1 - beta) v_old + beta v, and the bad one's (1 + beta) v_old - beta v. The
+    loss is p L(good) + (1 - p) L(bad) with p = (1 + advantage) / 2. L is the mean squared error of
+    the clean latents divided by their mean absolute error, which has no gradient. The paper's loss
+    is this one times its largest advantage over beta; the weight of the base model is therefore
+    multiplied by the inverse.
 
     Attributes:
-      beta: How far the two policies are from the old one.
+      beta: how far the two policies are from the old one.
     """
 
     beta: float = 1.0
 
     @property
     def reference_share(self) -> float:
-        """See `ForwardProcess`."""
+        """The factor of the distance to the base model in the loss, on the scale of this loss."""
         return self.reference_weight * self.beta / self.most_advantage
 
     def loss(self, output, error, example, active, found):
-        """Returns the paper's loss, times beta / most_advantage; see `ForwardProcess.loss`."""
+        """Computes the paper's loss times beta / most_advantage.
+
+        The arguments and the result are those of `ForwardProcess.loss`.
+        """
         own = example.own
         of_latents = lambda output: self.process.clean(output, example.latents, example.times)
         change = self.beta * (of_latents(output) - of_latents(own["old"]))
@@ -193,12 +210,12 @@ class DiffusionNFT(ForwardProcess):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdvantageWeighted(ForwardProcess):
-    """Advantage weighted matching: a clipped policy gradient whose log-probability is -error.
+    """Advantage weighted matching: a clipped policy gradient with -error as log-probability.
 
     Attributes:
-      clip_range: The ratio is clipped to this much around 1.
-      trailing_weight: The weight of the mean square of what the denoiser says otherwise than an
-        average that trails it.
+      clip_range: how far the ratio may leave 1.
+      trailing_weight: the factor of the mean squared difference between the denoiser's output and
+        that of an average of its parameters that trails it.
     """
 
     clip_range: float = 1.0
@@ -208,9 +225,12 @@ class AdvantageWeighted(ForwardProcess):
     own_metrics = ("ratio", "clip_fraction")
 
     def loss(self, output, error, example, active, found):
-        """Returns the clipped surrogate and the distance to the average."""
+        """Computes the clipped surrogate and the distance to the trailing average.
+
+        The arguments and the result are those of `ForwardProcess.loss`.
+        """
         own = example.own
-        # No ratio for others' examples: an overflow there would poison the gradient.
+        # There is no ratio for others' examples: an overflow there would poison the gradient.
         log_ratio = jnp.where(active, mean_square(own["old"] - own["target"]) - error, 0)
         surrogate = clipped_surrogate(log_ratio, own["advantages"], self.clip_range)
         loss = surrogate.loss + self.trailing_weight * found["distance_to_trailing"]
@@ -231,8 +251,8 @@ class GroupPreference(ForwardProcess):
     `clip_range` from the average that trails it has no gradient.
 
     Attributes:
-      beta: How fast a group's weight falls once its preference is learned.
-      clip_range: The ratio exp(error of the average - error) is held to this much around 1.
+      beta: how fast a group's weight falls once its preference is learned.
+      clip_range: how far from 1 the ratio exp(error of the average - error) may be.
     """
 
     beta: float = 100.0
@@ -266,7 +286,7 @@ class DirectPreference(ForwardProcess):
     fallen from the base model's than that of the worst; the others of the group have none.
 
     Attributes:
-      beta: How strongly the base model holds.
+      beta: how strongly the policy is held to the base model.
     """
 
     beta: float = 2000.0
@@ -293,12 +313,13 @@ class DirectPreference(ForwardProcess):
 
 
 class Method(NamedTuple):
-    """A method as `ALGORITHMS` has them.
+    """A method as `ALGORITHMS` has it.
 
     Attributes:
-      name: of its fields in `config.algorithm`.
-      objective: The class of its objective.
-      follower: The name of what follows training in the state's memory; None if nothing does.
+      name: the name of its fields in `config.algorithm`.
+      objective: the class of its objective.
+      follower: the name of the average of the parameters that the state's memory keeps; None if
+        it keeps none.
     """
 
     name: str
@@ -306,7 +327,7 @@ class Method(NamedTuple):
     follower: str | None = None
 
     def needs(self, fields: Config) -> Needs:
-        """Returns what it takes, of its fields."""
+        """Returns what the method needs, from its fields in `config.algorithm`."""
         others = {*self.objective.others, *(["base"] if fields.reference_weight > 0 else [])}
         return Needs(
             updates=fields.noises,
@@ -319,10 +340,10 @@ class Method(NamedTuple):
         )
 
     def make(self, config: Config, process: Process) -> ForwardProcess:
-        """Returns the objective of a config.
+        """Makes the objective that a config describes, for the process that draws its samples.
 
         Raises:
-          UserError: A field that does not fit.
+          UserError: a field is out of range.
         """
         fields = dict(config.algorithm[self.name])
         name = f"config.algorithm.{self.name}"

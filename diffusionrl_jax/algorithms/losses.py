@@ -1,4 +1,4 @@
-"""The losses, each a small pure function of one batch."""
+"""The losses. Each is a small pure function of one batch."""
 
 import chex
 import flax.struct
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class SurrogateLoss:
-    """The clipped surrogate per sample.
+    """The clipped surrogate loss of each sample.
 
     Attributes:
       loss: float32 [batch].
-      clipped: float32 [batch], 1 where the ratio is outside the clip range.
+      clipped: float32 [batch], 1 where the ratio is outside the clip range and 0 elsewhere.
     """
 
     loss: jax.Array
@@ -22,16 +22,16 @@ class SurrogateLoss:
 def clipped_surrogate(
     log_ratio: jax.Array, advantages: jax.Array, clip_range: float
 ) -> SurrogateLoss:
-    """-min(w A, clip(w, 1 - eps, 1 + eps) A) with w = p_theta / p_theta_old (Eq. 7).
+    """Computes -min(w A, clip(w, 1 - eps, 1 + eps) A) with w = p_theta / p_theta_old (Eq. 7).
 
     Args:
-      log_ratio: float32 [batch], log-probability of the taken steps under the parameters being
-        trained, minus that under the parameters that took them.
-      advantages: [batch].
-      clip_range: eps.
+      log_ratio: the log-probability of the steps taken under the parameters that are trained, minus
+        that under the parameters that took them, float32 [batch].
+      advantages: A, float32 [batch].
+      clip_range: eps, how far the ratio may leave 1.
 
     Returns:
-      The loss of each sample, and whether it is clipped.
+      The loss of each sample, and whether its ratio is outside the clip range.
     """
     chex.assert_equal_shape([log_ratio, advantages])
     ratio = jnp.exp(log_ratio)
@@ -48,16 +48,17 @@ def mean_square(difference: jax.Array) -> jax.Array:
 
 
 def pretraining(model_output: jax.Array, target: jax.Array, text_dropout: float) -> jax.Array:
-    """|| target - e_theta(z_t, t, c) ||^2, averaged over a latent's elements (Eqs. 8-9).
+    """Computes || target - e_theta(z_t, t, c) ||^2, averaged over a latent's elements (Eqs. 8-9).
 
-    Where there are predictions for both texts c, the loss is its expectation over the text's
-    dropout: each text's error times the text's probability. No text is then drawn.
+    Where there are predictions for both texts c, the caption and the empty prompt, the loss is its
+    expectation over the dropout of the caption: each text's error times the text's probability. The
+    dropout is then not drawn.
 
     Args:
-      model_output: float32 [batch, passes, ...]: the text's prediction and,
+      model_output: the denoiser's predictions, float32 [batch, passes, ...]: the caption's and,
         where passes is 2, the empty prompt's.
-      target: float32 [batch, ...].
-      text_dropout: the probability of the empty prompt; without effect where passes is 1.
+      target: what it should predict, float32 [batch, ...].
+      text_dropout: the probability of the empty prompt. It has no effect where passes is 1.
 
     Returns:
       float32 [batch].

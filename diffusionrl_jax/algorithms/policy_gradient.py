@@ -1,8 +1,9 @@
 """Policy gradient on the denoising chain: Algorithm 1 of the paper; DDPO (2305.13301); DPOK.
 
-A step of the chain is an action, of which the distribution is known. Each sample is trained at K
-steps of its chain: how much likelier the step that was taken has become since it was taken, the
-ratio, times how much better than expected its picture is, the advantage.
+A step of the chain is an action whose distribution is known. Each sample is trained at K steps of
+its chain. What is maximised at a step is the product of two numbers, which is clipped: the ratio,
+how much likelier the step has become since it was taken, and the advantage, how much better than
+expected the sample's picture is.
 """
 
 import dataclasses
@@ -24,14 +25,14 @@ from diffusionrl_jax.learning.objectives import Metrics, Scored
 
 
 def needs(fields: Config) -> Needs:
-    """As of `config.algorithm.policy_gradient`."""
+    """Returns what the method needs, from the fields of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
     near = fields.kl_weight > 0
     return Needs(count, steps=count, base=near, kept_of_example=1 + near, predictions=int(near))
 
 
 def make(config: Config, process: Process) -> "PolicyGradient":
-    """The objective of a config."""
+    """Makes the objective that a config describes, for the process that draws its samples."""
     fields = config.algorithm.policy_gradient
     return PolicyGradient(
         process=process,
@@ -46,16 +47,18 @@ def make(config: Config, process: Process) -> "PolicyGradient":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyGradient:
-    """An `Objective`: the clipped surrogate, and a KL to the base model.
+    """The `Objective` of the clipped surrogate loss, and of a KL divergence from the base model.
 
     Attributes:
-      process: whose steps are the actions.
-      eta: of the chain.
-      guidance_scale: of the chain.
-      weights: of each task's loss.
-      clip_range: of the ratio around 1.
-      balance_timesteps: whether log-ratios are divided by how far the network moves their step.
-      kl_weight: of the KL to the base model at the steps trained on; 0 is none.
+      process: the chain, whose steps are the actions.
+      eta: how much noise the chain's steps add, as in `rollout`.
+      guidance_scale: the scale of classifier-free guidance in the chain.
+      weights: for each task, the factor of its loss.
+      clip_range: how far the ratio may leave 1.
+      balance_timesteps: whether each step's log-ratio is divided by its `sensitivity` before it is
+        clipped.
+      kl_weight: the factor of the KL divergence from the base model at the steps trained on; 0
+        leaves it out.
     """
 
     process: Process
@@ -68,24 +71,33 @@ class PolicyGradient:
 
     @property
     def metrics(self) -> Mapping[str, str]:
-        """See `Objective`."""
+        """How the values of several samples become one, for each metric; see `Objective`."""
         means = ("ratio", "ratio_error", "clip_fraction", "approximate_kl")
         means += ("kl_to_base",) if self.kl_weight else ()
         return dict.fromkeys(means, "mean") | {"largest_ratio_error": "max"}
 
     def step(self, output: jax.Array, latents: jax.Array, step_index: jax.Array) -> Gaussian:
-        """Where the chain goes from latents [B, ...], by the denoiser's output [B, P, ...]."""
+        """Returns the distribution of the latents after a step of the chain.
+
+        Args:
+          output: the denoiser's output, float32 [B, P, ...].
+          latents: the latents before the step, float32 [B, ...].
+          step_index: the step's position in the chain, int32 [B].
+        """
         return self.process.step(guide(output, self.guidance_scale), latents, step_index, self.eta)
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
-        """One update per task and trained step, one task after another (Algorithm 1)."""
+        """Makes one update per task and trained step, one task after another (Algorithm 1).
+
+        The arguments and the result are those of `Objective.examples`.
+        """
         _, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
         tasks, size, count = trained.shape
 
         def by_update(array):
-            """[T, B, K, ...] as [T * K, B, ...]."""
+            """Reorders [T, B, K, ...] to [T * K, B, ...]."""
             return jnp.moveaxis(array, 2, 1).reshape(tasks * count, size, *array.shape[3:])
 
         steps, task = scored.samples.steps, jnp.repeat(jnp.arange(tasks), count)
@@ -114,10 +126,13 @@ class PolicyGradient:
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Eq. 7 of each sample, and the KL (DPOK, 2305.16381)."""
+        """Computes Eq. 7 of each sample, and the KL from the base model (DPOK, 2305.16381).
+
+        The arguments and the result are those of `Objective.__call__`.
+        """
         own = example.own
         step = self.step(output, example.latents, own["step_index"])
-        # No ratio for others' examples: an overflow there would poison the gradient.
+        # There is no ratio for others' examples: an overflow there would poison the gradient.
         log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
         compared = log_ratio
         if self.balance_timesteps:
@@ -140,10 +155,13 @@ class PolicyGradient:
     def summary(
         self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
     ) -> dict[str, float]:
-        """Means over each task's updates, and |ratio - 1| in the first, at unchanged parameters.
+        """Averages the metrics over each task's updates.
+
+        Of the first update, before which the iteration has changed no parameter, it also takes
+        |ratio - 1|. This is 0 but for rounding, unless the samples were drawn ahead.
 
         Returns:
-          `<task>/<metric>`, "ratio_check/mean" and "ratio_check/max".
+          "<task>/<metric>" for each task and metric, and "ratio_check/mean" and "ratio_check/max".
         """
         by_task = {name: rows.reshape(len(task_names), -1) for name, rows in values.items()}
         of_task = {"loss", "gradient_norm", *self.metrics} - {"ratio_error", "largest_ratio_error"}

@@ -23,15 +23,15 @@ from diffusionrl_jax.models.text_to_image import Text
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretraining:
-    """An `Objective`: the error of what the denoiser says of noised pictures.
+    """The `Objective` of the denoiser's error on noised pictures.
 
     Attributes:
-      process: whose training part adds the noise.
-      seed: of the run.
-      guidance_scale: what the denoiser is sampled with.
-      weight: of the loss.
-      text_dropout: the probability that the empty prompt takes the place of a picture's own.
-      microbatch: captions encoded at a time on each device; 0 is all at once.
+      process: the process that draws the times and adds the noise.
+      seed: the run's seed.
+      guidance_scale: the scale of classifier-free guidance that the denoiser is sampled with.
+      weight: the factor of the loss.
+      text_dropout: the probability that the empty prompt takes the place of a picture's caption.
+      microbatch: how many captions each device encodes at a time; 0 means all at once.
     """
 
     process: Process
@@ -41,12 +41,15 @@ class Pretraining:
     text_dropout: float
     microbatch: int = 0
 
-    metrics = {}  # But for the loss.
+    metrics = {}  # There are none beside the loss.
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, Text]:
-        """One update, on all pictures of the batch."""
+        """Makes one update, on all pictures of the batch.
+
+        The arguments and the result are those of `Objective.examples`.
+        """
         pictures, model = scored.batch.pretraining, experience.model
         assert pictures is not None
         places = jnp.arange(len(pictures["input_ids"]))
@@ -66,17 +69,18 @@ class Pretraining:
     def noised(
         self, pictures: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[Examples, jax.Array]:
-        """Pictures' latents, noised at times of their own.
+        """Draws pictures' latents, and noises them at times of their own.
 
         Args:
-          pictures: "latent_mean" and "latent_std" float32 [B, ...].
+          pictures: "latent_mean" and "latent_std", float32 [B, ...].
           keys: PRNG keys [B].
 
         Returns:
-          One update, and which pictures lose their text to the empty prompt, bool [B].
+          The examples of one update, and which pictures have the empty prompt in place of their
+          caption, bool [B].
         """
         mean, std = pictures["latent_mean"], pictures["latent_std"]
-        # Of two passes one has the empty prompt: the loss is then its expectation.
+        # One of two passes has the empty prompt: the loss is then its expectation over the dropout.
         dropout = self.text_dropout if passes(self.guidance_scale) == 1 else 0.0
 
         @jax.vmap
@@ -105,17 +109,23 @@ class Pretraining:
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """See `losses.pretraining`."""
+        """Computes `losses.pretraining` of each sample; there are no metrics beside the loss."""
         return pretraining(output, example.own["target"], self.text_dropout), {}
 
     def summary(
         self, values: Mapping[str, np.ndarray], task_names: Sequence[str]
     ) -> dict[str, float]:
-        """Under "pretraining/loss" and "pretraining/gradient_norm"."""
+        """Returns "pretraining/loss" and "pretraining/gradient_norm" of the update."""
         return {f"pretraining/{name}": values[name][-1] for name in ("loss", "gradient_norm")}
 
 
 def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:
-    """The text [B, ...], but the empty prompt's [1, ...] where `dropped`, bool [B], says so."""
+    """Puts the empty prompt's text in the place of some samples' own.
+
+    Args:
+      text: the samples' text, a tree of [B, ...].
+      empty: the text of the empty prompt, the same tree of [1, ...].
+      dropped: bool [B], which samples get the text of the empty prompt.
+    """
     choose = jax.vmap(jnp.where, in_axes=(0, None, 0))
     return jax.tree.map(lambda own, empty: choose(dropped, empty[0], own), text, empty)

@@ -1,7 +1,8 @@
-"""Fine-tuning on a model's own pictures, the better ones more: nothing is unlearned.
+"""Fine-tuning on a model's own pictures, of which the better ones weigh more: nothing is unlearned.
 
-The denoising loss of each sample is weighted by its reward: scaled to between 0 and 1 (2302.12192,
-the paper's rival), by a softmax (RWR, 2305.13301), or a prompt's best alone (RAFT, 2304.06767).
+The denoising loss of each sample is multiplied by a weight that depends on its reward: the reward
+scaled to between 0 and 1 (2302.12192, with which the paper compares), a softmax of the rewards
+(RWR, 2305.13301), or 1 for a prompt's best sample alone (RAFT, 2304.06767).
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ WEIGHTINGS = ("min_max", "softmax", "best")
 
 
 def needs(fields: Config) -> Needs:
-    """As of `config.algorithm.reward_weighted`."""
+    """Returns what the method needs, from the fields of `config.algorithm.reward_weighted`."""
     return Needs(fields.noises, latents=True, base=fields.from_base, drawn_by_base=fields.from_base)
 
 
 def make(config: Config, process: Process) -> "RewardWeighted":
-    """The objective of a config."""
+    """Makes the objective that a config describes, for the process that draws its samples."""
     fields, tasks = config.algorithm.reward_weighted, config.tasks.values()
     return RewardWeighted(
         process=process,
@@ -44,22 +45,24 @@ def make(config: Config, process: Process) -> "RewardWeighted":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardWeighted:
-    """An `Objective`: the weighted denoising loss.
+    """The `Objective` of the reward-weighted denoising loss.
 
     Attributes:
-      process: which noises the samples.
-      seed: of the run.
-      weights: of each task's loss.
-      group_sizes: of each task, how many neighbours are of one prompt.
-      weighting: "min_max", (r - least) / (largest - least) of a task's batch; "softmax",
-        proportional to exp(r / temperature), with a mean of 1; "best", 1 for the best sample of
-        each group and 0 for the others.
-      temperature: of the softmax, in units of the reward.
-      noises: how many times each sample is noised in an iteration; an update each.
-      text_dropout: the probability of the empty prompt, where the model is sampled with guidance.
+      process: the process that noises the samples.
+      seed: the run's seed.
+      weights: for each task, the factor of its loss.
+      group_sizes: for each task, how many neighbours are of one prompt.
+      weighting: how a reward r becomes a weight. "min_max" is (r - least) / (largest - least) over
+        a task's batch; "softmax" is proportional to exp(r / temperature), with a mean of 1; "best"
+        is 1 for the best sample of each group and 0 for the others.
+      temperature: the softmax' temperature, in units of the reward.
+      noises: how many times each sample is noised in an iteration; each time is an update.
+      text_dropout: the probability of the empty prompt. It has an effect where the model is sampled
+        with guidance.
 
     Raises:
-      UserError: a field that does not fit.
+      UserError: the weighting is unknown, a number is out of range, or "best" meets a task whose
+        group_size is below 2.
     """
 
     process: Process
@@ -83,7 +86,15 @@ class RewardWeighted:
             raise UserError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
 
     def sample_weights(self, rewards: jax.Array, group_size: int) -> jax.Array:
-        """Of one task's samples, float32 [B]; 0 for rewards [B] that are not finite."""
+        """Computes the weights of one task's samples.
+
+        Args:
+          rewards: float32 [B].
+          group_size: how many neighbours are of one prompt.
+
+        Returns:
+          float32 [B]; 0 for samples whose reward is not finite.
+        """
         valid = jnp.isfinite(rewards)
         least = jnp.min(rewards, where=valid, initial=jnp.inf)
         largest = jnp.max(rewards, where=valid, initial=-jnp.inf)
@@ -94,16 +105,19 @@ class RewardWeighted:
         if self.weighting == "softmax":
             shares = jnp.where(valid, jnp.exp((rewards - largest) / self.temperature), 0)
             return shares * valid.sum() / jnp.maximum(shares.sum(), 1e-8)
-        # All alike good are as they would be without rewards.
+        # Samples that are all equally good weigh as they would without rewards.
         scaled = (rewards - least) / jnp.where(largest > least, largest - least, 1)
         return jnp.where(valid, jnp.where(largest > least, scaled, 1), 0)
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
-        """One update per task and noise, on the samples noised anew."""
+        """Makes one update per task and noise, on the samples' final latents noised anew.
+
+        The arguments and the result are those of `Objective.examples`.
+        """
         assert scored.samples.latents is not None  # `needs` asks for them.
-        # What is not finite has no weight, and must not poison the others' gradient.
+        # A sample that is not finite has no weight, and must not poison the others' gradient.
         clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
         arguments = self.process, clean, self.seed, scored.step, self.noises
         task, shown, times, target = noise_anew(*arguments)
@@ -116,13 +130,20 @@ class RewardWeighted:
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Each sample's denoising error times its weight."""
+        """Computes each sample's denoising error times its weight.
+
+        The arguments and the result are those of `Objective.__call__`.
+        """
         weight = example.own["sample_weight"]
         errors = pretraining(output, example.own["target"], self.text_dropout)
         return weight * errors, {"sample_weight": weight}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Means over each task's updates: `<task>/loss`, "gradient_norm", "sample_weight"."""
+        """Averages the metrics over each task's updates.
+
+        Returns:
+          "<task>/loss", "<task>/gradient_norm" and "<task>/sample_weight" for each task.
+        """
         return {
             f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
             for row, task in enumerate(task_names)

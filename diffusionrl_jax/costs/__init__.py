@@ -1,1 +1,4 @@
-"""What the benchmark program measures: programs for chips that are not there, and warm ones."""
+"""What the benchmark program measures.
+
+It compiles programs for chips that are not there, and times warm iterations on devices that are.
+"""

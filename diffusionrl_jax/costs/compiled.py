@@ -1,4 +1,4 @@
-"""Compiles a function for a TPU that is not there, and says what one chip would need for it."""
+"""Compiles a function for a TPU that is not there, and reads what one chip would need for it."""
 
 import dataclasses
 import importlib.metadata
@@ -28,19 +28,19 @@ from diffusionrl_jax.mistakes import UserError
 
 # What libtpu is told before it is loaded, unless the user tells it otherwise.
 ENVIRONMENT = {
-    # It would ask a metadata server which TPU this machine is.
+    # libtpu would otherwise ask a metadata server which TPU this machine is.
     "TPU_SKIP_MDS_QUERY": "1",
-    # Compiling opens no TPU, so that several may compile at once.
+    # Compiling opens no TPU, so that several processes may compile at once.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # It warns of every setting of a TPU machine that it misses.
+    # libtpu warns of every setting of a TPU machine that is missing here.
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-# What the compiler says of a program that does not fit.
+# The compiler's error for a program that does not fit.
 OUT_OF_MEMORY = re.compile(
     r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
 )
-# And of one that does, at the head of its memory report.
+# The head of the compiler's memory report for a program that fits.
 ALLOCATED = re.compile(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)")
 # XLA's effort level O1, by its number there.
 QUICK = {"optimization_level": 19}
@@ -49,18 +49,23 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one chip needs for one call; loops are counted as often as they turn.
+    """What one chip needs for one call of a program.
+
+    A loop's body counts as often as the loop turns.
 
     Attributes:
-      arguments, temporaries, outputs: bytes; outputs that take their arguments' place are left out.
-      operations: floating-point operations, those of the attention kernels included.
-      accessed: bytes read and written, those of the attention kernels excluded.
-      collectives: kind -> all of them.
-      kernels: calls of attention kernels.
-      largest: name and bytes of the largest values. They are a reading of the program's text: the
+      arguments: the bytes of the arguments.
+      temporaries: the bytes of the temporaries.
+      outputs: the bytes of the outputs, except those that take their arguments' place.
+      operations: the number of floating-point operations, with those of the attention kernels.
+      accessed: the bytes read and written, without those of the attention kernels.
+      collectives: kind of collective -> all collectives of that kind.
+      kernels: the number of calls of attention kernels.
+      largest: the names and bytes of the largest values. They are read from the program's text: the
         compiler names no buffers of a program that fits.
-      unknown_loops: loops whose turns the text does not tell, and which are counted once.
-      seconds: what compiling took here.
+      unknown_loops: the loops whose number of turns the text does not tell, and which are counted
+        once.
+      seconds: how long compiling took here.
     """
 
     arguments: int
@@ -76,11 +81,11 @@ class Cost:
 
 
 class OutOfMemory(Exception):
-    """The program does not fit.
+    """Raised where a program does not fit the chip's memory.
 
     Attributes:
-      needed: bytes of its arguments and temporaries, which libtpu names in one.
-      available: bytes that the chip has.
+      needed: the bytes of its arguments and temporaries, which libtpu gives as one number.
+      available: the bytes that the chip has.
     """
 
     def __init__(self, needed: int, available: int):
@@ -96,20 +101,20 @@ class OutOfMemory(Exception):
 
 
 def compiler() -> str:
-    """Which libtpu compiles; the one that JAX runs with on TPUs comes with `jax[tpu]`."""
+    """Returns which libtpu compiles. The one that JAX runs with on TPUs comes with `jax[tpu]`."""
     packages = importlib.metadata.packages_distributions().get("libtpu")
     return f"libtpu {importlib.metadata.version(packages[0]) if packages else '(no package)'}"
 
 
 def topology_devices(topology: str) -> list:
-    """The chips that libtpu describes for a topology, such as v5e:4x4.
+    """Returns the chips that libtpu describes for a topology, such as v5e:4x4.
 
     Raises:
       UserError: libtpu is not installed, or describes no such topology.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # The two cores of a v4 chip are one device, as JAX has it on a slice.
+    # The two cores of a v4 chip are one device, as JAX has them on a slice.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     if set(topology.partition(":")[2].split("x")) == {"1"}:  # One chip is less than a whole host.
         options["chips_per_host_bounds"] = [1, 1, 1]
@@ -124,24 +129,24 @@ def topology_devices(topology: str) -> list:
 
 
 def chip(topology: str) -> Mesh:
-    """A mesh of the first chip of a topology."""
+    """Returns a mesh of the first chip of a topology."""
     return make_mesh(devices=topology_devices(topology)[:1])
 
 
 def compile_program(
     lowered: jax.stages.Lowered, quick: bool = False, save: str | None = None
 ) -> Cost:
-    """Compiles, and reads what one call needs.
+    """Compiles a program, and reads what one call needs.
 
-    The compiler's reports go to a temporary folder: a gigabyte of a full-size program.
+    The compiler's reports, a gigabyte for a full-size program, go to a temporary folder.
 
     Args:
       lowered: the program.
-      quick: with less effort of the compiler (level O1 of XLA's).
+      quick: whether the compiler makes less effort (XLA's level O1).
       save: a file for the compiled program's text.
 
     Raises:
-      OutOfMemory: it does not fit.
+      OutOfMemory: the program does not fit.
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +165,7 @@ def compile_program(
 
 
 def _allocated(folder: str) -> int | None:
-    """Bytes of a program's arguments, temporaries and outputs by the compiler's reports."""
+    """Reads the bytes of arguments, temporaries and outputs from the compiler's reports, if any."""
     reports = (path.read_text() for path in matching(folder, "*memory-usage-report.txt"))
     found = [int(match[1]) for report in reports if (match := ALLOCATED.match(report))]
     return max(found, default=None)
@@ -172,17 +177,18 @@ def read(
     save: str | None = None,
     allocated: int | None = None,
 ) -> Cost:
-    """What a compiled program needs.
+    """Reads what a compiled program needs.
 
     Args:
       compiled: the program.
-      seconds: what compiling took.
+      seconds: how long compiling took.
       save: a file for the program's text.
-      allocated: bytes of arguments, temporaries and outputs together, if the compiler's reports
-        are there. libtpu 0.0.42's memory analysis has up to a third more temporaries than these.
+      allocated: the bytes of arguments, temporaries and outputs together from the compiler's
+        reports, if there are any. The temporaries in libtpu 0.0.42's memory analysis are up to a
+        third larger than these reports'.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None  # XLA gives both.
+    assert memory is not None and text is not None  # XLA returns both.
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = allocated - arguments - outputs if allocated else memory.temp_size_in_bytes
@@ -216,15 +222,15 @@ def read(
 
 
 def compile_cost(function: Callable, mesh: Mesh, *arguments: Any) -> Cost:
-    """Compiles for the mesh, everything replicated.
+    """Compiles a function for a mesh, with everything replicated, and reads what one call needs.
 
     Args:
-      function: pure, of arrays.
-      mesh: from `chip`.
+      function: a pure function of arrays.
+      mesh: the mesh, from `chip`.
       *arguments: trees of `jax.ShapeDtypeStruct`.
 
     Raises:
-      OutOfMemory: it does not fit.
+      OutOfMemory: the program does not fit.
     """
     arguments = abstract_arrays(arguments, replicated(mesh))
     return compile_program(jax.jit(function).lower(*arguments))

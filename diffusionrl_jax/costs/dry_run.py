@@ -25,16 +25,21 @@ def dry_run(
     """Compiles an iteration's programs for a topology.
 
     Args:
-      config: see `experiments/config.py`; what it leaves open is chosen by `planning`.
-      topology: as libtpu names it.
-      whole: as one program instead of one a phase.
-      only: names of phases; "score" stands for all tasks' scores.
+      config: the experiment, see `experiments/config.py`. What it leaves open is chosen by
+        `planning`.
+      topology: the slice, as libtpu names it.
+      whole: whether the iteration is compiled as one program instead of one for each phase.
+      only: the names of the phases to compile, if not all; "score" stands for all tasks' scores.
       needed: whether to count what the mathematics needs.
       save: a folder for the compiled programs' texts.
-      quick: with less effort of the compiler; see `compiled.compile_program`.
+      quick: whether the compiler makes less effort; see `compiled.compile_program`.
+
+    Returns:
+      What each phase costs, also where it does not fit.
 
     Raises:
-      UserError: what does not fit, and the mend.
+      UserError: the config, the topology or a phase's name cannot be used; the error says what to
+        change.
     """
     chip = chips.of_topology(topology)
     devices = compiled.topology_devices(topology)
@@ -90,10 +95,12 @@ def dry_run(
 
 
 def _phases(experiment: abstract.AbstractExperiment, whole: bool) -> list[phases_of.Phase]:
+    """Returns the iteration as one program, or as its phases."""
     return [phases_of.whole_step(experiment)] if whole else phases_of.make_phases(experiment)
 
 
 def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Phase]:
+    """Returns the phases that are named in `only`, by their whole name or its first word."""
     names = {phase.name: {phase.name, phase.name.split()[0]} for phase in phases}
     known = set().union(*names.values())
     if unknown := set(only) - known:
@@ -104,6 +111,7 @@ def _choose(phases: list[phases_of.Phase], only: list[str]) -> list[phases_of.Ph
 def _cost(
     phase: phases_of.Phase, save: str | None, quick: bool
 ) -> compiled.Cost | compiled.OutOfMemory:
+    """Compiles a phase, and returns what it costs, or the error that tells that it does not fit."""
     file = save and f"{save}/{phase.name.replace(' ', '_')}.txt"
     try:
         cost = compiled.compile_program(phase.function.lower(*phase.arguments), quick, file)

@@ -1,4 +1,4 @@
-"""Operations that a function's mathematics needs, whatever a compiler makes of it."""
+"""Counts the operations that a function's mathematics needs, whatever a compiler makes of it."""
 
 import math
 
@@ -11,15 +11,15 @@ from diffusionrl_jax.mistakes import UserError
 
 
 def operations(function, *arguments) -> float:
-    """Floating-point operations of all matrix products and convolutions of a function.
+    """Counts the floating-point operations of all matrix products and convolutions of a function.
 
-    Counted on its jaxpr, without what its results do not need: those in a scan as often as it
-    turns, of the branches of a condition the most, in a loop without a known end once. Products
-    with the zeros that pad or dilate a convolution's input are left out, and so is all that is done
-    element by element.
+    They are counted on its jaxpr, without what the results do not depend on. Those in a scan count
+    as often as it turns, those in a loop without a known end once, and of a condition's branches
+    the largest one counts. Products with the zeros that pad or dilate a convolution's input are
+    left out, and so is all that is done element by element.
 
     Args:
-      function: pure.
+      function: a pure function.
       *arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
@@ -74,14 +74,14 @@ def _of_convolution(equation) -> float:
             pads[0],
         )
     batch, channels = (result[axis] for axis in numbers.out_spec[:2])
-    # A kernel has the input channels of one group; a group of the batch is one more of these.
+    # A kernel has the input channels of one group, also where the batch is what is grouped.
     return 2.0 * batch * channels * kernel[numbers.rhs_spec[1]] * pairs
 
 
 def _pairs(
     size: int, window: int, results: int, stride: int, dilation: int, spread: int, pad: int
 ) -> int:
-    """How many pairs of an output's and a window's place meet an element along one axis."""
+    """Counts the pairs of an output's place and a window's that meet an element, along one axis."""
     places = np.arange(results)[:, None] * stride + np.arange(window) * spread - pad
     inside = (places >= 0) & (places <= (size - 1) * dilation)
     return int((inside & (places % dilation == 0)).sum())

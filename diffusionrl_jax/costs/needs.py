@@ -10,7 +10,7 @@ from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, paramet
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
-# Columns -> the phases that they add up.
+# Column -> the phases that it adds up.
 COLUMNS = {
     "sample": ("sample",),
     "decode": ("decode",),
@@ -25,12 +25,14 @@ class Needs:
     """What an iteration needs.
 
     Attributes:
-      model: a published one's name.
-      images: drawn in an iteration.
-      operations: column -> those of an image.
-      parameters: shapes of the state, of the frozen parameters, and of what a run holds besides.
-      rest: bytes of all that is split over the batch, on all chips together.
-      fsdp: over how many chips each large parameter is split; 0 is as many as a plan usually takes.
+      model: the name of a published model.
+      images: how many images an iteration draws.
+      operations: column of `COLUMNS` -> floating-point operations for one image.
+      parameters: the shapes of the state, of the frozen parameters, and of what a run holds
+        besides.
+      rest: the bytes of all that is split over the batch, on all chips together.
+      fsdp: over how many chips each large parameter is split; 0 means as many as a plan usually
+        takes.
     """
 
     model: str
@@ -41,22 +43,26 @@ class Needs:
     fsdp: int
 
     def held(self, topology: str) -> float:
-        """Bytes on each chip of a topology, without any program's temporaries."""
+        """Returns the bytes held on each chip of a topology, without any program's temporaries."""
         devices = compiled.topology_devices(topology)
         mesh = make_mesh(self.fsdp or planning.usual_split(len(devices)), devices)
         parameters = abstract_arrays(self.parameters, parameter_sharding(mesh, self.parameters))
         return phases.bytes_per_chip(parameters) + self.rest / len(devices)
 
     def bound(self, chip: chips.Chip) -> float:
-        """Images a second and chip, were it always at its peak."""
+        """Returns the images per second and chip if the chip were always at its peak."""
         return chip.operations / sum(self.operations.values())
 
 
 def needs(config: Config, model: str) -> Needs:
-    """Counts what a config asks for with a published model.
+    """Counts what a config needs with a published model.
+
+    Args:
+      config: the experiment, see `experiments/config.py`.
+      model: the published model's name, which takes the place of config.model.
 
     Raises:
-      UserError: what does not fit, and the mend.
+      UserError: the config cannot be used; the error says what to change.
     """
     config = copied(config)
     config.model, fsdp = HUB_IDS[model], config.mesh.fsdp
@@ -83,7 +89,11 @@ def needs(config: Config, model: str) -> Needs:
 
 
 def markdown(found: list[Needs], topologies: list[str]) -> str:
-    """Two tables: what an image needs, and what that means on each slice."""
+    """Returns two tables: what an image needs, and what that means on each slice.
+
+    Raises:
+      UserError: a topology is unknown.
+    """
     per_image = [
         [one.model, *(f"{value / 1e12:.4g}" for value in one.operations.values())]
         + [f"{sum(one.operations.values()) / 1e12:.4g}"]

@@ -1,4 +1,4 @@
-"""From a config to the programs that an iteration is made of, with their arguments' shapes."""
+"""Takes a config apart into the programs of an iteration, with the shapes of their arguments."""
 
 import dataclasses
 import functools
@@ -31,12 +31,12 @@ class Phase:
     """A part of an iteration.
 
     Attributes:
-      name: of the part. Those that share a program differ in their names and repetitions alone.
-      function: jitted.
-      arguments: trees of sharded `jax.ShapeDtypeStruct`.
-      repetitions: calls in an iteration.
-      resident: bytes that a chip holds meanwhile, the arguments among them, but for temporaries
-        and outputs: a sum of shapes, without the padding that a compiler may add.
+      name: the part's name. Phases that share a program differ only in their names and repetitions.
+      function: the part's program, a jitted function.
+      arguments: the program's arguments, trees of sharded `jax.ShapeDtypeStruct`.
+      repetitions: how often the program is called in an iteration.
+      resident: the bytes that a chip holds meanwhile, the arguments among them, without temporaries
+        and outputs. It is a sum of shapes, without the padding that a compiler may add.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Phase:
 
 
 def bytes_per_chip(tree: Shapes) -> int:
-    """What a tree of sharded shapes takes on each chip."""
+    """Returns the bytes that a tree of sharded shapes takes on each chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -55,19 +55,20 @@ def bytes_per_chip(tree: Shapes) -> int:
 
 
 def whole_step(experiment: AbstractExperiment) -> Phase:
-    """An iteration as one program."""
+    """Returns an iteration as one program."""
     arguments = (experiment.state, experiment.frozen, experiment.batch)
     fused = fused_program(experiment.algorithm, experiment.state)
     return Phase(WHOLE, fused, arguments, 1, bytes_per_chip((arguments, experiment.kept)))
 
 
 def make_phases(experiment: AbstractExperiment) -> list[Phase]:
-    """An iteration as one program each for what differs in its resources.
+    """Returns an iteration as several programs, one for each part that needs other resources.
 
     They are the functions that the fused step is composed of, in the order of `phases.iteration`:
     "sample" (the text encoder and the chain), "decode" (a part of "score" where no image is kept),
-    "score <task>", "prepare" (advantages, what is trained on, the pretraining pictures' captions),
-    "update" and "pretrain" (one program), "finish" (the average).
+    "score <task>", "prepare" (the advantages, the examples, and the pretraining pictures'
+    captions), "update" and "pretrain" (which share a program), and "finish" (the parameters'
+    average, if there is one).
     """
     recorder = _Recorder(experiment)
     phases = Phases(
@@ -83,7 +84,7 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
 
 
 class _Recorder:
-    """An iteration's phases on shapes: each is written down, and gives its results' shapes."""
+    """An iteration's phases on shapes: each is written down, and returns its results' shapes."""
 
     def __init__(self, experiment: AbstractExperiment):
         self.experiment, self.found = experiment, []
@@ -94,7 +95,10 @@ class _Recorder:
         )
 
     def _add(self, name, function, *arguments, held: Shapes = (), **options) -> Shapes:
-        """Adds a phase; `held` is what is alive besides what always is."""
+        """Adds a phase and returns its results' shapes.
+
+        `held` is what is alive meanwhile, besides what always is.
+        """
         function = jax.jit(function, **options)
         resident = self.always + bytes_per_chip(held)
         self.found.append(Phase(name, function, arguments, 1, resident))
@@ -165,9 +169,13 @@ class _Recorder:
 
 
 def plain_experiment(config: Config) -> AbstractExperiment:
-    """A config's mathematics: on one device, without rematerialisation and attention kernels."""
+    """Returns an experiment whose phases show a config's mathematics.
+
+    It has one device, and neither rematerialisation nor attention kernels.
+    """
     config = copied(config)
-    # 1 divides any batch; what is scored at a time says which phase decodes.
+    # A microbatch of 1 divides any batch. That of scoring is kept, since it decides which phase
+    # decodes.
     score = config.microbatch.score
     one = {"sample": 1, "decode": 1, "score": score, "train": 1}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
@@ -175,7 +183,14 @@ def plain_experiment(config: Config) -> AbstractExperiment:
 
 
 def operations(phases: Sequence[Phase]) -> dict[str, float]:
-    """Phase -> operations of one call that its mathematics needs; of phases without kernels."""
+    """Counts the operations that each phase's mathematics needs for one call.
+
+    Args:
+      phases: phases without attention kernels, such as those of `plain_experiment`.
+
+    Returns:
+      Name of a phase -> floating-point operations.
+    """
     counted = {}  # Phases that share a program are counted once.
     for phase in phases:
         if phase.function not in counted:

@@ -1,7 +1,7 @@
 """Reads a compiled program's text: its loops, its collectives, its largest values.
 
-The compiler's own analysis counts a loop's body once. Here every loop is found in the text with the
-number of its turns, and the same analysis is applied to its body alone.
+The compiler's own analysis counts a loop's body once. Here every loop is found in the text together
+with the number of its turns, and the same analysis is applied to its body alone.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import jax
 from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
-# Multiply-adds of a kernel for each query, key and channel, times two. The backward pass computes
-# the logits and the probabilities' gradients once for the query and once for keys and values.
+# A kernel's multiply-adds for each query, key and channel, times two. The backward pass computes
+# the logits and the probabilities' gradients twice: for the query, and for the keys and values.
 KERNEL_OPERATIONS = {"fwd": 4, "dq": 6, "dkv": 8}
 KERNEL = re.compile(r"%splash_mha_(fwd|dq|dkv)[\w.]* = (.*?) custom-call\(")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
@@ -39,11 +39,12 @@ COLLECTIVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Collectives of one kind.
+    """All collectives of one kind in a program.
 
     Attributes:
-      count: how many are run, those in loops as often as the loops turn.
-      bytes: of what goes into one on a chip or comes out of it, whichever is more; of all of them.
+      count: how many are run. Those in a loop count as often as the loop turns.
+      bytes: the bytes of them all, on one chip. Each has the bytes that go into it or come out of
+        it, whichever are more.
     """
 
     count: int
@@ -51,7 +52,7 @@ class Collectives:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of an array or a tuple of arrays as a program's text writes their shapes."""
+    """Returns the bytes of an array, or of a tuple of arrays, by its shape in a program's text."""
     return sum(
         BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in SHAPE.findall(shape)
@@ -59,10 +60,10 @@ def shape_bytes(shape: str) -> int:
 
 
 def kernel_operations(program: str) -> list[int]:
-    """Operations of each splash attention kernel in a compiled program's text.
+    """Returns the operations of each splash attention kernel in a compiled program's text.
 
-    The compiler does not count them. The first of a kernel's results with the most dimensions has
-    the shape [..., tokens, head size]; there are as many keys as queries.
+    The compiler does not count them. Of a kernel's results, the first one with the most dimensions
+    has the shape [..., tokens, head size]. There are as many keys as queries.
     """
     counts = []
     for kind, results in KERNEL.findall(program):
@@ -74,20 +75,21 @@ def kernel_operations(program: str) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop's body, and how often it turns; None if the text does not tell."""
+    """The name of a loop's body, and how often the loop turns; None if the text does not tell."""
 
     body: str
     turns: int | None
 
 
 def _named(attribute: str, rest: str) -> str:
-    """The computation that an instruction names as its attribute."""
+    """Returns the computation that an instruction names as its attribute."""
     found = re.search(rf"\b{attribute}=%([\w.-]+)", rest)
     assert found is not None
     return found[1]
 
 
 def _called(text: str) -> list[str]:
+    """Returns the computations that a text refers to, in order, once for each reference."""
     branches = ", ".join(BRANCHES.findall(text))
     return CALLED.findall(text) + re.findall(r"%([\w.-]+)", branches)
 
@@ -97,10 +99,12 @@ class Program:
 
     Attributes:
       entry: the name of the computation that is run.
-      computations: name -> its text.
-      instructions: computation -> (name, shape, operation, the rest of the line) of each.
-      called: computation -> those that its instructions refer to, once for each of them.
-      loops: computation -> the loops in it.
+      computations: name of a computation -> its text.
+      instructions: name of a computation -> its instructions, each as (name, shape, operation, rest
+        of the line).
+      called: name of a computation -> those that its instructions refer to, once for each
+        reference.
+      loops: name of a computation -> the loops in it.
     """
 
     def __init__(self, text: str):
@@ -126,7 +130,7 @@ class Program:
         }
 
     def _turns(self, rest: str) -> int | None:
-        """A scan counts from 0 up to the only integer of its condition."""
+        """Returns a loop's turns: a scan counts from 0 to the only integer of its condition."""
         condition = _named("condition", rest)
         texts = [self.computations[part] for part in (condition, *self.called[condition])]
         limits = {int(limit) for text in texts for limit in TURNS.findall(text)}
@@ -134,7 +138,7 @@ class Program:
         return limits.pop() if len(limits) == 1 and counts_up else None
 
     def visits(self) -> dict[str, int]:
-        """Computation -> how often it is run in one call of the program."""
+        """Returns how often each computation is run in one call of the program."""
         counts = dict.fromkeys(self.computations, 0)
 
         def visit(name: str, times: int) -> None:
@@ -150,7 +154,7 @@ class Program:
         return counts
 
     def standing_alone(self, name: str) -> str:
-        """The text of a program that runs one computation."""
+        """Returns the text of a program that runs one computation."""
         needed = {name}
         stack = [name]
         while stack:
@@ -160,18 +164,18 @@ class Program:
                     stack.append(called)
         parts = [text for part, text in self.computations.items() if part in needed - {name}]
         text = "\n\n".join(["HloModule part", *parts, f"ENTRY {self.computations[name]}"])
-        return STACK_FRAME.sub("", text)  # They refer to what is left out.
+        return STACK_FRAME.sub("", text)  # Stack frames refer to what is left out.
 
 
 def _analyse(text: str) -> tuple[float, float]:
-    """The compiler's count of a program's operations and bytes, its loops' bodies once."""
+    """Returns the compiler's count of a program's operations and bytes, with loops' bodies once."""
     client = jax.local_devices(backend="cpu")[0].client
     analysis = _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
     return analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
 
 
 def count(program: Program) -> tuple[float, float]:
-    """Operations and bytes accessed of a program, its loops' bodies as often as they turn."""
+    """Returns a program's operations and bytes accessed. A loop's body counts once a turn."""
 
     @functools.cache
     def total(name: str) -> tuple[float, float]:
@@ -189,7 +193,7 @@ def count(program: Program) -> tuple[float, float]:
 
 
 def _inlined(program: Program, name: str) -> Iterator[str]:
-    """A computation and all that it calls, but for the insides of loops."""
+    """Yields a computation and all that it calls, except the insides of loops."""
     yield name
     bodies = {loop.body for loop in program.loops[name]}
     for called in program.called[name]:
@@ -198,9 +202,9 @@ def _inlined(program: Program, name: str) -> Iterator[str]:
 
 
 def sent(program: Program) -> Iterator[tuple[str, int, int]]:
-    """The collectives of a program: kind, bytes on a chip, and how often it is run in one call.
+    """Yields the collectives of a program: kind, bytes on a chip, and how often one call runs it.
 
-    The bytes are of what goes into it or comes out of it, whichever is more. A sum that is at once
+    The bytes are those that go into it or come out of it, whichever are more. A sum that is at once
     cut into the chips' parts is a "reduce-scatter", also where the compiler fuses the two.
     """
     for name, times in program.visits().items():
@@ -213,14 +217,14 @@ def sent(program: Program) -> Iterator[tuple[str, int, int]]:
             taken = sum(shape_bytes(shapes.get(operand, "")) for operand in operands)
             given = shape_bytes(shape)
             if operation != kind and shape.startswith("("):
-                given -= taken  # What starts gives its operands back beside its results.
+                given -= taken  # A start returns its operands beside its results.
             if "reduce-scatter" in name or "all-reduce-scatter" in name:
                 kind = "reduce-scatter"
             yield kind, max(taken, given), times
 
 
 def collectives(program: Program) -> dict[str, Collectives]:
-    """Kind -> the collectives that a program runs, those in loops as often as the loops turn."""
+    """Adds up a program's collectives by kind. Those in a loop count as often as the loop turns."""
     totals = {}
     for kind, size, times in sent(program):
         number, total = totals.get(kind, (0, 0))
@@ -229,7 +233,7 @@ def collectives(program: Program) -> dict[str, Collectives]:
 
 
 def largest_values(program: Program, most: int = 5) -> tuple[tuple[str, int], ...]:
-    """The largest arrays outside of fusions: what JAX calls them, their shapes, their bytes."""
+    """Returns the largest arrays outside of fusions: JAX's name with the shape, and the bytes."""
     fused = {
         called
         for name in program.computations

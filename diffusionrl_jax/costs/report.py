@@ -1,4 +1,4 @@
-"""What a dry run found, as Markdown and as JSON."""
+"""Reports what a dry run found, as Markdown and as JSON."""
 
 import dataclasses
 
@@ -10,25 +10,25 @@ GIB = 2**30
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, its columns as narrow as they come: some have a dozen."""
+    """Returns a Markdown table. Its source is not padded: some tables have a dozen columns."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """An iteration compiled for a topology.
+    """What an iteration needs on the topology that it was compiled for.
 
     Attributes:
       model, topology, chip, chips, fsdp, microbatch, remat: what it was compiled for.
       compiler: what compiled it.
-      planned: bytes that `planning` reckons with on each chip.
-      images: drawn in an iteration by all chips.
-      whole: whether as one program.
+      planned: the bytes that `planning` reckons with on each chip.
+      images: how many images all chips together draw in an iteration.
+      whole: whether the iteration was compiled as one program.
       partial: whether some of its phases were left out.
-      quick: whether compiled with less effort.
-      assumed: what was not here, and whose published sizes were taken.
-      phases: what each costs.
+      quick: whether the compiler made less effort.
+      assumed: what was not here, so that its published sizes were taken.
+      phases: what each phase costs.
     """
 
     model: str
@@ -48,11 +48,17 @@ class DryRun:
     phases: tuple[PhaseCost, ...]
 
     def fullest(self) -> PhaseCost:
-        """The phase that needs the most memory."""
+        """Returns the phase that needs the most memory."""
         return max(self.phases, key=lambda phase: phase.memory)
 
     def summary(self) -> dict:
-        """The answer: does it fit, and how fast could it be."""
+        """Returns the answer: whether it fits, and how fast it could be.
+
+        Returns:
+          "fits"; "memory" and "spare", bytes of the fullest phase on each chip; "fullest", that
+          phase's name; and "images_per_second_per_chip", None if phases were left out or do not
+          fit.
+        """
         fullest = self.fullest()
         refused = any(isinstance(phase.cost, OutOfMemory) for phase in self.phases)
         fits = fullest.memory <= self.chip.memory and not refused
@@ -67,7 +73,7 @@ class DryRun:
         }
 
     def to_json(self) -> dict:
-        """All of it, for programs."""
+        """Returns everything, for programs."""
         phases = []
         for phase in self.phases:
             resource, seconds = phase.bound(self.chip)
@@ -79,7 +85,7 @@ class DryRun:
         return dataclasses.asdict(self) | {"phases": phases} | self.summary()
 
     def markdown(self) -> str:
-        """All of it, for people."""
+        """Returns everything, for people."""
         return "\n\n".join(
             [
                 self._title(),
@@ -203,7 +209,7 @@ class DryRun:
 
 
 def row(name: str, cost: Cost) -> str:
-    """One program as a line of the Markdown table whose head is `HEAD`."""
+    """Returns one program as a line of the Markdown table whose head is `HEAD`."""
     cells = (
         name,
         f"{cost.temporaries / 1e9:.2f}",

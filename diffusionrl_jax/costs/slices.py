@@ -1,4 +1,4 @@
-"""Dry runs of several models on several slices. They take hours, and so each is kept in a file."""
+"""Makes dry runs of several models on several slices, and keeps each in a file: they take hours."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from diffusionrl_jax.models.folders.published import HUB_IDS
 
 # Phases that are compiled together, since they share a program.
 TOGETHER = {"update": ["update", "pretrain"]}
-# Fields that no program depends on.
+# The config's fields that no program depends on.
 WITHOUT_EFFECT = ("iterations", "seed", "checkpoint", "evaluation")
 
 
@@ -35,23 +35,25 @@ def dry_runs(
     *,
     quick: bool = False,
 ) -> list[dict]:
-    """Compiles what the folder does not hold yet.
+    """Makes the dry runs that the folder does not hold yet.
 
     Args:
-      config: see `experiments/config.py`.
-      models: published ones' names, each for config.model.
-      topologies: as libtpu names them.
-      phases: "sample", "decode", "score", "update" (with "pretrain"), as in `phases.make_phases`.
-      folder: of `DryRun.to_json`, a file for each model, topology and phase.
-      quick: with less effort of the compiler, see `compiled.compile_program`; what the folder holds
-        of all its effort is taken as it is.
+      config: the experiment, see `experiments/config.py`.
+      models: the names of published models, each of which takes the place of config.model.
+      topologies: the slices, as libtpu names them.
+      phases: the phases to compile: "sample", "decode", "score", "update" (with "pretrain"), as in
+        `phases.make_phases`.
+      folder: the folder of the results of `DryRun.to_json`, one file for each model, topology and
+        phase.
+      quick: whether the compiler makes less effort, see `compiled.compile_program`. Results in the
+        folder that were compiled with full effort are taken as they are.
 
     Returns:
-      For each model and topology what the files hold, their phases together, each with "quick" and
-      "compiler"; with "name", the model's.
+      For each model and topology what its files hold, with their phases together in one list. Each
+      phase has its file's "quick" and "compiler". "name" is the model's name.
 
     Raises:
-      UserError: a file is of another config or less effort; or what does not fit.
+      UserError: a file is of another config or of less effort, or the config cannot be used.
     """
     wanted = []
     for model, topology, phase in itertools.product(models, topologies, phases):
@@ -72,16 +74,17 @@ def dry_runs(
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A dry run of a phase, whose result is kept in a file of its own.
+    """A dry run of one phase, whose result is kept in a file of its own.
 
     Attributes:
-      folder: of the files.
-      name: of the config, for the file's name.
-      config: see `experiments/config.py`; what it leaves open is chosen by `planning`.
-      topology: as libtpu names it.
-      phase: as in `phases.make_phases`, or "whole step".
-      quick: with less effort of the compiler, see `compiled.compile_program`; a result of all its
-        effort is taken as it is.
+      folder: the folder of the files.
+      name: what the file's name calls the config.
+      config: the experiment, see `experiments/config.py`. What it leaves open is chosen by
+        `planning`.
+      topology: the slice, as libtpu names it.
+      phase: the phase to compile, as in `phases.make_phases`, or "whole step".
+      quick: whether the compiler makes less effort, see `compiled.compile_program`. A result that
+        was compiled with full effort is taken as it is.
       needed: whether to count what the mathematics needs.
     """
 
@@ -101,17 +104,17 @@ class Kept:
 
     @functools.cached_property
     def _matters(self) -> dict:
-        """The fields that the programs depend on, as they are planned."""
+        """The fields that the programs depend on, with the values that planning chooses."""
         devices = planning.devices_of_topology(self.topology)
         config, _ = planning.resolve(self.config, devices, refuse=False)
         fields = json.loads(config.to_json())
         return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}
 
     def check(self):
-        """Refuses a file that is not of this dry run.
+        """Refuses a file that is not of this dry run. There may be no file yet.
 
         Raises:
-          UserError: it is of another config or less effort.
+          UserError: the file is of another config or of less effort.
         """
         if not self.path.exists():
             return
@@ -123,7 +126,10 @@ class Kept:
             )
 
     def result(self) -> dict:
-        """What the file holds, `DryRun.to_json`, once it is compiled; in minutes or hours."""
+        """Returns what the file holds, `DryRun.to_json`.
+
+        If there is no file, the dry run is made first, which takes minutes or hours.
+        """
         if not self.path.exists():
             logging.info("%s.", self.path.stem)
             whole = self.phase == WHOLE
@@ -143,12 +149,12 @@ class Kept:
 
 
 def markdown(results: Sequence[Mapping]) -> str:
-    """A row for each model and slice, a column for each phase.
+    """Returns a table with a row for each model and slice, and a column for each phase.
 
     A phase's cell holds the share of its compiled operations that the mathematics needs, the memory
-    that it takes together with all that is held meanwhile, what binds it, and its least seconds.
-    The last column is of these phases alone. Below are the compilers; where some phases were
-    compiled with less effort, those that were not are marked.
+    that it takes together with all that is held meanwhile, the resource that limits it, and the
+    seconds that it takes at least. The last column is of these phases alone. Below the table are
+    the compilers. Where some phases were compiled with less effort, those that were not are marked.
     """
     phases = [phase for one in results for phase in one["phases"]]
     names = list(dict.fromkeys(phase["name"] for phase in phases))

@@ -1,4 +1,4 @@
-"""Warm iterations of the real train step, timed on the devices that are there."""
+"""Times warm iterations of the real train step on the devices that are there."""
 
 import dataclasses
 import resource
@@ -20,7 +20,7 @@ from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
-# What the timer of a split step calls its parts -> the phases that they are made of.
+# A part of a split step, as the timer calls it -> the phases that it is made of.
 PARTS = {
     "sample": ("sample", "decode"),
     "score": ("score", "prepare"),
@@ -33,17 +33,21 @@ class Throughput:
     """What was measured.
 
     Attributes:
-      model, device, devices, execution: what ran where.
-      images: drawn in an iteration by all devices.
-      seconds: phase -> median seconds of a warm iteration; "iteration" is all of it, with the
-        input pipeline.
+      model: the model's folder or name, as in config.model.
+      device: the kind of the devices, as JAX names it.
+      devices: the number of devices.
+      execution: "fused" or "split".
+      images: how many images all devices together draw in an iteration.
+      seconds: phase -> median seconds of a warm iteration. "iteration" is all of it, with the input
+        pipeline.
       operations: phase -> floating-point operations that its mathematics needs, on all devices;
         empty where they cannot be counted.
-      peak: operations a second that a device can do at most; None if not known.
-      memory: bytes in use at most, on the fullest device; of the process where devices don't tell.
+      peak: how many operations per second a device can do at most; None if it is not known.
+      memory: the most bytes that were in use on the fullest device, or in the process where devices
+        do not tell.
       memory_of: "device" or "process".
-      compilation: seconds to compile what an iteration runs.
-      compilation_cached: the same where the persistent cache has it.
+      compilation: the seconds that it took to compile what an iteration runs.
+      compilation_cached: the same where the persistent cache holds the programs.
     """
 
     model: str
@@ -60,7 +64,12 @@ class Throughput:
     compilation_cached: float
 
     def rates(self) -> dict[str, dict[str, float | None]]:
-        """Phase -> images and TFLOP a second and device, and the share of the peak."""
+        """Returns the rates of each phase.
+
+        Returns:
+          Phase -> "images_per_second_per_chip", "teraflops_per_chip" and "share_of_peak"; the last
+          two are None where they are not known.
+        """
         rates = {}
         for name, seconds in self.seconds.items():
             counted = self.operations.get(name)
@@ -73,7 +82,7 @@ class Throughput:
         return rates
 
     def markdown(self) -> str:
-        """All of it, for people."""
+        """Returns everything, for people."""
         rows = []
         for name, rate in self.rates().items():
             speed, share = rate["teraflops_per_chip"], rate["share_of_peak"]
@@ -96,16 +105,16 @@ class Throughput:
 
 
 def measure(config: Config, cache_dir: str, steps: int, profile: str | None = None) -> Throughput:
-    """Runs an iteration without and with the persistent cache of programs, then warm ones.
+    """Runs an iteration without and with the persistent cache of programs, then warm iterations.
 
     Args:
-      config: see `experiments/config.py`.
-      cache_dir: where pretraining pictures and their latents are kept.
-      steps: warm iterations.
-      profile: a folder for a trace of one more, for XProf or TensorBoard.
+      config: the experiment, see `experiments/config.py`.
+      cache_dir: the folder where pretraining pictures and their latents are kept.
+      steps: how many warm iterations are timed.
+      profile: a folder for a trace of one more iteration, for XProf or TensorBoard.
 
     Raises:
-      UserError, FileNotFoundError: what does not fit, and the mend.
+      UserError, FileNotFoundError: the config cannot be used; the error says what to change.
     """
     fetching.bring(config)
     config, _ = planning.resolve(config)
@@ -130,7 +139,7 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
         return {name.removeprefix("seconds/"): value for name, value in seconds.items()}
 
     def first():
-        """Compiles anew, and says what it took."""
+        """Compiles anew; returns the train step, and the seconds that compiling took."""
         jax.clear_caches()
         compiling.clear()
         step = make_train_step(experiment.algorithm, state, execution, timer)
@@ -173,15 +182,19 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
 
 
 def _use_cache(folder: str | None) -> None:
+    """Makes JAX's persistent cache of programs this folder; None means none."""
     jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()
 
 
 def _operations(config: Config) -> dict[str, float]:
-    """Phase -> operations of an iteration; empty if the config has something that isn't counted."""
+    """Returns the operations that each phase needs in an iteration.
+
+    It is empty if the config has something whose operations cannot be counted.
+    """
     try:
         plain = phases.make_phases(phases.plain_experiment(config))
-    except ValueError as error:  # A reward on the host, or a model of unknown sizes.
+    except ValueError as error:  # There is a reward on the host, or a model of unknown size.
         logging.warning("Operations are not counted: %s", error)
         return {}
     of_call = phases.operations(plain)
@@ -189,7 +202,7 @@ def _operations(config: Config) -> dict[str, float]:
 
 
 def _part(operations: dict[str, float], name: str) -> float:
-    """Of what the timer calls a part, or of all."""
+    """Returns the operations of a part, as the timer calls it, or of everything."""
     return sum(
         total
         for phase, total in operations.items()
@@ -198,6 +211,7 @@ def _part(operations: dict[str, float], name: str) -> float:
 
 
 def _memory() -> tuple[int, str]:
+    """Returns the most bytes that were in use, and whether a device or the process held them."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     if peaks:

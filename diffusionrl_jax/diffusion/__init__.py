@@ -1,1 +1,1 @@
-"""The noise schedule, the denoising step as a policy, and the sampled chain."""
+"""The noise schedule, the denoising step as a policy, and the chain that is sampled."""

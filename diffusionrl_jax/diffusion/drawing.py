@@ -1,4 +1,4 @@
-"""Latents of prompts, drawn outside of training."""
+"""Draws latents from prompts, outside of training."""
 
 from collections.abc import Mapping
 
@@ -27,20 +27,22 @@ def draw_latents(
     eta: float,
     guidance_scale: float,
 ) -> jax.Array:
-    """Final latents of prompts; the noise depends on the seed and each one's index alone.
+    """Draws prompts' final latents. The noise of each depends on the seed and its index alone.
 
     Args:
-      model, process: the networks and the chain.
-      mesh: over which the parameters are split.
-      params: the denoiser's and "text_encoder"; others are not used.
-      ids: int32 [batch, tokens], the prompts.
-      empty_ids: int32 [tokens], the empty prompt.
-      indices: int32 [batch].
-      seed: of the noise.
+      model: the networks.
+      process: the chain.
+      mesh: the devices over which the parameters are split.
+      params: the parameters by network: the denoiser's under its name, and "text_encoder". Others
+        are not used.
+      ids: the prompts' tokens, int32 [batch, tokens].
+      empty_ids: the empty prompt's tokens, int32 [tokens].
+      indices: the images' indices, int32 [batch].
+      seed: the seed of the noise.
       eta, guidance_scale: as in `rollout`.
 
     Returns:
-      x_0, float32 [batch, ...], the VAE's scaling factor applied.
+      x_0, float32 [batch, ...], with the VAE's scaling factor applied.
     """
     denoiser = gather_parameters(params[model.denoiser_name], mesh, model.dtype)
     text_encoder = gather_parameters(params["text_encoder"], mesh)

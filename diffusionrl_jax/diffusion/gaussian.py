@@ -5,29 +5,29 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# A last step may be deterministic: its density is kept finite, and never trained on
+# The last step may be deterministic. Its density is kept finite, and the step is never trained on
 # (`Process.stochastic_steps`).
 MINIMUM_STD = 1e-6
 
 
 @flax.struct.dataclass
 class Gaussian:
-    """Of the next latents.
+    """The distribution of the next latents.
 
     Attributes:
       mean: float32 [batch, ...].
-      std: float32 [batch, 1, ...], of as many axes; where it is below `MINIMUM_STD`, densities take
-        it to be that.
+      std: the standard deviation, float32 [batch, 1, ...], with as many axes as the mean. Where it
+        is below `MINIMUM_STD`, densities are computed with that instead.
     """
 
     mean: jax.Array
     std: jax.Array
 
     def log_prob(self, sample: jax.Array) -> jax.Array:
-        """Log-density of the action, averaged (not summed) over its elements, as DDPO does.
+        """Computes the action's log-density, averaged (not summed) over its elements, as DDPO does.
 
         Args:
-          sample: float32, of the mean's shape.
+          sample: the action, float32 of the mean's shape.
 
         Returns:
           float32 [batch], nats per element.
@@ -39,13 +39,13 @@ class Gaussian:
         return jnp.mean(elements, axis=tuple(range(1, sample.ndim)))
 
     def kl_to(self, reference_mean: jax.Array) -> jax.Array:
-        """KL(p || p_ref) of one step under two policies, averaged (not summed) over its elements.
+        """Computes KL(p || p_ref) of a step, averaged (not summed) over its elements.
 
-        Both have the same standard deviation, so that it is (mean - reference)^2 / (2 std^2): DPOK
-        (2305.16381), Sec. 4.2.
+        Both policies have the same standard deviation, so that it is (mean - reference)^2 / (2
+        std^2): DPOK (2305.16381), Sec. 4.2.
 
         Args:
-          reference_mean: float32, of the mean's shape.
+          reference_mean: the reference policy's mean, float32 of the mean's shape.
 
         Returns:
           float32 [batch], nats per element.

@@ -1,4 +1,4 @@
-"""A model with the chain that it is sampled by."""
+"""A loaded model together with the chain that it is sampled by."""
 
 import dataclasses
 
@@ -12,11 +12,13 @@ from diffusionrl_jax.models.text_to_image import TextToImage
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A loaded model with the chain that it is sampled by.
+    """A loaded model together with the chain that it is sampled by.
 
     Attributes:
-      model, process: the networks and the chain.
-      params: the denoiser's under its name, "vae" and "text_encoder", placed on the mesh.
+      model: the networks.
+      process: the chain.
+      params: the parameters by network, placed on the mesh: the denoiser's under its name, "vae"
+        and "text_encoder".
       mesh: the devices.
     """
 
@@ -31,17 +33,17 @@ class Policy:
         return self.params[self.model.denoiser_name]
 
     def without_denoiser(self) -> "Policy":
-        """The same without the denoiser's parameters, so that nothing holds them."""
+        """Returns the same policy without the denoiser's parameters, so that nothing holds them."""
         frozen = {
             name: tree for name, tree in self.params.items() if name != self.model.denoiser_name
         }
         return dataclasses.replace(self, params=frozen)
 
     def with_denoiser(self, denoiser: Parameters) -> dict[str, Parameters]:
-        """All parameters, with these in place of the denoiser's."""
+        """Returns all parameters, with these in place of the denoiser's."""
         return self.params | {self.model.denoiser_name: denoiser}
 
     @property
     def empty_ids(self) -> np.ndarray:
-        """int32 [tokens], the empty prompt."""
+        """The tokens of the empty prompt, int32 [tokens]."""
         return self.model.tokenize([""])[0]

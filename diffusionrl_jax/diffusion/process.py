@@ -1,4 +1,4 @@
-"""What every chain from noise to a picture has in common: the protocol, and who satisfies it."""
+"""The protocol of every chain from noise to a picture, and the processes that satisfy it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,13 +14,13 @@ from diffusionrl_jax.mistakes import UserError
 class Process(Protocol):
     """A chain of denoising steps, and the noising that its network was trained on.
 
-    Latents are float32 [n, ...], of any rank; times are integers or reals, as the network takes
-    them. `ddim.DDIM` is one.
+    Latents are float32 [n, ...], of any rank. Times are integers or real numbers, as the network
+    takes them. `ddim.DDIM` is one.
 
     Attributes:
-      steps: S, of the chain.
-      stochastic_steps: how many of these, the first ones, have noise where eta is not 0.
-      times: [S], where each step is taken from.
+      steps: S, the number of the chain's steps.
+      stochastic_steps: how many of these, from the first on, add noise where eta is not 0.
+      times: [S], the time from which each step is taken.
     """
 
     @property
@@ -33,30 +33,44 @@ class Process(Protocol):
     def times(self) -> jax.Array: ...
 
     def draw_time(self, key: jax.Array) -> jax.Array:
-        """A scalar time as training draws it."""
+        """Draws a scalar time, from the distribution that training draws times from."""
         ...
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """Clean latents noised to times [n]."""
+        """Returns clean latents noised to times [n], by standard normal noise of their shape."""
         ...
 
     def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """What the network should say of `noise(...)`."""
+        """Returns what the network should predict for what `noise` returns."""
         ...
 
     def clean(self, output: jax.Array, latents: jax.Array, times: jax.Array) -> jax.Array:
-        """The clean latents, as the network's output has them."""
+        """Returns the clean latents that the network's output implies.
+
+        Args:
+          output: the network's output, float32 [n, ...].
+          latents: the latents that it was shown, of the same shape.
+          times: [n], their times.
+        """
         ...
 
     def step(
         self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
     ) -> Gaussian:
-        """Where a step of the chain leads to; eta 0 is without noise."""
+        """Returns the distribution of the latents after a step of the chain.
+
+        Args:
+          output: the network's output, guided, float32 [n, ...].
+          latents: the latents before the step, of the same shape.
+          step_index: int32 [n], the step's position in the chain; 0 is the first.
+          eta: how much noise the step adds; 0 means none.
+        """
         ...
 
 
-# Class of a folder's scheduler -> the chain of a config and a number of steps. What the model was
-# trained on decides, not the solver that its folder names: all of these noise as DDIM does.
+# Class of a folder's scheduler -> a function that makes the chain from the scheduler's config and a
+# number of steps. What decides is the noising that the model was trained on, not the solver that
+# its folder names: all of these noise as DDIM does.
 PROCESSES = dict.fromkeys(
     (
         "DDIMScheduler",
@@ -77,14 +91,14 @@ PROCESSES = dict.fromkeys(
 
 
 def make_process(scheduler_config: Mapping[str, Any], steps: int) -> Process:
-    """The chain of a model.
+    """Makes the chain of a model.
 
     Args:
-      scheduler_config: contents of the folder's scheduler_config.json.
-      steps: number of denoising steps.
+      scheduler_config: the contents of the folder's scheduler_config.json.
+      steps: the number of denoising steps.
 
     Raises:
-      UserError: the scheduler is not known, or does not fit; see `ddim.make_ddim`.
+      UserError: the scheduler is unknown, or asks for what is not supported; see `ddim.make_ddim`.
     """
     name = scheduler_config.get("_class_name", "DDIMScheduler")
     if name not in PROCESSES:
@@ -93,13 +107,19 @@ def make_process(scheduler_config: Mapping[str, Any], steps: int) -> Process:
 
 
 def sensitivity(process: Process, eta: float) -> jax.Array:
-    """How far the network's output moves a step's mean, in that step's standard deviations.
+    """Computes how far the network's output moves a step's mean, in that step's deviations.
 
-    The log-probability's gradient is proportional to it. With the tiny noise of a last step onto
-    timestep 1 it may be 8 times that of all others, whose gradients then drown in that one's.
+    The gradient of the log-probability is proportional to it. At a last step onto timestep 1, whose
+    noise is tiny, it may be 8 times that of all other steps, whose gradients then drown in that
+    one's.
+
+    Args:
+      process: the chain.
+      eta: how much noise its steps add.
 
     Returns:
-      float32 [steps]; large, but finite, where a step has no noise.
+      float32 [steps], in standard deviations of the step; large, but finite, where it adds no
+      noise.
     """
     index = jnp.arange(process.steps)
     # The mean is linear in the output.

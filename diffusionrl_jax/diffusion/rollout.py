@@ -1,4 +1,4 @@
-"""The denoising chain, sampled as a policy."""
+"""Samples the denoising chain as a policy."""
 
 import flax.struct
 import jax
@@ -12,12 +12,13 @@ from diffusionrl_jax.models.text_to_image import Text, TextToImage
 
 @flax.struct.dataclass
 class Steps:
-    """What the policy did at K steps of each sample's chain, which are its own.
+    """What the policy did at K steps of each sample's chain. Samples may have different steps.
 
     Attributes:
-      latents: float32 [batch, K, ...], x_t, where each step was taken.
-      following: of the same shape, x_{t-1}, where it led.
-      log_probs: float32 [batch, K], of each step, under the parameters that took it.
+      latents: x_t, from which each step was taken, float32 [batch, K, ...].
+      following: x_{t-1}, to which it led, of the same shape.
+      log_probs: the log-probability of each step under the parameters that took it, float32 [batch,
+        K], nats per element.
     """
 
     latents: jax.Array
@@ -26,11 +27,12 @@ class Steps:
 
 
 def noise_keys(streams: jax.Array, steps: int) -> jax.Array:
-    """A chain's keys, [batch, steps + 1].
+    """Returns the random keys of chains, [batch, steps + 1].
 
     Args:
-      streams: PRNG keys, one for each sample, [batch], or also for each key, [batch, steps + 1].
-      steps: of the chain.
+      streams: PRNG keys, either one for each sample, [batch], or one for each key, [batch, steps +
+        1].
+      steps: the number of the chain's steps.
     """
     streams = jnp.broadcast_to(streams.reshape(len(streams), -1), (len(streams), steps + 1))
     fold_in = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
@@ -50,19 +52,21 @@ def rollout(
 ) -> tuple[jax.Array, Steps]:
     """Samples the chain from pure noise to the final latents (Eqs. 2-5).
 
-    Beside the current latents it holds the steps that are kept alone, however long the chain is.
+    Beside the current latents, memory holds only the steps that are kept, however long the chain
+    is.
 
     Args:
       model: the networks.
       process: the chain of S steps.
-      params: the denoiser's.
-      text: [batch, passes, ...], from `conditions`.
-      keys: PRNG keys [batch, S + 1], from `noise_keys`: of the noise that each step adds and, last,
-        of x_T. Samples that have a key in common have that noise in common.
-      kept: int32 [batch, K], positions in the chain of the steps that are kept of each sample, in
-        the order in which they are wanted; K may be 0.
-      eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
-      guidance_scale: of classifier-free guidance; 1 is none.
+      params: the denoiser's parameters.
+      text: what the denoiser is conditioned on, a tree of [batch, passes, ...], from `conditions`.
+      keys: PRNG keys [batch, S + 1], from `noise_keys`, for the noise that each step adds and,
+        last, for x_T. Samples with a key in common have that noise in common.
+      kept: int32 [batch, K], the positions in the chain of the steps that are kept of each sample,
+        in the order in which they are wanted; K may be 0.
+      eta: how much noise the steps add: 0 is deterministic DDIM (the log-probabilities are then
+        meaningless), 1 has DDPM's variance.
+      guidance_scale: the scale of classifier-free guidance; 1 means no guidance.
 
     Returns:
       x_0, float32 [batch, ...], and the steps that are kept.

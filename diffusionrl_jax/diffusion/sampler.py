@@ -14,14 +14,15 @@ from diffusionrl_jax.models.parameters import Parameters
 
 
 class Sampler:
-    """Draws images from prompts; the noise depends on the seed and the image's index alone.
+    """Draws images from prompts. The noise depends on the seed and on the image's index alone.
+
+    One program is compiled, whatever the number of images.
 
     Args:
-      policy: the model.
-      sampler: config fields eta and guidance_scale.
-      batch: images drawn at a time, filled up to a multiple of the devices. One program is compiled
-        for any number of images.
-      decode: of these, latents decoded at a time on each device, at most; 0 is all.
+      policy: the model, with its chain and devices.
+      sampler: the config fields eta and guidance_scale.
+      batch: how many images are drawn at a time, rounded up to a multiple of the devices.
+      decode: how many of these each device decodes at a time, at most; 0 means all.
     """
 
     def __init__(self, policy: Policy, sampler: Config, batch: int, decode: int = 0):
@@ -45,19 +46,22 @@ class Sampler:
                 policy.mesh,
             )
 
-        # Replicated, so that every process can read all of them.
+        # Images are replicated, so that every process can read all of them.
         self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
 
     def __call__(
         self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
     ) -> np.ndarray:
-        """Images of prompts: float32 [n, height, width, 3] in [0, 1].
+        """Draws one image for each prompt.
 
         Args:
-          params: the denoiser's, "vae" and "text_encoder".
-          prompts: any number.
-          seed: of the noise.
-          first: index of the first image.
+          params: the parameters by network: the denoiser's, "vae" and "text_encoder".
+          prompts: any number of prompts.
+          seed: the seed of the noise.
+          first: the index of the first image; the others follow it.
+
+        Returns:
+          float32 [n, height, width, 3] in [0, 1].
         """
         policy = self.policy
         sharding = batch_sharding(policy.mesh)

@@ -1,4 +1,4 @@
-"""What an accelerator can do at most, from its maker's documentation."""
+"""What each kind of accelerator can do at most, from its maker's documentation."""
 
 import dataclasses
 import math
@@ -11,16 +11,16 @@ from diffusionrl_jax.mistakes import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """What one chip can do at most.
 
     Attributes:
-      operations: floating-point operations a second in bfloat16.
-      memory: bytes that are left to a program: of a TPU by libtpu, as it says when one does not
-        fit; of a GPU by JAX, which takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION
-        says otherwise.
-      bandwidth: bytes a second between HBM and the chip.
-      interconnect: bytes a second out of the chip, and as many into it, over all of its links:
-        half of the bidirectional bandwidth of the documentation. None where it is not known.
+      operations: floating-point operations per second in bfloat16.
+      memory: the bytes of memory that are left to a program. For a TPU this is the number that
+        libtpu names when a program does not fit. For a GPU it is three quarters of its memory,
+        which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+      bandwidth: bytes per second between HBM and the chip.
+      interconnect: bytes per second out of the chip, and as many into it, over all of its links:
+        half of the bidirectional bandwidth in the documentation. None where it is not known.
     """
 
     operations: float
@@ -29,9 +29,10 @@ class Chip:
     interconnect: float | None = None
 
 
-# The generation, as in a topology's name: https://cloud.google.com/tpu/docs/v5e, v5p and v6e; v4's
-# six links of 50 GB/s each are of its paper, arXiv 2304.01433. GPUs are of NVIDIA's data sheets,
-# without sparsity; links between them depend on the machine.
+# By generation, as in a topology's name. The TPUs' numbers are from
+# https://cloud.google.com/tpu/docs/v5e, v5p and v6e; v4's six links of 50 GB/s each are from its
+# paper, arXiv 2304.01433. The GPUs' are from NVIDIA's data sheets, without sparsity; the links
+# between them depend on the machine.
 CHIPS = {
     "v4": Chip(275e12, 30.75 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9),
@@ -45,7 +46,7 @@ CHIPS = {
 }
 TPUS = tuple(name for name in CHIPS if name.startswith("v"))
 TYPES = {"v5e": "v5litepod"}
-# Of a device that is there, by JAX's `device_kind`.
+# JAX's `device_kind` of a device that is there -> its name in `CHIPS`.
 KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -66,10 +67,10 @@ KINDS = {
 
 
 def of_topology(topology: str) -> Chip:
-    """The chip of a topology such as v5e:4x4.
+    """Returns the chip of a topology such as v5e:4x4.
 
     Raises:
-      UserError: a generation whose peaks are not known.
+      UserError: the numbers of the topology's generation are not known.
     """
     generation = topology.partition(":")[0]
     if generation not in CHIPS:
@@ -81,9 +82,10 @@ def of_topology(topology: str) -> Chip:
 
 
 def name(topology: str) -> str:
-    """A topology with the accelerator type that a slice of it is queued for as.
+    """Returns a topology's name with the accelerator type under which a slice of it is requested.
 
-    The types of v4 and v5p count cores, two a chip: https://cloud.google.com/tpu/docs/v5p.
+    The types of v4 and v5p count cores, of which a chip has two:
+    https://cloud.google.com/tpu/docs/v5p.
     """
     generation, _, shape = topology.partition(":")
     chips = math.prod(map(int, shape.split("x")))
@@ -92,14 +94,15 @@ def name(topology: str) -> str:
 
 
 def of_device(device) -> Chip | None:
-    """The chip of a device that is there; None if its peaks are not known."""
+    """Returns the chip of a device that is there, or None if its numbers are not known."""
     return CHIPS.get(KINDS.get(device.device_kind, ""))
 
 
 def memory_of_device(device) -> float | None:
-    """Bytes that a program may take on a device that is there; None if they are not known.
+    """Returns the bytes of memory that a program may take on a device that is there.
 
-    They are what the runtime says, else of the table; of a CPU its share of the machine's.
+    They are the limit that the runtime states or, without one, the number in `CHIPS`; None if that
+    is not known either. A CPU device has its share of the machine's memory.
     """
     if device.platform == "cpu":
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,6 @@
 """Digests of arrays, computed where the arrays lie, whatever mesh they are split over.
 
-What is saved and what is restored later, by other processes onto other devices, can so be compared
+What is saved can thus be compared with what other processes restore later, onto other devices,
 without gathering either.
 """
 
@@ -21,18 +21,19 @@ LEAST_BYTES_ON_DEVICES = 2**22
 
 
 def digests(tree: PyTree) -> dict[str, str]:
-    """A digest of each array of a tree: a change of any one element changes it for certain.
+    """Computes a digest of each array of a tree.
 
-    Any other change goes unnoticed with a probability of about 2^-64. It is one pass over the
-    array, by the devices that hold it. It protects from accidents, not from an adversary.
+    A change of any one element is certain to change the digest; any other change goes unnoticed
+    with a probability of about 2^-64. A digest takes one pass over the array, on the devices that
+    hold it. It protects against accidents, not against an adversary.
 
     Args:
-      tree: of arrays, JAX's or NumPy's, and numbers; where there are several processes, all must
-        call.
+      tree: a tree of arrays, JAX's or NumPy's, and numbers. Where there are several processes, all
+        of them must call.
 
     Returns:
       Path in the tree -> 16 hexadecimal digits, which depend on the elements' bits and places
-      alone, with `NOT_FINITE` behind them where a float among them is infinite or not a number.
+      alone. `NOT_FINITE` follows them where a float among the elements is infinite or NaN.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     keys = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -41,17 +42,22 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 
 def not_finite(found: Mapping[str, str]) -> list[str]:
-    """Which arrays of `digests` have a number that is not finite."""
+    """Returns the paths of those arrays in `digests` that have a number that is not finite."""
     return [path for path, digest in found.items() if digest.endswith(NOT_FINITE)]
 
 
 def _digest(summary: np.ndarray, on_device: bool) -> str:
+    """Formats a summary, or that of an array which has none yet, as a digest."""
     first, second, finite = summary if on_device else _summary(np, np.asarray(summary))
     return f"{int(first):08x}{int(second):08x}" + ("" if finite else NOT_FINITE)
 
 
 def _start(leaf) -> tuple[Any, bool]:
-    """The array's summary, or the array itself if it is small, still on its way to the host."""
+    """Starts to summarise an array on its devices, unless it is small or on the host.
+
+    Returns:
+      The summary and True, or the array itself and False.
+    """
     if not isinstance(leaf, jax.Array):
         return leaf, False
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -65,12 +71,18 @@ def _start(leaf) -> tuple[Any, bool]:
 
 @functools.cache
 def _program(mesh: jax.sharding.Mesh | None):
+    """Compiles `_summary`; its result is whole on every device of the mesh."""
     whole = None if mesh is None else NamedSharding(mesh, P())
     return jax.jit(functools.partial(_summary, jnp), out_shardings=whole)
 
 
 def _summary(xp, array):
-    """uint32 [3]: two sums over the array, and whether all of it is finite."""
+    """Returns uint32 [3]: two sums over the array, and whether all of it is finite.
+
+    Args:
+      xp: the module that computes it, `numpy` or `jax.numpy`; both give the same bits.
+      array: an array of that module.
+    """
     is_float = jnp.issubdtype(array.dtype, jnp.inexact)
     finite = xp.isfinite(array).all() if is_float else xp.array(True)
     words = (_bits_on_device if xp is jnp else _bits)(array).astype(xp.uint32)
@@ -80,8 +92,8 @@ def _summary(xp, array):
         along = xp.arange(size, dtype=xp.uint32)
         along = along.reshape([-1 if each == axis else 1 for each in range(words.ndim)])
         place = place * xp.uint32(size % 2**32) + along
-    # At each place a bijection of the words, so that one that differs changes the first sum, and
-    # by an odd factor of the place's own the second.
+    # At each place this is a bijection of the words: a word that differs changes the first sum and,
+    # times an odd factor of the place's own, the second.
     mixed = _mix(xp, words ^ _mix(xp, place))
     second = mixed * (place * xp.uint32(2) + xp.uint32(1))
     sums = mixed.sum(dtype=xp.uint32), second.sum(dtype=xp.uint32)
@@ -89,14 +101,17 @@ def _summary(xp, array):
 
 
 def _bits_on_device(array: jax.Array) -> jax.Array:
-    """The elements as unsigned integers of their own width."""
+    """Returns the elements as unsigned integers of their own width."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint8)
     return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """The same; of more than 32 bits, the parts of each element one after another."""
+    """Returns the elements as `_bits_on_device` does.
+
+    Elements of more than 32 bits are cut into words of 32 bits, one after another.
+    """
     width = min(4, array.dtype.itemsize)
     return np.frombuffer(array.tobytes(), f"<u{width}").reshape(
         array.shape if width == array.dtype.itemsize else -1
@@ -104,7 +119,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _mix(xp, x):
-    """MurmurHash3's finaliser of 32 bits."""
+    """Applies the finaliser of the 32-bit MurmurHash3."""
     x = (x ^ (x >> xp.uint32(16))) * xp.uint32(0x85EBCA6B)
     x = (x ^ (x >> xp.uint32(13))) * xp.uint32(0xC2B2AE35)
     return x ^ (x >> xp.uint32(16))

@@ -12,21 +12,23 @@ from diffusionrl_jax.distributed.shards import is_shard, partition
 def mean_over_devices(function, params, mesh: Mesh, reductions: Mapping[str, str]):
     """Lets every device compute a gradient of its share of a batch, and takes the mean once.
 
-    Left to itself the compiler sums every microbatch's gradient over the devices, in the dtype that
-    it is computed in, and computes it in as many pieces as it is then split into.
+    Left to itself, the compiler sums every microbatch's gradient over the devices, in the dtype
+    that it is computed in, and computes it in as many pieces as it is then split into.
 
     Args:
-      function: of (whole, share), arrays that every device has, but for its part of each `Shard`,
-        and a device's part of those that are split over all; gives the gradients by `params`, of
-        their shapes and dtypes, and a dict of scalars. It sees one device alone, but gathers the
-        shards. A gradient that is a `Shard` itself is summed over "fsdp" already.
-      params: what it is differentiated by, or its shapes.
+      function: takes (whole, share): arrays that every device has whole, except that of each
+        `Shard` it has its own part, and the device's share of the batch. Returns the gradients with
+        respect to `params`, of their shapes and dtypes, and a dict of scalars. It sees one device
+        alone, but gathers the shards. A gradient that is a `Shard` itself has already been summed
+        over "fsdp".
+      params: what the gradients are taken with respect to, or its shapes.
       mesh: the devices.
-      reductions: of each scalar, "mean" or "max".
+      reductions: for each scalar, by name, "mean" or "max".
 
     Returns:
-      A function of (whole, batch), that splits the first axis of the batch's arrays, and gives the
-      gradients' mean, split by the rule of `parameter_sharding`, and the scalars.
+      A function of (whole, batch) that splits the first axis of the batch's arrays over the
+      devices, and returns the gradients' mean, split by the rule of `parameter_sharding`, and the
+      scalars.
     """
 
     def mean(gradient):

@@ -10,21 +10,21 @@ from diffusionrl_jax.mistakes import UserError
 
 DATA, FSDP = "data", "fsdp"
 BATCH_AXES = (DATA, FSDP)
-REPLICATED_BYTES = 2**20  # smaller parameters are not worth an all-gather
+REPLICATED_BYTES = 2**20  # Smaller parameters are not worth an all-gather.
 
 
 def make_mesh(
     fsdp: int = 1,
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """A mesh of axes ("data", "fsdp") over all devices.
+    """Makes a mesh of axes ("data", "fsdp") over all devices.
 
     Args:
       fsdp: over how many devices each large parameter is split.
-      devices: all of the program's if None.
+      devices: the devices of the mesh; None means all of the program's.
 
     Raises:
-      UserError: if fsdp does not divide the number of devices.
+      UserError: fsdp does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
@@ -34,20 +34,21 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Splits a batch axis over every device; the axes before it are whole."""
+    """Returns the sharding that splits one axis, the batch, over every device and no other axis."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Returns the sharding that puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_sharding(mesh: Mesh, tree):
-    """Shardings of a tree of parameters, optimiser slots, or their shapes.
+    """Returns the shardings of a tree of parameters, of optimiser slots, or of their shapes.
 
-    An array of at least 1 MiB is split over "fsdp" along its largest divisible dimension; a smaller
-    one is replicated. Optimiser slots have their parameters' shapes, hence their shardings.
+    An array of at least 1 MiB is split over "fsdp" along its largest dimension that divides evenly;
+    any other array is replicated. Optimiser slots have the shapes of their parameters, hence their
+    shardings.
     """
     return jax.tree.map(lambda leaf: _parameter_sharding(leaf, mesh), tree)
 
@@ -63,17 +64,20 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
 
 
 def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
-    """Brings the split parameters of a network together on every device, before it is used.
+    """Brings the split parameters of a network together on every device, before they are used.
 
-    Left to itself the compiler gathers them again in every turn of a loop, or multiplies with the
-    parts and sends what comes out around the devices.
+    Left to itself, the compiler gathers them again in every turn of a loop, or multiplies with the
+    parts and sends the products around the devices.
 
     Args:
       params: a tree of parameters.
-      mesh: over which they are split. Unsplit ones are left as they are.
-      dtype: what the network computes in: kernels are cast to it, as they are when they are
-        multiplied, which halves the bytes in bfloat16 and changes no result. None casts nothing.
-      uncast: the paths of kernels that something is added to before they are multiplied.
+      mesh: the devices over which they are split. Parameters that are not split are left as they
+        are.
+      dtype: what the network computes in. Kernels are cast to it, as they would be when they are
+        multiplied: in bfloat16 this halves the bytes sent, and it changes no result. None casts
+        nothing.
+      uncast: the paths of kernels that are not cast, because something is added to them before they
+        are multiplied.
     """
 
     def gather(path, leaf):
@@ -88,12 +92,13 @@ def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
 
 
 def frozen_sharding(mesh: Mesh, tree, split: bool):
-    """Shardings of parameters that training does not change.
+    """Returns the shardings of parameters that training does not change.
 
     Args:
       mesh: the devices.
-      tree: parameters or their shapes.
-      split: by the rule of `parameter_sharding`; otherwise every device has all of them.
+      tree: the parameters, or their shapes.
+      split: whether they are split by the rule of `parameter_sharding`; otherwise every device has
+        all of them.
     """
     if split:
         return parameter_sharding(mesh, tree)
@@ -101,19 +106,26 @@ def frozen_sharding(mesh: Mesh, tree, split: bool):
 
 
 def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
-    """The parts of an array's first axis that this process' devices hold, each once, in order."""
+    """Returns the parts of an array's first axis that this process' devices hold.
+
+    They are in order, and each is there once.
+
+    Args:
+      sharding: the array's sharding.
+      length: the length of its first axis.
+    """
     indices = sharding.addressable_devices_indices_map((length,)).values()
     starts = {index[0].indices(length)[:2] for index in indices if index is not None}
     return [slice(*part) for part in sorted(starts)]
 
 
 def place(tree, sharding):
-    """Puts host arrays onto the devices; nothing is sent around.
+    """Puts host arrays onto the devices. Nothing is sent between processes.
 
     Args:
-      tree: of NumPy arrays of the global shape, alike in every process where its devices hold
-        them; other parts are not read.
-      sharding: of all of them, or a tree of one for each.
+      tree: a tree of NumPy arrays of the global shape. A process reads only the parts that its
+        devices hold, and only these need to be right there.
+      sharding: one sharding for all of them, or a tree with one for each.
     """
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
@@ -126,7 +138,12 @@ def place(tree, sharding):
 
 
 def abstract_arrays(shapes, shardings):
-    """A tree of `jax.ShapeDtypeStruct` with shardings, a tree of them or one for all leaves."""
+    """Returns a tree of `jax.ShapeDtypeStruct` with shardings.
+
+    Args:
+      shapes: a tree of arrays or their shapes.
+      shardings: a tree with one sharding for each leaf, or one for all leaves.
+    """
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, shapes)
     one = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -136,8 +153,15 @@ def abstract_arrays(shapes, shardings):
 def check_batch(name: str, batch: int, mesh: Mesh | AbstractMesh, group: int = 1) -> None:
     """Refuses a batch that does not divide over the devices or into whole groups.
 
+    Args:
+      name: what the error calls the batch: its config field.
+      batch: the number of samples.
+      mesh: the devices.
+      group: the number of samples in a group.
+
     Raises:
-      UserError: names the field, and the nearest batches that would do.
+      UserError: the batch does not divide; the error names the field and the nearest batches that
+        do.
     """
     unit = math.lcm(mesh.size, group)
     if batch < 1 or batch % unit:

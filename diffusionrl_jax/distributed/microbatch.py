@@ -11,15 +11,15 @@ from diffusionrl_jax.mistakes import UserError
 
 
 def microbatch_count(batch: int, per_device: int, devices: int) -> int:
-    """Into how many microbatches a batch is split.
+    """Returns into how many microbatches a batch is split.
 
     Args:
-      batch: number of samples, over all devices.
-      per_device: largest number of samples of a device at a time; 0 means all at once.
-      devices: number of devices.
+      batch: the number of samples over all devices.
+      per_device: how many samples a device takes at a time, at most; 0 means all at once.
+      devices: the number of devices.
 
     Raises:
-      UserError: if the devices' share of the batch is not a multiple of the microbatch.
+      UserError: a device's share of the batch is not a multiple of the microbatch.
     """
     share = batch // devices
     if per_device == 0 or per_device >= share:
@@ -33,15 +33,21 @@ def microbatch_count(batch: int, per_device: int, devices: int) -> int:
 
 
 def largest_divisor(count: int, most: int) -> int:
-    """The largest divisor of `count` that is at most `most`, itself at least 1."""
+    """Returns the largest divisor of `count` that is at most `most`, which is at least 1."""
     return max(size for size in range(1, most + 1) if count % size == 0)
 
 
 def split(tree, count: int, mesh: Mesh, axis: int = 0):
-    """Turns the batch axis [batch] of every leaf into [count, batch / count], in front of all axes.
+    """Turns the batch axis [batch] of every leaf into [count, batch / count], with count in front.
 
-    A microbatch has an equal share of every device's samples, so that its batch axis is sharded
-    like the whole batch's. The order of samples within is undone by `merge`.
+    A microbatch has an equal share of every device's samples, so that its batch axis is sharded as
+    the whole batch's is. The order of samples changes; `merge` restores it.
+
+    Args:
+      tree: arrays with a batch axis.
+      count: the number of microbatches.
+      mesh: the devices over which the batch is split.
+      axis: the place of the batch axis.
     """
 
     def one(array):
@@ -58,7 +64,7 @@ def split(tree, count: int, mesh: Mesh, axis: int = 0):
 
 
 def merge(tree, count: int, mesh: Mesh, axis: int = 0):
-    """The inverse of `split`: [count, ..., batch / count, ...] becomes [..., batch, ...]."""
+    """Undoes `split`: [count, ..., batch / count, ...] becomes [..., batch, ...]."""
 
     def one(array):
         array = jnp.moveaxis(array, 0, axis)
@@ -73,17 +79,17 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
 
 
 def mean_over_microbatches(function, share, count: int, reductions: Mapping[str, str]):
-    """`function` of a device's share of a batch, computed a microbatch at a time: the mean.
+    """Computes the mean of a function over a device's share of a batch, a microbatch at a time.
 
     Args:
-      function: from a tree of [samples, ...] arrays to a tree of gradients and a dict of scalars,
-        each a mean over the samples, or the largest of them.
-      share: arrays whose first axis is the samples of one device.
-      count: number of microbatches.
-      reductions: of each scalar, "mean" or "max".
+      function: takes a tree of [samples, ...] arrays and returns a tree of gradients and a dict of
+        scalars. A gradient is a mean over the samples, a scalar a mean or the largest value.
+      share: a tree of arrays whose first axis is the samples of one device.
+      count: the number of microbatches.
+      reductions: for each scalar, by name, "mean" or "max".
 
     Returns:
-      What `function` gives, of all of the share.
+      What `function` would return for the whole share.
     """
     if count == 1:
         return function(share)
@@ -103,15 +109,18 @@ def mean_over_microbatches(function, share, count: int, reductions: Mapping[str,
 
 
 def map_microbatches(function, tree, count: int, mesh: Mesh):
-    """`function` of a batch, computed a microbatch at a time with `lax.map`.
+    """Applies a function to a batch a microbatch at a time, with `lax.map`.
 
     Args:
-      function: from a tree of [batch, ...] arrays to a tree of [batch, ...] arrays. It may compare
-        the samples of a group of neighbours if a device's part of a microbatch, a run of
-        neighbours, is whole groups; else it takes each sample by itself.
-      tree: arrays whose first axis is the batch.
-      count: number of microbatches.
-      mesh: over which the batch is sharded.
+      function: takes a tree of [batch, ...] arrays and returns one. It may compare the samples of a
+        group of neighbours if a device's part of a microbatch, which is a run of neighbours,
+        consists of whole groups; otherwise it must treat each sample by itself.
+      tree: a tree of arrays whose first axis is the batch.
+      count: the number of microbatches.
+      mesh: the devices over which the batch is split.
+
+    Returns:
+      What the function would return for the whole batch.
     """
     if count == 1:
         return function(tree)

@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 
 def gather(values: np.ndarray) -> np.ndarray:
-    """Every process' values, [processes, ...]; a barrier where there are several."""
+    """Returns every process' values, [processes, ...]. Where there are several, all must call."""
     if jax.process_count() == 1:
         return values[None]
     return np.asarray(multihost_utils.process_allgather(values))
 
 
 def true_everywhere(flag: bool) -> bool:
-    """Whether the flag is true in every process; a barrier where there are several."""
+    """Returns whether the flag is true in every process. Where there are several, all must call."""
     return bool(gather(np.array(flag)).all())
 
 
 def in_turn(function: Callable[[], T]) -> T:
-    """The result of a function that the first process calls before the others do."""
+    """Returns the result of a function, which the first process calls before the others do."""
     if jax.process_index() == 0:
         result = function()
         true_everywhere(True)
@@ -38,8 +38,8 @@ def in_turn(function: Callable[[], T]) -> T:
 def fail(message: str, status: int = 1) -> None:
     """Ends this process with a line for the user and an exit status.
 
-    One of several leaves without the usual clean-up, which would wait for the others while they
-    wait for this one: they notice, and end as well.
+    One of several processes leaves without the usual clean-up, which would wait for the others
+    while they wait for this one. They notice that it is gone, and end as well.
     """
     logging.flush()
     print(message, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Split parameters that a network brings together itself, a block at a time, where it uses them.
+"""Split parameters that a network gathers itself, a block at a time, where it uses them.
 
-A chip then holds no whole network. Nor does it hold a whole gradient: what a block's parameters are
-differentiated by is summed over the devices, and cut up, as soon as it is known. This is what Zhao
-et al. call fully sharded data parallelism (arXiv 2304.11277).
+A chip then never holds the whole network. Nor does it hold the whole gradient: a block's gradient
+is summed over the devices, and split, as soon as it is known. Zhao et al. call this fully sharded
+data parallelism (arXiv 2304.11277).
 """
 
 import functools
@@ -17,12 +17,12 @@ from diffusionrl_jax.distributed.mesh import FSDP, parameter_sharding
 
 @flax.struct.dataclass
 class Shard:
-    """A split parameter in its place in a tree, to be gathered by the network that it is of.
+    """A split parameter in its place in a tree, which the network that uses it will gather.
 
     Attributes:
-      array: a device's part within `mean_over_devices`; all of it outside.
-      axis: along which it is split over "fsdp".
-      dtype: in which it is gathered.
+      array: a device's part within `mean_over_devices`, and the whole parameter outside of it.
+      axis: the axis along which it is split over "fsdp".
+      dtype: the dtype in which it is gathered.
     """
 
     array: jax.Array
@@ -31,17 +31,18 @@ class Shard:
 
 
 def is_shard(leaf) -> bool:
-    """Whether a part of a tree is a `Shard`."""
+    """Returns whether a leaf of a tree is a `Shard`."""
     return isinstance(leaf, Shard)
 
 
 def shards(params, mesh: Mesh, dtype=None):
-    """Marks the split parameters of a tree; the others are left as they are.
+    """Marks the split parameters of a tree. The others are left as they are.
 
     Args:
       params: a tree of parameters.
-      mesh: over which they are split, by the rule of `parameter_sharding`.
-      dtype: of kernels, as of `gather_parameters`.
+      mesh: the devices over which they are split, by the rule of `parameter_sharding`.
+      dtype: the dtype in which kernels are gathered; None means their own, which all other
+        parameters keep.
 
     Returns:
       The tree with a `Shard` in place of each split parameter.
@@ -58,26 +59,26 @@ def shards(params, mesh: Mesh, dtype=None):
 
 
 def has_shards(tree) -> bool:
-    """Whether anything in a tree is to be gathered."""
+    """Returns whether a tree has any `Shard`."""
     return any(map(is_shard, jax.tree.leaves(tree, is_leaf=is_shard)))
 
 
 def partition(tree):
-    """How `mean_over_devices` passes a tree to each device: shards split, all else whole."""
+    """Returns how `mean_over_devices` passes a tree to the devices: only shards are split."""
     one = lambda leaf: PartitionSpec(*(None,) * leaf.axis, FSDP) if is_shard(leaf) else None
     return jax.tree.map(lambda leaf: one(leaf) or PartitionSpec(), tree, is_leaf=is_shard)
 
 
 def gather_shards(tree, after: jax.Array | None = None):
-    """Brings the shards in a tree together, on a device that sees itself alone.
+    """Gathers the shards in a tree, on a device that sees itself alone.
 
-    Gradients of the whole parameters become those of the shards, summed over "fsdp" in the dtype
-    that the shards are kept in.
+    The gradients of the whole parameters become those of the shards, summed over "fsdp" in the
+    dtype that the shards are kept in.
 
     Args:
-      tree: with a `Shard` for each split parameter.
-      after: an array before which nothing is gathered. Without one, what does not change within a
-        loop would be gathered before it, and all blocks' parameters would be held at once.
+      tree: a tree with a `Shard` in place of each split parameter.
+      after: an array before whose computation nothing is gathered. Without one, parameters that do
+        not change within a loop would be gathered before it, and all blocks' would be held at once.
 
     Returns:
       The tree with arrays in place of shards.
@@ -106,7 +107,7 @@ def _gather_shard(*arguments):
 
 def _gather_backward(axis, dtype, kept, residuals, gradient):
     del dtype, residuals
-    # In bfloat16 it would lose digits with every device that it is summed over.
+    # In bfloat16 the gradient would lose digits with every device that it is summed over.
     gradient = gradient.astype(kept)
     gradient = jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
     return gradient, None
@@ -116,7 +117,7 @@ _gather_shard.defvjp(_gather_forward, _gather_backward)
 
 
 def add(parameter, change: jax.Array):
-    """A parameter, or a shard of it, with a change of the whole one's shape."""
+    """Adds a change, of the whole parameter's shape, to a parameter or to a shard of it."""
     if not is_shard(parameter):
         return (parameter + change).astype(parameter.dtype)
     length = parameter.array.shape[parameter.axis]
@@ -127,9 +128,9 @@ def add(parameter, change: jax.Array):
 
 
 def keeps_all_but_gathered(primitive, *_, **__) -> bool:
-    """A policy of `jax.checkpoint`: nothing is computed again, but parameters gathered again.
+    """A policy of `jax.checkpoint` that keeps all that is computed, and gathers parameters again.
 
-    It knows not what is made of gathered parameters alone, such as a transposed kernel: multiply
-    with these themselves.
+    It does not recognise what is computed from gathered parameters alone, such as a transposed
+    kernel, which would be kept: multiply with the gathered parameters themselves.
     """
     return primitive is not jax.lax.all_gather_p

@@ -11,7 +11,7 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 
-TOKENS = 16  # a prompt's length; the longest of the world has 12
+TOKENS = 16  # A prompt's length. The longest of the world has 12.
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 VAE = {
@@ -31,7 +31,7 @@ UNET = {
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": [64, 96],
-    # Attention at 4x4 only: at 8x8 it doubled the time and gained nothing visible.
+    # There is attention at 4x4 only: at 8x8 it doubled the time and gained nothing visible.
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 1,
@@ -66,7 +66,7 @@ SCHEDULER = {
 
 
 def world_prompts() -> list[str]:
-    """Prompts that hold every word of the world."""
+    """Returns prompts that together have every word of the world."""
     nouns = list(vocabulary.OBJECTS)
     things = [f"{prompts.article(noun)} {noun}" for noun in nouns]
     pairs = [f"{thing} {relation} {thing}" for thing in things for relation in prompts.RELATIONS]
@@ -75,7 +75,7 @@ def world_prompts() -> list[str]:
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte pairs were merged on the world's own prompts."""
+    """Trains a CLIP tokenizer whose byte pairs are merged on the world's own prompts."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = tokenizers.normalizers.Lowercase()
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -87,7 +87,7 @@ def train_tokenizer() -> CLIPTokenizer:
     )
     model.train_from_iterator(world_prompts(), trainer)
     learned = json.loads(model.to_str())["model"]
-    # CLIP's layout: every byte alone and at a word's end, then the merges, then the two markers.
+    # CLIP lists every byte alone and at a word's end, then the merges, then the two markers.
     tokens = list(bytes_to_unicode().values())
     tokens += [f"{token}</w>" for token in tokens]
     merges = [tuple(merge) for merge in learned["merges"]]
@@ -109,11 +109,11 @@ def train_tokenizer() -> CLIPTokenizer:
 
 
 def configs(tokenizer: CLIPTokenizer, scaling_factor: float) -> dict[str, dict]:
-    """The folder's configs: "unet", "vae", "text_encoder" and "scheduler".
+    """Returns the folder's configs: "unet", "vae", "text_encoder" and "scheduler".
 
     Args:
-      tokenizer: decides the vocabulary's size and the special tokens.
-      scaling_factor: makes the VAE's latents of unit variance.
+      tokenizer: the tokenizer, which decides the vocabulary's size and the special tokens.
+      scaling_factor: the factor that gives the VAE's latents unit variance.
     """
     return {
         "unet": UNET,

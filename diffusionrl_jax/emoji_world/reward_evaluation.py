@@ -1,4 +1,4 @@
-"""How good the emoji world's reward models are, on pictures that they were not trained on."""
+"""Tells how good the emoji world's reward models are, on pictures that they were not trained on."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BATCH = 128
 
 
 def in_batches(function: Callable, *arrays) -> np.ndarray:
-    """Applies a jitted function of whole batches, padding the last."""
+    """Applies a jitted function to arrays in batches of `BATCH` rows; the last is padded."""
     results = []
     for start in range(0, len(arrays[0]), BATCH):
         chunk = [array[start : start + BATCH] for array in arrays]
@@ -29,7 +29,16 @@ def in_batches(function: Callable, *arrays) -> np.ndarray:
 
 
 def test_pools(count: int, vae: str | None) -> dict[str, Pool]:
-    """Pictures by name: of the training distribution, held-out pairs, unseen pairs, portraits."""
+    """Draws pictures to test on: as in training, held-out pairs, unseen objects, and portraits.
+
+    Args:
+      count: how many pictures each pool has.
+      vae: a diffusers folder, through whose VAE the pictures go for a second pool of each kind;
+        None or empty for none.
+
+    Returns:
+      Name -> pool.
+    """
     kinds = {
         "as trained": None,
         "held-out pairs": reward_pictures.held_out_pair,
@@ -47,7 +56,11 @@ def test_pools(count: int, vae: str | None) -> dict[str, Pool]:
 
 
 def image_reward(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
-    """Fraction of comparisons in which the better picture scores higher, by kind of comparison."""
+    """Measures how often the preference model scores the better one of two pictures higher.
+
+    Returns:
+      Kind of comparison -> fraction of comparisons, and mean scores.
+    """
     reward, params = ImageReward.load(str(folder))
     jitted = jax.jit(functools.partial(reward, params))
 
@@ -86,14 +99,18 @@ def image_reward(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Mean precision at each relevant item, ranked by score."""
+    """Returns the mean precision at each relevant item, with the items ranked by score."""
     ranked = relevant[np.argsort(-scores, kind="stable")]
     precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
     return float(precision[ranked].mean())
 
 
 def detection(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
-    """Confidence above one half in what is there, and in what is not; mean average precision."""
+    """Measures the detector's confidence in what is there and in what is not.
+
+    Returns:
+      Name -> number: the fractions of confidences above one half, and the mean average precision.
+    """
     reward, params = Detection.load(str(folder), exclusive=False, max_objects=len(LABELS))
     count = len(reward.objects)
     everything = {
@@ -119,7 +136,7 @@ def detection(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
 
 
 def tinted(pool: Pool) -> np.ndarray:
-    """The pool's pictures under strong tints: float32 [n, 32, 32, 3]."""
+    """Returns a pool's pictures under strong tints, float32 [n, 32, 32, 3]."""
     rng = np.random.default_rng(TEST_SEED)
     images = reward_pictures.as_float(pool.images)
     return np.clip([reward_pictures.tint(rng, image, 1.0) for image in images], 0, 1).astype(
@@ -128,6 +145,7 @@ def tinted(pool: Pool) -> np.ndarray:
 
 
 def _tone_accuracies(classify: Callable, pools: dict[str, Pool]) -> dict[str, float]:
+    """Returns how often a classifier finds the tone, plain and tinted, in pools of people."""
     results = {}
     for name, pool in pools.items():
         if (pool.tones < 0).any():
@@ -145,13 +163,16 @@ def _tone_accuracies(classify: Callable, pools: dict[str, Pool]) -> dict[str, fl
 
 
 def statistical_parity(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
-    """Accuracy of the tone, also on tinted pictures."""
+    """Measures how often the classifier finds the tone, also on tinted pictures."""
     reward, params = StatisticalParity.load(str(folder))
     return _tone_accuracies(jax.jit(functools.partial(reward.classify, params)), pools)
 
 
 def recogniser(folder: epath.Path, pools: dict[str, Pool]) -> dict[str, float]:
-    """Accuracy of the labels (all of a picture's among the likeliest) and of the tone."""
+    """Measures how often the recogniser finds a picture's labels, and the tone.
+
+    Labels are found if all of a picture's are likelier than any other.
+    """
     observer, params = load_recogniser(str(folder))
     jitted = jax.jit(functools.partial(observer.recognise, params))
     results = _tone_accuracies(lambda images: jitted(images)[1], pools)

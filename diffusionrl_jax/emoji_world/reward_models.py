@@ -50,7 +50,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_bert_vocabulary(folder: epath.Path) -> None:
-    """Writes vocab.txt: every word of the world, and letters for all other words."""
+    """Writes vocab.txt, which has every word of the world, and letters for all other words."""
     words = sorted({word for prompt in emoji_model.world_prompts() for word in prompt.split()})
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words]
@@ -58,7 +58,7 @@ def write_bert_vocabulary(folder: epath.Path) -> None:
 
 
 def _places(patches: int, width: int) -> np.ndarray:
-    """Waves over the rows and columns of a square of patches, after a class token's zeros."""
+    """Returns waves over a square of patches' rows and columns, behind a class token's zeros."""
     row, column = np.divmod(np.arange(patches), math.isqrt(patches))
     frequencies = np.geomspace(1, 1 / 8, width // 4)
     angles = [np.outer(place, frequencies) for place in (row, column)]
@@ -67,9 +67,15 @@ def _places(patches: int, width: int) -> np.ndarray:
 
 
 def initial(key: jax.Array, template: Mapping) -> dict:
-    """First parameters: kernels of unit gain, tables that the optimiser can move, known places.
+    """Draws the first parameters of a model.
 
-    transformers' own initialisation is meant for much wider networks.
+    Kernels have unit gain, tables are small enough for the optimiser to move, and the patches'
+    places are known from the start. The initialisation of transformers is meant for much wider
+    networks.
+
+    Args:
+      key: A PRNG key.
+      template: the shapes of the parameters.
     """
     patches = (VISION["image_size"] // VISION["patch_size"]) ** 2
     leaves = {}
@@ -87,12 +93,16 @@ def initial(key: jax.Array, template: Mapping) -> dict:
 
 
 def _write(folder: epath.Path, config: Mapping, state: Mapping[str, np.ndarray]) -> None:
+    """Writes config.json and, in float16, model.safetensors."""
     (folder / checkpoint.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     weights.write_safetensors(folder / checkpoint.WEIGHTS_FILE, state, dtype="float16")
 
 
 def build_image_reward(folder: epath.Path):
-    """(objective, save) of the preference model; writes its tokenizer into the folder."""
+    """Returns the preference model's objective and a function that saves its parameters.
+
+    Its tokenizer is written into the folder at once.
+    """
     write_bert_vocabulary(folder)
     tokenizer = BertTokenizer.from_pretrained(str(folder))
     config = {
@@ -116,7 +126,10 @@ def build_image_reward(folder: epath.Path):
 
 
 def build_detection(folder: epath.Path):
-    """(objective, save) of the detector; writes its tokenizer into the folder."""
+    """Returns the detector's objective and a function that saves its parameters.
+
+    Its tokenizer is written into the folder at once.
+    """
     tokenizer = emoji_model.train_tokenizer()
     tokenizer.save_pretrained(str(folder))
     config = {
@@ -131,7 +144,7 @@ def build_detection(folder: epath.Path):
 
     def init(key):
         params = initial(key, owl_vit.template(model))
-        # Unrelated patches and words start at a probability of 0.1%, the same ones at 95%.
+        # Unrelated patches and words start at a probability of 0.1%, and related ones at 95%.
         # Steeper starts were seen not to learn.
         params["class_head"]["logit_shift"]["bias"] += -0.7
         params["class_head"]["logit_scale"]["bias"] += 9.0
@@ -144,7 +157,7 @@ def build_detection(folder: epath.Path):
 
 
 def build_statistical_parity(folder: epath.Path):
-    """(objective, save) of the tone classifier."""
+    """Returns the tone classifier's objective and a function that saves its parameters."""
     config = {"vision_config": VISION | {"num_hidden_layers": 2}, "classes": vocabulary.TONES}
     tower = statistical_parity.clip.vision_tower(config["vision_config"])
     reward = statistical_parity.StatisticalParity(tower=tower, classes=vocabulary.TONES)
@@ -159,7 +172,7 @@ def build_statistical_parity(folder: epath.Path):
 
 
 def build_recogniser(folder: epath.Path):
-    """(objective, save) of the observer."""
+    """Returns the recogniser's objective and a function that saves its parameters."""
     config = {"widths": RECOGNISER_WIDTHS, "labels": LABELS, "tones": vocabulary.TONES}
     observer = recogniser.build(config)
 
@@ -178,7 +191,7 @@ BUILDERS = {
 
 
 def load_params(folder: epath.Path, objective: Objective) -> dict:
-    """The parameters that a `save` wrote, to train them further."""
+    """Loads the parameters that a saving function wrote, to train them further."""
     template = jax.eval_shape(objective.init, jax.random.key(0))["model"]
     renames = {"mlp": blip.rename, "owlvit": owl_vit.RENAMES["owlvit"]}
     rename = next((renames[name] for name in renames if name in template), None)

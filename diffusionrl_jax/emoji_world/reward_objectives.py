@@ -20,8 +20,8 @@ from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.preprocessing import square
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
-PREFERENCE_SHARPNESS = 4.0  # the score's difference between a clean and a ruined picture
-HIDING_SPOILS = ("blur", "noise", "morph", "fade")  # those that hide all objects alike
+PREFERENCE_SHARPNESS = 4.0  # The score's difference between a clean and a ruined picture.
+HIDING_SPOILS = ("blur", "noise", "morph", "fade")  # Those that hide all objects alike.
 CONFIDENCE_AT_FULL_TINT = 0.7
 
 
@@ -30,9 +30,10 @@ class Objective:
     """What one model is trained on.
 
     Attributes:
-      init: key -> parameters, those of the saved model under "model".
-      batch: (rng, pools) -> tree of numpy arrays.
-      loss: (params, batch) -> scalar.
+      init: a function from a key to the parameters, of which those of the saved model are under
+        "model".
+      batch: a function from (rng, pools) to a tree of NumPy arrays.
+      loss: a function from (params, batch) to a scalar.
     """
 
     init: Callable[[jax.Array], dict]
@@ -41,7 +42,7 @@ class Objective:
 
 
 def _multi_hot(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int [n, 2] label indices (-1: none) and float [n] values to float32 [n, labels]."""
+    """Turns label indices [n, 2] (-1 for none) and values [n] into float32 [n, labels]."""
     result = np.zeros((len(labels), len(LABELS)), np.float32)
     for column in labels.T:
         rows = np.flatnonzero(column >= 0)
@@ -50,7 +51,7 @@ def _multi_hot(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _spoiled(rng, pool: Pool, row: int, kinds=SPOILS) -> tuple[np.ndarray, float]:
-    """The row's picture spoiled by a random kind and strength, and the strength."""
+    """Returns a row's picture spoiled by a random kind and strength, and the strength."""
     strength = rng.random()
     other = reward_pictures.as_float(pool.images[rng.integers(len(pool.images))])
     image = reward_pictures.as_float(pool.images[row])
@@ -58,22 +59,23 @@ def _spoiled(rng, pool: Pool, row: int, kinds=SPOILS) -> tuple[np.ndarray, float
 
 
 def _clean(rng, pool: Pool, row: int) -> np.ndarray:
+    """Returns a row's picture, lightly disturbed."""
     image = reward_pictures.as_float(pool.images[row])
     return reward_pictures.lightly_disturbed(rng, image)
 
 
 def preference_loss(scores: jax.Array, qualities: jax.Array) -> jax.Array:
-    """Bradley-Terry likelihood of all comparisons between the candidates of a prompt.
+    """Computes the Bradley-Terry loss of all comparisons between the candidates of a prompt.
 
     The preferred fraction of a comparison is a logistic function of the difference of qualities, so
-    that the score learns degrees, not only order.
+    that the score learns degrees, and not only order.
 
     Args:
       scores: float [prompts, candidates].
       qualities: float [prompts, candidates] in [0, 1].
 
     Returns:
-      Scalar.
+      The negative log-likelihood of a comparison, averaged over all, a scalar.
     """
     differences = scores[:, :, None] - scores[:, None]
     targets = jax.nn.sigmoid(PREFERENCE_SHARPNESS * (qualities[:, :, None] - qualities[:, None]))
@@ -85,9 +87,15 @@ def preference_loss(scores: jax.Array, qualities: jax.Array) -> jax.Array:
 def image_reward(
     reward: ImageReward, init_params: Callable[[jax.Array], dict[str, Any]], prompts: int = 24
 ) -> Objective:
-    """Comparisons within each prompt: its picture, that spoiled, and pictures of other things.
+    """Makes the objective of the preference model.
 
-    A second head, thrown away afterwards, learns to name what the image encoder sees.
+    It compares pictures of each prompt: its own, that one spoiled, and pictures of other things. A
+    second head, which is thrown away afterwards, learns to name what the image encoder sees.
+
+    Args:
+      reward: the reward, without its parameters.
+      init_params: a function from a key to the reward's parameters.
+      prompts: how many prompts a batch has.
     """
 
     def init(key):
@@ -95,7 +103,7 @@ def image_reward(
         width, count = reward.model.vision.config.hidden_size, len(LABELS)
         namer = {
             "kernel": jax.random.normal(namer_key, (width, count)) * width**-0.5,
-            "bias": jnp.full(count, -5.0),  # a label is rare
+            "bias": jnp.full(count, -5.0),  # A label is rare.
         }
         return {"model": init_params(model_key), "namer": namer}
 
@@ -147,7 +155,7 @@ def image_reward(
 
 
 def _patch_cover(boxes: np.ndarray, patches: int) -> np.ndarray:
-    """The share of each patch's area that a box covers: float32 [..., patches * patches]."""
+    """Returns the share of each patch that a box covers, float32 [..., patches * patches]."""
     size = pictures.IMAGE_SIZE / patches
     low = np.arange(patches) * size
     left, top, right, bottom = (boxes[..., side, None] for side in range(4))
@@ -159,16 +167,16 @@ def _patch_cover(boxes: np.ndarray, patches: int) -> np.ndarray:
 def detection(
     reward: Detection, queries: np.ndarray, init_params: Callable[[jax.Array], dict], size: int = 64
 ) -> Objective:
-    """Every patch against every object's name, and the best patch of the picture.
+    """Makes the detector's objective: every patch against every object's name, and the best patch.
 
-    Spoiled pictures have soft targets, and morphs of two pictures fall to nothing where neither can
-    be told: the confidence is that of a detector which knows what it cannot see.
+    Spoiled pictures have soft targets, which fall to nothing where strong spoiling hides what is
+    there: the confidence is that of a detector that knows what it cannot see.
 
     Args:
-      reward: without its parameters.
-      queries: int32 [objects, tokens].
-      init_params: key -> the full tree of OWL-ViT.
-      size: pictures a batch.
+      reward: the reward, without its parameters.
+      queries: the objects' tokenised names, int32 [objects, tokens].
+      init_params: a function from a key to the full tree of OWL-ViT's parameters.
+      size: how many pictures a batch has.
     """
     config = reward.model.vision.config
     patches = config.image_size // config.patch_size
@@ -218,6 +226,7 @@ def detection(
 
 
 def _tinted_portrait(rng, pools: Sequence[Pool], strength: float) -> tuple[np.ndarray, Any]:
+    """Draws a portrait under a tint of a random strength, and returns it with its tone."""
     pool = reward_pictures.choose_pool(rng, pools)
     row = rng.choice(pool.by_kind["portrait"])
     image = reward_pictures.tint(rng, _clean(rng, pool, row), strength * rng.random())
@@ -227,7 +236,15 @@ def _tinted_portrait(rng, pools: Sequence[Pool], strength: float) -> tuple[np.nd
 def statistical_parity(
     reward: StatisticalParity, init_params: Callable[[jax.Array], dict[str, Any]], size: int = 64
 ) -> Objective:
-    """Cross-entropy of the tone, on portraits with all tones as often, half of them tinted."""
+    """Makes the tone classifier's objective: the cross-entropy of the tone on portraits.
+
+    The portraits are drawn from all that the pools have, and half of them are tinted.
+
+    Args:
+      reward: the reward, without its parameters.
+      init_params: a function from a key to the reward's parameters.
+      size: how many portraits a batch has.
+    """
 
     def batch(rng, pools):
         drawn = [_tinted_portrait(rng, pools, rng.choice([0.0, 0.7])) for _ in range(size)]
@@ -243,7 +260,15 @@ def statistical_parity(
 
 
 def recogniser(observer: Recogniser, size: int = 64) -> Objective:
-    """Labels of all pictures (spoiled ones count less), and tones of strongly tinted portraits."""
+    """Makes the recogniser's objective: the labels of all pictures, and the tones of some.
+
+    Spoiled pictures count less for the labels. Tones are learned from portraits, of which half are
+    strongly tinted.
+
+    Args:
+      observer: the recogniser, without its parameters.
+      size: how many pictures a batch has.
+    """
     portraits = size // 2
 
     def batch(rng, pools):

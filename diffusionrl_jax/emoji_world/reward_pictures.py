@@ -1,4 +1,4 @@
-"""Pictures for the emoji world's reward models: drawn, spoiled, and seen through the VAE."""
+"""Pictures for the emoji world's reward models: drawn, spoiled, and as the VAE decodes them."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ OBJECTS = tuple(vocabulary.OBJECTS)
 OCCUPATIONS = tuple(vocabulary.OCCUPATIONS)
 LABELS = OBJECTS + OCCUPATIONS
 SPOILS = ("blur", "noise", "cut_out", "morph", "halves", "colours", "fade")
-LATENT_NOISE = 0.15  # of most round trips' latents, which have unit variance
+LATENT_NOISE = 0.15  # The largest noise on latents, which have unit variance.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Pool:
     """Labelled pictures.
 
     Attributes:
-      examples: what each shows.
+      examples: what each picture shows.
       images: uint8 [n, 32, 32, 3].
-      labels: int32 [n, 2], indices into LABELS, -1 for none.
-      boxes: float32 [n, 2, 4], of the objects, pixels; zeros for none.
+      labels: int32 [n, 2], indices into `LABELS`, -1 for none.
+      boxes: the objects' boxes, float32 [n, 2, 4], in pixels; zeros for none.
       tones: int32 [n], -1 where there is no person.
     """
 
@@ -38,24 +38,25 @@ class Pool:
 
     @functools.cached_property
     def by_label(self) -> list[np.ndarray]:
-        """Rows that show each label."""
+        """For each label, the rows that show it."""
         return [np.flatnonzero((self.labels == i).any(1)) for i in range(len(LABELS))]
 
     @functools.cached_property
     def by_kind(self) -> dict[str, np.ndarray]:
-        """Rows of singles, pairs and portraits."""
+        """For each kind (singles, pairs, portraits), its rows."""
         kinds = np.array([example.kind for example in self.examples])
         return {kind: np.flatnonzero(kinds == kind) for kind in pictures.KIND_FREQUENCIES}
 
     def hard_negative(self, rng: np.random.Generator, row: int) -> tuple[int, float]:
-        """A picture that is easily taken for that of `row`.
+        """Draws a picture that is easily taken for that of `row`.
 
         Returns:
           Its row, and the fraction of the prompt's things that it shows.
         """
         example, wanted = self.examples[row], set(self.labels[row]) - {-1}
         for _ in range(20):
-            if example.kind == "pair":  # shares an object: the other is missing or replaced
+            # Of a pair one object is shared; the other is missing or replaced.
+            if example.kind == "pair":
                 candidates = self.by_label[rng.choice(sorted(wanted))]
             else:
                 candidates = self.by_kind[example.kind]
@@ -67,7 +68,7 @@ class Pool:
 
 
 def make_pool(examples: Sequence[pictures.Example], images: np.ndarray | None = None) -> Pool:
-    """Gathers examples; `images` replaces their pictures (after a round trip)."""
+    """Gathers examples into a pool; `images` replaces their pictures (after a round trip)."""
     labels = np.full((len(examples), 2), -1, np.int32)
     boxes = np.zeros((len(examples), 2, 4), np.float32)
     index = {name: i for i, name in enumerate(LABELS)}
@@ -82,19 +83,26 @@ def make_pool(examples: Sequence[pictures.Example], images: np.ndarray | None = 
 
 
 def draw(seed: int, count: int, example: Callable | None = None) -> list[pictures.Example]:
-    """`count` examples of a seed, by default pretraining pictures with the prompts of the tasks."""
+    """Draws `count` examples of a seed.
+
+    Args:
+      seed: the seed of the examples.
+      count: how many are drawn.
+      example: a function from a generator to an example. By default it draws pretraining pictures,
+        which name a single object as the tasks do.
+    """
     example = example or functools.partial(pictures.random_example, plain=True)
     return [example(np.random.default_rng((seed, index))) for index in range(count)]
 
 
 def even_portrait(rng: np.random.Generator) -> pictures.Example:
-    """A portrait, every tone as often."""
+    """Draws a portrait; all tones are equally likely."""
     occupation = OCCUPATIONS[rng.integers(len(OCCUPATIONS))]
     return pictures.random_portrait(rng, occupation, int(rng.integers(len(vocabulary.TONES))))
 
 
 def any_pair(rng: np.random.Generator, allowed: Callable) -> pictures.Example:
-    """A pair of two different objects of the whole vocabulary for which `allowed` holds."""
+    """Draws a pair of two different objects of the whole vocabulary for which `allowed` is true."""
     while True:
         first, second = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
         if allowed(first, second):
@@ -107,12 +115,15 @@ def _has_unseen_object(first: str, second: str) -> bool:
 
 
 def trained_pair(rng: np.random.Generator) -> pictures.Example:
-    """A pair to train on: the detector knows the objects that are unseen to the policy too."""
+    """Draws a pair to train on: one that is not held out.
+
+    The detector also learns the objects that the policy never sees in pairs.
+    """
     return any_pair(rng, lambda *names: not vocabulary.is_held_out_pair(*names))
 
 
 def unseen_pair(rng: np.random.Generator) -> pictures.Example:
-    """A held-out pair with at least one object that the policy never sees in pairs."""
+    """Draws a held-out pair with at least one object that the policy never sees in pairs."""
     return any_pair(
         rng,
         lambda *names: _has_unseen_object(*names) and vocabulary.is_held_out_pair(*names),
@@ -120,7 +131,7 @@ def unseen_pair(rng: np.random.Generator) -> pictures.Example:
 
 
 def held_out_pair(rng: np.random.Generator) -> pictures.Example:
-    """A held-out pair of objects that the policy sees in other pairs."""
+    """Draws a held-out pair of objects that the policy sees in other pairs."""
     return any_pair(
         rng,
         lambda *names: not _has_unseen_object(*names) and vocabulary.is_held_out_pair(*names),
@@ -128,13 +139,13 @@ def held_out_pair(rng: np.random.Generator) -> pictures.Example:
 
 
 def round_trips(vae_folder: str, images: np.ndarray, seed: int, batch: int = 64) -> np.ndarray:
-    """The pictures as the VAE gives them back, most with some noise on the latents.
+    """Encodes and decodes pictures by a VAE, most with some noise on the latents.
 
     Args:
       vae_folder: a diffusers folder.
       images: uint8 [n, 32, 32, 3].
-      seed: of the latents' noise.
-      batch: pictures at a time.
+      seed: the seed of the latents' noise.
+      batch: how many pictures are decoded at a time.
 
     Returns:
       uint8 [n, 32, 32, 3].
@@ -161,13 +172,14 @@ def round_trips(vae_folder: str, images: np.ndarray, seed: int, batch: int = 64)
 
 @functools.lru_cache
 def _blur_matrix(sigma: float, size: int) -> np.ndarray:
+    """Returns the matrix, [size, size], of a Gaussian blur along one side."""
     places = np.arange(size)
     kernel = np.exp(-0.5 * np.square((places[:, None] - places) / sigma))
     return (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of float32 [size, size, 3]; sigma in pixels, rounded to a tenth."""
+    """Blurs float32 [size, size, 3] by a Gaussian; sigma is in pixels, rounded to a tenth."""
     if sigma < 0.1:
         return image
     matrix = _blur_matrix(round(float(sigma), 1), image.shape[0])
@@ -176,12 +188,15 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def tint(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.ndarray:
-    """The whole picture multiplied by a colour, or blended with one: float32 [32, 32, 3].
+    """Multiplies the whole picture by a colour, or blends it with one.
 
     Args:
-      rng: draws the colour and which of the two.
+      rng: NumPy's generator, which draws the colour and which of the two is done.
       image: float32 [32, 32, 3] in [0, 1].
-      strength: 0 (none) to 1 (halves the channels, or blends half).
+      strength: from 0 (none) to 1 (halves the channels at most, or blends half at most).
+
+    Returns:
+      float32 [32, 32, 3].
     """
     share = strength * rng.uniform(0, 0.5)
     if rng.random() < 0.5:
@@ -200,11 +215,11 @@ def spoil(
     """Makes a picture worse.
 
     Args:
-      rng: numpy's generator.
+      rng: NumPy's generator.
       image: float32 [32, 32, 3] in [0, 1].
-      other: another picture, for morphs.
-      kind: one of SPOILS.
-      strength: 0 (untouched) to 1 (hardly recognisable).
+      other: another picture, for "morph" and "halves".
+      kind: one of `SPOILS`.
+      strength: from 0 (untouched, or nearly) to 1 (hardly recognisable).
 
     Returns:
       float32 [32, 32, 3] in [0, 1].
@@ -238,7 +253,7 @@ def spoil(
 
 
 def lightly_disturbed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """A picture as good as before: half of them get a little blur or noise."""
+    """Returns a picture that is as good as before: half of them get a little blur or noise."""
     choice = rng.random()
     if choice < 0.25:
         image = blur(image, rng.uniform(0.1, 0.5))
@@ -248,10 +263,10 @@ def lightly_disturbed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray
 
 
 def choose_pool(rng: np.random.Generator, pools: Sequence[Pool]) -> Pool:
-    """One of the pools (as drawn, and through the VAE), each as often."""
+    """Draws one of the pools (as drawn, and decoded by the VAE), all equally likely."""
     return pools[int(rng.integers(len(pools)))]
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [0, 1]."""
+    """Converts uint8 to float32 in [0, 1]."""
     return images.astype(np.float32) / 255

@@ -2,7 +2,8 @@
 
     python -m diffusionrl_jax.emoji_world.train_rewards --output=FOLDER --vae=MODEL_FOLDER
 
-Half an hour to an hour on 2 cores. docs/reward_models.md has the accuracies of the shipped ones.
+This takes half an hour to an hour on 2 cores. docs/reward_models.md has the accuracies of the
+shipped models.
 """
 
 import jax
@@ -41,7 +42,10 @@ DEFAULT_STEPS = {
 
 
 def training_pools() -> list[reward_pictures.Pool]:
-    """Pretraining pictures, more pairs, even portraits; with a VAE, also as it gives them back."""
+    """Draws the pictures to train on: pretraining pictures, more pairs, and even portraits.
+
+    With a VAE there is a second pool of some of them as the VAE decodes them.
+    """
     eighth = POOL.value // 8
     examples = reward_pictures.draw(SEED.value, 5 * eighth)
     examples += reward_pictures.draw(SEED.value + 1, 2 * eighth, reward_pictures.trained_pair)
@@ -57,7 +61,7 @@ def training_pools() -> list[reward_pictures.Pool]:
 
 
 def train(objective: reward_objectives.Objective, params: dict, pools, save, steps) -> None:
-    """Minimises the objective with AdamW, saving the model now and then and at the end."""
+    """Minimises the objective with AdamW, and saves the model every 500 steps and at the end."""
     schedule = optax.warmup_cosine_decay_schedule(0, LEARNING_RATE.value, 50, steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02)

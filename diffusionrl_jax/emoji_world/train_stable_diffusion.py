@@ -2,9 +2,10 @@
 
     python -m diffusionrl_jax.emoji_world.train_stable_diffusion --output=FOLDER
 
-First the VAE on freshly drawn pictures, then the text encoder and the UNet together on its latents.
-An hour and a half on 2 idle cores. `--vae` and `--init` go on from an earlier folder, as was done
-several times for the shipped one: see docs/emoji_world.md.
+The VAE is trained first, on freshly drawn pictures, then the text encoder and the UNet together on
+its latents. This takes an hour and a half on 2 idle cores. With `--vae` and `--init` training
+continues from an earlier folder, as was done several times for the shipped model: see
+docs/emoji_world.md.
 """
 
 import collections
@@ -44,7 +45,7 @@ EMA_DECAY = 0.998
 
 
 def draw(seed: int, start: int, count: int) -> list[pictures.Example]:
-    """Pictures start..start+count of an endless series."""
+    """Draws the pictures `start` to `start + count` - 1 of an endless series."""
     return [
         pictures.random_example(np.random.default_rng((seed, index)))
         for index in range(start, start + count)
@@ -52,12 +53,12 @@ def draw(seed: int, start: int, count: int) -> list[pictures.Example]:
 
 
 def stack_images(examples: list[pictures.Example]) -> np.ndarray:
-    """float32 [n, 32, 32, 3] in [0, 1]."""
+    """Stacks the examples' pictures, float32 [n, 32, 32, 3] in [0, 1]."""
     return np.stack([example.image for example in examples]).astype(np.float32) / 255
 
 
 def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW, warmed up and then annealed to a hundredth."""
+    """Makes AdamW with a rate that is warmed up and then annealed to a hundredth."""
     schedule = optax.warmup_cosine_decay_schedule(
         0, learning_rate, min(300, steps // 10), steps, learning_rate / 100
     )
@@ -70,14 +71,15 @@ def train(name, loss_function, params, batches, learning_rate, steps, mesh, chec
     """Minimises a loss.
 
     Args:
-      name: for the log.
-      loss_function: (params, batch, key) -> (loss, dict of scalars).
-      params: to start from.
-      batches: step -> tree of host arrays [batch, ...].
-      learning_rate: peak.
-      steps: how many.
-      mesh: over which batches are split.
-      checkpoint: called with the averaged parameters every 1,000 steps and at the end.
+      name: what the log calls the model.
+      loss_function: a function from (params, batch, key) to (loss, dict of scalars).
+      params: the parameters to start from.
+      batches: a function from a step to a tree of host arrays [batch, ...].
+      learning_rate: the peak of the learning rate.
+      steps: how many steps are taken.
+      mesh: the devices over which batches are split.
+      checkpoint: a function that is called with the averaged parameters every 1,000 steps and at
+        the end.
 
     Returns:
       The exponential moving average of the parameters.
@@ -90,7 +92,7 @@ def train(name, loss_function, params, batches, learning_rate, steps, mesh, chec
         gradients, metrics = jax.grad(loss_function, has_aux=True)(params, batch, key)
         changes, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, changes)
-        # The average of the steps so far, at first; later of the last 1 / (1 - decay).
+        # At first it is about the average of the steps so far, later of the last 1 / (1 - decay).
         decay = jnp.minimum(EMA_DECAY, index / (index + 10))
         average = optax.incremental_update(params, average, 1 - decay)
         return params, average, state, metrics
@@ -113,7 +115,10 @@ def train(name, loss_function, params, batches, learning_rate, steps, mesh, chec
 
 
 def train_vae(model, params, mesh, steps, checkpoint):
-    """Squared and a little absolute error, and a light pull of the latents to a normal."""
+    """Trains the VAE on squared and a little absolute error, with a light pull to normal latents.
+
+    The arguments and the result are those of `train`.
+    """
 
     def loss_function(vae_params, images, key):
         variables = {"params": vae_params}
@@ -134,9 +139,12 @@ def train_vae(model, params, mesh, steps, checkpoint):
 
 
 def latent_pool(model, vae_params, mesh, count):
-    """Latents' mean and std [count, 4, 8, 8], prompts, and the VAE's PSNR in dB.
+    """Encodes pictures to train the UNet on, and measures the VAE.
 
-    The PSNR is of 1,024 other pictures: of their mean squared error, and the mean of their own.
+    Returns:
+      The latents' means and standard deviations, each [count, 4, 8, 8], the prompts, and the VAE's
+      PSNR in dB on 1,024 other pictures: that of their mean squared error, and the mean of their
+      own.
     """
     encode = jax.jit(lambda images: model.encode(vae_params, images))
     decode = jax.jit(lambda latents: model.decode(vae_params, latents))
@@ -160,12 +168,13 @@ def latent_pool(model, vae_params, mesh, count):
 def _swap_endings(text, ids):
     """Gives every prompt the states of another one from its end-of-text token on.
 
-    They sum up the whole prompt. A UNet that reads them draws the pairs that it knows; one that has
-    to read the nouns themselves also draws those that it has only seen alone.
+    These states sum up the whole prompt. A UNet that reads them draws only the pairs that it knows;
+    one that has to read the nouns themselves also draws pairs of which it has only seen the objects
+    alone.
 
     Args:
-      text: float32 [batch, tokens, width], the text encoder's states.
-      ids: int32 [batch, tokens].
+      text: the text encoder's states, float32 [batch, tokens, width].
+      ids: the prompts' tokens, int32 [batch, tokens].
     """
     ended = jnp.cumsum(ids == ids[:, -1:], axis=1)[..., None] > 0
     other, other_ended = jnp.roll(text, 1, axis=0), jnp.roll(ended, 1, axis=0)
@@ -173,7 +182,14 @@ def _swap_endings(text, ids):
 
 
 def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
-    """The denoising loss (Eqs. 8-9) on cached latents; the text encoder learns along."""
+    """Trains the UNet and the text encoder with the denoising loss (Eqs. 8-9) on cached latents.
+
+    Args:
+      model: the networks.
+      params: the parameters to start from, "unet" and "text_encoder".
+      pool: the latents' means and standard deviations, scaled, and the prompts.
+      mesh, steps, learning_rate, checkpoint: as in `train`.
+    """
     means, stds, prompts = pool
     # The schedule's training part does not depend on the number of sampling steps.
     process = make_process(model.scheduler_config, 1)
@@ -185,7 +201,7 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
         keys = jax.random.split(key, 4)
         clean = mean + std * jax.random.normal(keys[0], mean.shape)
         noise = jax.random.normal(keys[1], mean.shape)
-        # Stratified over the batch, so that the loss is less noisy.
+        # Times are stratified over the batch, so that the loss is less noisy.
         spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
         timesteps = (spread * 1000).astype(jnp.int32)
         dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
@@ -206,7 +222,7 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
 def main(_):
     mesh = make_mesh()
     output = as_path(OUTPUT.value, "--output")
-    # Equally frequent pairs of tokens are merged in any order: go on with the same tokenizer.
+    # Equally frequent pairs of tokens are merged in any order, so the same tokenizer is used again.
     initial, initial_params = load_stable_diffusion(INIT.value) if INIT.value else (None, None)
     tokenizer = initial.tokenizer if initial else emoji_model.train_tokenizer()
     model, params = init_stable_diffusion(

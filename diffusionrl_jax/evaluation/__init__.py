@@ -1,1 +1,1 @@
-"""Whether training did what it should: held-out prompts, the same noise, intervals."""
+"""Tells whether training did what it should, from held-out prompts drawn with the same noise."""

@@ -20,14 +20,15 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 
-COMPARED_IMAGES = 3  # of each set's shown ones
+COMPARED_IMAGES = 3  # How many of each set's shown images are compared.
 BASE = "base"
 
 
 def split_checkpoints(text: str) -> list[str]:
-    """Takes "name=PATH,name=PATH@step" apart at its commas, but for those of paths.
+    """Splits "name=PATH,name=PATH@step" at its commas, except those that belong to a path.
 
-    A part without a name belongs to the path before; so does whatever makes a path that is there.
+    A part without a name belongs to the path before it. So does any part that together with that
+    path names something that exists.
     """
     found, parts = [], text.split(",") if text else []
     while parts:
@@ -42,15 +43,17 @@ def split_checkpoints(text: str) -> list[str]:
 
 
 def _is_there(text: str) -> bool:
+    """Returns whether the path in "name=PATH" or "name=PATH@step" exists."""
     location = text.partition("=")[2]
     return is_there(location) or is_there(split_step(location)[0])
 
 
 def parse_checkpoint(text: str) -> tuple[str, str, str]:
-    """Name, path and step from "name=PATH@step".
+    """Returns name, path and step of "name=PATH@step"; the step is empty if none is given.
 
     Raises:
-      UserError: if it is not of that form, or as `runs.parse_model`.
+      UserError: the text is not of that form, or names nothing that can exist, see
+        `runs.trained.parse_model`.
     """
     name, equals, location = text.partition("=")
     if not (name and equals and split_step(location)[0]):
@@ -61,16 +64,18 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
 def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], output: str) -> str:
     """Scores the config's model, checkpoints and real pictures on the evaluation sets.
 
+    Real pictures are scored for the sets whose prompts the emoji world can draw.
+
     Args:
-      config: see `experiments/config.py`.
-      checkpoints: name, path and step of each, as in `runs.load_trained`.
+      config: the experiment, see `experiments/config.py`.
+      checkpoints: name, path and step of each, as in `runs.trained.load_trained`.
       output: an existing folder, for results.md, results.csv and comparison.png.
 
     Returns:
       The tables, as in results.md.
 
     Raises:
-      UserError, FileNotFoundError: bad input.
+      UserError, FileNotFoundError: the config or a checkpoint cannot be used; the error says why.
     """
     names = [BASE, *(name for name, _, _ in checkpoints)]
     if len(set(names)) < len(names) or statistics.REAL in names:
@@ -119,7 +124,7 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
 
 
 def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:
-    """A row for each model; a column has one prompt and one noise."""
+    """Draws a grid with a row for each model and a column for each prompt with its noise."""
     chosen = {name: evenly(len(shown), COMPARED_IMAGES) for name, shown in evaluator.shown.items()}
     captions, images = [], []
     for name, which in chosen.items():

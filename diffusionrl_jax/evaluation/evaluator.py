@@ -33,23 +33,24 @@ from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 
-SHOWN_IMAGES = 8  # of each set, in the pictures that one looks at
+SHOWN_IMAGES = 8  # How many images of each set are kept to be looked at.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One checkpoint's result.
+    """The result of one checkpoint.
 
     Attributes:
-      images: set -> float32 [k, height, width, 3], a few to look at (see `Evaluator.shown`).
-      scores: set -> scorer -> float32 [n].
+      images: set -> a few images to look at, float32 [k, height, width, 3] in [0, 1]; see
+        `Evaluator.shown`.
+      scores: set -> scorer -> float32 [n], the score of each image.
     """
 
     images: dict[str, np.ndarray]
     scores: dict[str, dict[str, np.ndarray]]
 
     def means(self) -> dict[str, float]:
-        """Means over the images whose score is finite, by "set/scorer"; NaN if none is."""
+        """Returns the mean over all finite scores, by "set/scorer"; NaN if none is finite."""
         finite = {
             f"{name}/{scorer}": values[np.isfinite(values)]
             for name, scores in self.scores.items()
@@ -62,7 +63,7 @@ class Evaluation:
 
 
 def evenly(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of `count` indices."""
+    """Returns at most `limit` of `count` indices, evenly spaced."""
     chosen = min(count, limit)
     return np.arange(chosen) * count // chosen
 
@@ -71,16 +72,17 @@ class Evaluator:
     """Draws and scores the config's evaluation sets, a bounded number of images at a time.
 
     Args:
-      policy: the model.
-      config: with `evaluation`, `sampler` and `microbatch` as in `experiments/config.py`.
-      opened: scorers that are on the mesh already, and need no second place there.
+      policy: the model, with its chain and devices.
+      config: the experiment, whose `evaluation`, `sampler` and `microbatch` are read; see
+        `experiments/config.py`.
+      opened: scorers that are on the mesh already, so that they are not put there twice.
 
     Attributes:
       prompts: set -> the prompt of each image.
-      shown: set -> indices of the images that an `Evaluation` keeps, evenly spaced.
+      shown: set -> the indices of the images that an `Evaluation` keeps, evenly spaced.
 
     Raises:
-      UserError: if a set does not divide over the devices or names an unknown scorer.
+      UserError: a set does not divide over the devices, or an unknown scorer is named.
     """
 
     def __init__(
@@ -127,19 +129,20 @@ class Evaluator:
                 self._scorers[name][scorer] = reward, score, params, inputs
 
     def _parts(self, name: str, images: int, at_once: int) -> Iterator[slice]:
-        """Equal parts of images of a set, each of whole groups and over all devices.
+        """Yields equal parts of a set's images, each of whole groups and over all devices.
 
-        They are of at most `at_once` images, or of as few as that allows.
+        They have at most `at_once` images, or as few as possible if that is too few.
         """
         unit = math.lcm(self.policy.mesh.size, self.config.sets[name].group_size)
         size = unit * largest_divisor(images // unit, max(1, at_once // unit))
         return (slice(start, start + size) for start in range(0, images, size))
 
     def _blocks(self, name: str) -> Iterator[slice]:
-        """The parts of a set that are drawn at a time."""
+        """Yields the parts of a set that are drawn at a time."""
         return self._parts(name, self.config.sets[name].images, self._at_once)
 
     def _score(self, name: str, block: slice, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores a block of a set's images: scorer -> float32 [images]."""
         scorers, sharding = self._scorers[name], batch_sharding(self.policy.mesh)
         inputs = {
             scorer: {field: rows[block] for field, rows in rows_of_set.items()}
@@ -158,17 +161,18 @@ class Evaluator:
     def _from_host(
         self, reward: Reward, name: str, block: slice, images: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What the reward's scorers on the host say of a block; nothing where it has none."""
+        """Returns the scores of a block by a reward's scorers on the host, if it has any."""
         if not host_rewards(reward):
             return {}
         mesh, prompts = self.policy.mesh, self.prompts[name][block]
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
         placed = place(images[None], batch_sharding(mesh, axis=1))
         pending = start_scoring([reward], placed, [Questions(prompts, metadata)], mesh)
-        # Every process has the scores of its own images, and takes part in scoring all.
+        # Every process asks about its own images, and then gets the scores of all.
         return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
     def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
+        """Scores every set's pictures, which a function of (set, its number, block) draws."""
         images, scores = {}, {}
         for index, name in enumerate(self.prompts):
             shown, parts = [], []
@@ -190,8 +194,9 @@ class Evaluator:
         """Draws and scores every set.
 
         Args:
-          params: of a checkpoint: the denoiser's, "vae" and "text_encoder".
-          sampler: of a checkpoint with other networks than the policy's; None for the policy's.
+          params: the checkpoint's parameters by network: the denoiser's, "vae" and "text_encoder".
+          sampler: the sampler of a checkpoint whose networks differ from the policy's; None means
+            that of the policy.
         """
         sampler = sampler or self.sampler
         return self._evaluate(
@@ -203,10 +208,13 @@ class Evaluator:
     def watch(
         self, params: Mapping[str, Parameters]
     ) -> tuple[dict[str, float], dict[str, Image.Image]]:
-        """What a run logs of its parameters: `Evaluation.means` with "best", and pictures of sets.
+        """Returns what a run logs of its parameters.
 
         Args:
-          params: as of `__call__`.
+          params: the parameters, as in `__call__`.
+
+        Returns:
+          `Evaluation.means` with "best", from `best_score`, and a picture of each set.
         """
         evaluation = self(params)
         means = evaluation.means()
@@ -220,10 +228,11 @@ class Evaluator:
         """Scores given pictures of the sets' prompts.
 
         Args:
-          pictures: set -> uint8 [n, height, width, 3] in the order of `prompts`; sets may lack.
+          pictures: set -> uint8 [n, height, width, 3], in the order of `prompts`. Sets may be
+            missing.
 
         Returns:
-          set -> scorer -> float32 [n].
+          Set -> scorer -> float32 [n].
         """
         scores = {}
         for name, images in pictures.items():
@@ -239,7 +248,7 @@ class Evaluator:
 
 
 def _find(opened: Sequence[OpenedScorer], scorer: Config, group_size: int):
-    """The reward and its parameters, if they are open already."""
+    """Returns the reward and its parameters if a scorer is open already, and None otherwise."""
     for one in opened:
         if one.group_size == group_size and one.scorer.to_dict() == scorer.to_dict():
             return one.reward, one.params
@@ -247,13 +256,13 @@ def _find(opened: Sequence[OpenedScorer], scorer: Config, group_size: int):
 
 
 def _check_names(config: Config) -> None:
-    """Refuses names of scorers that are not there.
+    """Refuses names of scorers that do not exist.
 
     Args:
-      config: config.evaluation.
+      config: the config's `evaluation`.
 
     Raises:
-      UserError: the name, and where it is.
+      UserError: a name is unknown; the error names it and where it stands.
     """
     for name, chosen in config.sets.items():
         for scorer in chosen.scorers:
@@ -274,10 +283,10 @@ def _check_names(config: Config) -> None:
 
 
 def best_score(means: Mapping[str, float], best: Config) -> float:
-    """The number that the best checkpoint has the largest of: a weighted sum of means.
+    """Computes the score by which the best checkpoint is chosen: a weighted sum of means.
 
     Args:
-      means: from `Evaluation.means`.
+      means: the means, from `Evaluation.means`.
       best: "set/scorer" -> weight.
 
     Returns:
@@ -291,7 +300,14 @@ def best_score(means: Mapping[str, float], best: Config) -> float:
 def draw_before_after(
     evaluator: Evaluator, base: Parameters, trained: Parameters, path: epath.Path
 ) -> None:
-    """Draws the same prompts with the same noise by the base and by a trained denoiser."""
+    """Draws the same prompts with the same noise by the base denoiser and by a trained one.
+
+    Args:
+      evaluator: has the model, its devices, and the sets that the prompts are from.
+      base: the base denoiser's parameters.
+      trained: the trained denoiser's parameters.
+      path: the PNG file to write.
+    """
     policy = evaluator.policy
     prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
     before, after = (

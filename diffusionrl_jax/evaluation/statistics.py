@@ -1,7 +1,7 @@
-"""Compares models on the same images' prompts and noise, with confidence intervals.
+"""Compares models on the same prompts and noise, with confidence intervals.
 
-Intervals are percentiles of a bootstrap that resamples prompts, not images: the images of one
-prompt resemble one another, and parity is a number of the group.
+The intervals are percentiles of a bootstrap that resamples prompts, not images: the images of one
+prompt resemble each other, and parity is a number of a whole group.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ PERCENTILES = (2.5, 97.5)
 REAL = "real pictures"
 OVERALL = "overall"
 
-# set -> scorer -> [n], the scores of one model.
+# The scores of one model: set -> scorer -> [n].
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -23,13 +23,14 @@ class Measurement:
     """One number of the comparison.
 
     Attributes:
-      model: its name.
-      set: of prompts; `OVERALL` for all of them together.
+      model: the model's name.
+      set: the set of prompts; `OVERALL` means all of them together.
       measure: "mean", "win_rate" against the base model, or "distance_closed" from the base model
-        to real pictures (0 is the base, 1 is real).
-      scorer: by which it was measured.
-      value, low, high: with the bounds of its 95% interval; NaN bounds for a single prompt.
-      images: how many had a finite score.
+        to real pictures (0 is the base, 1 is real pictures).
+      scorer: the scorer that it is measured by.
+      value: the number.
+      low, high: the bounds of its 95% interval; NaN for a single prompt.
+      images: how many images had a finite score.
     """
 
     model: str
@@ -43,23 +44,23 @@ class Measurement:
 
 
 class Bootstrap:
-    """Resamples clusters of images; the same resamples for everything that it measures.
+    """Resamples clusters of images. All that one bootstrap measures has the same resamples.
 
     Args:
-      clusters: the cluster of each image, its prompt.
-      seed: of the resamples.
+      clusters: the cluster of each image, which is its prompt.
+      seed: the seed of the resamples.
     """
 
     def __init__(self, clusters: Sequence[str], seed: int = 0):
         names, self._cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.count = len(names)
         drawn = np.random.default_rng(seed).integers(self.count, size=(RESAMPLES, self.count))
-        # How often each cluster is in each resample; the first row is the sample itself.
+        # A weight is how often a cluster is in a resample. The first row is the sample itself.
         weights = np.stack([np.bincount(row, minlength=self.count) for row in drawn])
         self._weights = np.concatenate([np.ones((1, self.count)), weights])
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """The mean of the finite values in the sample and in each resample: [1 + RESAMPLES]."""
+        """Returns the mean of the finite values in the sample and in resamples, [1 + RESAMPLES]."""
         finite = np.isfinite(values)
         sums = np.bincount(self._cluster, np.where(finite, values, 0), self.count)
         counts = np.bincount(self._cluster, finite, self.count)
@@ -67,7 +68,16 @@ class Bootstrap:
             return (self._weights @ sums) / (self._weights @ counts)
 
     def interval(self, statistics: np.ndarray) -> tuple[float, float, float]:
-        """Value and bounds of a statistic that was computed from `mean`s."""
+        """Returns the value and the bounds of a statistic.
+
+        Args:
+          statistics: [1 + RESAMPLES], the statistic of the sample and of each resample, computed
+            from the results of `mean`.
+
+        Returns:
+          The value, and the bounds of its interval. The bounds are NaN where there is one cluster
+          only, or no resample with a finite value.
+        """
         resampled = statistics[1:][np.isfinite(statistics[1:])]
         if self.count < 2 or not resampled.size:
             return float(statistics[0]), np.nan, np.nan
@@ -76,7 +86,7 @@ class Bootstrap:
 
 
 def wins(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """1 where the score is above the base's, 1/2 for a tie, NaN where either is not finite."""
+    """Returns 1 where a score is above the base's, 1/2 for ties, NaN where either is not finite."""
     both = np.isfinite(scores) & np.isfinite(base)
     return np.where(both, (scores > base) + 0.5 * (scores == base), np.nan)
 
@@ -87,16 +97,16 @@ def compare(
     head_to_head: Sequence[str] = (),
     real: Scores | None = None,
 ) -> list[Measurement]:
-    """All measurements.
+    """Computes all measurements of a comparison.
 
     Args:
       scores: model -> its scores; the first model is the base.
       prompts: set -> the prompt of each image.
-      head_to_head: scorers to set each model against the base by.
-      real: scores of real pictures, for the sets that can be drawn.
+      head_to_head: the scorers by which each model's images are set against the base's.
+      real: the scores of real pictures, for the sets that can be drawn.
 
     Returns:
-      Measurements, by model, in the order of `scores`, and last of real pictures.
+      The measurements by model, in the order of `scores`; those of real pictures come last.
     """
     real = real or {}
     base_name, base = next(iter(scores.items()))
@@ -135,7 +145,8 @@ def compare(
             for scorer, values in scorers.items():
                 start = bootstrap.mean(base[name][scorer])
                 distance = bootstrap.mean(values) - start
-                # A share of nothing means nothing: the base must be clearly below real pictures.
+                # A share of no distance means nothing: the base must be clearly below real
+                # pictures.
                 if not bootstrap.interval(distance)[1] > 0:
                     continue
                 closed = (bootstrap.mean(sets[name][scorer]) - start) / distance

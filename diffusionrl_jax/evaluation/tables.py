@@ -1,4 +1,4 @@
-"""Writes a comparison as tables: to read in a terminal or a Markdown file, and to compute with."""
+"""Writes a comparison as Markdown tables, to be read, and as a CSV file, to be computed with."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ TITLES = {
 
 
 def cell(row: Measurement | None) -> str:
-    """A value with its interval, "0.512 [0.480, 0.550]"; empty for None."""
+    """Formats a value with its interval, as "0.512 [0.480, 0.550]"; None becomes an empty cell."""
     if row is None:
         return ""
     if math.isnan(row.low):
@@ -32,7 +32,7 @@ def cell(row: Measurement | None) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """Returns a Markdown table with aligned columns."""
     return tabulate.tabulate(lines, header, tablefmt="github", disable_numparse=True)
 
 
@@ -41,10 +41,10 @@ def _unique(values) -> list[str]:
 
 
 def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) -> str:
-    """The whole comparison.
+    """Returns the whole comparison as Markdown.
 
     Args:
-      rows: from `comparison.compare`.
+      rows: the measurements, from `statistics.compare`.
       prompts: set -> the prompt of each image.
     """
     by_key = {(row.measure, row.model, row.set, row.scorer): row for row in rows}
@@ -72,7 +72,7 @@ def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) 
 
 
 def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
-    """Writes one line a measurement; an absent bound is empty."""
+    """Writes one line for each measurement. A NaN becomes an empty field."""
     fields = [field.name for field in dataclasses.fields(Measurement)]
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, fields)

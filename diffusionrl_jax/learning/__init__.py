@@ -1,1 +1,5 @@
-"""Advantages, losses, optimiser, train state, and the algorithm built from them."""
+"""What every method of learning shares.
+
+This is how samples are drawn and scored, how rewards become advantages, what the optimiser is
+shown, the train state, and the order of an iteration.
+"""

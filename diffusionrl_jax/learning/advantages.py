@@ -1,4 +1,4 @@
-"""How much better than expected each sample was."""
+"""Turns rewards into advantages: how much better than expected each sample was."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ class Advantages:
     """How much better than expected the samples of a batch were.
 
     Attributes:
-      values: float32 [batch]; 0 for samples without a finite reward.
-      valid: bool [batch], where the reward was finite.
-      reward_mean: float32 scalar over the valid samples.
-      reward_std: the same.
+      values: the advantages, float32 [batch]; 0 for samples whose reward is not finite.
+      valid: bool [batch], true where the reward is finite.
+      reward_mean: the mean reward of the valid samples, float32 scalar.
+      reward_std: the standard deviation of the valid samples' rewards, float32 scalar.
     """
 
     values: jax.Array
@@ -31,14 +31,14 @@ class Advantages:
 
 
 def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
-    """Rewards normalised over the whole batch (Eq. 10), clipped as in the released code.
+    """Normalises rewards over the whole batch (Eq. 10), and clips them as the released code does.
 
     Args:
-      rewards: float32 [batch]; samples whose reward is NaN or infinite are left out.
-      clip: largest absolute advantage.
+      rewards: float32 [batch]. Samples whose reward is NaN or infinite are left out.
+      clip: the largest absolute advantage.
 
     Returns:
-      The advantages; all zero where every reward is the same.
+      The advantages; all are zero where every reward is the same.
     """
     valid = jnp.isfinite(rewards)
     count = jnp.maximum(valid.sum(), 1)
@@ -52,9 +52,10 @@ def batch_normalised(rewards: jax.Array, clip: float) -> Advantages:
 
 
 def _all_equal(rewards: jax.Array, valid: jax.Array) -> jax.Array:
-    """Whether the valid ones in a row are, with the last axis kept; true where none is valid.
+    """Returns whether all valid rewards of a row (the last axis, which is kept) are the same.
 
-    The mean of equal numbers is rounded: normalising what is left would make 1s out of nothing.
+    It is true where none is valid. Equal rewards are looked for because their mean is rounded:
+    normalising what rounding leaves of the differences would turn nothing into advantages near 1.
     """
     highest = jnp.max(rewards, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
     lowest = jnp.min(rewards, axis=-1, keepdims=True, where=valid, initial=jnp.inf)
@@ -62,16 +63,17 @@ def _all_equal(rewards: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
-    """Rewards less the mean of their prompt's images, by the deviation of all that is left.
+    """Subtracts the mean of each prompt's images, and divides by the deviation of all that is left.
 
-    As GRPO (2402.03300, Sec. 4.1.2) it takes out how hard a prompt is, which the whole batch's mean
-    leaves in as noise. Unlike it, one deviation serves the batch (2503.20783): prompts whose images
-    are all alike teach nothing, and dividing by their own deviation would make them count most.
+    As in GRPO (2402.03300, Sec. 4.1.2), this removes how hard a prompt is, which the whole batch's
+    mean leaves in as noise. Unlike in GRPO, one deviation serves the whole batch (2503.20783):
+    prompts whose images are all alike teach nothing, and dividing by their own small deviation
+    would make them count most.
 
     Args:
-      rewards: float32 [batch], the `group_size` samples of a prompt contiguous.
-      group_size: divides the batch.
-      clip: largest absolute advantage.
+      rewards: float32 [batch]; the `group_size` samples of a prompt are neighbours.
+      group_size: how many samples each prompt has; it divides the batch.
+      clip: the largest absolute advantage.
 
     Returns:
       The advantages, with the mean and standard deviation of the whole batch's rewards.
@@ -85,12 +87,13 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
 
 
 def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Advantages:
-    """Rewards by the mean and deviation of their prompt's last ones (DDPO, 2305.13301).
+    """Normalises rewards by their prompt's last rewards' mean and deviation (DDPO, 2305.13301).
 
     Args:
       rewards: float32 [batch].
-      moments: of each sample's prompt; without enough rewards, the batch's are used.
-      clip: largest absolute advantage.
+      moments: the mean and deviation of each sample's prompt. Where a prompt has not had enough
+        rewards, the batch's are used instead.
+      clip: the largest absolute advantage.
 
     Returns:
       The advantages, with the mean and standard deviation of the whole batch's rewards.
@@ -107,16 +110,17 @@ def normalise(
     clip: float,
     moments: Sequence[Moments | None] = (),
 ) -> Advantages:
-    """Every task's advantages, each by its own rule.
+    """Computes every task's advantages, each task's by its own rule.
 
     Args:
       rewards: float32 [tasks, batch].
-      group_sizes: of each task, for `group_normalised`; 0 is `batch_normalised`.
-      clip: largest absolute advantage.
-      moments: of each task, for `prompt_normalised`, or None; empty if of none.
+      group_sizes: for each task, the group size of `group_normalised`; 0 means `batch_normalised`.
+      clip: the largest absolute advantage.
+      moments: for each task, the moments of `prompt_normalised`, which then goes before the group
+        size, or None. It may be empty if no task has any.
 
     Returns:
-      [tasks, batch] and [tasks] each.
+      The advantages; `values` and `valid` are [tasks, batch], the mean and deviation [tasks].
     """
 
     def one(row, group_size, moments):
@@ -132,7 +136,7 @@ def normalise(
 
 
 def reward_metrics(advantages: Advantages) -> dict[str, jax.Array]:
-    """What is logged of the rewards: [T] each."""
+    """Returns what is logged of the rewards, by name; each array is [T]."""
     return {
         "reward_mean": advantages.reward_mean,
         "reward_std": advantages.reward_std,
@@ -145,12 +149,12 @@ class AdvantageRules:
     """How each task's rewards become advantages.
 
     Attributes:
-      clip: largest absolute advantage.
-      groups: of each task, how many neighbours in the batch are normalised together; 0 is the whole
-        batch.
-      prompt_min_count: of each task whose state keeps its prompts' past rewards, how many of them
-        it takes to normalise by them; of others without effect.
-      mesh: the devices.
+      clip: the largest absolute advantage.
+      groups: for each task, how many neighbours in the batch are normalised together; 0 means the
+        whole batch.
+      prompt_min_count: for each task whose prompts' past rewards are kept in the state, how many of
+        them a prompt needs before it is normalised by them. It has no effect on other tasks.
+      mesh: the devices over which the state is split.
     """
 
     clip: float
@@ -161,15 +165,16 @@ class AdvantageRules:
     def __call__(
         self, rewards: jax.Array, batch: Batch, memory: Mapping[str, Any]
     ) -> tuple[Advantages, dict[str, Any]]:
-        """Every task's advantages by its own rule.
+        """Computes every task's advantages by its own rule.
 
         Args:
           rewards: float32 [T, B].
-          batch: of which prompts they are.
-          memory: of the state, with "past_rewards" where a task keeps any.
+          batch: the iteration's batch, which says which prompt each sample is of.
+          memory: the train state's memory, with "past_rewards" where a task keeps any.
 
         Returns:
-          The advantages, arrays [T, B], and what of the memory has changed.
+          The advantages, `values` and `valid` [T, B], and the parts of the memory that have
+          changed.
         """
         past = memory.get("past_rewards", ())
         past, moments = advance(

@@ -1,4 +1,4 @@
-"""What execution, costs and the training loop know of a method: the protocol."""
+"""The protocol of a method: all that execution, costs and the training loop know of it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -12,17 +12,17 @@ from diffusionrl_jax.rewards import Reward
 
 
 class Needs(NamedTuple):
-    """What a method takes, known from its fields alone.
+    """What a method needs from an iteration, as far as its config fields alone determine it.
 
     Attributes:
-      updates: of each task in an iteration.
-      steps: K, of how many steps of its chain a sample needs what was done there.
-      latents: whether samples' final latents are trained on.
+      updates: how many updates an iteration makes for each task.
+      steps: K, how many steps of each sample's chain are kept to be trained on.
+      latents: whether the samples' final latents are trained on.
       base: whether the denoiser that training started from is needed.
-      drawn_by_base: whether that one draws the samples.
-      follower: what follows training in the state's memory: `state.DRAWING`, `state.TRAILING`, or
-        None.
-      kept_of_example: arrays of a latent's size that an example has beside what the denoiser is
+      drawn_by_base: whether that denoiser draws the samples.
+      follower: the average of the parameters that the state's memory keeps: `state.DRAWING`,
+        `state.TRAILING`, or None.
+      kept_of_example: how many arrays of a latent's size an example has beside what the denoiser is
         shown.
       groups: whether the loss compares the samples of a prompt, so that microbatches hold whole
         groups.
@@ -41,13 +41,14 @@ class Needs(NamedTuple):
 
 
 class Algorithm(Protocol):
-    """A method of learning from rewards, without arrays. `objectives.Objectives` is one.
+    """A method of learning from rewards. It holds no arrays; `objectives.Objectives` is one.
 
     Attributes:
-      experience: what draws and scores.
-      rewards: one per task.
+      experience: draws the samples and scores them.
+      rewards: the rewards, one per task.
       mesh: the devices.
-      reductions: name of a metric -> how those of several samples become one: "mean" or "max".
+      reductions: for each metric, by name, how the values of several samples become one: "mean" or
+        "max".
     """
 
     @property
@@ -63,11 +64,16 @@ class Algorithm(Protocol):
     def reductions(self) -> Mapping[str, str]: ...
 
     def phases(self) -> Phases:
-        """The iteration's parts, pure functions."""
+        """Returns the parts of an iteration, which are pure functions."""
         ...
 
     def summary(
         self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]
     ) -> dict[str, float]:
-        """What is logged of an iteration's updates, by name."""
+        """Returns what is logged of an iteration's updates, by name.
+
+        Args:
+          metrics: the iteration's metrics as host arrays, from `phases.iteration`.
+          task_names: the tasks' names, in order.
+        """
         ...

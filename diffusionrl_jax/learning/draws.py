@@ -3,7 +3,7 @@
 Every sample has its own stream of random numbers, named by its place in the global batch, so that
 no draw depends on how many devices there are.
 
-Axes: T tasks, B samples of each, S sampling steps, K timesteps trained on.
+Axes: T tasks, B samples of each, S sampling steps, K steps that each sample is trained on.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ SAMPLING, TIMESTEPS, PRETRAINING, FORWARD = range(4)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
-    """One key per sample.
+    """Returns one random key for each sample.
 
     Args:
-      seed: of the run.
-      iteration: int32 scalar.
-      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING` or `FORWARD`, the noise of samples noised anew.
-      samples: int32 [n], places in the global batch.
+      seed: the run's seed.
+      iteration: the iteration's number, int32 scalar.
+      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, or `FORWARD`, which is for samples that are
+        noised anew.
+      samples: the samples' places in the global batch, int32 [n].
 
     Returns:
       PRNG keys [n].
@@ -35,11 +36,11 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
 
 
 def first_of_group(noise_groups: Sequence[int], batch: int) -> jax.Array:
-    """int32 [T, B]: the place in [T * B] of the first sample of each one's group.
+    """Returns the place in [T * B] of the first sample of each sample's group, int32 [T, B].
 
     Args:
-      noise_groups: of each task, how many neighbours share noise; 1 is none.
-      batch: B.
+      noise_groups: for each task, how many neighbours share noise; 1 means that none do.
+      batch: B, the number of samples of each task.
     """
     sizes = jnp.asarray(noise_groups)[:, None]
     within = jnp.arange(batch) // sizes * sizes
@@ -49,15 +50,19 @@ def first_of_group(noise_groups: Sequence[int], batch: int) -> jax.Array:
 def trained_steps(
     seed: int, iteration: jax.Array, firsts: jax.Array, stochastic_steps: int, count: int
 ) -> jax.Array:
-    """int32 [T, B, K]: where in its chain every sample is trained, without replacement.
+    """Draws the steps of its chain that each sample is trained on, without replacement.
 
-    Every sample (or group that shares noise) draws its own, as the paper's released code does.
+    Every sample, or group that shares noise, draws its own, as in the paper's released code.
 
     Args:
       seed, iteration: as in `keys`.
       firsts: int32 [T, B], from `first_of_group`.
-      stochastic_steps: how many steps, the first ones, have noise.
-      count: K.
+      stochastic_steps: how many steps of the chain, from its start, add noise. Only these are
+        drawn.
+      count: K, the number of steps that each sample is trained on.
+
+    Returns:
+      Positions in the chain, int32 [T, B, K].
     """
     streams = keys(seed, iteration, TIMESTEPS, firsts.reshape(-1))
     chosen = jax.vmap(lambda key: jax.random.permutation(key, stochastic_steps))(streams)
@@ -65,14 +70,18 @@ def trained_steps(
 
 
 def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Array:
-    """int32 [T, B, S + 1]: the sample whose noise each sample takes at each step, and for x_T.
+    """Returns which sample's noise each sample takes at each step, and for x_T, which comes last.
 
-    Its own at the steps that it is trained on, so that nothing else makes its group differ.
+    A sample takes the noise of the first of its group, except at the steps that it is trained on,
+    where it takes its own: the samples of a group differ by nothing else.
 
     Args:
       firsts: int32 [T, B], from `first_of_group`.
       trained: int32 [T, B, K], from `trained_steps`.
-      steps: S.
+      steps: S, the number of sampling steps.
+
+    Returns:
+      Places in [T * B], int32 [T, B, S + 1].
     """
     own = jnp.arange(firsts.size).reshape(*firsts.shape, 1)
     is_trained = (trained[..., None] == jnp.arange(steps + 1)).any(axis=2)
@@ -80,6 +89,6 @@ def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Arra
 
 
 def noise_keys(seed: int, iteration: jax.Array, sources: jax.Array) -> jax.Array:
-    """The rollout's keys [B, S + 1] of sources [B, S + 1] from `noise_sources`."""
+    """Returns the rollout's keys [B, S + 1] for sources [B, S + 1] from `noise_sources`."""
     streams = keys(seed, iteration, SAMPLING, sources.reshape(-1)).reshape(sources.shape)
     return rollout.noise_keys(streams, sources.shape[1] - 1)

@@ -1,6 +1,6 @@
 """The batches that an iteration's optimiser steps are taken on.
 
-Axes: B samples, U updates.
+Axes: T tasks, B samples of each, U updates.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from diffusionrl_jax.learning import draws
 
 @flax.struct.dataclass
 class Examples:
-    """Batches for the denoiser, U in front; `text` is shared by the updates of one task.
+    """What the denoiser is shown in each of U updates, and what the losses take besides.
 
     Attributes:
-      latents: float32 [U, B, ...], what the denoiser is shown.
-      times: [U, B], of the process.
-      text: int32 [U], which row of the iteration's text.
-      weight: float32 [U], of the loss.
-      objective: int32 [U], whose loss it is, by its place among the objectives.
+      latents: float32 [U, B, ...], the latents that the denoiser is shown.
+      times: [U, B], the process' times of these latents.
+      text: int32 [U], which row of the iteration's text an update has. Updates of one task share a
+        row.
+      weight: float32 [U], the factor of the update's loss.
+      objective: int32 [U], whose loss the update has: its place among the objectives.
       own: what the objectives take besides, by name: arrays [U, B, ...].
     """
 
@@ -36,10 +37,13 @@ class Examples:
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
-    """Examples one after another; what an objective does not take of its own is zeros.
+    """Puts the examples of several objectives one after another, along U.
+
+    Where an objective has no field of a name that another one has, it gets zeros.
 
     Args:
-      parts: of several objectives. Fields of one name have one shape but for U, and one dtype.
+      parts: the objectives' examples. Fields of one name have one dtype, and one shape apart from
+        U.
     """
     shapes = {name: field for part in parts for name, field in part.own.items()}
 
@@ -64,19 +68,19 @@ def noise_anew(
     count: int,
     sources: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Samples' latents noised at times of their own, several times over: the forward process.
+    """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
     Args:
-      process: which noises.
-      clean: float32 [T, B, ...], where the chains have ended.
+      process: the process that draws the times and adds the noise.
+      clean: the latents where the chains ended, float32 [T, B, ...].
       seed, iteration: as in `draws.keys`.
-      count: how many times; an update each.
-      sources: int32 [T, B], the place in [T * B] of the sample whose noise each one takes; its own
-        if None. Times are its own in any case.
+      count: how often each sample is noised; each time is an update.
+      sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
+        gives each sample its own noise. Times are always each sample's own.
 
     Returns:
-      The task, int32 [T * count], the noised latents and what the denoiser should say of them,
-      float32 [T * count, B, ...], and the times [T * count, B].
+      The task of each update, int32 [T * count]; the noised latents, float32 [T * count, B, ...];
+      their times [T * count, B]; and what the denoiser should predict, of the latents' shape.
     """
     tasks, size = clean.shape[:2]
     own = jnp.arange(tasks * size).reshape(tasks, size)

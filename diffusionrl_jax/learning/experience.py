@@ -1,4 +1,4 @@
-"""What an iteration learns from: chains drawn with the current parameters, decoded and scored.
+"""Draws the samples that an iteration learns from, decodes them and scores them.
 
 Axes: T tasks, B samples of each, S sampling steps, K steps trained on, P passes of the denoiser for
 a sample (2 with guidance: the prompt, and the empty prompt).
@@ -33,20 +33,24 @@ from diffusionrl_jax.rewards.scoring import score
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the samples of an iteration are drawn; see `experiments/config.py`.
+    """The numbers by which an iteration's samples are drawn.
+
+    Their defaults are in `experiments/config.py`.
 
     Attributes:
-      seed: of the run.
-      eta: of the chain.
-      guidance_scale: of the chain.
-      steps_kept: K, of how many steps of each chain what was done there is kept.
-      sample: samples drawn per device at a time; 0 is all at once.
-      decode: the same of those decoded.
-      score: the same of those scored.
-      noise_groups: of each task, how many neighbours in the batch are trained on the same steps and
-        share all noise but that of those; 1 is none. Empty means none for all tasks.
+      seed: the run's seed.
+      eta: how much noise the chain's steps add, as in `rollout`.
+      guidance_scale: the scale of classifier-free guidance, as in `rollout`.
+      steps_kept: K, for how many steps of each chain the latents before and after are kept.
+      sample: how many samples each device draws at a time; 0 means all at once.
+      decode: how many samples each device decodes at a time; 0 means all at once.
+      score: how many samples each device scores at a time; 0 means all at once.
+      noise_groups: for each task, how many neighbours in the batch are trained on the same steps
+        and share all noise except that of these steps; 1 means that none do. Empty means 1 for all
+        tasks.
       keeps_latents: whether the final latents are trained on, too.
-      from_base: whether the model that training started from draws, whatever has been learned.
+      from_base: whether the samples are drawn by the model that training started from, whatever has
+        been learned since.
     """
 
     seed: int
@@ -63,18 +67,18 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experience:
-    """Draws, decodes and scores; its methods are pure functions.
+    """Draws, decodes and scores an iteration's samples. Its methods are pure functions.
 
     Attributes:
-      model: what samples are drawn with.
+      model: the networks that samples are drawn with.
       process: the chain that they are drawn by.
       adaptation: which of the denoiser's parameters are trained.
-      rewards: one per task.
-      sampling: numbers.
-      mesh: over which batches are sharded.
+      rewards: the rewards, one per task.
+      sampling: the numbers by which samples are drawn.
+      mesh: the devices over which batches are split.
 
     Raises:
-      UserError: fewer steps have noise than are to be kept.
+      UserError: more steps are to be kept than add noise.
     """
 
     model: TextToImage
@@ -93,7 +97,16 @@ class Experience:
             )
 
     def trained_steps(self, step: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-        """Which sample each one shares noise with, and the steps [T, B, K] it is trained on."""
+        """Draws the steps that each sample of an iteration is trained on.
+
+        Args:
+          step: the iteration's number, int32 scalar.
+          batch: B, the number of samples of each task.
+
+        Returns:
+          The first sample of each one's noise group, int32 [T, B], from `draws.first_of_group`, and
+          the trained steps, int32 [T, B, K], from `draws.trained_steps`.
+        """
         numbers = self.sampling
         firsts = draws.first_of_group(numbers.noise_groups or (1,) * len(self.rewards), batch)
         trained = draws.trained_steps(
@@ -102,23 +115,26 @@ class Experience:
         return firsts, trained
 
     def _map(self, function, tree, count: int, per_device: int):
+        """Applies a function to `count` samples, `per_device` at a time on each device."""
         count = microbatch_count(count, per_device, self.mesh.size)
         return map_microbatches(function, tree, count, self.mesh)
 
     def draw(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Steps, Text]:
-        """Draws every task's latents with the current parameters.
+        """Draws every task's latents, with the current parameters unless `sampling.from_base`.
 
-        Which steps a sample is trained on is known before it is drawn: no others are kept.
+        The steps that a sample is trained on are known before it is drawn, and no others are kept.
 
         Args:
-          params, frozen: those that are trained, and those that are not.
-          input_ids: int32 [T, B, tokens].
-          step: int32 scalar, the iteration.
+          params: the parameters that are trained.
+          frozen: the parameters that are not trained.
+          input_ids: the prompts' tokens, int32 [T, B, tokens].
+          step: the iteration's number, int32 scalar.
 
         Returns:
-          The final latents, the steps that are trained on, and the text; their first axis is B * T.
+          The final latents, the steps that are trained on, and the encoded text. The first axis of
+          all of them is B * T: samples first, then tasks.
         """
         numbers = self.sampling
         current = self.adaptation.denoiser(params, frozen.base)
@@ -126,7 +142,7 @@ class Experience:
         denoiser = gather_parameters(drawing, self.mesh, self.model.dtype)
         text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
-        # Sample-major, so that the merged axis keeps the batch axis' sharding.
+        # Samples come first, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.process.steps)
@@ -152,15 +168,19 @@ class Experience:
         return self._map(chain, arguments, tasks * batch, numbers.sample)
 
     def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
-        """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        """Decodes latents [n, ...] to images float32 [n, height, width, 3] in [0, 1]."""
         vae = gather_parameters(frozen.vae, self.mesh)
         decode = lambda latents: self.model.decode(vae, latents)
         return self._map(decode, latents, len(latents), self.sampling.decode)
 
     def decodes_to_score(self, batch: int) -> bool:
-        """Whether no image is kept: a microbatch of them is decoded where it is scored.
+        """Returns whether images are decoded only where they are scored, a microbatch at a time.
 
-        Scorers on the host are handed all images of an iteration.
+        No image is then kept. It is so where scoring takes several microbatches, unless there are
+        scorers on the host, which are handed all images of an iteration.
+
+        Args:
+          batch: B, the number of samples of each task.
         """
         in_parts = microbatch_count(batch, self.sampling.score, self.mesh.size) > 1
         return in_parts and not any(map(host_rewards, self.rewards))
@@ -168,7 +188,10 @@ class Experience:
     def sample(
         self, params: Parameters, frozen: Frozen, input_ids: jax.Array, step: jax.Array
     ) -> Samples:
-        """Draws every task's images, or what they are decoded from; arguments as in `draw`."""
+        """Draws every task's samples, with their images or the latents to decode them from.
+
+        The arguments are those of `draw`. The arrays of the result are [T, B, ...].
+        """
         tasks, batch, _ = input_ids.shape
         latents, steps, text = self.draw(params, frozen, input_ids, step)
         later, keeps = self.decodes_to_score(batch), self.sampling.keeps_latents
@@ -178,12 +201,13 @@ class Experience:
         return jax.tree.map(unflatten, samples)
 
     def score(self, frozen: Frozen, samples: Samples, reward_inputs: tuple) -> jax.Array:
-        """Each task's reward on its own images.
+        """Computes each task's reward for its own images.
 
         Args:
-          frozen: the parameters of the reward models, and of the VAE where images are not kept.
-          samples: with images, or latents.
-          reward_inputs: one tree per task.
+          frozen: the parameters that are not trained, of which those of the reward models are used,
+            and those of the VAE where images are not kept.
+          samples: the samples with their images, or with the latents that these are decoded from.
+          reward_inputs: what each reward takes besides the images: one tree per task.
 
         Returns:
           float32 [T, B]; NaN where a picture is not finite, see `rewards.scoring.score`.
@@ -192,7 +216,7 @@ class Experience:
         for task, params in enumerate(frozen.rewards):
             inputs = reward_inputs[task]
             if samples.images is None:
-                assert samples.latents is not None  # Either is held.
+                assert samples.latents is not None  # Images or latents are held.
                 latents = samples.latents[task]
                 scores.append(self.score_latents(task, params, frozen.vae, latents, inputs))
             else:
@@ -202,13 +226,14 @@ class Experience:
     def score_latents(
         self, task: int, params: Parameters, vae: Parameters, latents: jax.Array, inputs: Mapping
     ) -> jax.Array:
-        """As `score_task`, of images [B, ...] that are decoded a microbatch at a time.
+        """Decodes a task's latents and scores the images, a microbatch at a time.
 
         Args:
-          task: whose reward.
-          params, vae: the reward model's parameters and the VAE's.
+          task: the task's number, which says whose reward is computed.
+          params: the reward model's parameters.
+          vae: the VAE's parameters.
           latents: float32 [B, ...].
-          inputs: of the reward.
+          inputs: what the reward takes besides the images, arrays [B, ...].
 
         Returns:
           float32 [B].
@@ -229,7 +254,10 @@ class Experience:
     def score_task(
         self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
     ) -> jax.Array:
-        """One task's reward [B] on images [B, height, width, 3]; arguments as in `score`."""
+        """Computes one task's reward, [B], for images [B, height, width, 3].
+
+        The arguments are as in `score_latents`.
+        """
         params = gather_parameters(params, self.mesh)
         of_part = lambda part: score(self.rewards[task], params, *part)
         return self._map(of_part, (images, inputs), len(images), self.sampling.score)

@@ -1,4 +1,4 @@
-"""A step of the optimiser on one batch, a microbatch at a time on every device."""
+"""A step of the optimiser on one batch, which each device computes a microbatch at a time."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,14 +18,15 @@ from diffusionrl_jax.models.text_to_image import Text
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learner:
-    """Takes the steps.
+    """Takes the optimiser's steps.
 
     Attributes:
-      optimizer: optax's.
-      ema_decay: of the average of the parameters over iterations; 0 keeps none.
-      follower_decay: by how much the decay of the average in the state's memory grows with each
-        iteration, and how far.
-      microbatch: samples per device at a time; 0 is all at once.
+      optimizer: the optax optimiser.
+      ema_decay: the decay of the parameters' exponential moving average over iterations. It has no
+        effect where the state keeps no average.
+      follower_decay: how the decay of the average in the state's memory grows: by the first number
+        with each iteration, up to the second.
+      microbatch: how many samples each device takes at a time; 0 means all at once.
       mesh: the devices.
     """
 
@@ -44,19 +45,20 @@ class Learner:
         example: Examples,
         text: Text,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step on one update, without the axis U.
+        """Takes one step on the examples of one update, which have no axis U.
 
         Args:
-          loss: as `Objectives.loss`.
-          reductions: of its metrics.
-          gather: from what is trained to the first arguments of the loss, whole on every device or
-            as shards that the loss gathers.
-          state: its `step` does not change here.
-          example: one slice of the examples.
-          text: all rows of text; the example names its own.
+          loss: a function of (params, base, example, text), as `Objectives.loss`.
+          reductions: for each of its metrics, "mean" or "max".
+          gather: a function from the parameters that are trained to the first two arguments of the
+            loss, which are whole on every device, or shards that the loss gathers.
+          state: the train state. Its `step` does not change here.
+          example: one slice of the examples along U.
+          text: all rows of text; the example's `text` says which of them it has.
 
         Returns:
-          The new state, and the metrics of the loss with "gradient_norm".
+          The new state, and the loss' metrics with "gradient_norm", the global norm of the gradient
+          before it is clipped.
         """
         text = jax.tree.map(lambda rows: rows[example.text], text)
         leaves, structure = jax.tree.flatten(example)
@@ -94,7 +96,7 @@ class Learner:
         return dataclasses.replace(state, params=params, optimizer_state=optimizer_state), metrics
 
     def finish(self, state: TrainState) -> TrainState:
-        """Ends the iteration: counts it and moves the averages of the parameters."""
+        """Ends the iteration: counts it, and moves the parameters' averages where they are kept."""
         average = state.ema_params
         if average is not None:
             average = optax.incremental_update(state.params, average, 1 - self.ema_decay)

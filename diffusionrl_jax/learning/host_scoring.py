@@ -1,4 +1,4 @@
-"""Asks the scorers on the host for what the graph then takes as inputs.
+"""Has scorers on the host score an iteration's images, for the compiled program to take as inputs.
 
 Every process has its own images scored, and the scores become arrays over all devices.
 """
@@ -28,13 +28,14 @@ from diffusionrl_jax.rewards.host_reward import (
 
 @dataclasses.dataclass(frozen=True)
 class PendingScores:
-    """Scores that have been asked for.
+    """Scores that have been asked for and may not have arrived yet.
 
     Attributes:
-      mesh: over which they will be sharded.
-      batch: number of images of each reward.
-      scorers: of every reward, input field -> its scorer.
-      answers: of every reward, input field -> this process' rows and their scores.
+      mesh: the devices over which the scores will be split.
+      batch: the number of images that each reward scores.
+      scorers: for every reward, its scorers by the input field that they fill.
+      answers: for every reward and input field, a future of the rows that this process holds and of
+        their scores.
     """
 
     mesh: Mesh
@@ -43,11 +44,14 @@ class PendingScores:
     answers: Sequence[Mapping[str, concurrent.futures.Future]]
 
     def result(self) -> tuple[dict[str, jax.Array], ...]:
-        """Waits for all of them: of every reward, the input fields float32 [batch], sharded.
+        """Waits for all scores.
+
+        Returns:
+          For every reward, its input fields, float32 [batch], split over the devices.
 
         Raises:
-          ScorerError: a scorer failed, or gave no finite score at all, or those of a sum gave
-            none to any one image; in every process alike.
+          ScorerError: a scorer failed, or gave no finite score at all, or no image has a finite
+            score from each of a reward's several scorers. It is raised in all processes alike.
         """
         failure, columns, names, any_scored = None, [], [], []
         for scorers, answers in zip(self.scorers, self.answers, strict=True):
@@ -87,6 +91,7 @@ class PendingScores:
 
 
 def _as_scorer_error(scorer: str, error: BaseException) -> ScorerError:
+    """Returns the error if it is a `ScorerError`, and otherwise one that names its cause."""
     if isinstance(error, ScorerError):
         return error
     wrapped = ScorerError(f"Asking the scorer {scorer} raised {type(error).__name__}: {error}.")
@@ -96,7 +101,7 @@ def _as_scorer_error(scorer: str, error: BaseException) -> ScorerError:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _as_bytes(images: jax.Array, index: jax.Array, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """A reward's images, uint8, and which of them had only finite numbers: bool [batch]."""
+    """Returns one reward's images as uint8, and which had finite numbers only, bool [batch]."""
     images = images[index]
     finite = jnp.isfinite(images).all((1, 2, 3))
     images = jnp.nan_to_num(jnp.clip(images, 0, 1), nan=0.0)
@@ -105,7 +110,11 @@ def _as_bytes(images: jax.Array, index: jax.Array, mesh: Mesh) -> tuple[jax.Arra
 
 
 def _local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
-    """Places in the batch of the rows that this process has, ascending, and those of each array."""
+    """Returns the rows of arrays that this process holds.
+
+    Returns:
+      The rows' places in the batch, ascending, and these rows of each array.
+    """
     by_start = lambda array: {s.index[0].start or 0: s.data for s in array.addressable_shards}
     shards = [by_start(array) for array in arrays]
     starts = sorted(shards[0])
@@ -120,28 +129,31 @@ def start_scoring(
     questions: Sequence[Questions],
     mesh: Mesh,
 ) -> PendingScores:
-    """Brings images to the host and asks their scorers, in the background.
+    """Brings images to the host and asks their scorers about them, in the background.
 
     Args:
-      rewards: any; those without a part on the host get no fields.
-      images: float32 [rewards, batch, H, W, 3] in [0, 1], sharded over the batch. One with a number
-        that is not finite gets the score NaN.
-      questions: of each reward, about all images of its batch; of no account, and may lack, where
-        no reward has a part on the host.
-      mesh: the images'.
+      rewards: the rewards. One without a part on the host gets no fields.
+      images: float32 [rewards, batch, height, width, 3] in [0, 1], split over the batch. An image
+        with a number that is not finite gets the score NaN.
+      questions: for each reward, what its scorers are told about all images of its batch. It is not
+        read, and may be missing, where no reward has a part on the host.
+      mesh: the devices over which the images are split.
+
+    Returns:
+      The scores, to be waited for.
     """
     scorers = [host_rewards(reward) for reward in rewards]
 
     def ask(scorer: HostReward, local: concurrent.futures.Future, asked: Questions) -> Any:
         rows, pictures, finite = local.result()
-        # A picture that is not one would get the score of a black one.
+        # A picture that was not finite must not get the score of what it was made into.
         return rows, np.where(finite, scorer.score(pictures, asked.take(rows)), np.nan)
 
     answers = []
     for index, fields in enumerate(scorers):
         answers.append({})
         if fields:
-            # Programs start here, in the same order in all processes; the rest may take its time.
+            # All processes must start programs in the same order: here. The rest may take its time.
             local = in_background(_local_rows, *_as_bytes(images, index, mesh))
             for field, scorer in fields.items():
                 answers[-1][field] = in_background(ask, scorer, local, questions[index])

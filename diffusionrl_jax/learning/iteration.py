@@ -1,4 +1,4 @@
-"""What an iteration is told, takes and draws; the axes are those of `experience.py`."""
+"""What an iteration is given, and what it draws. The axes are those of `experience.py`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from diffusionrl_jax.rewards.host_reward import Questions
 
 @flax.struct.dataclass
 class Frozen:
-    """Parameters that training does not change.
+    """The parameters that training does not change.
 
     Attributes:
-      text_encoder: of the model.
-      vae: of the model.
-      rewards: one tree per task.
-      empty_ids: int32 [tokens], the empty prompt.
-      base: the denoiser's that training started from, which LoRA's factors change and which a
-        policy is kept near; None where nothing takes it.
+      text_encoder: the parameters of the model's text encoder.
+      vae: the parameters of the model's VAE.
+      rewards: the parameters of the reward models, one tree per task.
+      empty_ids: the tokens of the empty prompt, int32 [tokens].
+      base: the parameters of the denoiser that training started from, which LoRA's factors change
+        and near which a policy may be kept; None where nothing needs them.
     """
 
     text_encoder: Parameters
@@ -35,17 +35,19 @@ class Frozen:
 
 @flax.struct.dataclass
 class Batch:
-    """What an iteration takes from the host.
+    """What an iteration is given by the host.
 
     Attributes:
-      input_ids: int32 [T, B, tokens].
-      reward_inputs: one tree of [B, ...] arrays per task, from its reward's `prepare`.
-      pretraining: "latent_mean" and "latent_std" float32 [B, ...]; where the
-        texts were encoded in advance, what `text_encoders.text_to_arrays` makes of that; and
-        "input_ids" int32 [B, tokens]; None without the pretraining loss.
-      prompt_places: of each task, int32 [B], which of its prompts each sample is of, or None if its
-        rewards are not normalised by prompt; empty if no task's are.
-      questions: of each task, what its scorers on the host are told; stays on the host.
+      input_ids: the prompts' tokens, int32 [T, B, tokens].
+      reward_inputs: what each reward takes besides the images: one tree of [B, ...] arrays per
+        task, from its `prepare`.
+      pretraining: the pictures of the pretraining loss, or None without it: "latent_mean" and
+        "latent_std", float32 [B, ...]; "input_ids", int32 [B, tokens]; and, where the texts were
+        encoded in advance, the arrays of `text_encoders.text_to_arrays`.
+      prompt_places: for each task, the place of each sample's prompt among the task's prompts,
+        int32 [B], or None if the task's rewards are not normalised by prompt; empty if no task's
+        are.
+      questions: for each task, what its scorers on the host are told. It stays on the host.
     """
 
     input_ids: jax.Array
@@ -57,14 +59,15 @@ class Batch:
 
 @flax.struct.dataclass
 class Samples:
-    """What was drawn.
+    """What an iteration has drawn.
 
     Attributes:
-      steps: arrays [T, B, K, ...], those that are trained on.
-      images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored.
-      text: a tree of [T, B, P, ...], what the denoiser was conditioned on.
-      latents: float32 [T, B, ...], where the chains end; None where nothing takes them.
-      keeps_latents: whether they are trained on.
+      steps: the steps that are trained on, arrays [T, B, K, ...].
+      images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored, and where they
+        are decoded only to be scored.
+      text: what the denoiser was conditioned on, a tree of [T, B, P, ...].
+      latents: where the chains ended, float32 [T, B, ...]; None where nothing needs them.
+      keeps_latents: whether the final latents are trained on.
     """
 
     steps: Steps
@@ -74,7 +77,10 @@ class Samples:
     keeps_latents: bool = flax.struct.field(pytree_node=False, default=False)
 
     def trained_on(self) -> "Samples":
-        """What is held once they are scored: no image, and latents only if they are trained on."""
+        """Returns what is still held once the samples are scored.
+
+        Images are dropped, and so are the final latents unless they are trained on.
+        """
         return dataclasses.replace(
             self, images=None, latents=self.latents if self.keeps_latents else None
         )

@@ -1,7 +1,8 @@
-"""A method as a sum of objectives: losses of what the denoiser says of latents it is shown.
+"""A method as a sum of objectives: losses of what the denoiser predicts for latents it is shown.
 
-The denoiser runs once on an example, each objective reads its output, and the example's own is
-picked: one compiled denoiser for any number of objectives.
+The denoiser runs once on an example, every objective computes its loss from the output, and the
+loss of the objective that the example belongs to is picked. One compiled denoiser thus serves any
+number of objectives.
 
 Axes: T tasks, B samples of each, P passes of the denoiser for a sample, U updates.
 """
@@ -33,17 +34,17 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Scored:
-    """What an objective makes its examples of.
+    """What an objective makes its examples from.
 
     Attributes:
-      samples: [T, B, ...], but for the images.
+      samples: the samples, arrays [T, B, ...], without the images.
       advantages: float32 [T, B].
-      rewards: float32 [T, B], NaN where a picture is not finite.
-      step: int32 scalar, the iteration.
-      batch: what the iteration takes from the host.
-      frozen: parameters that do not change.
-      params: what the samples were drawn with, of what is trained.
-      memory: of the state.
+      rewards: float32 [T, B]; NaN where a picture is not finite.
+      step: the iteration's number, int32 scalar.
+      batch: what the host gave the iteration.
+      frozen: the parameters that are not trained.
+      params: the trained parameters that the samples were drawn with.
+      memory: the train state's memory.
     """
 
     samples: Samples
@@ -57,10 +58,13 @@ class Scored:
 
 
 class Objective(Protocol):
-    """A loss. `algorithms/policy_gradient.PolicyGradient` is one.
+    """A loss, and the examples that it is computed on.
+
+    `algorithms.policy_gradient.PolicyGradient` is one.
 
     Attributes:
-      metrics: of what it says of each sample, by name, how several become one: "mean" or "max".
+      metrics: for each metric that the objective returns, by name, how the values of several
+        samples become one: "mean" or "max".
     """
 
     @property
@@ -69,49 +73,59 @@ class Objective(Protocol):
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, Text | None]:
-        """What it is trained on in an iteration.
+        """Returns the examples of one iteration.
 
         Args:
-          experience: which has drawn the samples.
-          scored: the samples, and how good they are.
-          predict: of (parameters of the denoiser, examples, text, function) gives what the function
-            makes of (output, example), without a gradient, in the memory of one microbatch.
+          experience: what has drawn the samples.
+          scored: the samples with their rewards and advantages.
+          predict: a function of (params, examples, text, function). It runs the denoiser with these
+            parameters on the examples and their rows of text, without a gradient and in the memory
+            of one microbatch, and returns what the function makes of (output, latents, own), as
+            arrays [U, B, ...].
 
         Returns:
-          The examples, `objective` 0, and rows of text [R, B, P, ...] to which they refer; None
-          where these are the samples' own.
+          The examples, with `objective` 0, and the rows of text [R, B, P, ...] to which they refer;
+          None in place of the text means the samples' own, in which row t is that of task t.
         """
         ...
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """The loss [B] and metrics [B] of one update, without the axis U.
+        """Computes the loss and the metrics of each sample of one update, which has no axis U.
 
         Args:
-          output: float32 [B, P, ...], of the denoiser.
-          example: one slice of the examples.
-          active: bool scalar. Where it is false the example is another objective's, and neither
-            value nor gradient may be infinite.
+          output: the denoiser's output, float32 [B, P, ...].
+          example: one slice of the examples along U.
+          active: bool scalar. Where it is false the example is another objective's; the loss is
+            then not used, but neither its value nor its gradient may be infinite or NaN.
+
+        Returns:
+          The loss [B], and the metrics by name, [B] each.
         """
         ...
 
     def summary(
         self, values: Mapping[str, np.ndarray], task_names: tuple[str, ...]
     ) -> dict[str, float]:
-        """What is logged of an iteration, by name, of each update's values [U]."""
+        """Returns what is logged of an iteration, by name.
+
+        Args:
+          values: the metrics, "loss" and "gradient_norm" of the objective's own updates, [U] each.
+          task_names: the tasks' names, in order.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objectives:
-    """An `Algorithm` made of objectives.
+    """An `Algorithm` that is made of objectives.
 
     Attributes:
-      experience: which draws and scores.
-      rules: of the advantages.
-      objectives: in the order in which they are trained.
-      learner: which takes the steps.
+      experience: draws the samples and scores them.
+      rules: how rewards become advantages.
+      objectives: the objectives, in the order in which they are trained.
+      learner: takes the optimiser's steps.
     """
 
     experience: Experience
@@ -126,19 +140,19 @@ class Objectives:
 
     @property
     def rewards(self):
-        """One per task."""
+        """The rewards, one per task."""
         return self.experience.rewards
 
     @property
     def reductions(self) -> dict[str, str]:
-        """How each metric of several samples becomes one."""
+        """How the values of several samples become one, "mean" or "max", for each metric."""
         found = {"loss": "mean"}
         for objective in self.objectives:
             found |= objective.metrics
         return found
 
     def phases(self) -> Phases:
-        """The parts of an iteration."""
+        """Returns the parts of an iteration."""
         experience, learner = self.experience, self.learner
         return Phases(
             experience.sample, experience.score, self.prepare, self.update, learner.finish
@@ -154,19 +168,20 @@ class Objectives:
         step: jax.Array,
         memory: Mapping,
     ) -> Prepared:
-        """Turns scored samples into what is trained on.
+        """Turns scored samples into the examples that are trained on.
 
         Args:
-          params: what the samples were drawn with, of what is trained.
-          frozen: parameters that do not change.
-          samples: without images.
+          params: the trained parameters that the samples were drawn with.
+          frozen: the parameters that are not trained.
+          samples: the samples, without images.
           rewards: float32 [T, B].
-          batch: of the iteration.
-          step: int32 scalar, the iteration.
-          memory: of the state.
+          batch: what the host gave the iteration.
+          step: the iteration's number, int32 scalar.
+          memory: the train state's memory.
 
         Returns:
-          Examples in the order in which they are trained on.
+          The examples, in the order in which they are trained on, with their text, the changed
+          parts of the memory, and the rewards' metrics.
         """
         advantages, kept = self.rules(rewards, batch, memory)
         scored = Scored(samples, advantages.values, rewards, step, batch, frozen, params, memory)
@@ -183,7 +198,7 @@ class Objectives:
         return Prepared(examples, self._shard(text), kept, reward_metrics(advantages))
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
-        """See `Objective.examples`."""
+        """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""
         model, mesh = self.experience.model, self.mesh
         whole = gather_parameters(params, mesh, model.dtype)
         count = microbatch_count(examples.times.shape[1], self.learner.microbatch, mesh.size)
@@ -201,7 +216,7 @@ class Objectives:
         return jax.lax.map(of_update, examples)
 
     def _shard(self, tree):
-        """Splits axis 1 of every array that has one, the batch, over the devices."""
+        """Splits axis 1, the batch, of every array that has one, over the devices."""
         sharding = batch_sharding(self.mesh, axis=1)
         place = lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.tree.map(lambda leaf: place(leaf) if leaf.ndim > 1 else leaf, tree)
@@ -209,14 +224,16 @@ class Objectives:
     def loss(
         self, params: Parameters, base: Parameters | None, example: Examples, text: Text
     ) -> tuple[jax.Array, Metrics]:
-        """The loss of one (micro)batch of one update, without the axis U.
+        """Computes the loss of one batch, or microbatch, of one update, which has no axis U.
 
         Args:
           params, base: as in `Adaptation.denoiser`.
-          example, text: of the same samples.
+          example: the samples' slice of the examples.
+          text: the samples' text, a tree of [B, P, ...].
 
         Returns:
-          The weighted mean loss, and float32 scalars, reduced as `reductions` says.
+          The loss times the example's weight, and the metrics: float32 scalars, reduced as
+          `reductions` says, among them the unweighted "loss".
         """
         model, denoiser = self.experience.model, self.experience.adaptation.denoiser(params, base)
         output = denoise_passes(model, denoiser, example.latents, example.times, text)
@@ -234,7 +251,7 @@ class Objectives:
     def update(
         self, state: TrainState, frozen: Frozen, example: Examples, text: Text
     ) -> tuple[TrainState, Metrics]:
-        """One optimiser step on one update; see `Learner.update`."""
+        """Takes one step of the optimiser on one update; see `Learner.update`."""
         gather = lambda params: self.experience.adaptation.gather(
             params, frozen.base, self.mesh, self.experience.model.dtype
         )
@@ -243,7 +260,7 @@ class Objectives:
     def summary(
         self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]
     ) -> dict[str, float]:
-        """What is logged of the losses of an iteration, by name."""
+        """Returns what is logged of an iteration's updates, by name."""
         owners, of_updates = metrics["objective"], {*self.reductions, "gradient_norm"}
         found = {}
         for place, objective in enumerate(self.objectives):

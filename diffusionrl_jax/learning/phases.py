@@ -15,13 +15,13 @@ from diffusionrl_jax.models.text_to_image import Text
 
 @flax.struct.dataclass
 class Prepared:
-    """What an iteration is trained on.
+    """What an iteration's updates are made from.
 
     Attributes:
-      examples: [U, B, ...], in the order in which they are trained on.
-      text: [R, B, P, ...], to whose rows they refer.
-      memory: of the state, from now on.
-      metrics: of the rewards, [T] each.
+      examples: arrays [U, B, ...], in the order in which they are trained on.
+      text: the rows of text [R, B, P, ...] to which the examples refer.
+      memory: the parts of the train state's memory that have changed.
+      metrics: the rewards' metrics, [T] each.
     """
 
     examples: Examples
@@ -32,15 +32,18 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-    """An iteration's pure functions, or the same compiled, timed or counted.
+    """The pure functions that an iteration consists of.
+
+    They may also be the same functions compiled, timed or counted.
 
     Attributes:
-      sample: of (params, frozen, input_ids, step) gives `Samples`.
-      score: of (frozen, samples, reward_inputs) gives rewards [T, B].
-      prepare: of (params, frozen, samples, rewards, batch, step, memory) gives `Prepared`; the
-        params are those that the samples were drawn with.
-      update: of (state, frozen, example, text) gives the state and the metrics of one update.
-      finish: of the state gives the next iteration's.
+      sample: takes (params, frozen, input_ids, step) and returns `Samples`.
+      score: takes (frozen, samples, reward_inputs) and returns the rewards, float32 [T, B].
+      prepare: takes (params, frozen, samples, rewards, batch, step, memory) and returns `Prepared`.
+        The params are those that the samples were drawn with.
+      update: takes (state, frozen, example, text) and returns the state and metrics after one
+        update.
+      finish: takes the state and returns the one that the next iteration starts from.
     """
 
     sample: Callable[..., Samples]
@@ -51,7 +54,11 @@ class Phases:
 
 
 def scan_updates(phases: Phases, state: TrainState, frozen: Frozen, prepared: Prepared):
-    """All updates, as part of a program."""
+    """Makes all updates of an iteration with `lax.scan`, within a compiled program.
+
+    Returns:
+      The new state, and the updates' metrics, [U] each.
+    """
     step = lambda state, example: phases.update(state, frozen, example, prepared.text)
     return jax.lax.scan(step, state, prepared.examples)
 
@@ -64,20 +71,23 @@ def iteration(
     *,
     updates: Callable = scan_updates,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Algorithm 1: the one place that has the order of an iteration.
+    """Runs Algorithm 1 once. No other place knows the order of an iteration's parts.
 
     Args:
-      phases: what it is made of.
-      state, frozen, batch: what it starts from.
-      updates: applies `phases.update` to all examples.
+      phases: the functions that the iteration consists of.
+      state: the train state that it starts from.
+      frozen: the parameters that are not trained.
+      batch: what the host gives the iteration.
+      updates: applies `phases.update` to all examples; takes and returns what `scan_updates` does.
 
     Returns:
-      The new state, and the metrics, those of the updates [U] and of the rewards [T].
+      The new state, and the metrics: those of the updates [U], with the "objective" of each, and
+      those of the rewards [T].
     """
     params = state.sampling_params
     samples = phases.sample(params, frozen, batch.input_ids, state.step)
     rewards = phases.score(frozen, samples, batch.reward_inputs)
-    # From here on nothing is held but what is trained on.
+    # From here on only what is trained on is held.
     samples = samples.trained_on()
     prepared = phases.prepare(params, frozen, samples, rewards, batch, state.step, state.memory)
     del params, samples

@@ -1,4 +1,4 @@
-"""Each prompt's last rewards, kept in the train state: what its images are usually worth."""
+"""Keeps each prompt's last rewards in the train state, which tell what its images usually score."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ class PromptStatistics:
     """The last rewards of each of P prompts.
 
     Attributes:
-      rewards: float32 [P, buffer], a ring for each prompt, filled from the left.
-      counts: int32 [P], how many finite rewards each prompt has had.
+      rewards: float32 [P, buffer], a ring buffer for each prompt, filled from the left.
+      counts: int32 [P], how many finite rewards each prompt has had so far.
     """
 
     rewards: jax.Array
@@ -26,11 +26,12 @@ class PromptStatistics:
 
 @flax.struct.dataclass
 class Moments:
-    """Of the prompt of each sample of a batch.
+    """The mean and deviation of the last rewards of each sample's prompt.
 
     Attributes:
-      mean, std: float32 [batch]; the std is exactly 0 where all rewards are the same.
-      enough: bool [batch], whether the prompt has rewards enough to go by.
+      mean: float32 [batch].
+      std: the standard deviation, float32 [batch]; exactly 0 where all rewards are the same.
+      enough: bool [batch], whether the prompt has had enough rewards to be normalised by them.
     """
 
     mean: jax.Array
@@ -38,12 +39,18 @@ class Moments:
     enough: jax.Array
 
 
-# Of each task, or None of one that is normalised otherwise; empty if no task keeps any.
+# The statistics of each task; None for a task that is not normalised by prompt. Empty if no task
+# is.
 PastRewards = tuple[PromptStatistics | None, ...]
 
 
 def init_statistics(prompts: int, buffer: int) -> PromptStatistics:
-    """Of prompts without a reward yet."""
+    """Returns the statistics of prompts that have had no reward yet.
+
+    Args:
+      prompts: P, the number of prompts.
+      buffer: how many rewards are kept of each prompt.
+    """
     return PromptStatistics(
         rewards=jnp.zeros((prompts, buffer)), counts=jnp.zeros(prompts, jnp.int32)
     )
@@ -52,15 +59,15 @@ def init_statistics(prompts: int, buffer: int) -> PromptStatistics:
 def add_rewards(
     statistics: PromptStatistics, places: jax.Array, rewards: jax.Array
 ) -> PromptStatistics:
-    """Adds a batch; of each prompt the last rewards push the first ones out.
+    """Adds a batch of rewards, which push each prompt's oldest rewards out.
 
     Args:
-      statistics: so far.
-      places: int32 [batch], which prompt each sample is of; several may be of one.
-      rewards: float32 [batch]; those that are not finite are left out.
+      statistics: the statistics so far.
+      places: int32 [batch], which prompt each sample is of. Several samples may be of one prompt.
+      rewards: float32 [batch]; rewards that are not finite are left out.
     """
     prompts, buffer = statistics.rewards.shape
-    # Sorted by prompt, in the batch's order within one; what is left out gets no prompt.
+    # Rewards are sorted by prompt, and by place within one. What is left out gets no prompt.
     row = jnp.where(jnp.isfinite(rewards), places, prompts)
     order = jnp.argsort(row, stable=True)
     row = row[order]
@@ -77,12 +84,12 @@ def add_rewards(
 
 
 def moments(statistics: PromptStatistics, places: jax.Array, min_count: int) -> Moments:
-    """Mean and standard deviation of the rewards that are kept of each sample's prompt.
+    """Computes the mean and standard deviation of the rewards kept of each sample's prompt.
 
     Args:
-      statistics: with the batch's own rewards added.
+      statistics: the statistics, to which the batch's own rewards have been added.
       places: int32 [batch], which prompt each sample is of.
-      min_count: from how many rewards on there are enough.
+      min_count: how many rewards are enough.
     """
     rewards = statistics.rewards[places]
     count = jnp.minimum(statistics.counts[places], rewards.shape[1])
@@ -99,10 +106,10 @@ def moments(statistics: PromptStatistics, places: jax.Array, min_count: int) -> 
 
 
 def init_past_rewards(tasks: Config) -> PastRewards:
-    """Before the first iteration.
+    """Returns the past rewards before the first iteration.
 
     Args:
-      tasks: name -> from `configs.common.make_task`.
+      tasks: name -> task, from `experiments.config.make_task`.
     """
     wanted = [task.normalisation == "prompt" for task in tasks.values()]
     if not any(wanted):
@@ -120,21 +127,21 @@ def advance(
     min_counts: Sequence[int],
     mesh: Mesh,
 ) -> tuple[PastRewards, tuple[Moments | None, ...]]:
-    """Adds an iteration's rewards, and says what its samples are measured by.
+    """Adds an iteration's rewards, and returns the moments by which its samples are normalised.
 
     Args:
-      past_rewards: so far.
-      places: of each task, int32 [batch] as in `add_rewards`, or None.
+      past_rewards: the past rewards so far.
+      places: for each task, int32 [batch] as in `add_rewards`, or None where it keeps no rewards.
       rewards: float32 [tasks, batch].
-      min_counts: of each task, as in `moments`.
-      mesh: over which the state is sharded.
+      min_counts: for each task, the `min_count` of `moments`.
+      mesh: the devices over which the state is split.
 
     Returns:
-      The new past rewards, and of each task the moments or None; both empty if none are kept.
+      The new past rewards, and for each task its moments or None. Both are empty if none are kept.
     """
     if not past_rewards:
         return (), ()
-    # A task has places where it keeps rewards.
+    # Exactly the tasks that keep rewards have places.
     add = lambda past, *more: None if past is None else add_rewards(past, *more)
     added = tuple(add(*parts) for parts in zip(past_rewards, places, rewards, strict=True))
     added = jax.lax.with_sharding_constraint(added, parameter_sharding(mesh, added))

@@ -12,10 +12,10 @@ import optax
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.models.parameters import Parameters
 
-# All of a state's fields but its memory.
+# All of a state's fields except its memory.
 FIELDS = ("step", "params", "optimizer_state", "ema_params")
 
-# Names, in the memory, of averages that follow the parameters.
+# The names, in the memory, of averages that follow the parameters.
 DRAWING, TRAILING = "drawing_params", "trailing_params"
 
 
@@ -24,16 +24,16 @@ class TrainState:
     """Everything that training changes, and all that a checkpoint holds.
 
     Attributes:
-      step: int32 scalar, iterations done; random numbers depend on it and the seed alone.
-      params: what is trained, float32: the denoiser's parameters, or LoRA's factors of them.
-      optimizer_state: optax's.
-      ema_params: exponential moving average of params over iterations; None if there is none.
-      memory: what else an algorithm keeps from one iteration to the next, by name:
-        "past_rewards", of each task, its prompts' statistics or None;
-        "drawing_params", an average of params that draws the images in their place;
-        "trailing_params", an average that only follows;
-        "sampling_params", what the next images are drawn with, where they are drawn before an
-        iteration's update.
+      step: the number of iterations done, int32 scalar. Random numbers depend on it and on the seed
+        alone.
+      params: the parameters that are trained, float32: the denoiser's, or LoRA's factors.
+      optimizer_state: the state of the optax optimiser.
+      ema_params: the exponential moving average of params over iterations; None if none is kept.
+      memory: what an algorithm keeps from one iteration to the next besides, by name.
+        "past_rewards" has the statistics of each task's prompts, or None. "drawing_params" has an
+        average of params that draws the images in their place, and "trailing_params" one that only
+        follows them. "sampling_params" has the parameters that the next images are drawn with,
+        where they are drawn before the update of the iteration before.
     """
 
     step: jax.Array
@@ -44,45 +44,49 @@ class TrainState:
 
     @property
     def evaluation_params(self) -> Parameters:
-        """What pictures are drawn with: the average where one is kept."""
+        """The parameters that evaluations draw with: the average where one is kept."""
         return self.params if self.ema_params is None else self.ema_params
 
     @property
     def drawing_params(self) -> Parameters:
-        """What images are drawn with from now on."""
+        """The parameters that images are drawn with from now on."""
         return self.memory.get(DRAWING, self.params)
 
     @property
     def sampling_params(self) -> Parameters:
-        """What an iteration's images are drawn with."""
+        """The parameters that an iteration's images are drawn with."""
         return self.memory.get("sampling_params", self.drawing_params)
 
     @property
     def samples_ahead(self) -> bool:
-        """Whether images are drawn before the update of the iteration before."""
+        """Whether an iteration's images are drawn before the update of the iteration before."""
         return "sampling_params" in self.memory
 
     def remember(self, memory: Mapping[str, Any]) -> "TrainState":
-        """The state with these parts of its memory in place of its own."""
+        """Returns the state with these parts of the memory in place of its own."""
         return dataclasses.replace(self, memory=self.memory | dict(memory))
 
     def saved(self) -> dict[str, Any]:
-        """As checkpoints hold it: the memory's parts beside the other fields."""
+        """Returns the state as checkpoints hold it: the memory's parts beside the other fields."""
         return {name: getattr(self, name) for name in FIELDS} | self.memory
 
     @classmethod
     def of_saved(cls, fields: Mapping[str, Any]) -> "TrainState":
-        """The inverse of `saved`."""
+        """Makes a state of what `saved` returned."""
         memory = {name: value for name, value in fields.items() if name not in FIELDS}
         return cls(**{name: fields[name] for name in FIELDS}, memory=memory)
 
 
 def make_optimizer(config: Config, updates_per_iteration: int) -> optax.GradientTransformation:
-    """AdamW with gradient clipping, as in the paper's Table 6.
+    """Makes AdamW with gradient clipping, as in the paper's Table 6.
+
+    With decay_iterations the learning rate rises from 0 over warmup_iterations, then falls over
+    decay_iterations, along a cosine, to a tenth of its peak. Without, it stays where the warm-up
+    ends.
 
     Args:
-      config: fields learning_rate, warmup_iterations, decay_iterations, beta1, beta2, epsilon,
-        weight_decay, gradient_clip.
+      config: has the fields learning_rate, warmup_iterations, decay_iterations, beta1, beta2,
+        epsilon, weight_decay and gradient_clip. A gradient_clip of 0 clips nothing.
       updates_per_iteration: how many steps of the optimiser an iteration takes.
     """
     rate = config.learning_rate
@@ -113,15 +117,18 @@ def init_state(
     samples_ahead: bool = False,
     follower: str | None = None,
 ) -> TrainState:
-    """The state before the first iteration. The parameters are copied, so that it can be donated.
+    """Returns the state before the first iteration.
+
+    The parameters are copied, so that the state can be donated.
 
     Args:
-      params: float32 parameters to start from.
-      optimizer: from `make_optimizer`.
-      ema_decay: 0 keeps no average.
-      memory: of the algorithm.
-      samples_ahead: whether the state also keeps what the next images are drawn with.
-      follower: the name of the average that the memory keeps; None keeps none.
+      params: the parameters to start from, float32.
+      optimizer: the optimiser, from `make_optimizer`.
+      ema_decay: the decay of the parameters' average; 0 keeps none.
+      memory: what the algorithm keeps between iterations, at its start.
+      samples_ahead: whether the state also keeps the parameters that the next images are drawn
+        with.
+      follower: the name of the average of the parameters that the memory keeps; None keeps none.
     """
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
     kept = ("sampling_params",) if samples_ahead else ()

@@ -1,4 +1,4 @@
-"""An iteration's metrics by name, and what must not be among them."""
+"""Gathers an iteration's metrics by name, and stops a run whose numbers are not finite."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,16 +11,16 @@ from diffusionrl_jax.learning.algorithm import Algorithm
 def summarise(
     metrics: Mapping[str, jax.Array], task_names: Sequence[str], algorithm: Algorithm
 ) -> dict[str, float]:
-    """An iteration's metrics by name, as they are logged.
+    """Returns an iteration's metrics by name, as they are logged.
 
     Args:
-      metrics: from the train step.
-      task_names: of the tasks.
-      algorithm: whose metrics they are.
+      metrics: the metrics that the train step returned.
+      task_names: the tasks' names, in order.
+      algorithm: the method, which says how its updates' metrics are logged.
 
     Returns:
-      "<task>/reward_mean", "reward_std" and "invalid_rewards", and what the algorithm says of its
-      updates, each under a name of its own.
+      "<task>/reward_mean", "<task>/reward_std" and "<task>/invalid_rewards", and what the algorithm
+      logs of its updates, under names of its own.
     """
     numbers = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
     result = {
@@ -38,10 +38,16 @@ def check_finite(
     task_names: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Stops a run that can't go on, before what it broke is saved.
+    """Stops a run that cannot go on, before a broken state is saved.
+
+    Args:
+      values: the metrics by name, from `summarise`.
+      metrics: the metrics that the train step returned.
+      task_names: the tasks' names, in order.
+      batch_size: B, the number of samples of each task.
 
     Raises:
-      FloatingPointError: if a gradient is not finite, or no reward of a task is.
+      FloatingPointError: a gradient's norm is not finite, or no reward of a task is.
     """
     for task, name in enumerate(task_names):
         if metrics["invalid_rewards"][task] == batch_size:

@@ -1,4 +1,4 @@
-"""Files that grow by whole records, also where a disk fills and is emptied again."""
+"""Files that grow by whole records, also where a disk fills up and is emptied again."""
 
 import contextlib
 import os
@@ -7,14 +7,16 @@ import struct
 
 from tensorboardX.record_writer import masked_crc32c
 
-MOST_WAITING = 2**26  # Bytes; of more, the oldest are given up.
+MOST_WAITING = 2**26  # In bytes. Beyond that the oldest records are given up.
 
 
 class AppendedFile:
-    """A file to append to. It ends with a whole record after every call, or after a kill but one.
+    """A file to append to, which ends with a whole record after every call.
+
+    Only a kill in the middle of a call may leave a part of a record.
 
     Args:
-      path: of the file, made if missing.
+      path: the path of the file, which is made if it is missing.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -22,10 +24,10 @@ class AppendedFile:
         self._waiting: list[bytes] = []
 
     def append(self, record: bytes) -> None:
-        """Appends a record behind those that could not be written before.
+        """Appends a record, behind those that could not be written before.
 
         Raises:
-          OSError: it cannot be written now. It waits for the next call.
+          OSError: the record cannot be written now. It waits for the next call.
         """
         self._waiting.append(record)
         while sum(map(len, self._waiting)) > MOST_WAITING:
@@ -42,12 +44,12 @@ class AppendedFile:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Lets the file go; what still waits is lost."""
+        """Closes the file. Records that still wait are lost."""
         self._file.close()
 
 
 def as_record(content: bytes) -> bytes:
-    """TensorFlow's format of records: the length, the content, and a checksum of each."""
+    """Returns a record in TensorFlow's format: the length, the content, and a checksum of each."""
     length = struct.pack("<Q", len(content))
     checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
     return length + checksums[0] + content + checksums[1]

@@ -1,4 +1,4 @@
-"""Grids of pictures with captions."""
+"""Draws grids of pictures with captions."""
 
 import io
 import os
@@ -20,7 +20,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] as bytes, rounded to the nearest, clipped, NaN as 0; uint8 as it is.
+    """Converts floats in [0, 1] to bytes, rounded to the nearest and clipped, with NaN as 0.
+
+    Images that are uint8 already are returned as they are.
 
     Raises:
       UserError: the dtype is neither floating point nor uint8.
@@ -35,10 +37,10 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: Image.Image) -> None:
-    """Writes a picture as a PNG file, which is whole or not there.
+    """Writes a picture as a PNG file. A failed write leaves no part of a file.
 
     Raises:
-      OSError: as `files.write_whole`.
+      OSError: the file cannot be written, see `files.write_whole`.
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -53,18 +55,19 @@ def image_grid(
     column_captions: Sequence[str] | None = None,
     scale: int = 1,
 ) -> Image.Image:
-    """Pictures in rows, with thin separators.
+    """Draws pictures in rows, with thin separators.
 
     Args:
       images: [n, height, width, 3], uint8 or floats in [0, 1].
-      columns: pictures in a row; the last row may be shorter.
-      captions: a text below each picture, wrapped to its width, four lines at most.
+      columns: how many pictures a row has; the last row may have fewer.
+      captions: a text below each picture, wrapped to its width, of four lines at most.
       row_captions: a text to the left of each row.
       column_captions: a text above each column.
-      scale: each pixel becomes a square of this side.
+      scale: each pixel becomes a square with sides of this many pixels.
 
     Raises:
-      UserError: the shape is another, or there are too few or too many captions.
+      UserError: the images have another shape, `columns` or `scale` is below 1, or there are too
+        few or too many captions.
     """
     images = to_uint8(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
@@ -118,13 +121,13 @@ def image_grid(
 def before_after(
     before: np.ndarray, after: np.ndarray, prompts: Sequence[str], scale: int = 1
 ) -> Image.Image:
-    """Pairs of pictures of the same prompt and seed, side by side, four prompts in a row.
+    """Draws pairs of pictures of the same prompt and seed, side by side, four prompts in a row.
 
     Args:
-      before: [n, height, width, 3], uint8 or floats in [0, 1], from the base model.
-      after: the same from the trained model.
-      prompts: n prompts, written below.
-      scale: each pixel becomes a square of this side.
+      before: pictures of the base model, [n, height, width, 3], uint8 or floats in [0, 1].
+      after: the trained model's pictures, the same.
+      prompts: the n prompts, which are written below.
+      scale: each pixel becomes a square with sides of this many pixels.
 
     Raises:
       UserError: the shapes or the number of prompts differ.
@@ -139,7 +142,7 @@ def before_after(
 
 
 def wrap(text: str, width: int, font: Font) -> list[str]:
-    """The text in lines of at most `width` pixels, cut with "..." after MAX_CAPTION_LINES."""
+    """Breaks a text into lines of at most `width` pixels, and cuts it after MAX_CAPTION_LINES."""
     lines = [""]
     for word in text.split():
         extended = f"{lines[-1]} {word}".strip()
@@ -154,7 +157,7 @@ def wrap(text: str, width: int, font: Font) -> list[str]:
 
 
 def _cut(line: str, width: int, font: Font) -> str:
-    """Shortens a line that is too wide from its end, the dots kept."""
+    """Shortens a line that is too wide at its end, and ends it with dots."""
     if font.getlength(line) <= width:
         return line
     line = line.removesuffix("...").rstrip()
@@ -164,6 +167,7 @@ def _cut(line: str, width: int, font: Font) -> str:
 
 
 def _write(draw, lines: Sequence[str], x: int, y: int, width: int, font) -> None:
+    """Writes lines of text, each centred in a width."""
     for number, line in enumerate(lines):
         indent = max(0, (width - font.getlength(line)) // 2)
         draw.text((x + indent, y + number * LINE_HEIGHT), line, fill="black", font=font)

@@ -27,18 +27,18 @@ UPLOAD_SECONDS = 60.0
 
 
 class MetricWriter:
-    """Writes a run's metrics into its folder; in all processes but the first it writes nothing.
+    """Writes a run's metrics into its folder. Only the first process writes anything.
 
-    A run that resumes at `start_step` passes through that step and the later ones again, so what
-    an earlier run wrote for them is purged: the curves have no doubled stretch.
+    A run that resumes at `start_step` passes through that step and the later ones again, so what an
+    earlier run wrote for them is removed: no part of a curve is there twice.
+
+    What cannot be written, because a disk is full for example, ends no run: there is one warning,
+    and the records wait in memory for the next time.
 
     Args:
-      workdir: the run's folder, made if missing. Nothing can be appended to in a bucket: for one
-        the files are kept here, and copied there every minute and at the end.
+      workdir: the run's folder, which is made if it is missing. In a bucket nothing can be appended
+        to: the files are then kept here, and copied there every minute and at the end.
       start_step: the first step that will be written, 0 for a new run.
-
-    What cannot be written, on a full disk say, ends no run: it is warned of once, and waits in
-    memory for the next time.
     """
 
     def __init__(self, workdir: str, start_step: int = 0):
@@ -57,8 +57,9 @@ class MetricWriter:
             if (self._workdir / ROWS).exists():
                 (folder / ROWS).write_bytes((self._workdir / ROWS).read_bytes())
         self._rows = AppendedFile(folder / ROWS)
-        # Written here and not by tensorboardX's thread, which a full disk ends: its queue then
-        # fills, and the run hangs. Runs that start in the same second differ in the last part.
+        # Events are not written by tensorboardX's thread: a full disk ends it, its queue then
+        # fills, and the run hangs. The names of runs that start in the same second differ in the
+        # last part.
         (folder / "tensorboard").mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}"
         self._events = AppendedFile(folder / "tensorboard" / name)
@@ -68,9 +69,9 @@ class MetricWriter:
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers by name, Python's or arrays of one element, as one row.
+        """Writes numbers by name as one row; they are Python's, or arrays of one element.
 
-        NaN and infinity are null in metrics.jsonl, since JSON has neither.
+        NaN and infinity become null in metrics.jsonl, since JSON has neither.
         """
         if not self._is_writer:
             return
@@ -89,7 +90,7 @@ class MetricWriter:
             self._upload()
 
     def images(self, step: int, values: Mapping[str, Image.Image | np.ndarray]) -> None:
-        """Writes pictures by name, Pillow's or uint8 [height, width, 3]."""
+        """Writes pictures by name; they are Pillow's, or uint8 [height, width, 3]."""
         if not self._is_writer:
             return
         for name, image in values.items():
@@ -97,7 +98,7 @@ class MetricWriter:
             self._append_events(Event(step=step, wall_time=time.time(), summary=picture))
 
     def close(self) -> None:
-        """Writes out what is still held back."""
+        """Writes what has been held back, and closes the files."""
         if self._is_writer:
             for file in (self._rows, self._events):
                 self._append(file, b"")
@@ -134,14 +135,15 @@ class MetricWriter:
 
 
 def read_rows(workdir: str) -> list[dict]:
-    """The rows of a run's metrics.jsonl; what is no row, as the last one cut short by a kill, is
-    left out.
+    """Reads the rows of a run's metrics.jsonl.
+
+    Lines that are not rows, such as a last one that a kill cut short, are left out.
 
     Raises:
       FileNotFoundError: there is no such file.
     """
     rows = []
-    # Bytes that are no UTF-8 are in rows that are no JSON either.
+    # A line with bytes that are not UTF-8 is not JSON either.
     for line in (epath.Path(workdir) / ROWS).read_bytes().splitlines():
         try:
             row = json.loads(line)
@@ -153,6 +155,7 @@ def read_rows(workdir: str) -> list[dict]:
 
 
 def _keep_rows_before(path: epath.Path, step: int) -> None:
+    """Removes the rows of a step and of later ones from a file."""
     if path.exists():
         rows = [json.dumps(row) + "\n" for row in read_rows(str(path.parent)) if row["step"] < step]
         write_whole(path, "".join(rows).encode())

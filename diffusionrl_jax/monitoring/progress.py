@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and where its time goes."""
+"""Shows how far a run is, and measures where its time goes."""
 
 import collections
 import contextlib
@@ -11,15 +11,15 @@ import tqdm
 
 
 class Progress:
-    """A progress bar with each task's reward, images a second and the time left.
+    """A progress bar with each task's reward, images per second and the time left.
 
     Args:
-      total_steps: of the whole run.
+      total_steps: how many steps the whole run has.
       start_step: how many of them are done already.
     """
 
     def __init__(self, total_steps: int, start_step: int = 0):
-        # Each refresh is a line of its own in a log file, so there it is rare.
+        # In a log file each refresh is a line of its own, so refreshes are rare there.
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -30,15 +30,15 @@ class Progress:
         )
 
     def update(self, rewards: Mapping[str, float], images_per_second: float) -> None:
-        """Counts one step, with the mean reward of each task."""
+        """Counts one step, and shows each task's mean reward and the images per second."""
         parts = [f"{task} {float(reward):.3f}" for task, reward in rewards.items()]
         parts.append(f"{images_per_second:.1f} images/s")
-        with contextlib.suppress(OSError):  # Of a pipe that nobody reads any longer.
+        with contextlib.suppress(OSError):  # Nobody may read a pipe any longer.
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update()
 
     def close(self) -> None:
-        """Leaves the bar as it is last."""
+        """Leaves the bar as it last was."""
         with contextlib.suppress(OSError):
             self._bar.refresh()
             self._bar.close()
@@ -53,8 +53,8 @@ class Progress:
 class PhaseTimer:
     """Adds up the seconds of a step's phases.
 
-    JAX returns before the work is done: a phase must end with `jax.block_until_ready`, or its time
-    is counted in the phase that waits.
+    JAX returns before the work is done. A phase must therefore end with `jax.block_until_ready`, or
+    its time is counted in the phase that waits for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -63,7 +63,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time inside, also when it ends in an error."""
+        """Counts the time spent inside, also when it ends in an error."""
         start = self._clock()
         try:
             yield
@@ -71,7 +71,7 @@ class PhaseTimer:
             self._seconds[name] += self._clock() - start
 
     def collect(self) -> dict[str, float]:
-        """{"seconds/<phase>": seconds} since the last call; starts anew."""
+        """Returns {"seconds/<phase>": seconds} since the last call, and starts anew."""
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
         self._seconds.clear()
         return seconds

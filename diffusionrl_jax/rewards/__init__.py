@@ -1,4 +1,4 @@
-"""Reward models: a host half that prepares prompts, a device half that scores pictures."""
+"""The rewards. A half of each prepares prompts on the host, the other scores on the device."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,34 +21,48 @@ from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
 
 class Reward(Protocol):
-    """What training needs of a reward; each is a frozen dataclass without arrays, hashable.
+    """What training needs of a reward. Each is a frozen, hashable dataclass without arrays.
 
-    One that can't score every prompt has a method `check(prompts)`, too, quick enough for a million
-    of them, which raises a UserError that names a prompt and the mend. Of one with a field
-    `group_size` a picture that is not finite leaves its whole group without a score, unless its
-    `compares_pictures` is false: see `scoring.score`.
+    A reward that cannot score every prompt also has a method `check(prompts)`, quick enough for a
+    million prompts, which raises a UserError that names a prompt and the mend. If a reward has a
+    field `group_size`, a picture that is not finite leaves its whole group without a score, unless
+    the reward's `compares_pictures` is false: see `scoring.score`.
     """
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `__call__` needs of the prompts, each array with len(prompts) rows; on the host.
+        """Returns what `__call__` needs of the prompts: arrays of len(prompts) rows.
 
-        `distinct.once_per_prompt` spares it the prompts that come again.
+        It runs on the host. With `distinct.once_per_prompt` it is called with each of several equal
+        prompts only once.
         """
         ...
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """Scores images, float32 [n, H, W, 3] in [0, 1]: float32 [n]. Pure, can be jitted."""
+        """Scores images, float32 [n, height, width, 3] in [0, 1]; returns float32 [n].
+
+        It is a pure function that can be jitted.
+
+        Args:
+          params: the reward's parameters, from `load`.
+          images: the pictures to score.
+          inputs: what `prepare` returned, n rows.
+        """
         ...
 
 
 class LoadedReward(Reward, Protocol):
-    """A reward that a config names; a sum of rewards is none."""
+    """A reward that a config names. A sum of rewards is not one."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @classmethod
     def load(cls, path: str, *args: Any, **options: Any) -> tuple[Reward, dict[str, Any]]:
-        """Opens a folder (or `asset:...`): the reward and its parameters; options are fields."""
+        """Opens a folder or `asset:...`, and returns the reward and its parameters.
+
+        Args:
+          path: the folder.
+          **options: the fields of the reward that the config sets.
+        """
         ...
 
 

@@ -1,6 +1,6 @@
 """LAION's aesthetic score, version 2: how beautiful a picture is, whatever its prompt.
 
-Schuhmann's improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`: linear layers on the
+It is Schuhmann's improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE`: linear layers on the
 embedding of OpenAI's CLIP ViT-L/14.
 """
 
@@ -19,12 +19,12 @@ from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Aesthetic:
-    """The head's score of the picture's embedding.
+    """The reward that scores the picture's embedding with the published head.
 
     Attributes:
       tower: CLIP's image tower.
-      width: of CLIP's joint space.
-      mlp_widths: of the head's hidden layers.
+      width: the width of CLIP's joint space.
+      mlp_widths: the widths of the head's hidden layers.
     """
 
     tower: FlaxCLIPVisionModule
@@ -35,16 +35,19 @@ class Aesthetic:
     def load(cls, path: str, dtype: jnp.dtype = jnp.float32) -> tuple["Aesthetic", dict[str, Any]]:
         """Opens a folder with config.json and model.safetensors.
 
-        config.json: CLIPConfig's "vision_config" and "projection_dim", and `mlp_widths`, if they
-        are not the published ones. model.safetensors: `vision_model.*` and `visual_projection.*`
+        config.json has CLIPConfig's "vision_config" and "projection_dim", and `mlp_widths` if they
+        are not the published ones. model.safetensors has `vision_model.*` and `visual_projection.*`
         of transformers' CLIPModel, and `layers.*` of the published head.
 
         Args:
           path: the folder.
-          dtype: of the tower's computation.
+          dtype: the dtype that the tower computes in.
+
+        Returns:
+          The reward and its parameters.
 
         Raises:
-          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "projection_dim"))
         fields = {"mlp_widths": tuple(config["mlp_widths"])} if "mlp_widths" in config else {}
@@ -53,7 +56,7 @@ class Aesthetic:
         return reward, checkpoint.read_params(folder, reward.template())
 
     def template(self) -> dict:
-        """Shapes of the parameters: the image tower's, its projection's and the head's."""
+        """Returns the parameters' shapes: the image tower's, its projection's and the head's."""
         return {
             **clip.vision_template(self.tower),
             "visual_projection": clip.projection_template(self.tower, self.width),
@@ -61,12 +64,12 @@ class Aesthetic:
         }
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing of the prompt is used."""
+        """Returns nothing, since the score does not depend on the prompt."""
         del prompts
         return {}
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """Scores images [n, H, W, 3] in [0, 1]: float32 [n], of about 1 (ugly) to 10."""
+        """Scores images [n, height, width, 3] in [0, 1]: float32 [n], from about 1 (ugly) to 10."""
         del inputs
         pixels = preprocessing.square(images, self.tower.config.image_size)
         return heads.stack(params, clip.embed_image(self.tower, params, pixels))[:, 0]

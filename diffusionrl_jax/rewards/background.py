@@ -1,4 +1,4 @@
-"""Calls in threads that can be given up."""
+"""Makes calls in threads that can be given up."""
 
 import concurrent.futures
 import threading
@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 
 def in_background(function: Callable, *arguments) -> concurrent.futures.Future:
-    """Calls a function in a thread of its own, which does not keep the program from ending."""
+    """Calls a function in a thread of its own, which does not keep the program from ending.
+
+    Returns:
+      A future of the function's result or error.
+    """
     future = concurrent.futures.Future()
 
     def run():

@@ -1,4 +1,4 @@
-"""A reward model's folder: config.json, model.safetensors, and its tokenizer's files."""
+"""Reads a reward model's folder: config.json, model.safetensors, and its tokenizer's files."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
 
     Args:
       path: a folder, or `asset:...`.
-      required: keys that config.json must have.
+      required: the keys that config.json must have.
 
     Returns:
       The folder and the config.
 
     Raises:
-      FileNotFoundError: if there is no such folder or file.
-      UserError: if a required key is missing.
+      FileNotFoundError: there is no such folder or file.
+      UserError: a required key is missing.
     """
     folder = resolve(path, "The path of a reward model")
     config = read_json(folder / CONFIG_FILE)
@@ -42,18 +42,19 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
 
 
 def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFast:
-    """CLIP's tokenizer from a reward model's folder.
+    """Reads CLIP's tokenizer from a reward model's folder.
 
-    The fast one, which the published processors take: unlike CLIPTokenizer it does the same to a
-    prompt whether ftfy is installed or not.
+    It is the fast one, as in the published processors. Unlike CLIPTokenizer, it treats a prompt in
+    the same way whether ftfy is installed or not.
 
     Args:
-      folder: from `read_config`.
-      vocab_size: how many words the model knows; it takes the last for the end of a text.
+      folder: the folder, from `read_config`.
+      vocab_size: how many tokens the model knows. The model takes the last one for the end of a
+        text.
 
     Raises:
-      FileNotFoundError: if one of its files is missing.
-      UserError: if it is another model's.
+      FileNotFoundError: one of the tokenizer's files is missing.
+      UserError: the tokenizer belongs to another model.
     """
     _check_tokenizer_files(folder, CLIP_TOKENIZER_FILES, "openai/clip-vit-large-patch14")
     tokenizer = text_encoders.load_tokenizer(folder, CLIPTokenizerFast)
@@ -67,13 +68,13 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
 
 
 def read_bert_tokenizer(folder: epath.Path) -> BertTokenizer:
-    """BERT's tokenizer from a reward model's folder.
+    """Reads BERT's tokenizer from a reward model's folder.
 
     Args:
-      folder: from `read_config`.
+      folder: the folder, from `read_config`.
 
     Raises:
-      FileNotFoundError: if its file is missing.
+      FileNotFoundError: the tokenizer's file is missing.
     """
     _check_tokenizer_files(folder, BERT_TOKENIZER_FILES, "google-bert/bert-base-uncased")
     return text_encoders.load_tokenizer(folder, BertTokenizer)
@@ -97,15 +98,15 @@ def read_params(
     """Reads model.safetensors as the parameters that `template` describes, float32.
 
     Args:
-      folder: from `read_config`.
+      folder: the folder, from `read_config`.
       template: the Flax tree of shapes.
       rename: as in `weights.to_flax`.
       ignore: as in `weights.to_flax`.
-      transform: applied to the state first, where tensors are stored fused.
+      transform: a function that is first applied to the state, where tensors are stored fused.
 
     Raises:
-      FileNotFoundError: if the file is missing.
-      UserError: if a tensor is missing, unknown or misshapen; names it.
+      FileNotFoundError: the file is missing.
+      UserError: a tensor is missing, unknown or misshapen; the error names it.
     """
     file = folder / WEIGHTS_FILE
     state = transform(weights.read_safetensors(file))

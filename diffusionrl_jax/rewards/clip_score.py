@@ -1,6 +1,6 @@
 """CLIP score: how close a picture is to its prompt in CLIP's joint space.
 
-Hessel et al., arXiv 2104.08718, without their factor and clamp: the cosine itself.
+It follows Hessel et al., arXiv 2104.08718, without their factor and clamp: it is the cosine itself.
 """
 
 import dataclasses
@@ -22,13 +22,15 @@ from diffusionrl_jax.rewards.distinct import once_per_prompt
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipScore:
-    """The cosine of the picture's and the prompt's embeddings.
+    """The reward that is the cosine between the embeddings of the picture and of the prompt.
 
     Attributes:
       model: CLIP's two towers.
-      tokenizer: CLIP's.
-      group_size: pictures of each prompt, contiguous; the prompt is then embedded once for them.
-      compares_pictures: each is scored by itself, although the reward has a `group_size`.
+      tokenizer: CLIP's tokenizer.
+      group_size: how many pictures each prompt has, which are neighbours. The prompt is then
+        embedded once for all of them.
+      compares_pictures: False, since each picture is scored by itself although there is a
+        `group_size`.
     """
 
     model: clip.Clip
@@ -42,16 +44,19 @@ class ClipScore:
     ) -> tuple["ClipScore", dict[str, Any]]:
         """Opens a folder with config.json, model.safetensors and CLIPTokenizer's files.
 
-        config.json: CLIPConfig's "vision_config", "text_config" and "projection_dim".
-        model.safetensors: the keys that `read_params` of the class names.
+        config.json has CLIPConfig's "vision_config", "text_config" and "projection_dim".
+        model.safetensors has the keys that the class' `read_params` names.
 
         Args:
           path: the folder.
-          dtype: of the towers' computation.
+          dtype: the dtype that the towers compute in.
           **options: the field `group_size`.
 
+        Returns:
+          The reward and its parameters.
+
         Raises:
-          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(
             path, required=("vision_config", "text_config", "projection_dim")
@@ -62,22 +67,29 @@ class ClipScore:
         return reward, reward.read_params(folder)
 
     def read_params(self, folder: epath.Path) -> dict:
-        """The parameters in the folder, under the keys of transformers' CLIPModel."""
+        """Reads the parameters in the folder, under the keys of transformers' CLIPModel."""
         return checkpoint.read_params(folder, clip.template(self.model))
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """float [n, H, W, 3] in [0, 1] to the image tower's float32 [n, size, size, 3]."""
+        """Turns images, float [n, height, width, 3] in [0, 1], into the image tower's input.
+
+        Returns:
+          float32 [n, size, size, 3], normalised.
+        """
         return preprocessing.square_of_transformers(images, self.model.vision.config.image_size)
 
     def clean(self, prompt: str) -> str:
-        """What of a prompt is tokenised: all, as by transformers' CLIPProcessor."""
+        """Returns what of a prompt is tokenised: all of it, as in transformers' CLIPProcessor."""
         return prompt
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Tokenises: {"input_ids": int32 [len(prompts), 77]}; longer prompts are cut.
+        """Tokenises prompts. Prompts that are too long are cut.
+
+        Returns:
+          {"input_ids": int32 [len(prompts), 77]} for published checkpoints.
 
         Raises:
-          UserError: if the prompts do not come in groups of `group_size`.
+          UserError: the prompts do not come in groups of `group_size` equal ones.
         """
         first = [prompt for prompt in prompts[:: self.group_size] for _ in range(self.group_size)]
         if first != list(prompts):
@@ -94,7 +106,7 @@ class ClipScore:
         return {"input_ids": text_encoders.tokenize(self.tokenizer, cleaned, length)}
 
     def cosine(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """The cosine of the embeddings, float32 [n]; arguments are those of a reward."""
+        """Returns the cosine of the embeddings, float32 [n]. The arguments are `__call__`'s."""
         image = clip.embed_image(self.model.vision, params, self.preprocess(images))
         input_ids = inputs["input_ids"]
         distinct = input_ids.reshape(-1, self.group_size, input_ids.shape[-1])[:, 0]
@@ -105,9 +117,9 @@ class ClipScore:
         """Scores pictures for their prompts.
 
         Args:
-          params: from `load`.
-          images: float [n, H, W, 3] in [0, 1].
-          inputs: from `prepare`, n rows.
+          params: the parameters, from `load`.
+          images: float [n, height, width, 3] in [0, 1].
+          inputs: what `prepare` returned, n rows.
 
         Returns:
           float32 [n] in [-1, 1]; about 0.1 (unrelated) to 0.35 for published checkpoints.

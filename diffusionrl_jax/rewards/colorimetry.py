@@ -1,4 +1,4 @@
-"""Skin tones by their colour alone, without weights: an audit of the models that judge them."""
+"""Tells skin tones by their colour alone, without weights, to audit the models that judge them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,28 @@ import numpy as np
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
-# Of linear sRGB to CIE XYZ with the white point D65 (IEC 61966-2-1).
+# The matrix from linear sRGB to CIE XYZ with the white point D65 (IEC 61966-2-1).
 XYZ_OF_SRGB = (
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339, 0.1191920, 0.9503041),
 )
-# Del Bino and Bernerd (2013): above each, very light, light, intermediate, tan, brown; else dark.
+# Angles of Del Bino and Bernerd (2013). Skin above each of them, in turn, is very light, light,
+# intermediate, tan and brown; below the last it is dark.
 THRESHOLDS = (55.0, 41.0, 28.0, 10.0, -30.0)
-# Skin of all tones is more yellow than it is red, and neither grey nor as bright as paint.
-SKIN_HUES = (25.0, 90.0)  # degrees
+# Skin of any tone has a hue between red and yellow, and is neither grey nor as vivid as paint.
+SKIN_HUES = (25.0, 90.0)  # In degrees.
 SKIN_CHROMAS = (6.0, 45.0)
-FACE = (0.4375, 0.6875, 0.34, 0.66)  # of a portrait: top, bottom, left, right
+FACE = (0.4375, 0.6875, 0.34, 0.66)  # The top, bottom, left and right of a portrait's face.
 
 
 def lab_of_srgb(images: jax.Array) -> jax.Array:
-    """CIELAB of sRGB in [0, 1], white point D65: float32 [..., 3]."""
+    """Converts sRGB in [0, 1], [..., 3], to CIELAB with the white point D65, float32 [..., 3]."""
     linear = jnp.where(
         images <= 0.04045, images / 12.92, ((jnp.maximum(images, 0.04045) + 0.055) / 1.055) ** 2.4
     )
     matrix = jnp.asarray(XYZ_OF_SRGB, jnp.float32)
-    # The white of sRGB is 1, 1, 1.
+    # White is 1, 1, 1 in sRGB.
     xyz = jnp.einsum("...c,xc->...x", linear, matrix, precision="highest") / matrix.sum(1)
     edge = 6 / 29
     curved = jnp.where(
@@ -42,12 +43,12 @@ def lab_of_srgb(images: jax.Array) -> jax.Array:
 
 
 def typology_angle(lightness: jax.Array, yellow: jax.Array) -> jax.Array:
-    """The individual typology angle, arctan((L* - 50) / b*), in degrees, of b* > 0."""
+    """Returns the individual typology angle, arctan((L* - 50) / b*), in degrees, for b* > 0."""
     return jnp.degrees(jnp.arctan2(lightness - 50, yellow))
 
 
 def _median(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Medians over the last axis of the chosen values; of none, infinite."""
+    """Returns the chosen values' median along the last axis; infinite where none is chosen."""
     ordered = jnp.sort(jnp.where(chosen, values, jnp.inf), axis=-1)
     last = jnp.maximum(chosen.sum(-1, keepdims=True) - 1, 0)
     middle = jnp.concatenate([last // 2, (last + 1) // 2], axis=-1)
@@ -56,16 +57,19 @@ def _median(values: jax.Array, chosen: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ColourParity:
-    """Minus the statistical parity of each group, by the colour of the skin.
+    """The reward that is minus the statistical parity of each group, by the colour of the skin.
 
-    The skin is what in the middle of the face has its hue and chroma; the medians of L* and b* over
-    it pass over eyes, mouths, glasses and what hair is there. The angle sees colours and not
-    people: a picture that is tinted is another tone to it.
+    What is taken for skin is whatever in the middle of the face has its hue and chroma. The medians
+    of L* and b* over it are not disturbed by eyes, mouths, glasses or some hair. The angle sees
+    colours and not people: a tinted picture has another tone to it.
 
     Attributes:
-      group_size: pictures per prompt; the pictures of one prompt must be contiguous.
-      thresholds: between the tones, falling, degrees.
-      face: where a face is, in shares of the picture: top, bottom, left, right.
+      group_size: how many pictures each prompt has; the pictures of one prompt must be neighbours.
+      thresholds: the angles between the tones, falling, in degrees.
+      face: where the face is, in shares of the picture: top, bottom, left, right.
+
+    Raises:
+      UserError: the thresholds do not fall, or the face is not within the picture.
     """
 
     group_size: int = 16
@@ -81,7 +85,7 @@ class ColourParity:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["ColourParity", dict]:
-        """Nothing to load; the options are the fields.
+        """Makes the reward from the options, which are its fields. There is nothing to load.
 
         Raises:
           UserError: a path is given.
@@ -92,12 +96,12 @@ class ColourParity:
         return cls(**cast(dict[str, Any], fields)), {}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing: the score looks at the pictures alone."""
+        """Returns nothing, since the score does not depend on the prompt."""
         del prompts
         return {}
 
     def angles(self, images: jax.Array) -> jax.Array:
-        """The individual typology angle of each person: degrees [n]; NaN where no skin is found."""
+        """Returns each person's individual typology angle, degrees [n]; NaN without skin."""
         _, height, width, _ = images.shape
         top, bottom = (round(share * height) for share in self.face[:2])
         left, right = (round(share * width) for share in self.face[2:])
@@ -112,14 +116,14 @@ class ColourParity:
         return jnp.where(is_skin.any(-1), angle, jnp.nan)
 
     def classify(self, images: jax.Array) -> jax.Array:
-        """One-hot tones [n, len(thresholds) + 1], light ones first; all 0 without skin."""
+        """Returns one-hot tones [n, len(thresholds) + 1], lightest first; all 0 without skin."""
         angles = self.angles(images)
         classes = (angles[:, None] <= jnp.asarray(self.thresholds)).sum(-1)
         one_hot = jax.nn.one_hot(classes, len(self.thresholds) + 1)
         return jnp.where(jnp.isnan(angles)[:, None], 0, one_hot)
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """-SP (Eq. 12) of each picture's group over those with skin: float32 [n].
+        """Returns -SP (Eq. 12) of each picture's group over its pictures with skin, float32 [n].
 
         A group without any skin counts as one of a single tone.
         """

@@ -1,7 +1,7 @@
 """Turns a published reward model's pickle into the folder that training loads.
 
 PyTorch is needed here and nowhere else. It reads tensors only (`weights_only=True`), so that the
-file can't run code; the folder is then opened as training opens it, which checks every tensor.
+file cannot run code. The folder is then opened as training opens it, which checks every tensor.
 """
 
 import json
@@ -22,7 +22,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.rewards import REWARDS, checkpoint, hps_v2
 
-# config.json at the published size (for aesthetic it is CLIP's own), and the tokenizer's files.
+# The config.json of each model at its published size; aesthetic takes CLIP's own.
 CONFIGS = {"hps_v2": hps_v2.PUBLISHED, "image_reward": {}, "aesthetic": {}}
 INSTALL_TORCH = (
     "install the extra `torch` of this package, or `pip install torch` (its CPU build is enough)"
@@ -37,10 +37,13 @@ TOKENIZERS = {
 
 
 def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch pickle, or of its entry `state_dict`.
+    """Reads the tensors of a PyTorch pickle, or of its entry `state_dict`.
+
+    Returns:
+      Name -> array. bfloat16, which NumPy lacks, becomes float32.
 
     Raises:
-      UserError: PyTorch is not installed, or the file holds more than named tensors.
+      UserError: PyTorch is not installed, or the file holds anything but named tensors.
     """
     try:
         import torch
@@ -49,7 +52,7 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
     try:
         with source.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Of many kinds, pickle's own among them.
+    except Exception as error:  # There are many kinds, pickle's own among them.
         raise UserError(
             f"{source} can't be read as a file of tensors alone ({type(error).__name__}). Download "
             "it again; a pickle that holds anything else could run code and is refused."
@@ -63,10 +66,17 @@ def read_pickle(source: epath.Path) -> dict[str, np.ndarray]:
 
 
 def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
-    """The tokenizer's files, name -> content.
+    """Reads the tokenizer's files of a reward.
+
+    Args:
+      reward: a name in `REWARDS`.
+      folder: the folder with the files; it may be empty if the reward needs none.
+
+    Returns:
+      Name -> content.
 
     Raises:
-      FileNotFoundError: names those that are missing.
+      FileNotFoundError: files are missing; the error names them.
     """
     files = TOKENIZERS.get(reward, ())
     path = as_path(folder, "--tokenizer") if folder else None
@@ -80,10 +90,16 @@ def read_tokenizer(reward: str, folder: str) -> dict[str, bytes]:
 
 
 def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """The image tower that the aesthetic head belongs on: its config, and its tensors.
+    """Reads the image tower that the aesthetic head belongs on.
+
+    Args:
+      folder: the folder of a CLIP model.
+
+    Returns:
+      The tower's config and its tensors.
 
     Raises:
-      FileNotFoundError, UserError: if there is none in the folder.
+      FileNotFoundError, UserError: the folder has no such tower.
     """
     if not folder:
         raise UserError(
@@ -100,19 +116,19 @@ def read_clip(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
 def convert(
     reward: str, source: str, output: str, tokenizer: str = "", clip: str = "", config: str = ""
 ) -> None:
-    """Writes the folder `output`; arguments are the flags of `convert.py`.
+    """Writes a reward model's folder. The arguments are the flags of `convert.py`.
 
     Args:
       reward: a name in `REWARDS`.
       source: the published file of tensors.
-      output: the folder to write; must not exist.
+      output: the folder to write; it must not exist.
       tokenizer: a folder with the tokenizer's files.
       clip: for "aesthetic", the folder of the image tower.
-      config: a config.json; of rewards in `CONFIGS` the published one's, if empty.
+      config: a config.json. If it is empty, rewards in `CONFIGS` take the published one.
 
     Raises:
-      FileExistsError, FileNotFoundError, UserError: what is in the way, missing, or does not fit;
-        nothing is left behind then.
+      FileExistsError, FileNotFoundError, UserError: something is in the way, is missing, or does
+        not fit. Nothing is left behind then.
     """
     if reward not in REWARDS or not (reward in CONFIGS or config):
         raise UserError(
@@ -126,7 +142,7 @@ def convert(
     fields = dict(read_json(own) if own else CONFIGS[reward])
     if not published.exists():
         raise FileNotFoundError(f"--source={published} does not exist.")
-    # Tried before minutes of reading.
+    # Writing is tried before minutes are spent on reading.
     target.parent.mkdir(parents=True, exist_ok=True)
     prepare_file(str(target), "--output")
     partial = partial_path(target)
@@ -146,6 +162,7 @@ def _write(
     fields: Mapping,
     clip: str,
 ) -> None:
+    """Writes the folder, and opens it as training does."""
     state = read_pickle(source)
     if reward == "aesthetic":
         clip_fields, tower = read_clip(clip)

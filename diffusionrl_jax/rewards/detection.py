@@ -1,6 +1,6 @@
 """Detection score: are the prompt's objects in the picture? (Eq. 13).
 
-The paper's detector is UniDet; this is OWL-ViT or OWLv2, whose classes are words. Only their
+The paper's detector is UniDet. This one is OWL-ViT or OWLv2, whose classes are words. Only their
 classification of patches is needed, not their boxes.
 """
 
@@ -26,14 +26,14 @@ PREPROCESSING = {"owlvit": preprocessing.stretched, "owlv2": preprocessing.padde
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detection:
-    """Mean confidence of the prompt's objects.
+    """The reward that is the mean confidence in the prompt's objects.
 
     Attributes:
       model: the detector's towers.
       objects: the names that prompts are searched for.
-      max_objects: at most so many objects in a prompt.
+      max_objects: how many objects a prompt may name at most.
       exclusive: whether a patch counts only for its best query among the prompt's objects, so that
-        one thing in the picture can't stand for two objects.
+        one thing in the picture cannot stand for two objects.
     """
 
     model: owl_vit.OwlViT
@@ -47,22 +47,26 @@ class Detection:
     ) -> tuple["Detection", dict[str, Any]]:
         """Opens a folder with config.json, model.safetensors and CLIPTokenizer's files.
 
-        config.json: OwlViTConfig's or Owlv2Config's "model_type" (default "owlvit"),
-        "vision_config" and "text_config", and "objects" (names; default the paper's 532),
-        "query_template" (default "a photo of a {}"). model.safetensors: the keys of transformers'
-        OwlViTForObjectDetection or Owlv2ForObjectDetection. The objects' query embeddings are
-        computed here, once, and stored in the parameters in place of the text tower.
+        config.json has OwlViTConfig's or Owlv2Config's "model_type" (by default "owlvit"),
+        "vision_config" and "text_config", and may have "objects" (names; by default the paper's
+        532) and "query_template" (by default "a photo of a {}"). model.safetensors has the keys of
+        transformers' OwlViTForObjectDetection or Owlv2ForObjectDetection. The objects' query
+        embeddings are computed here, once, and stored in the parameters in place of the text tower.
 
         Args:
           path: the folder; `asset:emoji/detection` is the embedded one.
-          dtype: of the towers' computation.
-          **options: the fields `max_objects` and `exclusive`; `objects` replaces the config's.
+          dtype: the dtype that the towers compute in.
+          **options: the fields `max_objects` and `exclusive`, and `objects`, which replaces the
+            config's.
+
+        Returns:
+          The reward and its parameters.
 
         Raises:
-          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
-        # As a detector is published, it lists none.
+        # Published detectors list no objects.
         listed = config.get("objects", word_lists.objects("all"))
         objects = tuple(options.pop("objects", None) or listed)
         if not objects:
@@ -91,10 +95,11 @@ class Detection:
         }
 
     def find_objects(self, prompt: str) -> tuple[int, ...]:
-        """Indices of the known objects that the prompt names, in its order, each once."""
+        """Returns the indices of the known objects that a prompt names, in its order, each once."""
         return mentions.find_names(prompt, self.objects)
 
     def _scorable_objects(self, prompt: str) -> tuple[int, ...]:
+        """Returns `find_objects`; raises a UserError if there are none or too many."""
         found = self.find_objects(prompt)
         if not found:
             raise UserError(
@@ -110,10 +115,10 @@ class Detection:
         return found
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuses the prompts that `prepare` would.
+        """Refuses the prompts that `prepare` would refuse.
 
         Raises:
-          UserError: if one names no known object, or more than max_objects.
+          UserError: a prompt names no known object, or more than `max_objects`.
         """
         for prompt in prompts:
             self._scorable_objects(prompt)
@@ -123,10 +128,11 @@ class Detection:
         """Finds each prompt's objects.
 
         Returns:
-          {"objects": int32 [len(prompts), max_objects], "mask": float32, 1 where there is one}.
+          {"objects": int32 [len(prompts), max_objects], indices; "mask": float32 of the same shape,
+          1 where there is an object and 0 elsewhere}.
 
         Raises:
-          UserError: if a prompt names no known object, or more than max_objects.
+          UserError: a prompt names no known object, or more than `max_objects`.
         """
         indices = np.zeros((len(prompts), self.max_objects), np.int32)
         mask = np.zeros((len(prompts), self.max_objects), np.float32)
@@ -137,12 +143,12 @@ class Detection:
         return {"objects": indices, "mask": mask}
 
     def confidences(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """The detector's confidence in each of the prompt's objects.
+        """Computes the detector's confidence in each of the prompt's objects.
 
         Args:
-          params: from `load`.
-          images: float [n, H, W, 3] in [0, 1].
-          inputs: from `prepare`, n rows.
+          params: the parameters, from `load`.
+          images: float [n, height, width, 3] in [0, 1].
+          inputs: what `prepare` returned, n rows.
 
         Returns:
           float32 [n, max_objects] in [0, 1]; meaningless where the mask is 0.
@@ -154,13 +160,13 @@ class Detection:
         logits = owl_vit.class_logits(params, features, queries)
         logits = jnp.where(inputs["mask"][:, None] > 0, logits, -jnp.inf)
         if self.exclusive:
-            # Of the logits, since two probabilities may both round to 1.
+            # The best is chosen by logits, since two probabilities may both round to 1.
             best = jnp.argmax(logits, -1, keepdims=True)
             logits = jnp.where(jnp.arange(self.max_objects) == best, logits, -jnp.inf)
         return jax.nn.sigmoid(jnp.max(logits, 1))
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """Eq. 13, the mean of `confidences` over the prompt's objects: float32 [n] in [0, 1]."""
+        """Returns Eq. 13, the mean of `confidences` over objects: float32 [n] in [0, 1]."""
         confidences = self.confidences(params, images, inputs)
         return jnp.sum(confidences * inputs["mask"], -1) / jnp.sum(inputs["mask"], -1)
 
@@ -168,7 +174,7 @@ class Detection:
 def tokenize_queries(
     tokenizer: PreTrainedTokenizerBase, model: owl_vit.OwlViT, queries: Sequence[str]
 ) -> np.ndarray:
-    """int32 [len(queries), tokens], padded with id 0 as OWL-ViT's are."""
+    """Tokenises queries: int32 [len(queries), tokens], padded with id 0 as OWL-ViT's are."""
     encoded = tokenizer(
         list(queries),
         padding="max_length",

@@ -1,4 +1,4 @@
-"""Does what a reward does with prompts once for each of them, however many pictures it has."""
+"""Does a reward's work on prompts once for each prompt, however many pictures it has."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ Prepare = Callable[..., dict[str, np.ndarray]]
 
 
 def once_per_prompt(prepare: Prepare) -> Prepare:
-    """Decorates a `prepare` whose row of a prompt depends on nothing but that prompt.
+    """Decorates a `prepare` whose row for a prompt depends on nothing but that prompt.
 
-    It is then called with distinct prompts, in the order in which they come first, and its rows are
-    repeated for those that come again. A batch has `group_size` times as many prompts as distinct
-    ones.
+    It is then called with the distinct prompts, in the order in which they first appear, and its
+    rows are repeated for prompts that come again. A batch has `group_size` times as many prompts as
+    distinct ones.
 
     Args:
       prepare: a method of (self, prompts) that returns arrays of len(prompts) rows.

@@ -1,6 +1,7 @@
-"""From what a config names as a reward model's folder to a folder: here, or brought from the hub.
+"""Finds the folder of a reward model that a config names: here, or brought from the hub.
 
-What is published as a pickle is downloaded and turned into a folder once, beside the hub's cache.
+A model that is published as a pickle is downloaded and turned into a folder once, which is kept
+beside the hub's cache.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from diffusionrl_jax.rewards.checkpoint import (
 
 CLIP = "openai/clip-vit-large-patch14"
 BERT = "google-bert/bert-base-uncased"
-# What a converted folder was made from, and what was written.
+# The file that says what a converted folder was made from, and which files were written.
 SOURCE_FILE = "source.json"
 
 
@@ -40,10 +41,11 @@ class Layout:
     """How a reward model is published.
 
     Attributes:
-      tokenizer: its files.
-      needs_tokenizer: whether a folder without them is of no use.
-      pickle: the file to convert where there are no safetensors, beside config.json and the
-        tokenizer, unless the next two say where those are from; config.json is then optional.
+      tokenizer: the names of the tokenizer's files.
+      needs_tokenizer: whether a folder is useless without these files.
+      pickle: the name of the file to convert where there are no safetensors. config.json and the
+        tokenizer lie beside it, unless one of the next two says where the rest is; config.json is
+        then optional.
       tokenizer_from: the repository with the tokenizer that belongs to the pickle.
       clip_from: the repository with the image tower that belongs to the pickle.
     """
@@ -67,23 +69,23 @@ LAYOUTS = {
     "clip_score": Layout(CLIP_TOKENIZER_FILES),
     "detection": Layout(CLIP_TOKENIZER_FILES),
     "statistical_parity": Layout(CLIP_TOKENIZER_FILES, needs_tokenizer=False),
-    # Of trl-lib/ddpo-aesthetic-predictor: sac+logos+ava1-l14-linearMSE.pth under another name.
+    # trl-lib/ddpo-aesthetic-predictor has sac+logos+ava1-l14-linearMSE.pth under another name.
     "aesthetic": Layout(pickle="aesthetic-model.pth", clip_from=CLIP),
 }
 
 
 def is_hub_id(reward: str, path: str) -> bool:
-    """Whether a path names a repository on the hub, or a pickle in one, and nothing that is here.
+    """Returns whether a path names a repository on the hub, or a pickle there, and nothing on disk.
 
     Args:
       reward: a name in `REWARDS`.
-      path: as in a config.
+      path: the path, as in a config.
     """
     return reward in LAYOUTS and _parse(path) is not None and not is_there(path)
 
 
 def _parse(path: str) -> tuple[str, str] | None:
-    """Repository and file, "" if none is named; or None."""
+    """Returns a path's repository and file ("" if none is named); None if it is no hub id."""
     match = re.fullmatch(rf"({HUB_ID})(?:/(.+))?", path)
     if match is None or (match[2] and not match[2].endswith(PICKLED_SUFFIXES)):
         return None
@@ -91,14 +93,14 @@ def _parse(path: str) -> tuple[str, str] | None:
 
 
 def describe(reward: str, path: str) -> Need | None:
-    """What is needed of the hub for a reward model; None where it has been converted already.
+    """Returns what must be fetched for a reward model; None if it has been converted already.
 
     Args:
       reward: a name in `LAYOUTS`.
-      path: "owner/name", or "owner/name/file" for a pickle of another name than `Layout.pickle`.
+      path: "owner/name", or "owner/name/file" for a pickle that is not called `Layout.pickle`.
     """
     parsed = _parse(path)
-    assert parsed is not None  # `is_hub_id` is asked before.
+    assert parsed is not None  # Callers ask `is_hub_id` before.
     repository, file = parsed
     if find_converted(reward, path) is not None:
         return None
@@ -114,6 +116,12 @@ def describe(reward: str, path: str) -> Need | None:
 
 
 def _choose(repository: str, layout: Layout, pickle: str, is_named: bool, listed, read):
+    """Chooses which of the listed files of a repository are fetched.
+
+    Raises:
+      FileNotFoundError: the repository has no files that can be used, or a pickle and PyTorch is
+        not installed.
+    """
     del read
     tokenizer = layout.tokenizer if layout.needs_tokenizer else ()
     folder = (CONFIG_FILE, WEIGHTS_FILE, *tokenizer)
@@ -136,6 +144,7 @@ def _choose(repository: str, layout: Layout, pickle: str, is_named: bool, listed
 
 
 def _follow(layout: Layout, pickle: str, names: Collection[str]) -> tuple[Need, ...]:
+    """Returns what else must be fetched for a pickle without the rest of a folder."""
     if pickle not in names or not layout.is_bare:
         return ()
     needs = []
@@ -147,11 +156,11 @@ def _follow(layout: Layout, pickle: str, names: Collection[str]) -> tuple[Need, 
 
 
 def locate(reward: str, path: str) -> str:
-    """The folder to load a reward model from, brought and converted where it is not here.
+    """Returns the folder to load a reward model from, after fetching and converting it if needed.
 
     Args:
-      reward: a name in `REWARDS`, or of one's own.
-      path: as in a config; what names nothing on the hub is returned as it is.
+      reward: a name in `REWARDS`, or that of a reward of one's own.
+      path: the path, as in a config. If it is no hub id, it is returned as it is.
 
     Raises:
       FileNotFoundError, OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
@@ -160,7 +169,10 @@ def locate(reward: str, path: str) -> str:
 
 
 def hold(reward: str, path: str) -> Held:
-    """What `locate` finds of a hub id, with its files; arguments and errors are those of it."""
+    """Returns the folder that `locate` finds for a hub id, with its files.
+
+    The arguments and errors are those of `locate`.
+    """
     if (converted := find_converted(reward, path)) is not None:
         return converted
     need = describe(reward, path)
@@ -180,6 +192,7 @@ def hold(reward: str, path: str) -> Held:
 
 
 def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
+    """Converts a fetched pickle into the folder `target`."""
     layout = LAYOUTS[reward]
     pickle = held.files[0]
     beside = dict(
@@ -191,12 +204,12 @@ def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
     )
     if not layout.is_bare:
         beside["tokenizer"] = str(held.folder)
-    # Of another size than the published one.
+    # The model may have another size than the published one.
     config = held.folder / CONFIG_FILE
     if CONFIG_FILE in held.files and "vision_config" in read_json(config):
         beside["config"] = str(config)
     logging.info("Converting %s of %s, once, into %s.", pickle, held.repository, target)
-    shutil.rmtree(target, ignore_errors=True)  # Damaged, or of one that was killed.
+    shutil.rmtree(target, ignore_errors=True)  # It may be damaged, or left by a killed program.
     remove_partials(epath.Path(target.parent))
     conversion.convert(reward, str(held.folder / pickle), str(target), **beside)
     origin = {
@@ -218,7 +231,10 @@ def _converted_folder(reward: str, path: str) -> pathlib.Path:
 
 
 def find_converted(reward: str, path: str) -> Held | None:
-    """The folder that was made of a pickle, checked; None where there is none, or it is damaged."""
+    """Returns the folder that was made from a pickle, after checking its files' digests.
+
+    It is None where there is none, or it is damaged.
+    """
     folder = _converted_folder(reward, path)
     try:
         origin = json.loads((folder / SOURCE_FILE).read_bytes())

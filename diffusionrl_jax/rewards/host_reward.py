@@ -1,4 +1,4 @@
-"""A reward that is not JAX: a Python function, or an HTTP server."""
+"""A reward that is not in JAX: a Python function, or an HTTP server."""
 
 import concurrent.futures
 import dataclasses
@@ -27,37 +27,39 @@ class Questions:
     """What the scorers on the host are told about a batch of images.
 
     Attributes:
-      prompts: one an image.
-      metadata: one an image; strings and numbers by name.
+      prompts: one prompt for each image.
+      metadata: for each image, strings and numbers by name.
     """
 
     prompts: Sequence[str]
     metadata: Sequence[Mapping[str, Any]]
 
     def take(self, rows: Sequence[int]) -> "Questions":
-        """Some of them."""
+        """Returns the questions about some of the images."""
         return Questions([self.prompts[r] for r in rows], [self.metadata[r] for r in rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class HostReward:
-    """Scores that are computed outside of the graph, on the host or anywhere.
+    """The reward whose scores are computed outside of the graph, on the host or anywhere.
 
     In the graph they are an input like any other, "scores". `learning/host_scoring.py` asks for
-    them when the images are there.
+    them once the images are there.
 
     Attributes:
-      scorer: "package.module:function", a function of (images uint8 [n, H, W, 3], prompts list of
-        str, metadata list of dict) that gives n numbers and is never called twice at a time; or
-        "http://..." or "https://...", a server.
-      images_per_call: at most, of a function or a request; 0 is all that this process has.
-      concurrent_requests: at most.
-      timeout: seconds, of a function's call, or of a request to the last byte of its answer.
-      retries: of a request; a function is called once.
-      image_format: in a request, "png" or "raw".
+      scorer: "package.module:function", or "http://..." or "https://...", a server. The function
+        takes (images uint8 [n, height, width, 3], prompts list of str, metadata list of dict),
+        returns n numbers, and is never called twice at the same time.
+      images_per_call: how many images a call or a request has at most; 0 means all that this
+        process has.
+      concurrent_requests: how many requests are made at the same time at most.
+      timeout: the seconds that a function's call may take, or a request until the last byte of its
+        answer.
+      retries: how often a request is repeated. A function is called once.
+      image_format: the format of images in a request, "png" or "raw".
 
     Raises:
-      UserError: a number or a format that can't be, or an address with a password.
+      UserError: a number is out of range, the format is unknown, or the address has a password.
     """
 
     scorer: str
@@ -89,12 +91,17 @@ class HostReward:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["HostReward", dict]:
-        """Finds the function, or waits for the server; `path` is the scorer, `options` fields.
+        """Finds the function, or waits for the server to answer.
 
-        Requests have 16 images unless `images_per_call` is given.
+        Args:
+          path: the scorer.
+          **options: the other fields. Requests have 16 images unless `images_per_call` is given.
+
+        Returns:
+          The reward, and no parameters.
 
         Raises:
-          UserError: the function can't be imported, or the server does not answer.
+          UserError: the function cannot be imported, or the server does not answer.
         """
         if http_scorer.is_address(path):
             reward = cls(path, **{"images_per_call": IMAGES_PER_REQUEST, **options})
@@ -105,27 +112,27 @@ class HostReward:
         return reward, {}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing of the prompts goes to the device."""
+        """Returns nothing, since the device does not need the prompts."""
         del prompts
         return {}
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """Float32 [n]: the scores that were asked for."""
+        """Returns the scores that were asked for, float32 [n]."""
         del params, images
         return inputs[SCORES]
 
     def score(self, images: np.ndarray, questions: Questions) -> np.ndarray:
-        """Asks the scorer; returns when all images are scored.
+        """Asks the scorer, and returns when all images are scored.
 
         Args:
-          images: uint8 [n, H, W, 3], n at least 1.
-          questions: of the n images.
+          images: uint8 [n, height, width, 3], with n at least 1.
+          questions: the questions about the n images.
 
         Returns:
-          float32 [n]; NaN where the scorer gave none (None) or NaN.
+          float32 [n]; NaN where the scorer gave None or NaN.
 
         Raises:
-          ScorerError: it fails, is too late, or gives something else than n numbers.
+          ScorerError: the scorer fails, is too late, or gives anything but n numbers.
         """
         size = self.images_per_call or len(images)
         parts = [range(n, min(n + size, len(images))) for n in range(0, len(images), size)]
@@ -154,7 +161,8 @@ class HostReward:
     def _call(self, images: np.ndarray, questions: Questions) -> Any:
         function, lock = _function(self.scorer)
         with lock:
-            # Of its own: what it writes there changes nobody else's, however late.
+            # The function gets copies of its own, so that whatever it writes there, and however
+            # late, changes nothing elsewhere.
             answer = in_background(
                 function,
                 images.copy(),
@@ -164,12 +172,12 @@ class HostReward:
             try:
                 return answer.result(self.timeout)
             except concurrent.futures.TimeoutError as error:
-                if answer.done():  # The function's own error.
+                if answer.done():  # The error is the function's own.
                     raise self._failed(error) from error
                 raise ScorerError(
                     f"The scorer {self.shown} has not returned within {self.timeout:g} seconds."
                 ) from None
-            except BaseException as error:  # sys.exit, too: it must not end the run unsaved.
+            except BaseException as error:  # Even sys.exit must not end the run unsaved.
                 raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> ScorerError:
@@ -178,6 +186,7 @@ class HostReward:
 
 @functools.cache
 def _function(name: str) -> tuple[Callable, threading.Lock]:
+    """Imports a function; the lock keeps it from being called twice at the same time."""
     function = resolve(name)
     if not callable(function):
         raise UserError(f"host_reward {name} is a {type(function).__name__}, not a function.")
@@ -185,19 +194,25 @@ def _function(name: str) -> tuple[Callable, threading.Lock]:
 
 
 def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
-    """A scorer's answer as float32 [count], None as NaN.
+    """Returns a scorer's answer as float32 [count], with None as NaN.
+
+    Args:
+      scorer: what errors call the scorer.
+      scores: the answer.
+      count: how many images were asked about.
 
     Raises:
-      ScorerError: it is something else than that many numbers.
+      ScorerError: the answer is anything but that many numbers.
     """
     refusal = None
     try:
         values = np.asarray(scores)
         if values.dtype == object:
             values = np.array([np.nan if value is None else value for value in values])
-        # JAX's function knows bfloat16, too.
+        # JAX's issubdtype also knows bfloat16.
         is_numeric = jnp.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
-    except Exception as error:  # Of any kind: a tensor refuses to become an array as it likes.
+    # A tensor may raise anything when it refuses to become an array.
+    except Exception as error:
         is_numeric, refusal = False, error
     if not is_numeric:
         because = f" ({refusal})" if refusal else ""
@@ -214,7 +229,7 @@ def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:
 
 
 def host_rewards(reward: Any) -> dict[str, HostReward]:
-    """The input field of a reward that each scorer on the host fills -> that scorer."""
+    """Returns the scorers on the host of a reward, by the input field that each fills."""
     if isinstance(reward, HostReward):
         return {SCORES: reward}
     if isinstance(reward, WeightedSum):

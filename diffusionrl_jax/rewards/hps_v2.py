@@ -1,7 +1,7 @@
-"""Human Preference Score v2 and v2.1: how much people would like this picture for the prompt.
+"""Human Preference Score v2 and v2.1: how much people would like a picture for its prompt.
 
-Wu et al., arXiv 2306.09341: open_clip's ViT-H/14 tuned on rankings. The two versions differ in
-their weights only.
+Wu et al., arXiv 2306.09341: open_clip's ViT-H/14 tuned on rankings. The two versions differ only in
+their weights.
 """
 
 import html
@@ -15,7 +15,7 @@ from diffusionrl_jax.models.towers import clip
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.clip_score import ClipScore
 
-# The config.json of v2.0 and v2.1: open_clip's ViT-H-14, in transformers' terms.
+# The config.json of v2.0 and v2.1: open_clip's ViT-H-14 in transformers' terms.
 PUBLISHED = {
     "model_type": "clip",
     "projection_dim": 1024,
@@ -37,19 +37,19 @@ PUBLISHED = {
         "hidden_act": "gelu",
     },
 }
-# Buffers of open_clip's that older checkpoints store.
+# Buffers of open_clip that older checkpoints store.
 UNUSED = (r"^attn_mask$", *weights.BUFFERS)
 
 
 class HpsV2(ClipScore):
-    """The cosine of the embeddings of the whole picture, padded to a square, and the prompt.
+    """The reward that is the cosine between the embeddings of a padded picture and of its prompt.
 
-    Folder and fields are those of `ClipScore`, but for the keys of the weights. About 0.2 to 0.35
-    for the published checkpoints; tables often show 100 times that.
+    The folder and the fields are those of `ClipScore`, except for the keys of the weights. Scores
+    are about 0.2 to 0.35 for the published checkpoints; tables often show 100 times that.
     """
 
     def read_params(self, folder: epath.Path) -> dict:
-        """The parameters in the folder, under the keys of HPS_v2.1_compressed.pt: open_clip's."""
+        """Reads the folder's parameters, under open_clip's keys as in HPS_v2.1_compressed.pt."""
         return checkpoint.read_params(
             folder,
             clip.template(self.model),
@@ -59,14 +59,18 @@ class HpsV2(ClipScore):
         )
 
     def clean(self, prompt: str) -> str:
-        """As open_clip's tokenizer: mends broken Unicode and quotes, and resolves HTML's entities.
+        """Cleans a prompt as open_clip's tokenizer does.
 
-        Twice, since captions of the web are often escaped twice. Whitespace becomes single spaces,
-        and capitals small.
+        It mends broken Unicode and quotes, resolves HTML's entities twice, since captions from the
+        web are often escaped twice, makes whitespace single spaces, and makes letters lower case.
         """
         text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
         return " ".join(text.split()).lower()
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """float [n, H, W, 3] in [0, 1] to the image tower's float32 [n, size, size, 3]."""
+        """Turns images, float [n, height, width, 3] in [0, 1], into the image tower's input.
+
+        Returns:
+          float32 [n, size, size, 3], normalised.
+        """
         return preprocessing.padded(images, self.model.vision.config.image_size)

@@ -1,7 +1,7 @@
-"""Scores from an HTTP server. The protocol is in docs/rewards_of_your_own.md.
+"""Asks an HTTP server for scores. The protocol is in docs/rewards_of_your_own.md.
 
-A server is not trusted: all of an answer has a limit of time and of bytes, nothing of it is
-unpacked but msgpack, no redirection is followed, and what is shown of it are printable characters.
+The server is not trusted: an answer is limited in time and in bytes, only msgpack is unpacked, no
+redirection is followed, and only printable characters of it are shown.
 """
 
 import concurrent.futures
@@ -24,31 +24,32 @@ from diffusionrl_jax.rewards.background import in_background
 
 FORMATS = ("png", "raw")
 CONTENT_TYPE = "application/msgpack"
-# Of a server that is overloaded, restarting or behind a proxy; anything else is final.
+# Statuses of a server that is overloaded, restarting or behind a proxy. Any other is final.
 PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 MOST_CONNECTIONS = 64
-# Seconds: the first retry follows at once, the next after 1, 2, 4, ... and a random part of this.
+# In seconds. The first retry follows at once, the next after 1, 2, 4, ... and a random part of
+# JITTER.
 BACKOFF, LONGEST_BACKOFF, JITTER = 0.5, 60.0, 0.5
-# Of an answer: a score takes 9 bytes, and the rest may say what it likes.
+# The limit of an answer. A score takes 9 bytes, and the rest may be anything.
 MOST_BYTES, BYTES_AN_IMAGE = 2**20, 16
 PIECE = 2**16
-# Seconds: what a server has for its first answer, and after which the user is told of it.
+# In seconds: how long a server may take for its first answer, and when the user is told to wait.
 LONGEST_START, QUIET_START = 60.0, 2.0
-SHOWN = 200  # Characters of an answer.
+SHOWN = 200  # How many characters of an answer.
 
 
 class ScorerError(OSError):
-    """A scorer outside of the graph has failed for good; the message names it."""
+    """Raised where a scorer outside of the graph has failed for good; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """A server's answer to one request.
 
     Attributes:
-      status: HTTP's.
-      headers: by name.
-      body: as it was sent, cut behind the limit.
+      status: the HTTP status.
+      headers: the headers by name.
+      body: the body as it was sent, cut off behind the limit.
     """
 
     status: int
@@ -56,13 +57,13 @@ class Answer:
     body: bytes
 
     def shown(self) -> str:
-        """The beginning of the body in printable characters: no escapes for a terminal."""
+        """Returns the beginning of the body in printable characters, without terminal escapes."""
         text = self.body[:SHOWN].decode(errors="replace")
         return "".join(character if character.isprintable() else " " for character in text)
 
 
 def is_address(scorer: str) -> bool:
-    """Whether a scorer is the address of a server, rather than a function's name."""
+    """Returns whether a scorer is the address of a server rather than the name of a function."""
     return scorer.lower().startswith(("http://", "https://"))
 
 
@@ -70,7 +71,7 @@ def check_address(url: str) -> None:
     """Refuses an address that holds a password, without showing it.
 
     Raises:
-      UserError: it has a user or a password.
+      UserError: the address has a user or a password.
     """
     address, _, _ = url.partition("?")
     if "@" in address:
@@ -81,7 +82,7 @@ def check_address(url: str) -> None:
 
 
 def shown(scorer: str) -> str:
-    """How messages call a scorer: a function's name, or an address without what may be secret."""
+    """Returns what messages call a scorer: a function's name, or an address without secrets."""
     if not is_address(scorer):
         return scorer
     scheme, _, rest = scorer.partition("://")
@@ -96,6 +97,7 @@ def _connections() -> urllib3.PoolManager:
 
 
 def _encode(image: np.ndarray, image_format: str) -> bytes:
+    """Encodes an image, uint8 [height, width, 3], in one of `FORMATS`."""
     if image_format == "raw":
         return image.tobytes()
     buffer = io.BytesIO()
@@ -104,28 +106,28 @@ def _encode(image: np.ndarray, image_format: str) -> bytes:
 
 
 def _open(method: str, url: str, timeout: float, **request) -> urllib3.BaseHTTPResponse:
-    """Asks, and reads no more than the headers."""
+    """Sends a request, and reads no more than the answer's headers."""
     return _connections().request(
         method, url, timeout=timeout, retries=False, preload_content=False, **request
     )
 
 
 def _ask(url: str, timeout: float, most_bytes: int, **request) -> Answer:
-    """One request; the thread that it is in may be given up."""
+    """Makes one request. The thread that it runs in may be given up."""
     deadline = time.monotonic() + timeout
     response, body = _open("POST", url, timeout, **request), bytearray()
     try:
-        while piece := response.read1(PIECE, decode_content=False):  # A bomb stays packed.
+        while piece := response.read1(PIECE, decode_content=False):  # Nothing is decompressed.
             body += piece
             if len(body) > most_bytes or time.monotonic() > deadline:
                 break
     finally:
-        response.close()  # Read to its end, its connection has been kept.
+        response.close()  # If it was read to its end, the connection is kept.
     return Answer(response.status, response.headers, bytes(body))
 
 
 def _pause(attempt: int) -> float:
-    """Seconds before the attempt of this number, from 0: none before the first and the second."""
+    """Returns the seconds before an attempt, numbered from 0; none before the first two."""
     if attempt < 2:
         return 0.0
     return min(BACKOFF * 2 ** (attempt - 1), LONGEST_BACKOFF) + random.uniform(0, JITTER)
@@ -134,10 +136,16 @@ def _pause(attempt: int) -> float:
 def check_answers(url: str, timeout: float, retries: int) -> None:
     """Waits for a server to answer anything at all, before compute is spent.
 
-    It says so where that takes more than `QUIET_START` seconds, and takes `LONGEST_START` at most.
+    It tells the user if that takes more than `QUIET_START` seconds, and waits `LONGEST_START`
+    seconds at most.
+
+    Args:
+      url: the server's address.
+      timeout: the seconds that one attempt may take.
+      retries: how often a failed attempt is repeated.
 
     Raises:
-      UserError: it does not.
+      UserError: the server does not answer.
     """
     answer = in_background(_first_answer, url, min(timeout, LONGEST_START), retries)
     concurrent.futures.wait([answer], QUIET_START)
@@ -149,7 +157,7 @@ def check_answers(url: str, timeout: float, retries: int) -> None:
         concurrent.futures.wait([answer], LONGEST_START - QUIET_START)
     try:
         answer.result(0)
-    except Exception as error:  # Of an odd address the resolver raises what it likes, too.
+    except Exception as error:  # For an odd address the resolver may raise anything.
         raise UserError(
             f"The scorer {shown(url)} does not answer ({_reason(error)}): start it, or mend the "
             "address."
@@ -157,7 +165,10 @@ def check_answers(url: str, timeout: float, retries: int) -> None:
 
 
 def _first_answer(url: str, timeout: float, retries: int) -> None:
-    """Not all servers know GET: whatever the status, something listens."""
+    """Asks with GET until the server answers.
+
+    Not all servers know GET, but whatever the status is, something listens.
+    """
     for attempt in range(retries + 1):
         time.sleep(_pause(attempt))
         try:
@@ -176,21 +187,24 @@ def request_scores(
     timeout: float,
     retries: int,
 ) -> Any:
-    """One request.
+    """Asks a server for the scores of some images, in one request and its retries.
 
     Args:
-      url: of the server.
-      images: uint8 [n, H, W, 3].
-      prompts, metadata: n each.
+      url: the server's address.
+      images: uint8 [n, height, width, 3].
+      prompts: the n prompts.
+      metadata: the n images' metadata.
       image_format: one of `FORMATS`.
-      timeout: seconds, from connecting to the last byte of the answer.
-      retries: after a connection that fails or ends, a timeout, or a status that may pass.
+      timeout: the seconds from connecting to the last byte of the answer.
+      retries: how often a request is repeated after a connection that fails or ends, a timeout, or
+        a status that may pass.
 
     Returns:
       What the server gave as its scores, unchecked.
 
     Raises:
-      ScorerError: no answer after all retries, a final status, or not the protocol's answer.
+      ScorerError: there is no answer after all retries, the status is final, or the answer does not
+        follow the protocol.
     """
     question = {
         "format": image_format,
@@ -212,7 +226,8 @@ def request_scores(
     for attempt in range(retries + 1):
         time.sleep(_pause(attempt))
         try:
-            # The timeout of a socket begins anew with each byte: whatever hangs is given up.
+            # A socket's timeout begins anew with each byte, so a request that hangs is given up
+            # here.
             answer = in_background(ask).result(timeout)
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
             problem, cause = _reason(error), error
@@ -226,6 +241,7 @@ def request_scores(
 
 
 def _scores(name: str, answer: Answer, most_bytes: int) -> Any:
+    """Returns the scores in an answer, or raises a ScorerError that says what is wrong with it."""
     if answer.status != 200:
         place = shown(answer.headers.get("Location", ""))
         to = f" to {place!r}, which is not followed" if place else ""
@@ -237,9 +253,9 @@ def _scores(name: str, answer: Answer, most_bytes: int) -> Any:
             f"The scorer {name} answered with more than {most_bytes:,} bytes, which no scores take."
         )
     try:
-        # Nothing in it can be larger than it is; what is too deep is an error of msgpack's.
+        # An answer holds no more than its bytes, and msgpack refuses what is nested too deeply.
         return msgpack.unpackb(answer.body)["scores"]
-    except Exception as error:  # msgpack raises many kinds, ValueError not above all of them.
+    except Exception as error:  # msgpack raises many kinds, not all of them ValueErrors.
         raise ScorerError(
             f"The scorer {name} did not answer with a msgpack map that has 'scores' "
             f"({type(error).__name__}), but with {answer.body[:60]!r}."
@@ -247,7 +263,7 @@ def _scores(name: str, answer: Answer, most_bytes: int) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What was the matter, without urllib3's objects in the text."""
+    """Returns what was the matter, without urllib3's objects in the text."""
     error = getattr(error, "reason", None) or error
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "no connection"

@@ -18,21 +18,21 @@ from diffusionrl_jax.models.towers import blip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 
-# Of BLIP's pretraining, in ImageReward.pt and unused by the score.
+# Tensors of BLIP's pretraining, which ImageReward.pt holds and the score does not use.
 UNUSED = (r"^blip\.(vision_proj|text_proj)\.", *weights.BUFFERS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageReward:
-    """The model; defaults are ImageReward-v1.0's.
+    """The reward model. The defaults are ImageReward-v1.0's.
 
     Attributes:
       model: BLIP's two encoders.
-      tokenizer: BERT's.
-      mlp_widths: of the head's hidden layers.
-      score_mean: subtracted from the head's output.
-      score_std: divides it.
-      max_tokens: prompts are cut or padded to this many tokens.
+      tokenizer: BERT's tokenizer.
+      mlp_widths: the widths of the head's hidden layers.
+      score_mean: the number that is subtracted from the head's output.
+      score_std: the number that then divides it.
+      max_tokens: how many tokens prompts are cut or padded to.
     """
 
     model: blip.Blip
@@ -48,16 +48,19 @@ class ImageReward:
     ) -> tuple["ImageReward", dict[str, Any]]:
         """Opens a folder with config.json, model.safetensors and vocab.txt.
 
-        config.json: {"vision_config": ViTConfig's fields, "text_config": BertConfig's fields} and
-        the fields `mlp_widths`, `score_mean`, `score_std`, `max_tokens`; what is left out is
-        ImageReward-v1.0's. model.safetensors: the keys of ImageReward.pt.
+        config.json has {"vision_config": ViTConfig's fields, "text_config": BertConfig's fields}
+        and the fields `mlp_widths`, `score_mean`, `score_std` and `max_tokens`. Whatever is left
+        out is ImageReward-v1.0's. model.safetensors has the keys of ImageReward.pt.
 
         Args:
           path: the folder; `asset:emoji/image_reward` is the embedded one.
-          dtype: of the encoders' computation.
+          dtype: the dtype that the encoders compute in.
+
+        Returns:
+          The reward and its parameters.
 
         Raises:
-          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
+          FileNotFoundError, UserError: a file or a tensor is missing or does not fit.
         """
         folder, config = checkpoint.read_config(path)
         reward = cls.from_config(config, checkpoint.read_bert_tokenizer(folder), dtype)
@@ -72,7 +75,7 @@ class ImageReward:
 
     @classmethod
     def from_config(cls, config: Mapping, tokenizer, dtype: jnp.dtype = jnp.float32):
-        """The reward that config.json describes, without its parameters."""
+        """Makes the reward that config.json describes, without its parameters."""
         fields = {
             key: config[key] for key in ("score_mean", "score_std", "max_tokens") if key in config
         }
@@ -82,13 +85,17 @@ class ImageReward:
         return cls(model=model, tokenizer=tokenizer, **fields)
 
     def template(self) -> dict:
-        """Shapes of the parameters: {"vision", "text", "mlp"}."""
+        """Returns the shapes of the parameters: {"vision", "text", "mlp"}."""
         widths = (self.model.text.config.hidden_size, *self.mlp_widths, 1)
         return {**blip.template(self.model), "mlp": heads.stack_template(widths)}
 
     @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Tokenises: {"input_ids", "attention_mask"}, int32 [len(prompts), max_tokens] each."""
+        """Tokenises prompts.
+
+        Returns:
+          {"input_ids", "attention_mask"}, each int32 [len(prompts), max_tokens].
+        """
         encoded = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -102,7 +109,7 @@ class ImageReward:
         }
 
     def head(self, params: Mapping, hidden: jax.Array) -> jax.Array:
-        """The standardised score float32 [n] of the text encoder's states [n, text width]."""
+        """Returns the standardised score, float32 [n], of the encoder's states [n, text width]."""
         raw = heads.stack(params["mlp"], hidden)[:, 0]
         return (raw - self.score_mean) / self.score_std
 
@@ -110,9 +117,9 @@ class ImageReward:
         """Scores pictures for their prompts.
 
         Args:
-          params: from `load`.
-          images: float [n, H, W, 3] in [0, 1].
-          inputs: from `prepare`, n rows.
+          params: the parameters, from `load`.
+          images: float [n, height, width, 3] in [0, 1].
+          inputs: what `prepare` returned, n rows.
 
         Returns:
           float32 [n]; about -2 (bad) to 2 (good) for the published checkpoint.

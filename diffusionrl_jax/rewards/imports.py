@@ -1,4 +1,4 @@
-"""Finds what a config names as `package.module:attribute`, and answers for what its code does."""
+"""Imports what a config names as `package.module:attribute`, and reports the errors of its code."""
 
 import contextlib
 import importlib
@@ -15,14 +15,14 @@ LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", 
 
 
 def resolve(name: str) -> Any:
-    """The attribute of a module, imported from Python's path.
+    """Returns the attribute of a module that is imported from Python's path.
 
     Args:
-      name: as in "my_rewards:redness" or "package.module:Redness".
+      name: the module and the attribute, as in "my_rewards:redness" or "package.module:Redness".
 
     Raises:
-      UserError: it is not written so, or the module or its attribute can't be imported, whatever
-        the module does instead.
+      UserError: the name is not written so, or the module or its attribute cannot be imported,
+        whatever error the module raises.
     """
     module, _, attribute = name.partition(":")
     if not (module and attribute):
@@ -36,16 +36,16 @@ def resolve(name: str) -> Any:
 def named_errors(what: str, mend: str) -> Iterator[None]:
     """Turns whatever somebody else's code raises into one error that names it and its line.
 
-    SystemExit too, which would end a run with the status that it likes, and without a line. An
-    interrupt is the user's.
+    SystemExit is turned, too: it would end a run with a status of its own, and without a message.
+    An interrupt is the user's, and passes.
 
     Args:
-      what: has failed; the message begins with it.
-      mend: ends the message where no line of that code is to blame; elsewhere the line is to be
-        mended.
+      what: what has failed; the message begins with it.
+      mend: the end of the message where no line of that code is to blame. Elsewhere the message
+        names the line to be mended.
 
     Raises:
-      UserError: anything is raised.
+      UserError: anything was raised.
     """
     try:
         yield
@@ -61,8 +61,11 @@ def named_errors(what: str, mend: str) -> Iterator[None]:
 def without_exit(what: str) -> Iterator[None]:
     """Turns sys.exit in somebody else's code into an error that names it.
 
+    Args:
+      what: what is called; the message begins with it.
+
     Raises:
-      UserError: SystemExit is raised.
+      UserError: SystemExit was raised.
     """
     try:
         yield
@@ -72,7 +75,10 @@ def without_exit(what: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of that code which an error came from, rather than one of a library."""
+    """Returns the innermost line of somebody else's code that an error came from, if there is one.
+
+    A line of a library counts only where there is no other.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [

@@ -1,8 +1,8 @@
-"""The size of the picture's JPEG file, in the graph and exact to the byte.
+"""The size of the picture's JPEG file, computed in the graph and exact to the byte.
 
-DDPO's compressibility reward (Black et al., arXiv 2305.13301), there a call of Pillow on the host.
-Here libjpeg's integer pipeline is written in jnp, so the step stays one compiled function; the
-result is Pillow's byte count. It is piecewise constant: for policy gradients only.
+DDPO's compressibility reward (Black et al., arXiv 2305.13301) calls Pillow on the host. Here
+libjpeg's integer pipeline is written in jnp, so that the step stays one compiled function; the
+result is Pillow's byte count. It is piecewise constant, and therefore for policy gradients only.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ HEADER_BYTES = 623  # SOI, JFIF, two quantisation tables, frame, four Huffman ta
 TRAILER_BYTES = 2  # EOI
 BITS_OF_DCT_CONSTANTS = 13
 BITS_OF_FIRST_PASS = 2
-MAX_CODE_BITS = 26  # a 16-bit Huffman code and 10 bits of value
+MAX_CODE_BITS = 26  # A 16-bit Huffman code and 10 bits of value.
 
 
 def _ycc(pixels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Fixed-point RGB to YCbCr (libjpeg's jccolor.c): int32 [H, W, 3] to three [H, W]."""
+    """Converts RGB to fixed-point YCbCr (libjpeg's jccolor.c): int32 [H, W, 3] to three [H, W]."""
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     half = 1 << 15
     offset = (128 << 16) + half - 1
@@ -39,7 +39,7 @@ def _pad_edge(plane: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def _halve(plane: jax.Array, block_rows: int, block_columns: int) -> jax.Array:
-    """Means of 2x2 pixels with libjpeg's alternating rounding, padded to whole blocks.
+    """Averages 2x2 pixels with libjpeg's alternating rounding, and pads to whole blocks.
 
     Columns are repeated before the averaging and rows after it, as libjpeg's preprocessing does.
     """
@@ -51,13 +51,13 @@ def _halve(plane: jax.Array, block_rows: int, block_columns: int) -> jax.Array:
 
 
 def _blocks(plane: jax.Array) -> jax.Array:
-    """[8 rows, 8 columns] pixels to [rows, columns, 8, 8]."""
+    """Cuts a plane of [8 rows, 8 columns] pixels into blocks [rows, columns, 8, 8]."""
     rows, columns = plane.shape[0] // 8, plane.shape[1] // 8
     return plane.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3)
 
 
 def _dct_pass(samples: jax.Array, first: bool) -> jax.Array:
-    """One pass of libjpeg's accurate integer DCT (jfdctint.c) over the last axis."""
+    """Computes one pass of libjpeg's accurate integer DCT (jfdctint.c) over the last axis."""
     s = [samples[..., index] for index in range(8)]
     even = [s[0] + s[7], s[1] + s[6], s[2] + s[5], s[3] + s[4]]
     odd = [s[3] - s[4], s[2] - s[5], s[1] - s[6], s[0] - s[7]]
@@ -91,7 +91,7 @@ def _dct_pass(samples: jax.Array, first: bool) -> jax.Array:
 
 
 def _quantised(plane: jax.Array, quantisation: jax.Array) -> jax.Array:
-    """Pixels of whole blocks to quantised coefficients in zigzag order, [rows, columns, 64]."""
+    """Returns pixels' quantised coefficients by block, in zigzag order: [rows, columns, 64]."""
     rows_done = _dct_pass(_blocks(plane) - 128, first=True)
     coefficients = _dct_pass(rows_done.swapaxes(-1, -2), first=False).swapaxes(-1, -2)
     divisor = 8 * quantisation
@@ -101,15 +101,15 @@ def _quantised(plane: jax.Array, quantisation: jax.Array) -> jax.Array:
 
 
 def _luma_in_scan_order(blocks: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Luma blocks as the interleaved scan has them: four a minimum coded unit.
+    """Orders luma blocks as the interleaved scan has them, four in each minimum coded unit.
 
-    A unit that reaches over the edge has dummy blocks: no AC, and the DC of the block coded just
-    before (jccoefct.c).
+    A unit that reaches over the edge has dummy blocks: they have no AC, and the DC of the block
+    that is coded just before (jccoefct.c).
 
     Args:
       blocks: [luma rows, luma columns, 64].
-      rows: of units.
-      columns: of units.
+      rows: the number of rows of units.
+      columns: the number of columns of units.
 
     Returns:
       [rows * columns, 4, 64].
@@ -118,32 +118,32 @@ def _luma_in_scan_order(blocks: jax.Array, rows: int, columns: int) -> jax.Array
     padded = jnp.pad(blocks, ((0, missing_rows), (0, missing_columns), (0, 0)))
     if missing_columns:
         padded = padded.at[:, -1, 0].set(padded[:, -2, 0])
-    if missing_rows:  # the last block of the unit's upper row is the one coded just before
+    if missing_rows:  # The last block of the unit's upper row is the one coded just before.
         padded = padded.at[-1, :, 0].set(jnp.repeat(padded[-2, 1::2, 0], 2))
     units = padded.reshape(rows, 2, columns, 2, 64).transpose(0, 2, 1, 3, 4)
     return units.reshape(rows * columns, 4, 64)
 
 
 def _category(value: jax.Array) -> jax.Array:
-    """The number of bits of |value|, below 2^15."""
+    """Returns the number of bits of |value|, which must be below 2^15."""
     return jnp.sum(jnp.abs(value)[..., None] >= 2 ** jnp.arange(15), -1)
 
 
 def _value_bits(value: jax.Array, category: jax.Array) -> jax.Array:
-    """The bits that follow a Huffman code: negative numbers in one's complement."""
+    """Returns the bits that follow a Huffman code; negative numbers are in one's complement."""
     return jnp.where(value < 0, value + (1 << category) - 1, value)
 
 
 def _codes(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The Huffman coded blocks, one slot a coefficient and one for the end of the block.
+    """Codes blocks by Huffman, with a slot for each coefficient and one for the end of the block.
 
     Args:
-      blocks: [units, 6, 64], four luma blocks and two of chroma a unit, in zigzag order, the first
-        coefficient already a difference of DCs.
+      blocks: [units, 6, 64], four luma blocks and two chroma blocks in each unit, in zigzag order.
+        The first coefficient is already a difference of DCs.
 
     Returns:
-      The bits as a number, and how many they are: int32 [units, 6, 65] each; 0 bits in unused
-      slots.
+      The bits as a number, and how many bits they are, int32 [units, 6, 65] each. Unused slots have
+      0 bits.
     """
     component = jnp.array([0, 0, 0, 0, 1, 1])[:, None]
     dc, ac = jnp.asarray(jpeg_tables.DC_CODES), jnp.asarray(jpeg_tables.AC_CODES)
@@ -164,7 +164,7 @@ def _codes(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     code, length = jnp.moveaxis(ac[component, symbol], -1, 0)
     value_code = (code << category[..., 1:]) | bits[..., 1:]
     value_length = length + category[..., 1:]
-    # The sixteenth zero of a run that goes on to a value has a code of its own.
+    # The sixteenth zero of a run that a value follows has a code of its own.
     sixteenth = ~nonzero & (run % 16 == 15) & (position < last)
     zrl, eob = ac[component, jpeg_tables.ZRL], ac[component, jpeg_tables.EOB]
     rest_code = jnp.where(nonzero, value_code, jnp.where(sixteenth, zrl[..., 0], 0))
@@ -178,7 +178,7 @@ def _codes(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _scan_bytes(codes: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Bytes of the entropy-coded scan, with a zero stuffed after each byte 0xFF.
+    """Counts the bytes of the entropy-coded scan, with a zero stuffed after each byte 0xFF.
 
     Args:
       codes: int32 [slots] in the order of the scan.
@@ -201,16 +201,17 @@ def _scan_bytes(codes: jax.Array, lengths: jax.Array) -> jax.Array:
         stream = stream.at[starts // 8 + index].add(shifted & 255, mode="drop")
     total = ends[-1]
     size = (total + 7) // 8
-    stream = stream.at[size - 1].add((1 << (8 * size - total)) - 1)  # the last byte ends in ones
+    stream = stream.at[size - 1].add((1 << (8 * size - total)) - 1)  # The last byte ends in ones.
     return size + jnp.sum((stream == 255) & (jnp.arange(room) < size))
 
 
 def jpeg_bytes(image: jax.Array, quantisation: jax.Array) -> jax.Array:
-    """The size of the file that Pillow writes for `image.save(..., "JPEG", quality=quality)`.
+    """Returns the size of what Pillow writes for `image.save(..., "JPEG", quality=quality)`.
 
     Args:
-      image: integers [H, W, 3] in 0..255.
-      quantisation: int32 [2, 8, 8] of luma and chroma, `jpeg_tables.quantisation(quality)`.
+      image: integers [height, width, 3] in 0..255.
+      quantisation: int32 [2, 8, 8], the tables of luma and chroma,
+        `jpeg_tables.quantisation(quality)`.
 
     Returns:
       int32 scalar, bytes.
@@ -223,7 +224,7 @@ def jpeg_bytes(image: jax.Array, quantisation: jax.Array) -> jax.Array:
     chroma = jax.vmap(lambda plane: _quantised(_halve(plane, rows, columns), quantisation[1]))(
         jnp.stack(chroma)
     ).reshape(2, rows * columns, 64)
-    # Each component's DC is coded as the difference from its block before, in the scan's order.
+    # Each component's DC is coded as the difference from that of its block before, in scan order.
     luma_difference = jnp.diff(luma[..., 0].ravel(), prepend=0).reshape(-1, 4)
     luma = luma.at[..., 0].set(luma_difference)
     chroma = chroma.at[..., 0].set(jnp.diff(chroma[..., 0], prepend=0))
@@ -233,10 +234,10 @@ def jpeg_bytes(image: jax.Array, quantisation: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class JpegSize:
-    """Kilobytes (1000 bytes) of the picture as a JPEG file, 4:2:0.
+    """The reward that is the size of the picture as a JPEG file, 4:2:0, in kilobytes (1000 bytes).
 
     Attributes:
-      quality: libjpeg's, 1 to 100; DDPO's code uses 95.
+      quality: libjpeg's quality, 1 to 100; DDPO's code uses 95.
       sign: -1 rewards small files (compressibility), +1 large ones.
     """
 
@@ -245,12 +246,12 @@ class JpegSize:
 
     @classmethod
     def load(cls, path: str = "", **options) -> tuple["JpegSize", dict]:
-        """There is nothing to load: `path` is ignored, `options` are the fields."""
+        """Makes the reward from the options, which are its fields. `path` is ignored."""
         del path
         return cls(**options), {}
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing of the prompt is used."""
+        """Returns nothing, since the score does not depend on the prompt."""
         del prompts
         return {}
 

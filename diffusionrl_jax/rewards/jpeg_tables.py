@@ -22,7 +22,7 @@ CHROMA_QUANTISATION = (
     *((99,) * 8,) * 4,
 )
 
-# Symbols by code length (1 to 16 bits), then the symbols in the order of their codes.
+# How many symbols have a code of each length (1 to 16 bits), and the symbols in their codes' order.
 LUMA_DC = ("00010501010101010100000000000000", "000102030405060708090a0b")
 CHROMA_DC = ("00030101010101010101010000000000", "000102030405060708090a0b")
 LUMA_AC = (
@@ -39,12 +39,12 @@ CHROMA_AC = (
     "797a82838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6c7"
     "c8c9cad2d3d4d5d6d7d8d9dae2e3e4e5e6e7e8e9eaf2f3f4f5f6f7f8f9fa",
 )
-EOB = 0x00  # the symbol that ends a block
-ZRL = 0xF0  # the symbol of sixteen zeros
+EOB = 0x00  # The symbol that ends a block.
+ZRL = 0xF0  # The symbol of sixteen zeros.
 
 
 def _zigzag() -> np.ndarray:
-    """Row-major positions of the 8x8 coefficients in the order of the scan."""
+    """Returns the row-major positions of the 8x8 coefficients in the order of the scan."""
     cells = [(row, column) for row in range(8) for column in range(8)]
     upwards = lambda cell: cell[1] if sum(cell) % 2 == 0 else cell[0]  # noqa: E731
     ordered = sorted(cells, key=lambda cell: (sum(cell), upwards(cell)))
@@ -55,7 +55,7 @@ ZIGZAG = _zigzag()
 
 
 def _huffman(counts: str, symbols: str, size: int) -> np.ndarray:
-    """int32 [size, 2]: code and its length in bits, by symbol (T.81, Annex C)."""
+    """Returns each symbol's code and its length in bits, int32 [size, 2] (T.81, Annex C)."""
     table = np.zeros((size, 2), np.int32)
     remaining = iter(bytes.fromhex(symbols))
     code = 0
@@ -67,19 +67,19 @@ def _huffman(counts: str, symbols: str, size: int) -> np.ndarray:
     return table
 
 
-# int32 [2, symbols, 2]: of luma and of chroma.
+# int32 [2, symbols, 2]: luma's and chroma's.
 DC_CODES = np.stack([_huffman(*LUMA_DC, 16), _huffman(*CHROMA_DC, 16)])
 AC_CODES = np.stack([_huffman(*LUMA_AC, 256), _huffman(*CHROMA_AC, 256)])
 
 
 def quantisation(quality: int) -> np.ndarray:
-    """libjpeg's scaling of the standard tables by quality (jpeg_set_quality), baseline.
+    """Scales the standard tables by quality as libjpeg does (jpeg_set_quality), for baseline files.
 
     Returns:
-      int32 [2, 8, 8], of luma and of chroma.
+      int32 [2, 8, 8], the tables of luma and chroma.
 
     Raises:
-      UserError: if quality is not in 1..100.
+      UserError: the quality is not in 1..100.
     """
     if not 1 <= quality <= 100:
         raise UserError(f"JPEG quality is {quality}; it must be in 1..100.")

@@ -5,9 +5,9 @@ import re
 
 
 def find_names(prompt: str, names: tuple[str, ...]) -> tuple[int, ...]:
-    """Indices of the names in a prompt, in its order, each once.
+    """Returns the indices of the names in a prompt, in its order, each once.
 
-    The longest name wins ("hot dog" before "dog"), whole words only, in either case.
+    Only whole words count, in either case, and the longest name wins ("hot dog" before "dog").
     """
     matches = _pattern(names).finditer(prompt.lower())
     return tuple(dict.fromkeys(_indices(names)[match[0]] for match in matches))

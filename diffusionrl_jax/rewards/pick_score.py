@@ -1,6 +1,6 @@
 """PickScore: which of two pictures people would pick for this prompt.
 
-Kirstain et al., arXiv 2305.01569: a CLIP ViT-H/14 tuned on choices; the difference of two scores is
+Kirstain et al., arXiv 2305.01569: a CLIP ViT-H/14 tuned on choices. The difference of two scores is
 the logit of the choice.
 """
 
@@ -13,10 +13,10 @@ from diffusionrl_jax.rewards.clip_score import ClipScore
 
 
 class PickScore(ClipScore):
-    """The cosine of the embeddings times the model's logit scale.
+    """The reward that is the cosine of the embeddings times the model's logit scale.
 
-    Folder, fields and preprocessing are those of `ClipScore`; the published PickScore_v1 loads as
-    it is.
+    The folder, the fields and the preprocessing are those of `ClipScore`. The published
+    PickScore_v1 loads as it is.
     """
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:

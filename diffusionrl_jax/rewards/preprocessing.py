@@ -1,4 +1,4 @@
-"""The pictures' way into a reward model, in the graph: resize, crop or pad, normalise."""
+"""Prepares pictures for a reward model in the graph: resizes, crops or pads, and normalises."""
 
 import math
 from collections.abc import Callable
@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-# OpenAI CLIP's channel statistics, which BLIP, OWL-ViT, HPS and PickScore all share.
+# OpenAI CLIP's channel statistics, which BLIP, OWL-ViT, HPS and PickScore all use.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Antialiased bicubic resize, a pass along the rows and then one along the columns.
+    """Resizes images bicubically with antialiasing, first along rows and then along columns.
 
-    What Pillow does, which clips to the range of 8-bit pictures after each pass, but for its
-    rounding. Each pass is equal to torchvision's antialiased bicubic to 3e-6 before the clipping.
+    It does what Pillow does, except for Pillow's rounding: each pass is clipped to the range of
+    8-bit pictures. Before clipping, each pass is equal to torchvision's antialiased bicubic to
+    3e-6.
 
     Args:
       images: [n, H, W, 3] in [0, 1].
-      height: of the result, pixels.
-      width: of the result, pixels.
+      height: the height of the result, pixels.
+      width: the width of the result, pixels.
 
     Returns:
       [n, height, width, 3] in [0, 1]; the images themselves where they have that size.
@@ -35,25 +36,25 @@ def resize(images: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def centre_crop(images: jax.Array, size: int, whole: Callable = round) -> jax.Array:
-    """The middle [n, size, size, 3] of the images.
+    """Returns the middle of the images, [n, size, size, 3].
 
     Args:
-      images: [n, H, W, 3], no side below `size`.
-      size: of the result, pixels.
-      whole: how the first row and column are rounded, where as many pixels can't be cut off from
-        either side: `round` as in torchvision, `math.floor` as in transformers.
+      images: [n, H, W, 3], with no side below `size`.
+      size: the height and width of the result, pixels.
+      whole: how the first row and column are rounded where the same number of pixels cannot be cut
+        off from either side: `round` as in torchvision, `math.floor` as in transformers.
     """
     top, left = (whole((side - size) / 2) for side in images.shape[1:3])
     return images[:, top : top + size, left : left + size]
 
 
 def normalise(images: jax.Array, mean=CLIP_MEAN, std=CLIP_STD) -> jax.Array:
-    """Subtracts the channels' mean and divides by their standard deviation."""
+    """Subtracts the channels' mean, and divides by their standard deviation."""
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def square(images: jax.Array, size: int, whole: Callable = round) -> jax.Array:
-    """OpenAI CLIP's preprocessing: the short side to `size`, the centre cut out, normalised.
+    """Applies OpenAI CLIP's preprocessing: the short side to `size`, a centre crop, normalisation.
 
     Args:
       images: float [n, H, W, 3] in [0, 1].
@@ -70,14 +71,14 @@ def square(images: jax.Array, size: int, whole: Callable = round) -> jax.Array:
 
 
 def square_of_transformers(images: jax.Array, size: int) -> jax.Array:
-    """`square` as transformers' CLIPImageProcessor cuts it, which PickScore uses."""
+    """Applies `square` with the crop of transformers' CLIPImageProcessor, which PickScore uses."""
     return square(images, size, math.floor)
 
 
 def padded(images: jax.Array, size: int) -> jax.Array:
-    """HPS's preprocessing: the long side to `size`, the rest black on either side, normalised.
+    """Applies HPS' preprocessing: the long side to `size`, black on either side, normalisation.
 
-    open_clip's ResizeMaxSize. Arguments and result are those of `square`.
+    This is open_clip's ResizeMaxSize. The arguments and the result are those of `square`.
     """
     height, width = images.shape[1:3]
     scale = size / max(height, width)
@@ -88,15 +89,15 @@ def padded(images: jax.Array, size: int) -> jax.Array:
 
 
 def stretched(images: jax.Array, size: int) -> jax.Array:
-    """OWL-ViT's preprocessing: both sides to `size` whatever the aspect, normalised."""
+    """Applies OWL-ViT's preprocessing: both sides to `size` whatever the aspect, normalisation."""
     return normalise(resize(images, size, size))
 
 
 def _linear_resize(size: int, target: int) -> np.ndarray:
-    """What scikit-image's linear resize with antialiasing does to one side: [target, size].
+    """Returns scikit-image's antialiased linear resize of one side as a matrix [target, size].
 
-    A Gaussian where the side shrinks, then linear interpolation, both with the mirror's image
-    beyond the edge. The columns are its answers to a single bright pixel.
+    It is a Gaussian where the side shrinks, then linear interpolation, both with the picture
+    mirrored beyond its edge. The columns are the answers to a single bright pixel.
     """
     blur = max(0.0, (size / target - 1) / 2)
     pixels = scipy.ndimage.gaussian_filter(np.eye(size), (blur, 0), mode="mirror")
@@ -106,10 +107,11 @@ def _linear_resize(size: int, target: int) -> np.ndarray:
 
 
 def padded_with_grey(images: jax.Array, size: int) -> jax.Array:
-    """OWLv2's preprocessing: grey below or right of the picture makes it a square, then resized.
+    """Applies OWLv2's preprocessing: grey below or right makes a square, which is then resized.
 
-    Arguments and result are those of `square`. Equal to transformers' Owlv2ImageProcessor, which
-    computes in floating point: the result keeps the range of the picture with its grey.
+    The arguments and the result are those of `square`. It is equal to transformers'
+    Owlv2ImageProcessor, which computes in floating point: the result keeps the range of the picture
+    with its grey.
     """
     height, width = images.shape[1:3]
     side = max(height, width)

@@ -1,6 +1,6 @@
 """Scores by the independent recogniser: for watching a run, never for training it.
 
-They have a reward's interface, so that `evaluate.py` treats them alike.
+They have a reward's interface, so that evaluations treat them like any other.
 """
 
 import dataclasses
@@ -16,16 +16,18 @@ from diffusionrl_jax.rewards import mentions
 from diffusionrl_jax.rewards.distinct import once_per_prompt
 from diffusionrl_jax.rewards.statistical_parity import statistical_parity
 
-THRESHOLD = 0.5  # of the probability from which something counts as recognised
+THRESHOLD = 0.5  # The probability from which something counts as recognised.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recognition:
-    """Which share of the objects and occupations that the prompt names is in the picture.
+    """The reward that is the share of the things its prompt names that are in the picture.
+
+    Things are the objects and occupations that the recogniser knows.
 
     Attributes:
       recogniser: the network.
-      max_labels: at most so many names in a prompt.
+      max_labels: how many things a prompt may name at most.
     """
 
     recogniser: Recogniser
@@ -33,11 +35,17 @@ class Recognition:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["Recognition", dict]:
-        """Opens a recogniser's folder; see `models/towers/recogniser.py`."""
+        """Opens a recogniser's folder; see `models/towers/recogniser.py`.
+
+        Args:
+          path: the folder.
+          **options: the field `max_labels`.
+        """
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 
     def _named_labels(self, prompt: str) -> tuple[int, ...]:
+        """Returns the labels that a prompt names; raises a UserError if none or too many."""
         found = mentions.find_names(prompt, self.recogniser.labels)
         if not 1 <= len(found) <= self.max_labels:
             raise UserError(
@@ -47,20 +55,24 @@ class Recognition:
         return found
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuses the prompts that `prepare` would.
+        """Refuses the prompts that `prepare` would refuse.
 
         Raises:
-          UserError: if one names no label, or too many.
+          UserError: a prompt names no label, or too many.
         """
         for prompt in prompts:
             self._named_labels(prompt)
 
     @once_per_prompt
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Indices and mask of the labels that each prompt names, [n, max_labels].
+        """Finds the labels that each prompt names.
+
+        Returns:
+          {"labels": int32 [n, max_labels], indices; "mask": float32 of the same shape, 1 where
+          there is a label and 0 elsewhere}.
 
         Raises:
-          UserError: if a prompt names none, or too many.
+          UserError: a prompt names no label, or too many.
         """
         indices = np.zeros((len(prompts), self.max_labels), np.int32)
         mask = np.zeros((len(prompts), self.max_labels), np.float32)
@@ -71,7 +83,7 @@ class Recognition:
         return {"labels": indices, "mask": mask}
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """The recognised share: float32 [n] in [0, 1]."""
+        """Returns the share that is recognised, float32 [n] in [0, 1]."""
         probabilities, _ = self.recogniser.recognise(params, images)
         named = jnp.take_along_axis(probabilities, inputs["labels"], axis=1)
         recognised = (named > THRESHOLD) * inputs["mask"]
@@ -80,11 +92,11 @@ class Recognition:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecognisedParity:
-    """Minus the statistical parity of each group, by the recogniser's view of the skin tones.
+    """The reward that is minus each group's statistical parity, by the tones the recogniser sees.
 
     Attributes:
-      recogniser: the network, trained to see through a tint over the whole picture.
-      group_size: pictures per prompt; the pictures of one prompt must be contiguous.
+      recogniser: the network, which was trained to see through a tint over the whole picture.
+      group_size: how many pictures each prompt has; the pictures of one prompt must be neighbours.
     """
 
     recogniser: Recogniser
@@ -92,16 +104,21 @@ class RecognisedParity:
 
     @classmethod
     def load(cls, path: str, **options) -> tuple["RecognisedParity", dict]:
-        """Opens a recogniser's folder; see `models/towers/recogniser.py`."""
+        """Opens a recogniser's folder; see `models/towers/recogniser.py`.
+
+        Args:
+          path: the folder.
+          **options: the field `group_size`.
+        """
         recogniser, params = load_recogniser(path)
         return cls(recogniser, **options), params
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing: the score looks at the pictures alone."""
+        """Returns nothing, since the score does not depend on the prompt."""
         return {}
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """-SP (Eq. 12) of each picture's group: float32 [n]."""
+        """Returns -SP (Eq. 12) of each picture's group, float32 [n]."""
         _, tones = self.recogniser.recognise(params, images)
         classes = jnp.argmax(tones, -1).reshape(-1, self.group_size)
         parity = statistical_parity(classes, len(self.recogniser.tones))

@@ -1,4 +1,4 @@
-"""From a config's scorers to rewards."""
+"""Makes rewards from the scorers that a config describes."""
 
 import dataclasses
 import itertools
@@ -21,6 +21,7 @@ PROMPTS_PER_CHECK = 4096
 
 
 def _reward_class(scorer: Config) -> type[LoadedReward]:
+    """Returns the class that a scorer names: one in `REWARDS`, or a person's own."""
     if ":" in scorer.reward:
         kind = resolve(scorer.reward)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
@@ -32,15 +33,21 @@ def _reward_class(scorer: Config) -> type[LoadedReward]:
 
 
 def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
-    """Opens a reward model from `configs.common.make_scorer`, or several from `make_weighted_sum`.
+    """Opens the reward that a scorer describes, or the several rewards of a weighted sum.
+
+    Scorers are made by `make_scorer` and `make_weighted_sum` of `experiments/config.py`.
 
     Args:
-      scorer: its name, folder or hub id, and options.
-      group_size: images of each prompt; handed to rewards that look at groups.
+      scorer: the reward's name, its folder or hub id, and its options.
+      group_size: how many images each prompt has; it is passed to rewards with a field
+        `group_size`.
+
+    Returns:
+      The reward and its parameters.
 
     Raises:
-      UserError: if the name or an option is unknown; or one of your own cannot be loaded, whatever
-        it raises.
+      UserError: the name or an option is unknown, or a person's own reward cannot be loaded,
+        whatever it raises.
       FileNotFoundError, OSError: see `folders.locate`.
     """
     if scorer.reward == WEIGHTED_SUM:
@@ -65,7 +72,7 @@ def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
 
 
 def prepare(reward: Reward, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """As `Reward.prepare`, of a reward that may be anybody's.
+    """Calls `Reward.prepare` of a reward that may be anybody's.
 
     Raises:
       UserError: it calls sys.exit, which would end the run as if all were well.
@@ -75,14 +82,14 @@ def prepare(reward: Reward, prompts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
-    """Has a reward, and all parts of a sum, look for prompts that it can't score.
+    """Has a reward, and all parts of a sum, look for prompts that it cannot score.
 
     Args:
-      reward: any; asked only if it has a `check`.
-      prompts: gone through once at most, without being held.
+      reward: any reward; it is asked only if it has a `check`.
+      prompts: the prompts, which are gone through once at most and not held.
 
     Raises:
-      UserError: a prompt that the reward refuses.
+      UserError: the reward refuses a prompt.
     """
     checks = _checks(reward)
     prompts = iter(prompts)
@@ -93,6 +100,7 @@ def check_prompts(reward: Reward, prompts: Iterable[str]) -> None:
 
 
 def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
+    """Returns the `check` of a reward or of each part of a sum, where there is one."""
     if isinstance(reward, WeightedSum):
         return [check for part in reward.rewards.values() for check in _checks(part)]
     check = getattr(reward, "check", None)
@@ -100,7 +108,7 @@ def _checks(reward: Reward) -> list[Callable[[Sequence[str]], None]]:
 
 
 def check_scorer(scorer: Config) -> None:
-    """Refuses a name that is not known, before anything is loaded.
+    """Refuses an unknown name before anything is loaded.
 
     Raises:
       UserError: there is no such reward.
@@ -113,7 +121,7 @@ def check_scorer(scorer: Config) -> None:
 
 
 def is_on_host(scorer: Config) -> bool:
-    """Whether it, or a part of it, is a `host_reward`.
+    """Returns whether a scorer, or a part of it, is a `host_reward`.
 
     Raises:
       UserError: its address has a password, which is refused before anything shows the config.

@@ -1,4 +1,4 @@
-"""How every reward is asked on the devices, in training and in evaluations."""
+"""Asks any reward on the devices, in training and in evaluations."""
 
 import math
 from collections.abc import Mapping
@@ -13,21 +13,22 @@ from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 
 def score(reward: Reward, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-    """A reward's scores, and none where there is no picture.
+    """Returns a reward's scores, with NaN where there is no picture to score.
 
-    A pixel that is NaN or infinite would become some number like any other in many rewards (the
-    size of a file, the class of a face). Where a reward compares a group's pictures, one that is
-    none leaves the whole group without a score: what it would have added is not known.
+    Many rewards would turn a pixel that is NaN or infinite into some ordinary number (the size of a
+    file, the class of a face). Where a reward compares a group's pictures, one such picture leaves
+    the whole group without a score: what it would have added is not known.
 
     Args:
-      reward: any.
-      params, images, inputs: as of `Reward.__call__`; a reward of groups gets whole ones.
+      reward: any reward.
+      params, images, inputs: as in `Reward.__call__`. A reward that compares groups gets whole
+        ones.
 
     Returns:
-      float32 [n]: the reward's, to the bit, for finite pictures; NaN for the others.
+      float32 [n]: exactly the reward's scores for finite pictures, NaN for the others.
 
     Raises:
-      UserError: the reward gives something else than one number an image.
+      UserError: the reward gives anything but one number for each image.
     """
     with without_exit(f"The reward {type(reward).__name__}"):
         scores = jnp.asarray(reward(params, images, inputs))
@@ -42,7 +43,7 @@ def score(reward: Reward, params: Mapping, images: jax.Array, inputs: Mapping) -
 
 
 def _group_size(reward: Reward) -> int:
-    """How many neighbours a reward, or a part of it, compares; 1 if it takes each by itself."""
+    """Returns how many neighbours a reward, or a part of it, compares; 1 if it compares none."""
     if isinstance(reward, WeightedSum):
         return math.lcm(*map(_group_size, reward.rewards.values()))
     return getattr(reward, "group_size", 1) if getattr(reward, "compares_pictures", True) else 1

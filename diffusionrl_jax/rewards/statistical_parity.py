@@ -1,8 +1,8 @@
 """Statistical parity of an attribute over the pictures of one prompt (Eq. 12).
 
-A distribution-level reward: it is a function of a group of pictures. The classifier is a CLIP image
-tower with a linear head, either trained or made of one prompt for each class (arXiv 2103.00020,
-zero-shot classification).
+It is a distribution-level reward, a function of a group of pictures. The classifier is a CLIP image
+tower with a linear head, which is either trained or made from one prompt for each class (arXiv
+2103.00020, zero-shot classification).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from diffusionrl_jax.models.towers import clip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
 CREDITS = ("shared", "leave_one_out")
-# The paper's classifier of four skin tones is private; these make one of any CLIP.
+# The paper's classifier of four skin tones is private. These prompts make one from any CLIP.
 CLASS_PROMPTS = {
     "dark": "a photo of a person with dark skin",
     "medium-dark": "a photo of a person with medium dark skin",
@@ -33,6 +33,7 @@ CLASS_PROMPTS = {
 
 
 def _as_one_hot(classes: jax.Array, num_classes: int | None) -> jax.Array:
+    """Returns classes as one-hot frequencies, whichever way they are given."""
     if jnp.issubdtype(classes.dtype, jnp.integer):
         if num_classes is None:
             raise UserError("Class indices need num_classes; one-hot frequencies do not.")
@@ -41,30 +42,34 @@ def _as_one_hot(classes: jax.Array, num_classes: int | None) -> jax.Array:
 
 
 def _distance_to_uniform(counts: jax.Array) -> jax.Array:
-    """|| counts / sum - 1 / classes ||_2 over the last axis."""
+    """Returns || counts / sum - 1 / classes ||_2 over the last axis."""
     frequencies = counts / jnp.sum(counts, -1, keepdims=True)
     return jnp.sqrt(jnp.sum(jnp.square(frequencies - 1 / counts.shape[-1]), -1))
 
 
 def statistical_parity(classes: jax.Array, num_classes: int | None = None) -> jax.Array:
-    """SP of Eq. 12: the distance between a group's class frequencies and equal ones.
+    """Returns SP of Eq. 12: the distance between a group's class frequencies and equal ones.
 
     Args:
-      classes: int [groups, m] class indices (with `num_classes`), or float [groups, m, classes]
-        one-hot.
+      classes: class indices, int [groups, m] (with `num_classes`), or one-hot classes, float
+        [groups, m, classes].
       num_classes: how many classes the indices run over.
 
     Returns:
-      float32 [groups]; 0 is parity, sqrt(1 - 1 / classes) is all pictures in one class.
+      float32 [groups]; 0 is parity, and sqrt(1 - 1 / classes) is all pictures in one class.
+
+    Raises:
+      UserError: indices are given without `num_classes`.
     """
     return _distance_to_uniform(_as_one_hot(classes, num_classes).sum(-2))
 
 
 def leave_one_out_credit(classes: jax.Array, num_classes: int | None = None) -> jax.Array:
-    """What each picture does for its group's parity: SP without it minus SP with it.
+    """Returns what each picture does for its group's parity: SP without it minus SP with it.
 
-    Positive for a picture that brings the group closer to parity. Unlike Eq. 12's shared reward it
-    tells the pictures of a group apart, so that the gradient has a direction within the group.
+    It is positive for a picture that brings the group closer to parity. Unlike Eq. 12's shared
+    reward it tells the pictures of a group apart, so that the gradient has a direction within the
+    group.
 
     Args:
       classes: as in `statistical_parity`, with m >= 2.
@@ -80,16 +85,21 @@ def leave_one_out_credit(classes: jax.Array, num_classes: int | None = None) -> 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StatisticalParity:
-    """Minus the statistical parity of each prompt's group of pictures.
+    """The reward that is minus the statistical parity of each prompt's group of pictures.
 
     Attributes:
       tower: the CLIP image tower and its configuration.
-      classes: names of the classes.
-      group_size: pictures per prompt; the pictures of one prompt must be contiguous.
+      classes: the names of the classes.
+      group_size: how many pictures each prompt has; the pictures of one prompt must be neighbours.
       credit: "shared" (Eq. 12: each picture of a group gets -SP) or "leave_one_out".
-      width: of CLIP's joint space, where the head is made of prompts and sees a picture's unit
-        embedding in that space; None where it is trained, and sees the tower's pooled output.
-      class_prompts: name -> prompt of each class, where the head is made of prompts.
+      width: the width of CLIP's joint space where the head is made from prompts, which sees a
+        picture's unit embedding there. None where the head is trained, which sees the tower's
+        pooled output.
+      class_prompts: class -> its prompt, where the head is made from prompts.
+
+    Raises:
+      UserError: the credit is unknown, the group is smaller than 2, or the classes are not two or
+        more different ones.
     """
 
     tower: Any
@@ -113,24 +123,29 @@ class StatisticalParity:
     def load(
         cls, path: str, dtype: jnp.dtype = jnp.float32, **options
     ) -> tuple["StatisticalParity", dict]:
-        """Opens a folder with config.json and model.safetensors, of either layout.
+        """Opens a folder with config.json and model.safetensors, of either of two layouts.
 
-        With a trained head: config.json {"vision_config": CLIPVisionConfig's fields, "classes":
-        names}, and the keys of CLIPVisionModel and `classifier.{weight,bias}`.
+        With a trained head, config.json has {"vision_config": CLIPVisionConfig's fields, "classes":
+        names}, and model.safetensors has the keys of CLIPVisionModel and
+        `classifier.{weight,bias}`.
 
-        Any CLIP, such as openai/clip-vit-large-patch14: CLIPConfig's "vision_config", "text_config"
-        and "projection_dim", CLIPModel's keys, and CLIPTokenizer's files. The classes are then
-        those of "class_prompts" in config.json, or in the options, or else `CLASS_PROMPTS`; the
-        prompts are embedded here, once, and stored in the parameters in place of the text tower.
+        Any CLIP without a head will do as well, such as openai/clip-vit-large-patch14: config.json
+        has CLIPConfig's "vision_config", "text_config" and "projection_dim", model.safetensors has
+        CLIPModel's keys, and CLIPTokenizer's files are there. The classes are then those of
+        "class_prompts" in the options, or else in config.json, or else `CLASS_PROMPTS`. The prompts
+        are embedded here, once, and stored in the parameters in place of the text tower.
 
         Args:
           path: the folder; `asset:emoji/statistical_parity` is the embedded one, with a head.
-          dtype: of the towers' computation.
+          dtype: the dtype that the towers compute in.
           **options: the fields `group_size`, `credit` and `class_prompts`.
 
+        Returns:
+          The reward and its parameters.
+
         Raises:
-          FileNotFoundError, UserError: if a file or a tensor is missing or does not fit, or
-            prompts are given for a head that is trained.
+          FileNotFoundError, UserError: a file or a tensor is missing or does not fit, or prompts
+            are given for a head that is trained.
         """
         folder, config = checkpoint.read_config(path, required=("vision_config",))
         prompts = options.pop("class_prompts", None)
@@ -153,6 +168,7 @@ class StatisticalParity:
     def _of_prompts(
         cls, folder: epath.Path, config: Mapping, dtype: jnp.dtype, prompts: Any, options: Mapping
     ) -> tuple["StatisticalParity", dict]:
+        """Makes the reward whose head consists of the embeddings of one prompt for each class."""
         missing = [key for key in ("text_config", "projection_dim") if key not in config]
         if missing:
             raise UserError(
@@ -185,7 +201,7 @@ class StatisticalParity:
         }
 
     def template(self) -> dict:
-        """Shapes of the parameters: the image tower's, its projection's if any, and the head's."""
+        """Returns the parameters' shapes: the tower's, its projection's if any, and the head's."""
         template = clip.vision_template(self.tower)
         if self.width is not None:
             template["visual_projection"] = clip.projection_template(self.tower, self.width)
@@ -193,9 +209,9 @@ class StatisticalParity:
         return {**template, "classifier": heads.dense_template(inputs, len(self.classes))}
 
     def logits(self, params: Mapping, images: jax.Array) -> jax.Array:
-        """Class logits of images [n, H, W, 3] in [0, 1]: float32 [n, classes].
+        """Returns class logits, float32 [n, classes], of images [n, height, width, 3] in [0, 1].
 
-        Of a head made of prompts those of transformers' CLIPModel, `logits_per_image`.
+        With a head made from prompts they are `logits_per_image` of transformers' CLIPModel.
         """
         pixels = preprocessing.square_of_transformers(images, self.tower.config.image_size)
         if self.width is None:
@@ -205,11 +221,11 @@ class StatisticalParity:
         return heads.dense(params["classifier"], features)
 
     def classify(self, params: Mapping, images: jax.Array) -> jax.Array:
-        """Class probabilities of images [n, H, W, 3] in [0, 1]: float32 [n, classes]."""
+        """Returns class probabilities, float32 [n, classes], of images [n, H, W, 3] in [0, 1]."""
         return jax.nn.softmax(self.logits(params, images))
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Nothing of the prompt is used but its place: groups are contiguous."""
+        """Returns nothing. Of a prompt only its place matters: groups are contiguous."""
         del prompts
         return {}
 
@@ -217,15 +233,16 @@ class StatisticalParity:
         """Scores the pictures of whole groups.
 
         Args:
-          params: from `load`.
-          images: float [n, H, W, 3] in [0, 1], the `group_size` pictures of a prompt contiguous.
-          inputs: from `prepare`; unused.
+          params: the parameters, from `load`.
+          images: float [n, height, width, 3] in [0, 1]; the `group_size` pictures of a prompt are
+            neighbours.
+          inputs: what `prepare` returned; unused.
 
         Returns:
           float32 [n].
 
         Raises:
-          UserError: if n is not a multiple of group_size.
+          UserError: n is not a multiple of group_size.
         """
         del inputs
         if images.shape[0] % self.group_size:
@@ -240,7 +257,7 @@ class StatisticalParity:
 
 
 def _checked_prompts(prompts: Any) -> dict[str, str]:
-    """The prompts as a dictionary, or one error that says how they are written."""
+    """Returns the prompts as a dictionary, or raises one error that says how they are written."""
     is_mapping = isinstance(prompts, Mapping | ml_collections.ConfigDict)
     items: dict[str, Any] = dict(prompts) if is_mapping else {}
     if len(items) < 2 or not all(isinstance(text, str) and text for text in items.values()):

@@ -16,12 +16,15 @@ SEPARATOR = "/"
 class WeightedSum:
     """The sum of rewards of the same pictures and prompts, each times its weight.
 
-    Scales are not evened out: a weight is per unit of its reward's own scale. A weight of -1 makes
-    a penalty of a reward.
+    Differences of scale are not evened out: a weight is per unit of its reward's own scale. A
+    weight of -1 turns a reward into a penalty.
 
     Attributes:
       rewards: name -> reward.
       weights: name -> weight.
+
+    Raises:
+      UserError: there are no rewards, or rewards and weights have different names.
     """
 
     rewards: Mapping
@@ -35,7 +38,7 @@ class WeightedSum:
             )
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What each reward prepares, under "name/field"."""
+        """Returns what each reward prepares, under "name/field"."""
         return {
             f"{name}{SEPARATOR}{field}": rows
             for name, reward in self.rewards.items()
@@ -43,7 +46,7 @@ class WeightedSum:
         }
 
     def parts(self, params: Mapping, images: jax.Array, inputs: Mapping) -> dict[str, jax.Array]:
-        """Each reward's own scores, name -> float32 [n]; arguments as of `__call__`."""
+        """Returns each reward's own scores, name -> float32 [n]. The arguments are `__call__`'s."""
         scores = {}
         for name, reward in self.rewards.items():
             prefix = name + SEPARATOR
@@ -59,9 +62,9 @@ class WeightedSum:
         """Scores pictures for their prompts.
 
         Args:
-          params: name -> that reward's.
-          images: float [n, H, W, 3] in [0, 1].
-          inputs: from `prepare`, n rows.
+          params: name -> that reward's parameters.
+          images: float [n, height, width, 3] in [0, 1].
+          inputs: what `prepare` returned, n rows.
 
         Returns:
           float32 [n].

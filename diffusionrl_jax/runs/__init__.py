@@ -1,1 +1,1 @@
-"""A workdir: what is saved there, found again, gone on with and opened by others."""
+"""A run's workdir: what is saved there and found again, and how others open it."""

@@ -1,4 +1,4 @@
-"""A save that fails: what said so, and what it leaves behind."""
+"""Tells why a save failed, and removes what it leaves behind."""
 
 import re
 import time
@@ -6,18 +6,18 @@ import time
 from etils import epath
 
 UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
-# How TensorStore says what the file system said.
+# The beginning of TensorStore's message for an error of the file system.
 TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
 def is_of_the_file_system(error: Exception) -> bool:
-    """Whether the file system refused something, through whichever library."""
+    """Returns whether an error is the file system's, through whichever library it comes."""
     is_tensorstores = isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))
     return isinstance(error, OSError) or bool(is_tensorstores)
 
 
 def remove_unfinished(directory: epath.Path) -> bool:
-    """Removes what no save has completed; returns whether there was anything."""
+    """Removes what no save has completed, and returns whether there was anything."""
     unfinished = [path for path in directory.iterdir() if UNFINISHED.fullmatch(path.name)]
     for path in unfinished:
         path.rmtree()
@@ -25,25 +25,26 @@ def remove_unfinished(directory: epath.Path) -> bool:
 
 
 def remove_what_is_still_written(directory: epath.Path) -> None:
-    """Removes what a failed save left, until nothing has come after it for a second.
+    """Removes what a failed save has left, until for a second nothing more appears.
 
-    Orbax waits for the first of a save's threads that fails, not for the others.
+    It waits at most 10 seconds. Orbax waits only for the first of a save's threads that fails; the
+    others may still be writing.
     """
     deadline, quiet = time.monotonic() + 10, 0
     while quiet < 5 and time.monotonic() < deadline:
         try:
             quiet = 0 if remove_unfinished(directory) else quiet + 1
-        except OSError:  # It was written to while it was removed.
+        except OSError:  # Something was written while it was removed.
             quiet = 0
         time.sleep(0.2)
 
 
 def reason(error: Exception) -> str:
-    """What the file system said, without what a library says around it."""
+    """Returns what the file system said, without what a library puts around it."""
     said = re.search(r"([^:]*) \[os_error_code=", str(error))
     return getattr(error, "strerror", None) or (said and said[1].strip()) or first_line(error)
 
 
 def first_line(error: Exception) -> str:
-    """An error's kind and the beginning of what it says."""
+    """Returns an error's kind and the beginning of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

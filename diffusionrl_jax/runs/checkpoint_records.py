@@ -1,4 +1,4 @@
-"""What lies beside the state in a checkpoint: its metrics, and digests of its arrays.
+"""What a checkpoint holds beside the state: its metrics, and digests of its arrays.
 
 It is one JSON file in the folder of the step, which Orbax completes together with the state.
 """
@@ -15,31 +15,31 @@ from orbax.checkpoint import checkpoint_managers
 from diffusionrl_jax.mistakes import UserError
 
 RECORD = "record"
-OLD_METRICS = "metrics.json"  # Of all steps: there earlier versions kept them.
+OLD_METRICS = "metrics.json"  # Earlier versions kept all steps' metrics there.
 
 
 class DamagedError(UserError):
-    """A part of a checkpoint is not what was saved."""
+    """Raised where a part of a checkpoint is not what was saved."""
 
 
 def seal(content: Any) -> dict[str, str]:
-    """JSON with a digest of itself, to be read by `read_record`."""
+    """Returns JSON with a digest of itself, to be read by `read_record`."""
     text = json.dumps(content)
     return {"content": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
-    """What was sealed and saved with a step's state.
+    """Reads what was sealed and saved with a step's state.
 
     Args:
-      directory: of all steps.
-      step: which.
+      directory: the folder of all steps.
+      step: the step to read.
 
     Returns:
       The content; None for a checkpoint of an earlier version, which has none.
 
     Raises:
-      DamagedError: it is not what was saved.
+      DamagedError: the file is missing, unreadable, or not what was saved.
     """
     file = directory / str(step) / RECORD / "metadata"
     try:
@@ -59,14 +59,14 @@ def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
 
 
 def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
-    """The metric that a step was saved with, NaN where it was not evaluated.
+    """Reads the metric that a step was saved with; it is NaN where the step was not evaluated.
 
     Args:
-      directory, step: as of `read_record`.
-      metric: its name; earlier versions kept one alone, beside the steps.
+      directory, step: as in `read_record`.
+      metric: the metric's name. Earlier versions kept only one metric, in a file beside the steps.
 
     Raises:
-      DamagedError: it cannot be known.
+      DamagedError: the metric cannot be read.
     """
     record = read_record(directory, step)
     try:
@@ -79,19 +79,22 @@ def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
 
 
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay. The metrics are not left to Orbax: of one damaged folder it makes all
-    of them unreadable.
+    """Decides which checkpoints are kept.
+
+    The metrics are not left to Orbax: one damaged folder makes all of them unreadable there.
 
     Args:
-      last: how many of the newest.
-      best: how many of those with the largest score besides.
-      score: of a step; NaN is the worst, and one of None, which can't be read, stays.
+      last: how many of the newest checkpoints are kept.
+      best: how many of those with the largest score are kept besides.
+      score: a function from a step to its score. NaN is the worst score. A step whose score is
+        None, which means that it cannot be read, is kept.
     """
 
     def __init__(self, last: int, best: int, score: Callable[[int], float | None]):
         self.last, self.best, self._score = last, best, score
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
+        """Returns for each checkpoint whether it is kept; Orbax calls it."""
         del context
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
         kept = set(steps[-self.last :])

@@ -1,4 +1,4 @@
-"""What of a train state a checkpoint holds, and whether what comes back is that."""
+"""What of a train state a checkpoint holds, and whether the same comes back."""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ PyTree = Any
 
 
 def size_of(state: PyTree) -> int:
-    """Bytes of all arrays of a state or of its shapes, which compression makes fewer."""
+    """Returns the bytes of all arrays of a state, or of its shapes, before they are compressed."""
     size = lambda leaf: math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize
     return sum(map(size, jax.tree.leaves(state)))
 
 
 def check_digests(restored: PyTree, record: Mapping[str, Any] | None) -> None:
-    """Compares what was restored with what was saved; where there are several processes, all must.
+    """Compares what was restored with what was saved. All processes must call it.
 
     Args:
-      restored: a state, in which what was passed over is `ocp.PLACEHOLDER`.
-      record: of `read_record`; None compares nothing.
+      restored: a state, in which `ocp.PLACEHOLDER` stands for what was not read.
+      record: what `read_record` returned; without one, only finiteness is checked.
 
     Raises:
-      DamagedError: they differ, or there is a number that is not finite.
+      DamagedError: the two differ, or a number is not finite.
     """
     found = digests(jax.tree.map(lambda leaf: None if leaf is ocp.PLACEHOLDER else leaf, restored))
     if broken := not_finite(found):
@@ -45,24 +45,24 @@ def check_digests(restored: PyTree, record: Mapping[str, Any] | None) -> None:
 
 
 def without_empty(tree: PyTree) -> PyTree:
-    """Orbax refuses arrays without elements, and there is nothing in them to save."""
+    """Returns the tree with None in place of arrays without elements, which Orbax refuses."""
     return jax.tree.map(lambda leaf: leaf if math.prod(np.shape(leaf)) else None, tree)
 
 
 def fill_empty(expected, restored):
-    """The restored leaf; zeros without elements for what was not saved.
+    """Returns a restored leaf; an array without elements, which was not saved, is made anew.
 
     Args:
-      expected: its shape, dtype and sharding.
-      restored: an array, `ocp.PLACEHOLDER`, or None.
+      expected: the leaf's shape, dtype and sharding.
+      restored: an array, `ocp.PLACEHOLDER`, or None for what was not saved.
 
     Raises:
-      DamagedError: the array is of another shape or dtype.
+      DamagedError: the array has another shape or dtype.
     """
     if restored is ocp.PLACEHOLDER or expected is None:
         return restored
     if restored is not None:
-        # Orbax compares the shapes of sharded arrays only, and no dtypes.
+        # Orbax compares no dtypes, and the shapes of sharded arrays only.
         found = np.shape(restored), jax.dtypes.result_type(restored)
         if found != (expected.shape, expected.dtype):
             raise DamagedError(

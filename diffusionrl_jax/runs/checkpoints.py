@@ -1,11 +1,11 @@
-"""Checkpoints that survive: saved in the background, restored onto any mesh, whole or not at all.
+"""Checkpoints: saved in the background, restored onto any mesh, whole or not at all.
 
-A thin layer over Orbax. It adds what a long run needs: what is restored is what was saved, the
-newest whole checkpoint is found when newer ones are damaged, nothing damaged is deleted, nothing
-that is not finite is saved, and the best checkpoints by a metric are kept.
+This is a thin layer over Orbax. It adds what a long run needs: what is restored is what was saved;
+the newest whole checkpoint is found when newer ones are damaged; nothing damaged is deleted;
+nothing that is not finite is saved; and the best checkpoints by a metric are kept.
 
-A step's folder holds Orbax's "state", and beside it "record": the metrics that it was saved with,
-and a digest of each of the state's arrays.
+A step's folder holds Orbax's "state" and, beside it, "record": the metrics that the state was saved
+with, and a digest of each of its arrays.
 """
 
 import contextlib
@@ -46,22 +46,22 @@ STATE = "state"
 
 
 class SaveError(OSError):
-    """A checkpoint could not be saved: the message names it, and how the run goes on."""
+    """Raised where a checkpoint cannot be saved; the message says how the run continues."""
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one numbered folder a step.
+    """The checkpoints in one folder, which has one numbered folder for each step.
 
     Args:
-      directory: where they are, on a disk or in a bucket; made by the first save.
-      keep_last: how many of the newest are kept.
-      keep_best: how many of the best by `best_metric` are kept besides. One whose metric cannot be
-        read is never deleted for others.
-      best_metric: the name of the metric, larger is better; needed if `keep_best` is not 0.
+      directory: the folder, on a disk or in a bucket. The first save makes it.
+      keep_last: how many of the newest checkpoints are kept.
+      keep_best: how many of the best by `best_metric` are kept besides. A checkpoint whose metric
+        cannot be read is never deleted for others.
+      best_metric: the name of the metric; larger is better. It is needed if `keep_best` is not 0.
 
     Raises:
-      UserError: `keep_last` is below 1, `keep_best` is asked for without `best_metric`, or the
-        folder's path has a backslash, which TensorStore takes for a slash.
+      UserError: `keep_last` is below 1, `keep_best` is given without `best_metric`, or the folder's
+        path has a backslash, which TensorStore takes for a slash.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
-        self._saving: tuple[int, int] | None = None  # A step, and its bytes.
+        self._saving: tuple[int, int] | None = None  # The step and its bytes.
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -95,7 +95,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, enable_async_checkpointing=True
             )
-            # Named and typed here, or Orbax guesses both from the folders, damaged ones too.
+            # The items are named and typed here. Orbax would otherwise guess both from the folders,
+            # of which some may be damaged.
             handlers = {
                 STATE: ocp.PyTreeCheckpointHandler(),
                 RECORD: ocp.JsonCheckpointHandler(),
@@ -106,30 +107,30 @@ class Checkpoints:
         return self._opened
 
     def steps(self) -> tuple[int, ...]:
-        """The steps whose save was completed, ascending; damage done later is not looked for."""
+        """Returns the steps whose save was completed, ascending. Later damage is not looked for."""
         return tuple(sorted(self._manager.all_steps())) if self.directory.exists() else ()
 
     def whole_steps(self) -> tuple[int, ...]:
-        """`steps` but for those that the last `restore` found broken."""
+        """Returns the `steps` except those that the last `restore` found broken."""
         return tuple(step for step in self.steps() if step not in self._broken_steps)
 
     def clean_up(self) -> None:
-        """Removes what was being written when a run was killed; only for the one that trains here.
+        """Removes what was being written when a run was killed.
 
-        All processes must call it.
+        Only the run that trains here may call it, and all of its processes must.
         """
         if jax.process_index() == 0 and self.directory.exists():
             remove_unfinished(self.directory)
-        true_everywhere(True)  # A barrier: nobody writes before.
+        true_everywhere(True)  # This is a barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
         """Refuses a disk on which there is no room for one more checkpoint.
 
         Args:
-          state: as of `save`, or its shapes.
+          state: the state, as in `save`, or its shapes.
 
         Raises:
-          SaveError: there is not; in every process alike.
+          SaveError: there is no room. It is raised in all processes alike.
         """
         size, free = size_of(state), math.inf
         if not in_bucket(self.directory):
@@ -145,18 +146,19 @@ class Checkpoints:
             )
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
-        """Starts saving the state in the background; the state may be donated at once.
+        """Starts saving the state in the background. The state may be donated at once.
 
-        Checkpoints that the last `restore` found broken are renamed to "<step>.broken" first, so
+        Checkpoints that the last `restore` found broken are first renamed to "<step>.broken", so
         that the run can pass through those steps again.
 
         Args:
           step: how many steps the state has been trained for.
-          state: any pytree of arrays and numbers, sharded or not; None and empty arrays may occur.
-          metrics: numbers by name, kept with the checkpoint; NaN counts as the worst.
+          state: any pytree of arrays and numbers, sharded or not; None and arrays without elements
+            may occur.
+          metrics: numbers by name, which are kept with the checkpoint; NaN counts as the worst.
 
         Returns:
-          False if this very step is saved already, and nothing was done.
+          False if this step has been saved already, so that nothing was done.
 
         Raises:
           UserError: a later step exists, or `best_metric` is not among the metrics.
@@ -202,30 +204,34 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def is_best(self, score: float) -> bool:
-        """Whether a checkpoint of this score would be kept as one of the best; all processes ask.
+        """Returns whether a checkpoint with this score would be kept as one of the best.
+
+        All processes must call it.
 
         Args:
-          score: of `best_metric`.
+          score: the value of `best_metric`.
         """
         if not self._keep.best or not math.isfinite(score):
             return False
         scores = [self._score(step) for step in self.steps()]
         better = [other for other in scores if other is not None and other >= score]
-        return bool(gather(np.array(len(better) < self._keep.best))[0])  # As process 0 reads them.
+        # All follow process 0's reading.
+        return bool(gather(np.array(len(better) < self._keep.best))[0])
 
     def restore(self, abstract_state: PyTree) -> tuple[int, PyTree] | None:
-        """The newest whole checkpoint; a broken one is passed over with a printed warning.
+        """Restores the newest whole checkpoint, and warns of each broken one that it passes over.
 
         Args:
-          abstract_state: the state's pytree with a `jax.ShapeDtypeStruct` with sharding for each
-            array; the arrays are placed by it. What is `ocp.PLACEHOLDER` instead
-            is passed over and stays it.
+          abstract_state: the state's pytree with a `jax.ShapeDtypeStruct` in place of each array,
+            whose sharding says where the array is placed. `ocp.PLACEHOLDER` in place of an array
+            means that it is not read; it is then in the result, too.
 
         Returns:
-          The step and the state, bit for bit as saved; None if there is no checkpoint at all.
+          The step and the state, bit for bit as it was saved; None if there is no checkpoint at
+          all.
 
         Raises:
-          RuntimeError: there are checkpoints, and none can be restored; or the newest does not fit
+          RuntimeError: there are checkpoints, but none can be restored, or the newest does not fit
             into the devices' memory.
         """
         failures = {}
@@ -259,7 +265,11 @@ class Checkpoints:
         return None
 
     def check_step(self, step: int) -> None:
-        """Raises a FileNotFoundError if there is no such step."""
+        """Refuses a step that is not there.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+        """
         if step not in self.steps():
             raise FileNotFoundError(
                 f"There is no checkpoint of step {step} in {self.directory}: choose one of"
@@ -267,12 +277,13 @@ class Checkpoints:
             )
 
     def restore_step(self, step: int, abstract_state: PyTree) -> PyTree:
-        """The state of one step, as `restore` gives it.
+        """Restores the state of one step, as `restore` does.
 
         Raises:
           FileNotFoundError: there is no such step.
           DamagedError: what was read is not what was saved.
-          Exception: whatever Orbax raises if the checkpoint is damaged or of another structure.
+          Exception: Orbax raises errors of several kinds if the checkpoint is damaged or has
+            another structure.
         """
         self.check_step(step)
         item = without_empty(abstract_state)
@@ -286,14 +297,14 @@ class Checkpoints:
             restored = self._manager.restore(step, args=items)["state"]
         except Exception as error:
             failure = error
-        # The digests are computed together, and one process alone may have failed to read.
+        # All processes compute the digests together, but only some may have failed to read.
         if not true_everywhere(failure is None):
             raise failure or DamagedError("it cannot be read in another process")
         check_digests(restored, record)
         return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
 
     def best_step(self) -> int:
-        """The step whose checkpoint has the largest `best_metric`.
+        """Returns the step whose checkpoint has the largest `best_metric`.
 
         Raises:
           UserError: no checkpoint has been evaluated.
@@ -309,20 +320,24 @@ class Checkpoints:
         return max(ranked, key=lambda step: (known[step], step))
 
     def check(self) -> None:
-        """Raises what went wrong in a save that has ended meanwhile; does not wait for one."""
+        """Raises the error of a save that has ended meanwhile; it does not wait for one.
+
+        Raises:
+          SaveError: the save failed.
+        """
         if self._saving:
-            assert self._opened is not None  # It saves.
+            assert self._opened is not None  # A save is running.
             if not self._opened.is_saving_in_progress():
                 self.wait()
 
     def wait(self) -> None:
-        """Returns when the running save is complete.
+        """Returns once the running save is complete.
 
         Raises:
-          SaveError: it failed.
+          SaveError: the save failed.
         """
         if self._saving:
-            assert self._opened is not None  # It saves.
+            assert self._opened is not None  # A save is running.
             try:
                 self._opened.wait_until_finished()
             except Exception as error:
@@ -330,19 +345,19 @@ class Checkpoints:
             self._saving = None
 
     def close(self) -> None:
-        """Waits for the running save and lets the folder go."""
+        """Waits for the running save, and releases the folder."""
         if self._opened is not None:
             opened, self._opened = self._opened, None
             opened.close()
 
     def _failed(self, error: Exception) -> Exception:
-        """What to raise for what went wrong in a save; what was written of it is removed."""
+        """Returns the error to raise for a failed save, and removes what the save has written."""
         assert self._saving is not None
         (step, size), self._saving = self._saving, None
         if not is_of_the_file_system(error):
             return error
         steps = self.whole_steps()
-        with contextlib.suppress(Exception):  # It fails once more.
+        with contextlib.suppress(Exception):  # Closing raises the error once more.
             self.close()
         if jax.process_index() == 0:
             remove_what_is_still_written(self.directory)
@@ -353,6 +368,7 @@ class Checkpoints:
         )
 
     def _move_broken_aside(self) -> None:
+        """Renames the folders of broken checkpoints; all processes must call it."""
         if not self._broken_steps:
             return
         if jax.process_index() == 0:
@@ -367,7 +383,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _score(self, step: int) -> float | None:
-        """As of `checkpoint_records.read_score`; each is read once."""
+        """Returns a step's score, read once by `read_score`; None if it cannot be read."""
         if step not in self._scores:
             try:
                 score = read_score(self.directory, step, self.best_metric)

@@ -25,13 +25,17 @@ INDEX = "model_index.json"
 
 
 def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
-    """Makes the folder and tries it, before anything is loaded.
+    """Makes the output folder and tries to write to it, before anything is loaded.
+
+    Args:
+      path: the folder, as given by the flag --output.
+      overwrite: whether the folder may hold something already.
 
     Raises:
-      UserError: it cannot be written to, or holds something and is not to be overwritten.
+      UserError: the folder cannot be written to, or holds something and may not be overwritten.
     """
     output = prepare_folder(path, "--output")
-    remove_partials(output)  # Of an export that was killed.
+    remove_partials(output)  # A killed export may have left some.
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise UserError(
             f"--output={path} is not empty: choose another folder, or write over its files "
@@ -42,10 +46,10 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
 
 @contextlib.contextmanager
 def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
-    """A folder to write to, whose files are then moved to the output, model_index.json at last.
+    """Yields a folder to write to, whose files are then moved to the output, model_index.json last.
 
-    So the output is not taken for a pipeline before it is one. In a bucket nothing can be moved;
-    there `save_model` writes that file last.
+    The output is thus not taken for a pipeline before it is one. In a bucket nothing can be moved,
+    and the output itself is yielded; `save_model` writes that file last there.
     """
     output = epath.Path(output)
     if in_bucket(output):
@@ -63,7 +67,7 @@ def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:
-    """Moves files into a folder, those of folders first, over what is there."""
+    """Moves files into a folder, over what is there. Files in subfolders are moved first."""
     entries = sorted(source.iterdir(), key=lambda entry: not entry.is_dir())
     for entry in entries:
         if entry.is_dir():
@@ -76,15 +80,18 @@ def _move(source: epath.Path, target: epath.Path) -> None:
 def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     """Writes a complete folder in diffusers' layout.
 
+    What a pipeline has beside the networks is copied from the folder that the checkpoint, or its
+    run, started from.
+
     Args:
       checkpoint: a run's workdir (PATH, PATH@step, @best or @last), a diffusers folder, asset:... ,
-        or a Hugging Face hub id. What the pipeline has beside the networks is copied from the
-        folder that it, or the run, started from.
+        or a Hugging Face hub id.
       output: an existing folder.
-      dtype: what the weights are stored as.
+      dtype: the dtype in which the weights are stored.
 
     Raises:
-      UserError, FileNotFoundError: there is no such checkpoint, or a weight is beyond float16.
+      UserError, FileNotFoundError: there is no such checkpoint, or a weight is too large for
+        float16.
     """
     path, step = trained.parse_model(checkpoint, "--checkpoint")
     config = trained.opening_config(path)
@@ -95,10 +102,10 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
 
 
 def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
-    """Writes the LoRA factors of a run, as `export_pipeline`.
+    """Writes a run's LoRA factors alone; the arguments are those of `export_pipeline`.
 
     Raises:
-      UserError, FileNotFoundError: as `export_pipeline`, or the run has trained no LoRA.
+      UserError, FileNotFoundError: as in `export_pipeline`, or the run has trained no LoRA.
     """
     path, step = trained.parse_model(checkpoint, "--checkpoint")
     if not trained.is_run(path):

@@ -1,9 +1,9 @@
 """Keeps two programs from training in one workdir, on shared disks and in buckets too.
 
-The one that trains writes a small file into the workdir again and again. Another one that finds it
-asks: of a process of this very machine, whether that still lives; of another machine, whether the
-file still changes. So a killed run leaves nothing behind that anybody would have to remove, and no
-two clocks need to agree.
+The program that trains there writes a small file into the workdir again and again. Another program
+that finds the file checks whether its writer is alive: on the same machine by the writer's process,
+on another machine by whether the file still changes. A killed run thus leaves nothing behind that
+somebody would have to remove, and the machines' clocks need not agree.
 """
 
 import contextlib
@@ -28,13 +28,15 @@ from diffusionrl_jax.mistakes import UserError
 
 LEASE = "running.json"
 BEAT_SECONDS = 10.0
-# How long the file of another machine has to stand still: some beats, and what a shared disk may
-# show late.
+# For how long another machine's file must not change until its writer counts as gone: some beats,
+# and the delay of a shared disk.
 STILL_SECONDS = 35.0
 
 
 class Lease:
-    """A workdir's lease. Where there are several processes all call it, and the first holds it.
+    """The lease of a workdir.
+
+    Where there are several processes, all call it, and the first one holds it.
 
     Args:
       workdir: an existing folder, local or `gs://`.
@@ -51,8 +53,8 @@ class Lease:
         """Takes the lease.
 
         Raises:
-          UserError: another program trains there, or it is not one folder for all processes; in
-            every process alike.
+          UserError: another program trains in the workdir, or not all processes see the same
+            folder. It is raised in all processes alike.
         """
         found = _read(self._path) if jax.process_index() == 0 else None
         self._refuse(found if found is not None and _may_live(found, self._path) else None)
@@ -70,22 +72,23 @@ class Lease:
     def __exit__(self, *_):
         self._stop.set()
         if jax.process_index() == 0:
-            # Where that fails, others see that this process is gone.
+            # If that fails, others still see that this process is gone.
             with contextlib.suppress(Exception):
                 if self._other() is None:
                     self._path.unlink()
 
     def check(self) -> None:
-        """Makes sure that the lease is still this program's: of two that took it together, or one
-        that has stood still for long, one finds here that it is not.
+        """Makes sure that the lease is still this program's.
+
+        If two programs took it together, or this one stood still for long, it may be another's.
 
         Raises:
-          UserError: it is not; in every process alike.
+          UserError: another program holds the lease. It is raised in all processes alike.
         """
         self._refuse(self._other() if jax.process_index() == 0 else None)
 
     def _is_seen(self) -> bool:
-        """Whether this process sees what the first has written, which a disk may show late."""
+        """Returns whether this process sees what the first one wrote; a disk may show it late."""
         first = gather(np.frombuffer(bytes.fromhex(self._own["id"]), np.uint8))[0]
         if jax.process_index() == 0:
             return True
@@ -97,6 +100,7 @@ class Lease:
         return True
 
     def _refuse(self, holder: Mapping[str, Any] | None) -> None:
+        """Raises a UserError in all processes if the first one has found a holder."""
         if gather(np.array(holder is not None)).any():
             whose = "another program's, as process 0 says" if holder is None else _describe(holder)
             raise UserError(
@@ -105,7 +109,7 @@ class Lease:
             )
 
     def _other(self) -> dict[str, Any] | None:
-        """What another program wrote over this one's file."""
+        """Returns what another program wrote over this one's file, or None."""
         found = _read(self._path)
         return None if found is None or found["id"] == self._own["id"] else found
 
@@ -114,15 +118,16 @@ class Lease:
         write_whole(self._path, json.dumps(self._own | {"beats": self._beats}).encode())
 
     def _beat(self) -> None:
+        """Writes the file again and again until the lease is given back."""
         while not self._stop.wait(BEAT_SECONDS):
-            # A full disk, or a bucket out of reach, is for the training's own writes to tell of.
+            # If the disk is full or the bucket out of reach, training's own writes will report it.
             with contextlib.suppress(Exception):
                 if self._other() is None:
                     self._write()
 
 
 def _identity() -> dict[str, Any]:
-    """This process, and the machine by which its number is to be understood."""
+    """Returns what identifies this process, and the machine on which its number is valid."""
     return {
         "host": socket.gethostname(),
         "boot": _first(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text),
@@ -133,7 +138,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _first(read: Callable[[], str]) -> str:
-    """What is read, or nothing on a system without /proc."""
+    """Returns what is read, or an empty text on a system without /proc."""
     try:
         return read().strip()
     except OSError:
@@ -141,13 +146,17 @@ def _first(read: Callable[[], str]) -> str:
 
 
 def _started(process: int) -> str:
-    """When a process started, in ticks: numbers of processes come again. Empty if it is gone."""
+    """Returns when a process started, in clock ticks, or an empty text if it is gone.
+
+    It tells a process from a later one with the same number.
+    """
     stat = _first(pathlib.Path(f"/proc/{process}/stat").read_text)
-    fields = stat.rpartition(")")[2].split()  # Behind the name, which may have spaces.
+    fields = stat.rpartition(")")[2].split()  # The name before them may have spaces.
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
 def _may_live(found: dict[str, Any], path: epath.Path) -> bool:
+    """Returns whether the file's writer may be alive; of another machine it waits to see."""
     own = _identity()
     here = all(found.get(name) == own[name] for name in ("host", "boot", "namespace"))
     if here and own["started"]:
@@ -170,7 +179,7 @@ def _may_live(found: dict[str, Any], path: epath.Path) -> bool:
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-    """What the file says; None if there is none, or nobody can be told of by it."""
+    """Returns what the file says; None if there is none, or it does not tell whose it is."""
     try:
         found = json.loads(path.read_text())
     except Exception:  # Buckets' libraries each raise their own kinds.

@@ -1,4 +1,4 @@
-"""Signals that tell a run to stop, as a question that it asks itself."""
+"""Turns signals that tell a run to stop into a question that the run asks itself."""
 
 import collections
 import os
@@ -17,8 +17,8 @@ class PreemptionGuard:
                     checkpoints.save(...)
                     break
 
-    A second SIGINT interrupts at once. SIGHUP, of a terminal that is closed, is left alone where
-    the program was started to ignore it, by nohup say.
+    A second SIGINT interrupts at once. SIGHUP, which a closed terminal sends, is left alone where
+    the program was started to ignore it, as by nohup.
     """
 
     def __init__(self):
@@ -46,12 +46,12 @@ class PreemptionGuard:
             _write_to_nowhere()
 
     def should_stop(self) -> bool:
-        """Whether any process has been told to stop. With several, all must ask together."""
+        """Returns whether any process has been told to stop. All processes must call it."""
         return not true_everywhere(not self._received)
 
 
 def _write_to_nowhere() -> None:
-    """Of a terminal that is gone: what is written to it would end the run before it has saved."""
+    """Redirects output from a terminal that is gone: writing there would end the run unsaved."""
     terminal = os.fstat(2).st_rdev
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

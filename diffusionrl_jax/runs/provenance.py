@@ -1,4 +1,4 @@
-"""What is needed to repeat a run: its config, versions and revision."""
+"""Records what is needed to repeat a run: its config, versions and revision."""
 
 import importlib.metadata
 import json
@@ -14,11 +14,11 @@ from diffusionrl_jax.data.files import write_whole
 
 
 def write_run_information(workdir: str, config: Config) -> None:
-    """Writes config.json and versions.json, what is needed to repeat the run.
+    """Writes config.json and versions.json, which have what is needed to repeat the run.
 
     Args:
       workdir: an existing folder.
-      config: an `ml_collections.ConfigDict` or a dict; values that JSON lacks become strings.
+      config: an `ml_collections.ConfigDict` or a dict. Values that JSON lacks become strings.
     """
     if jax.process_index():
         return
@@ -40,7 +40,10 @@ def write_run_information(workdir: str, config: Config) -> None:
 
 
 def git_revision() -> str | None:
-    """The revision of this package's checkout, "+changes" if it is modified; None without one."""
+    """Returns the revision of this package's checkout, with "+changes" if it is modified.
+
+    It is None if the package is not in a checkout of its own.
+    """
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -49,7 +52,7 @@ def git_revision() -> str | None:
 
     try:
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # Installed into some other project's folder.
+            return None  # It is installed in another project's folder.
         changes = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):

@@ -27,7 +27,8 @@ from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import DENOISERS
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
-# What may change when a run is resumed: how long it takes, how it is watched, where it runs.
+# The fields that may differ when a run is resumed: how long it trains, how it is watched, and where
+# it runs.
 FREE_FIELDS = (
     "iterations",
     "evaluation",
@@ -38,12 +39,12 @@ FREE_FIELDS = (
     "convolution",
     "remat",
     "attention",
-    "plan",  # What was chosen for those of the above that were left open.
+    "plan",  # What was chosen for those of the fields above that were left open.
 )
 
 
 def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
-    """The checkpoints of a run."""
+    """Opens the checkpoints of a run."""
     return Checkpoints(
         str(epath.Path(workdir) / "checkpoints"),
         config.checkpoint.keep_last,
@@ -53,10 +54,10 @@ def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
 
 
 def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState] | None:
-    """As `Checkpoints.restore`, for a program that a person has started.
+    """Restores the newest whole checkpoint as `Checkpoints.restore` does, for a program's user.
 
     Raises:
-      UserError: there are checkpoints, and none can be restored.
+      UserError: there are checkpoints, but none can be restored.
     """
     try:
         restored = checkpoints.restore(state.saved())
@@ -66,22 +67,22 @@ def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, Tra
 
 
 def read_config(workdir: str) -> Config:
-    """The config that a run was last started with.
+    """Reads the config that a run was last started with.
 
     Raises:
-      FileNotFoundError, UserError: there is none, or it is damaged.
+      FileNotFoundError, UserError: there is no config, or it is damaged.
     """
     return of_earlier(read_json(epath.Path(workdir) / "config.json"))
 
 
 def opening_config(path: str) -> Config:
-    """How to open and sample a model on all devices, as `load_trained` needs to know.
+    """Returns the config by which `load_trained` opens and samples a model on all devices.
 
-    Each device gets a part of the model: a copy for each may be more than there is room for.
+    Each device gets a part of the model, since there may be no room for a whole copy on each.
 
     Args:
-      path: the workdir of a run, whose own config it is; or a diffusers folder or a hub id, which
-        gets Stable Diffusion's usual one.
+      path: the workdir of a run, whose own config is returned; or a diffusers folder or a hub id,
+        for which it is Stable Diffusion's usual one.
     """
     if is_run(path):
         config = read_config(path)
@@ -96,7 +97,7 @@ def opening_config(path: str) -> Config:
 def differing_fields(
     earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "config"
 ) -> list[str]:
-    """Names, with both values, of the fields in which two configs differ."""
+    """Returns the names of the fields in which two configs differ, with both values."""
     differences = []
     for name in sorted({*earlier, *now}):
         old, new = (values.get(name, "absent") for values in (earlier, now))
@@ -113,7 +114,7 @@ def _short(value: Any) -> str:
 
 
 def of_method(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's fields without those of the methods that it does not use."""
+    """Returns a config's fields without those of the methods that it does not use."""
     name = values["algorithm"]["name"]
     return dict(values) | {"algorithm": {"name": name, name: values["algorithm"].get(name)}}
 
@@ -122,12 +123,12 @@ def check_same_experiment(workdir: str, config: Config) -> None:
     """Refuses to resume a run as another experiment.
 
     Args:
-      workdir: of the run, with checkpoints in it.
-      config: of now; `FREE_FIELDS` may differ.
+      workdir: the workdir of the run, with checkpoints in it.
+      config: the config of now. The fields in `FREE_FIELDS` may differ.
 
     Raises:
-      UserError: a field that matters differs, and the message names each; or there is no
-        config.json to tell.
+      UserError: another field differs, and the message names each that does; or there is no
+        config.json to compare with.
     """
     if not is_run(workdir):
         raise UserError(
@@ -149,27 +150,32 @@ def check_same_experiment(workdir: str, config: Config) -> None:
 
 
 def load_denoiser(workdir: str, policy: Policy, step: str = "last") -> Parameters:
-    """The denoiser that a run draws its pictures with: `load_params`, LoRA's factors merged."""
+    """Loads the denoiser that a run draws its pictures with.
+
+    Its parameters are those of `load_params`, with LoRA's factors merged.
+    """
     lora = make_lora(read_config(workdir))
     merge = make_merge(policy.mesh, policy.denoiser, lora)
     return merge(load_params(workdir, policy, step))
 
 
 def load_params(workdir: str, policy: Policy, step: str = "last") -> Parameters:
-    """What a run has trained, all of the denoiser or LoRA's factors: the average where it kept one.
+    """Loads the parameters that a run has trained: all of the denoiser's, or LoRA's factors.
+
+    Where the run kept an average of them, the average is loaded.
 
     Args:
-      workdir: of the run.
+      workdir: the workdir of the run.
       policy: the model that the run started from, on whose mesh the parameters are placed.
       step: "last" (the newest whole checkpoint), "best" (by config.evaluation.best), or a number.
 
     Raises:
-      UserError, FileNotFoundError: there is no such checkpoint, or it can't be restored.
+      UserError, FileNotFoundError: there is no such checkpoint, or it cannot be restored.
     """
     config = read_config(workdir)
     shapes = jax.eval_shape(functools.partial(initial_state, config), policy.denoiser)
     wanted = abstract_arrays(shapes.params, parameter_sharding(policy.mesh, shapes.params))
-    # Of the train state's structure all is passed over but the parameters that are asked for.
+    # Of the train state only the parameters that are asked for are read.
     state: TrainState = jax.tree.map(lambda leaf: ocp.PLACEHOLDER, shapes)
     chosen = "params" if state.ema_params is None else "ema_params"
     state = dataclasses.replace(state, **{chosen: wanted})
@@ -194,18 +200,18 @@ def _no_checkpoint(workdir: str, config: Config) -> str:
 
 
 def parse_model(text: str, name: str) -> tuple[str, str]:
-    """What a user names a model by, wherever a checkpoint of a run may be one.
+    """Parses how a user names a model, wherever a run's checkpoint may be one.
 
     Args:
       text: PATH, or a run's PATH@12, PATH@best or PATH@last; see `data.files.split_step`.
-      name: the flag that named it, for messages.
+      name: the flag that has the text, for messages.
 
     Returns:
-      The path in full, as `hub.expand` has it, and the step, empty where none is named: what
-      `load_trained` and `check_trained` take.
+      The path in full, as `hub.expand` has it, and the step, which is empty where none is given:
+      the arguments of `load_trained` and `check_trained`.
 
     Raises:
-      UserError: nothing can be there, or the step is none.
+      UserError: nothing can be at the path, or the step is not one.
     """
     path, step = split_step(text)
     if path != text and step not in ("best", "last") and not step.isdecimal():
@@ -217,12 +223,14 @@ def parse_model(text: str, name: str) -> tuple[str, str]:
 
 
 def _step_number(step: str) -> int:
+    """Returns the number of a step, or raises a UserError."""
     if not step.isdecimal():
         raise UserError(f"The step {step!r} is not a number, 'best' or 'last'.")
     return int(step)
 
 
 def _restore_step(checkpoints: Checkpoints, step: int, state: TrainState) -> TrainState:
+    """Restores one step, and names the checkpoint in the error if it is damaged."""
     try:
         return TrainState.of_saved(checkpoints.restore_step(step, state.saved()))
     except FileNotFoundError:
@@ -242,7 +250,7 @@ def _damaged(checkpoints: Checkpoints, step: int, reason: str) -> str:
 
 
 def _locate_folder(path: str, step: str) -> epath.Path:
-    """The diffusers folder of a path or a hub id, which has no step."""
+    """Returns the diffusers folder of a path or a hub id, which has no step."""
     if step:
         raise UserError(
             f"{path} is not the workdir of a run (it has no config.json), so it has no step "
@@ -260,10 +268,10 @@ def _locate_folder(path: str, step: str) -> epath.Path:
 
 
 def check_trained(path: str, step: str) -> None:
-    """Refuses what `load_trained` would not find; whether it is whole is seen when it is loaded.
+    """Refuses what `load_trained` would not find. Whether it is whole shows only when it is loaded.
 
     Args:
-      path, step: as of `load_trained`.
+      path, step: as in `load_trained`.
 
     Raises:
       UserError, FileNotFoundError: there is no such model or step.
@@ -282,12 +290,13 @@ def check_trained(path: str, step: str) -> None:
 
 
 def load_trained(path: str, config: Config, step: str = "", base: Policy | None = None) -> Policy:
-    """A model with the networks that a run, or anybody, has trained.
+    """Loads a model with the networks that a run, or anybody, has trained.
 
     Args:
       path: the workdir of a run, a diffusers folder, asset:... , or a Hugging Face hub id.
-      config: says how to sample it, and on which devices; for a run, `model` is the run's own.
-      step: of a run, as in `load_denoiser`; "last" if empty.
+      config: says how to sample the model, and on which devices. For a run, the run's own `model`
+        takes the place of this config's.
+      step: the step of a run, as in `load_params`; "last" if it is empty.
       base: the model `config.model`, if it is open already.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The loop: an experiment trained in a workdir, watched, saved and gone on with."""
+"""The training loop, which trains an experiment in a workdir and resumes it there."""

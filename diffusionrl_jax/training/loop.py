@@ -1,4 +1,4 @@
-"""The training of an experiment in a workdir: started, watched, saved, stopped and gone on with."""
+"""Trains an experiment in a workdir, where it is watched, saved, stopped and resumed."""
 
 import concurrent.futures
 import contextlib
@@ -35,18 +35,19 @@ from diffusionrl_jax.runs.provenance import write_run_information
 
 
 def train(config, workdir: str, profiled: range = range(0)) -> None:
-    """Runs, or resumes, an experiment.
+    """Runs an experiment, or resumes it.
 
     Args:
-      config: see `experiments/config.py`.
-      workdir: a folder; what an earlier run left in it is continued.
-      profiled: iterations of which a trace is written into its folder "profile".
+      config: the experiment, see `experiments/config.py`.
+      workdir: a folder. The run that an earlier call left there is continued.
+      profiled: the iterations of which a trace is written into the workdir's folder "profile".
 
     Raises:
-      UserError, FileNotFoundError: bad input, before compute is spent.
+      UserError, FileNotFoundError: the config or the workdir cannot be used. This is raised before
+        compute is spent.
       SaveError: there is no room for a checkpoint, or one could not be saved.
-      FloatingPointError: when the parameters or all rewards of a task are no longer finite.
-      ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
+      FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
+      ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
     """
     workdir = str(prepare_folder(workdir, "--workdir"))
     with (
@@ -97,14 +98,15 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What an experiment runs with.
+    """What an experiment is run with.
 
     Attributes:
-      experiment, evaluator: what is trained and watched.
+      experiment: the experiment that is trained.
+      evaluator: draws and scores its evaluation sets.
       checkpoints: where it is saved.
-      lease: of the workdir.
-      workdir: where metrics and pictures go.
-      profiled: iterations to trace.
+      lease: the lease of the workdir.
+      workdir: the folder for metrics and pictures.
+      profiled: the iterations that are traced.
     """
 
     experiment: experiments.Experiment
@@ -116,7 +118,7 @@ class Run:
 
     @contextlib.contextmanager
     def traced(self, done: int) -> Iterator[None]:
-        """Around iteration `done`: names it for a profiler, and writes the trace that is wanted."""
+        """Wraps iteration `done`: names it for a profiler, and starts or ends the wanted trace."""
         if self.profiled and done == self.profiled.start:
             jax.profiler.start_trace(str(epath.Path(self.workdir) / "profile"))
         with jax.profiler.StepTraceAnnotation("iteration", step_num=done):
@@ -131,7 +133,7 @@ class Run:
         return self.profiled.start, self.profiled.stop - 1
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], dict]:
-        """`Evaluator.watch` of what the state draws with.
+        """Returns `Evaluator.watch` of the parameters that the state draws with.
 
         Raises:
           FloatingPointError: a parameter is not finite.
@@ -143,12 +145,12 @@ class Run:
         return self.evaluator.watch(policy.with_denoiser(self.experiment.merge(drawing)))
 
     def save(self, state: TrainState, score: float = math.nan) -> None:
-        """Begins to save the state with its score, NaN without an evaluation."""
+        """Starts saving the state with its score, which is NaN without an evaluation."""
         self.lease.check()
         self.checkpoints.save(int(state.step), state.saved(), {"best": score})
 
     def what_is_saved(self) -> str:
-        """For the message of a run that cannot go on."""
+        """Says what is saved, for the message of a run that cannot go on."""
         self.checkpoints.wait()
         lower = "a lower config.optimizer.learning_rate"
         if not (steps := self.checkpoints.whole_steps()):
@@ -162,13 +164,13 @@ class Run:
 
 
 def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainState:
-    """The training loop: from iteration `first` to the last, or until it is told to stop.
+    """Trains from iteration `first` + 1 to the last, or until the run is told to stop.
 
     Returns:
-      The last state, which is saved.
+      The last state, which has been saved.
 
     Raises:
-      SaveError, FloatingPointError, ScorerError: as of `train`.
+      SaveError, FloatingPointError, ScorerError: as in `train`.
     """
     experiment, checkpoints = run.experiment, run.checkpoints
     config = experiment.config
@@ -204,19 +206,20 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                     metrics = jax.device_get(metrics)
                 values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
-                checkpoints.check()  # Nothing is computed that cannot be saved.
+                checkpoints.check()  # Stop before computing what cannot be saved.
                 values["images_per_second"] = images_per_step / (time.monotonic() - begun)
                 rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
                 progress.update(rewards, values["images_per_second"])
                 stopping, last = guard.should_stop(), done == config.iterations
-                scores, grids = {"best": math.nan}, {}  # A checkpoint's score is of its parameters.
+                # A checkpoint gets no score but that of an evaluation of its own parameters.
+                scores, grids = {"best": math.nan}, {}
                 try:
                     if last or (done % config.evaluation.every == 0 and not stopping):
                         scores, grids = evaluate(state)
                         values |= scores
-                        # Evaluating may take as long as an iteration.
+                        # Evaluating may take as long as an iteration, so it is asked again.
                         stopping = guard.should_stop()
-                finally:  # An evaluation that fails takes nothing with it.
+                finally:  # A failed evaluation loses no metrics.
                     writer.scalars(done, values | timer.collect())
                 writer.images(done, grids)
                 is_due = stopping or last or done % config.checkpoint.every == 0
@@ -224,7 +227,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                     run.save(state, scores["best"])
                 if stopping:
                     break
-            # Told to stop, or again, it still completes what it is saving.
+            # A run that is told to stop, even twice, still completes what it is saving.
             checkpoints.wait()
         except ScorerError as error:
             run.save(state)

@@ -1,4 +1,4 @@
-"""Whether a config fits a TPU that is not there, and how fast it could be.
+"""Tells whether a config fits a TPU that is not there, and how fast it could be.
 
     python -m diffusionrl_jax.benchmark compile --config=configs/joint.py --topology=v5e:4x4
 
@@ -31,9 +31,9 @@ JSON = flags.DEFINE_string("json", None, "A file for the results.")
 
 
 def main(_):
-    """The command."""
+    """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
-    jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs none.
+    jax.config.update("jax_platforms", "cpu")  # Compiling for a TPU needs no TPU.
     with programs.clear_errors():
         if CONFIG.value is None or TOPOLOGY.value is None:
             raise UserError("--config and --topology must both be given.")

@@ -1,13 +1,13 @@
-"""What is chosen for a config on slices that are not there, and the memory that it takes.
+"""Shows what is chosen for a config on slices that are not there, and the memory that it takes.
 
     python -m diffusionrl_jax.benchmark plan
     python -m diffusionrl_jax.benchmark plan --configs=configs/hps.py --topologies=v5e:2x4
 
-By arithmetic alone, at once, as a run chooses when it starts. Where a config does not fit, the
-change that the run would propose is shown. With --compiled=FOLDER the program of which the plan
-says that it takes the most memory is compiled for each row, as by `benchmark compile`, in hours
-(--quick takes a fraction of them); each result is kept there, so that the same command goes on
-later.
+The choice is made by arithmetic alone, at once, as a run makes it when it starts. Where a config
+does not fit, the change that the run would propose is shown. With --compiled=FOLDER, one program is
+compiled for each row, as by `benchmark compile`: the one that takes the most memory according to
+the plan. This takes hours (--quick takes a fraction of them). Each result is kept in the folder, so
+that the same command continues later.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from diffusionrl_jax.experiments import planning
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:1x1", "v6e:2x4", "v5p:2x2x1")
 SLICES = (*SLICES, "v4:2x2x2")
-# What is shown unless asked for something else: config -> slices.
+# The rows that are shown unless others are asked for: config -> slices.
 USUAL = {
     "configs/hps.py": SLICES,
     "configs/joint.py": SLICES,
@@ -44,10 +44,11 @@ TOPOLOGIES = flags.DEFINE_list("topologies", None, "As v5e:4x4 or h100-80gb:8; t
 
 
 def read_config(path: str) -> Config:
-    """The config of a file, as `--config` reads it.
+    """Reads the config of a file, as `--config` reads it.
 
     Args:
-      path: such as configs/joint.py:stable_diffusion_xl.
+      path: the file and, behind a colon, its argument, such as
+        configs/joint.py:stable_diffusion_xl.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
@@ -56,17 +57,17 @@ def read_config(path: str) -> Config:
 
 
 def row(name: str, config: Config, topology: str, compiled: str | None, quick: bool) -> list[str]:
-    """A line of the table.
+    """Returns a row of the table.
 
     Args:
-      name: of the config.
-      config: see `experiments/config.py`.
-      topology: as `planning.devices_of_topology` knows it.
-      compiled, quick: as of `markdown`.
+      name: the config's name in the table.
+      config: the experiment, see `experiments/config.py`.
+      topology: the slice, as `planning.devices_of_topology` knows it.
+      compiled, quick: as in `markdown`.
     """
     changes, plan = planning.propose(config, planning.devices_of_topology(topology))
     division, memory = plan.division, plan.devices.memory
-    assert memory is not None  # Of a topology it is known.
+    assert memory is not None  # It is known for topologies.
     whole = lambda size, of: "all" if size >= of else str(size)
     found = []
     if compiled:
@@ -95,22 +96,23 @@ def row(name: str, config: Config, topology: str, compiled: str | None, quick: b
 
 
 def gibibytes(size: float, fits: bool) -> str:
-    """What is said of a size in bytes."""
+    """Returns a cell of the table for a size in bytes."""
     return f"{size / GIB:.2f}" if fits else f"does not fit: {size / GIB:.2f}"
 
 
 def markdown(
     wanted: dict[str, tuple[str, ...]], compiled: str | None = None, quick: bool = False
 ) -> str:
-    """The table.
+    """Returns the table as Markdown.
 
     Args:
-      wanted: files of configs -> topologies.
-      compiled: a folder for what is compiled; nothing is if it is None.
-      quick: compiles with less effort.
+      wanted: the configs' files -> the topologies that each is shown for.
+      compiled: a folder for the results of compiling; None compiles nothing.
+      quick: whether to compile with less effort.
 
     Raises:
-      UserError: as `planning.choose` and `slices.Kept.check`.
+      UserError: a config cannot be used, see `planning.propose`, or the folder holds the result of
+        another config, see `slices.Kept.check`.
     """
     pairs = itertools.chain.from_iterable(
         itertools.product([name], topologies) for name, topologies in wanted.items()
@@ -124,7 +126,7 @@ def markdown(
 
 
 def main(_):
-    """The command."""
+    """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
     with programs.clear_errors():
         wanted = {name: USUAL.get(name, SLICES) for name in CONFIGS.value or USUAL}

@@ -1,11 +1,11 @@
-"""What the mathematics of training asks of common slices of TPUs, whatever program is made of it.
+"""Shows what the mathematics of training asks of common slices of TPUs, whatever the program.
 
     python -m diffusionrl_jax.benchmark table --config=configs/joint.py
 
 Operations are counted on the train step's jaxpr, and memory on the shapes and shardings of what it
-holds, in minutes. With --compiled=FOLDER the programs themselves are compiled for each slice, as by
-`benchmark compile`, in hours (--quick takes a fraction of them); each result is kept there, so that
-the same command goes on later.
+holds, in minutes. With --compiled=FOLDER, the programs themselves are compiled for each slice, as
+by `benchmark compile`, in hours (--quick takes a fraction of them). Each result is kept in the
+folder, so that the same command continues later.
 """
 
 import json
@@ -35,7 +35,7 @@ JSON = flags.DEFINE_string("json", None, "A file for what the mathematics needs.
 
 
 def main(_):
-    """The command."""
+    """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_platforms", "cpu")
     with programs.clear_errors():

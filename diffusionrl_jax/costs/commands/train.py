@@ -1,9 +1,9 @@
-"""How fast training is on the devices that are there.
+"""Measures how fast training is on the devices that are there.
 
     python -m diffusionrl_jax.benchmark train --config=configs/emoji.py --json=result.json
 
-Warm iterations of the real train step, phase by phase where the config runs it so, with the real
-input pipeline. Nothing is saved.
+It times warm iterations of the real train step with the real input pipeline, phase by phase where
+the config runs the phases apart. Nothing is saved.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PROFILE = flags.DEFINE_string("profile", None, "A folder for a trace of one more
 
 
 def main(_):
-    """The command."""
+    """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
     with programs.clear_errors():
         if CONFIG.value is None:
