@@ -1,12 +1,18 @@
 """The methods of learning, by the name that a config gives them in `config.algorithm.name`."""
 
-from diffusionrl_jax.algorithms import forward_process, policy_gradient, reward_weighted
+from diffusionrl_jax.algorithms import (
+    forward_process,
+    policy_gradient,
+    reward_gradient,
+    reward_weighted,
+)
 
 # Name -> module or `Method`. Its `needs` takes the method's own config fields, its `make` a config
 # and a process.
 ALGORITHMS = {
     "policy_gradient": policy_gradient,
     "reward_weighted": reward_weighted,
+    "draft_lv": reward_gradient,
     "nft": forward_process.NFT,
     "awm": forward_process.AWM,
     "dgpo": forward_process.DGPO,

@@ -41,9 +41,10 @@ class DDIM:
         """S."""
         return self.times.shape[0]
 
-    def draw_time(self, key: jax.Array) -> jax.Array:
-        """A training timestep, int32 scalar, all alike likely."""
-        return jax.random.randint(key, (), 0, len(self.training_alpha_bar))
+    def draw_time(self, key: jax.Array, least: float = 0.0, most: float = 1.0) -> jax.Array:
+        """A training timestep, int32 scalar, all alike likely; see `Process.draw_time`."""
+        count = len(self.training_alpha_bar)
+        return jax.random.randint(key, (), round(least * count), round(most * count))
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Diffuses clean latents to training timesteps (Eq. 1).

@@ -32,8 +32,8 @@ class Process(Protocol):
     @property
     def times(self) -> jax.Array: ...
 
-    def draw_time(self, key: jax.Array) -> jax.Array:
-        """Draws a scalar time, from the distribution that training draws times from."""
+    def draw_time(self, key: jax.Array, least: float = 0.0, most: float = 1.0) -> jax.Array:
+        """Draws a scalar time as training does, between two shares of the training's times."""
         ...
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:

@@ -59,6 +59,12 @@ def get_config() -> Config:
     config.algorithm.reward_weighted.noises = 5  # updates per task and iteration
     config.algorithm.reward_weighted.from_base = True  # who draws: the base model, or the trained
 
+    # DRaFT-LV: the gradient of the reward itself, by the denoiser's guess of the clean latents.
+    config.algorithm.draft_lv = ml_collections.ConfigDict()
+    config.algorithm.draft_lv.noises = 1  # updates per task and iteration
+    # Between which shares of the training's times samples are noised before the guess.
+    config.algorithm.draft_lv.least_time = 0.2
+    config.algorithm.draft_lv.most_time = 0.6
     # DiffusionNFT: the denoising loss, towards good samples and away from bad ones.
     config.algorithm.nft = ml_collections.ConfigDict()
     config.algorithm.nft.noises = 1  # updates per task and iteration

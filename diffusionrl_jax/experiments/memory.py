@@ -48,7 +48,7 @@ class Sizes:
       steps: of its chain that are kept of a sample.
       updates: of each task.
       tasks: how many.
-      kept_of_example, predictions: as `Needs` has them.
+      kept_of_example, predictions, reward_gradient: as `Needs` has them.
       pretrains, lora, on_host: whether there are the pretraining loss, LoRA, rewards on the host.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
@@ -72,6 +72,7 @@ class Sizes:
     tasks: int
     kept_of_example: int
     predictions: int
+    reward_gradient: bool
     pretrains: bool
     holds_base: bool
     lora: bool
@@ -142,6 +143,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         tasks=len(config.tasks),
         kept_of_example=needs.kept_of_example,
         predictions=needs.predictions,
+        reward_gradient=needs.reward_gradient,
         pretrains=bool(config.pretraining.weight),
         holds_base=needs_base(config),
         lora=bool(rank),
@@ -229,7 +231,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
-    phases["prepare"] = always + drawn + updates + text + max(captions, reference)
+    # Of the backward pass all activations are held: as a rule two more of each.
+    scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
+    backwards = networks + 3 * scoring if sizes.reward_gradient else 0
+    phases["prepare"] = always + drawn + updates + text + max(captions, reference, backwards)
 
     if division.gather == "blocks" and is_split:
         # A block is gathered while the one before is used; its gradient is summed in full.

@@ -26,6 +26,7 @@ class Needs(NamedTuple):
         shown.
       groups: whether the loss compares the samples of a prompt, so that microbatches hold whole
         groups.
+      reward_gradient: whether rewards are differentiated by the latents that are scored.
       predictions: how often the denoiser runs without a gradient on what is trained on.
     """
 
@@ -38,6 +39,7 @@ class Needs(NamedTuple):
     kept_of_example: int = 1
     predictions: int = 0
     groups: bool = False
+    reward_gradient: bool = False
 
 
 class Algorithm(Protocol):

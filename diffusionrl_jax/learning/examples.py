@@ -67,6 +67,7 @@ def noise_anew(
     iteration: jax.Array,
     count: int,
     sources: jax.Array | None = None,
+    times: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
@@ -77,6 +78,7 @@ def noise_anew(
       count: how often each sample is noised; each time is an update.
       sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
         gives each sample its own noise. Times are always each sample's own.
+      times: the shares of the training's times between which times are drawn.
 
     Returns:
       The task of each update, int32 [T * count]; the noised latents, float32 [T * count, B, ...];
@@ -94,10 +96,10 @@ def noise_anew(
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(
             halves(of_noise)[:, 0]
         )
-        times = jax.vmap(process.draw_time)(halves(keys)[:, 1])
-        return process.noise(clean, noise, times), times, process.target(clean, noise, times)
+        drawn = jax.vmap(lambda key: process.draw_time(key, *times))(halves(keys)[:, 1])
+        return process.noise(clean, noise, drawn), drawn, process.target(clean, noise, drawn)
 
     numbers = jnp.tile(jnp.arange(count), tasks)
     of_updates = (each.reshape(tasks, size)[task] for each in (keys, of_noise))
-    shown, times, target = one(clean[task], *of_updates, numbers)
-    return task, shown, times, target
+    shown, drawn, target = one(clean[task], *of_updates, numbers)
+    return task, shown, drawn, target

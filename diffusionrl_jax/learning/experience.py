@@ -251,6 +251,33 @@ class Experience:
 
         return self._map(of_part, (latents, inputs), len(latents), numbers.score)
 
+    def reward_gradient(
+        self, task: int, frozen: Frozen, latents: jax.Array, inputs: Mapping
+    ) -> tuple[jax.Array, jax.Array]:
+        """Decodes latents, scores their images, and differentiates the scores by the latents.
+
+        Args:
+          task: the number of the task whose reward scores.
+          frozen: the parameters that do not change.
+          latents: float32 [B, ...].
+          inputs: what the reward needs of the prompts.
+
+        Returns:
+          The scores, float32 [B], and the gradient of their sum, of the latents' shape.
+        """
+        params = gather_parameters(frozen.rewards[task], self.mesh)
+        vae = gather_parameters(frozen.vae, self.mesh)
+
+        def of_part(part):
+            latents, inputs = part
+            of_latents = lambda latents: score(
+                self.rewards[task], params, self.model.decode(vae, latents), inputs
+            )
+            scores, pull = jax.vjp(of_latents, latents)
+            return scores, pull(jnp.ones_like(scores))[0]
+
+        return self._map(of_part, (latents, inputs), len(latents), self.sampling.score)
+
     def score_task(
         self, task: int, params: Parameters, images: jax.Array, inputs: Mapping
     ) -> jax.Array:

@@ -26,7 +26,8 @@ class Reward(Protocol):
     A reward that cannot score every prompt also has a method `check(prompts)`, quick enough for a
     million prompts, which raises a UserError that names a prompt and the mend. If a reward has a
     field `group_size`, a picture that is not finite leaves its whole group without a score, unless
-    the reward's `compares_pictures` is false: see `scoring.score`.
+    the reward's `compares_pictures` is false: see `scoring.score`. A reward whose scores have no
+    gradient by the pictures has a `has_gradient` that is false.
     """
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:

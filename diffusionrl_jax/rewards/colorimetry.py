@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,8 @@ class ColourParity:
     Raises:
       UserError: the thresholds do not fall, or the face is not within the picture.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     group_size: int = 16
     thresholds: tuple[float, ...] = THRESHOLDS

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,8 @@ class HostReward:
     Raises:
       UserError: a number is out of range, the format is unknown, or the address has a password.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     scorer: str
     images_per_call: int = 0

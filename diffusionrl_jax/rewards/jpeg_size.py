@@ -7,6 +7,7 @@ result is Pillow's byte count. It is piecewise constant, and therefore for polic
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +241,8 @@ class JpegSize:
       quality: libjpeg's quality, 1 to 100; DDPO's code uses 95.
       sign: -1 rewards small files (compressibility), +1 large ones.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     quality: int = 95
     sign: float = -1.0

@@ -5,6 +5,7 @@ They have a reward's interface, so that evaluations treat them like any other.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,8 @@ class RecognisedParity:
       recogniser: the network, which was trained to see through a tint over the whole picture.
       group_size: how many pictures each prompt has; the pictures of one prompt must be neighbours.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     recogniser: Recogniser
     group_size: int = 16

@@ -120,6 +120,14 @@ def check_scorer(scorer: Config) -> None:
         _reward_class(scorer)
 
 
+def without_gradient(scorer: Config) -> list[str]:
+    """Returns the names of a scorer's rewards whose scores have no gradient by the pictures."""
+    if scorer.reward == WEIGHTED_SUM:
+        return sum(map(without_gradient, scorer.options.scorers.values()), [])
+    kind = _reward_class(scorer)
+    return [] if getattr(kind, "has_gradient", True) else [scorer.reward]
+
+
 def is_on_host(scorer: Config) -> bool:
     """Returns whether a scorer, or a part of it, is a `host_reward`.
 

@@ -8,7 +8,7 @@ tower with a linear head, which is either trained or made from one prompt for ea
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,8 @@ class StatisticalParity:
       UserError: the credit is unknown, the group is smaller than 2, or the classes are not two or
         more different ones.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     tower: Any
     classes: tuple[str, ...]

@@ -44,6 +44,7 @@ SIZES = memory.Sizes(
     pretrains=True,
     kept_of_example=1,
     predictions=0,
+    reward_gradient=False,
     holds_base=False,
     lora=False,
     on_host=False,

@@ -1,0 +1,136 @@
+"""Learning from a reward's own gradient: DRaFT-LV (2309.17400), for rewards that have one.
+
+A sample's final latents are noised anew, and the denoiser's guess of the clean ones is decoded and
+scored. The reward's gradient by that guess says in which direction it should move. It is computed
+once an iteration, before the updates, so that no update holds the VAE or a reward model: at the
+parameters that drew the samples the gradient by the denoiser's parameters is that of the reward.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.diffusion.guidance import guide
+from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.learning.algorithm import Needs
+from diffusionrl_jax.learning.examples import Examples, noise_anew
+from diffusionrl_jax.learning.experience import Experience
+from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.rewards.scorers import without_gradient
+
+
+def needs(fields: Config) -> Needs:
+    """Returns what the method needs, from `config.algorithm.draft_lv`."""
+    return Needs(
+        fields.noises, latents=True, kept_of_example=1, predictions=1, reward_gradient=True
+    )
+
+
+def make(config: Config, process: Process) -> "RewardGradient":
+    """Returns the objective of a config.
+
+    Raises:
+      UserError: a field does not fit, or a task's reward has no gradient.
+    """
+    fields, tasks = config.algorithm.draft_lv, config.tasks
+    for name, task in tasks.items():
+        if parts := without_gradient(task.scorer):
+            raise UserError(
+                f"config.algorithm.name='draft_lv' learns from the reward's gradient, and task "
+                f"{name}'s {', '.join(parts)} has none: take another method, or leave the task out."
+            )
+    least, most = fields.least_time, fields.most_time
+    if not 0 <= least < most <= 1 or fields.noises < 1:
+        raise UserError(
+            "config.algorithm.draft_lv.noises must be at least 1, and 0 <= least_time < most_time "
+            "<= 1."
+        )
+    return RewardGradient(
+        process=process,
+        seed=config.seed,
+        guidance_scale=config.sampler.guidance_scale,
+        weights=tuple(task.weight for task in tasks.values()),
+        noises=fields.noises,
+        times=(least, most),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RewardGradient:
+    """An `Objective`: minus the reward of the denoiser's guess, made linear in the guess.
+
+    Attributes:
+      process: the process that noises the samples.
+      seed: the run's seed.
+      guidance_scale: the scale of classifier-free guidance; the guess is made with the same.
+      weights: for each task, the factor of its loss.
+      noises: how many times each sample is noised in an iteration; each time is an update.
+      times: between which shares of the training's times samples are noised.
+    """
+
+    process: Process
+    seed: int
+    guidance_scale: float
+    weights: tuple[float, ...]
+    noises: int
+    times: tuple[float, float]
+
+    metrics = {"reward_of_guess": "mean"}
+
+    def guess(self, output: jax.Array, latents: jax.Array, own: Mapping) -> jax.Array:
+        """Returns the clean latents [B, ...] that the denoiser's output [B, P, ...] means."""
+        return self.process.clean(guide(output, self.guidance_scale), latents, own["times"])
+
+    def examples(
+        self, experience: Experience, scored: Scored, predict: Callable
+    ) -> tuple[Examples, None]:
+        """Returns one update for each task and noise, with the reward's gradient by the guess."""
+        assert scored.samples.latents is not None  # `needs` asks for them.
+        # A sample that is not finite gets no direction, but must not poison the others' gradient.
+        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
+        arguments = self.process, clean, self.seed, scored.step, self.noises
+        task, shown, times, _ = noise_anew(*arguments, times=self.times)
+        weight = jnp.asarray(self.weights, jnp.float32)[task]
+        examples = Examples(shown, times, task, weight, jnp.zeros_like(task), {"times": times})
+        frozen = scored.frozen
+        denoiser = experience.adaptation.denoiser(scored.params, frozen.base)
+        guesses = predict(denoiser, examples, scored.samples.text, self.guess)
+        found = []
+        for number in range(len(self.weights)):
+            gradient = lambda guess, number=number: experience.reward_gradient(
+                number, frozen, guess, scored.batch.reward_inputs[number]
+            )
+            found.append(
+                jax.lax.map(gradient, guesses.reshape(-1, self.noises, *clean.shape[1:])[number])
+            )
+        rewards, directions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+        valid = jnp.isfinite(scored.rewards)[task] & jnp.isfinite(rewards)
+        usable = valid.reshape(*valid.shape, *(1,) * (clean.ndim - 2)) & jnp.isfinite(directions)
+        own = {
+            "times": times,
+            "direction": jnp.where(usable, directions, 0),
+            "reward_of_guess": jnp.where(valid, rewards, 0),
+        }
+        return dataclasses.replace(examples, own=own), None
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns minus the reward, with the gradient of the reward of the guess."""
+        own = example.own
+        guess = self.guess(output, example.latents, own)
+        along = (own["direction"] * guess).sum(axis=tuple(range(1, guess.ndim)))
+        reward = own["reward_of_guess"]
+        return jax.lax.stop_gradient(along) - along - reward, {"reward_of_guess": reward}
+
+    def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
+        """Returns means over each task's updates, by `<task>/<metric>`."""
+        return {
+            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
+            for row, task in enumerate(task_names)
+            for metric in ("loss", "gradient_norm", *self.metrics)
+        }
