@@ -62,7 +62,7 @@ def rollout(
       kept: int32 [batch, K], positions in the chain of the steps that are kept of each sample, in
         the order in which they are wanted; K may be 0.
       eta: 0 is deterministic DDIM (log-probs are then meaningless), 1 has DDPM's variance.
-      guidance_scale: of classifier-free guidance; 1 is none.
+      guidance_scale: of classifier-free guidance; up to 1 is none.
 
     Returns:
       x_0, float32 [batch, ...], and the steps that are kept.

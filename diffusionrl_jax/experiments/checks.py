@@ -76,6 +76,11 @@ def _check(config: Config) -> None:
         raise UserError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
     if config.sampler.eta < 0:
         raise UserError(f"config.sampler.eta={config.sampler.eta} must be at least 0.")
+    if not 1 <= (scale := config.sampler.guidance_scale) < math.inf:
+        raise UserError(
+            f"config.sampler.guidance_scale={scale} must be 1, no guidance, or more to be trained: "
+            "less draws as 1 does in sample, and in the formula takes the prompt away."
+        )
     if config.optimizer.gradient_clip < 0:
         raise UserError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
     for name in ("evaluation", "checkpoint"):
