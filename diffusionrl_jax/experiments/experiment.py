@@ -153,7 +153,7 @@ def build(config: Config) -> Experiment:
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
-        checks.check_task_prompts(name, config, source, reward)
+        checks.check_task_prompts(name, config, source, reward, policy.model)
     algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

@@ -44,9 +44,6 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
 def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFast:
     """CLIP's tokenizer from a reward model's folder.
 
-    The fast one, which the published processors take: unlike CLIPTokenizer it does the same to a
-    prompt whether ftfy is installed or not.
-
     Args:
       folder: from `read_config`.
       vocab_size: how many words the model knows; it takes the last for the end of a text.
@@ -56,7 +53,7 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
       UserError: if it is another model's.
     """
     _check_tokenizer_files(folder, CLIP_TOKENIZER_FILES, "openai/clip-vit-large-patch14")
-    tokenizer = text_encoders.load_tokenizer(folder, CLIPTokenizerFast)
+    tokenizer = text_encoders.load_clip_tokenizer(folder)
     if len(tokenizer) > vocab_size or tokenizer.eos_token_id != len(tokenizer) - 1:
         raise UserError(
             f"The tokenizer in {folder} has {len(tokenizer)} words and ends texts with number "
