@@ -168,8 +168,8 @@ def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
         for row in rows:
             if row and len(row) != len(names):
                 raise UserError(
-                    f"{path}, line {rows.line_num} is of {len(row)}, but the first row of {len(names)}"
-                    " fields: mend the line."
+                    f"{path}, line {rows.line_num} is of {len(row)}, but the first row of"
+                    f" {len(names)} fields: mend the line."
                 )
             if row:
                 yield row[column]
