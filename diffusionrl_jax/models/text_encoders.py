@@ -85,7 +85,7 @@ def are_cut(
     # Most are so short that nobody has to count. Others than ASCII may grow as they are normalised.
     cut = np.array([len(prompt) > room or not prompt.isascii() for prompt in prompts], bool)
     if cut.any():
-        doubtful = [prompts[place] for place in np.flatnonzero(cut)]
+        doubtful = [prompt for prompt, counts in zip(prompts, cut, strict=True) if counts]
         ids = tokenizer(doubtful, return_attention_mask=False, verbose=False).input_ids
         cut[cut] = [len(of_prompt) > length for of_prompt in ids]
     return cut
