@@ -17,8 +17,8 @@ from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 
 # Prompts that are looked at before a run, at least: some seconds' work.
 MOST_CHECKED = 2**20
-# The same of those whose tokens are counted.
-MOST_COUNTED = 2**17
+# The same of those whose tokens are counted, which takes longer.
+MOST_COUNTED = 2**15
 GATHER = ("auto", "whole", "blocks")
 
 
