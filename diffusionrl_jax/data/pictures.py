@@ -89,8 +89,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits, as L or LA: to Pillow all but the darkest are white."""
-    values = np.asarray(image).astype(np.float64)
-    grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if "transparency" not in image.info:
         return grey
     alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
