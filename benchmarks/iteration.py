@@ -40,8 +40,8 @@ class Work:
     guidance_scale: float
 
     def __post_init__(self):
-        if self.guidance_scale == 1:
-            raise ValueError("TRL always guides: guidance_scale must not be 1.")
+        if self.guidance_scale <= 1:
+            raise ValueError("TRL always guides: guidance_scale must not be 1 or less.")
 
     @property
     def counts(self) -> dict[str, int]:

@@ -15,14 +15,13 @@ import originals
 import torch
 from jax.sharding import Mesh
 from originals.common import make_pictures
-from transformers import CLIPTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.costs import mathematics
 from diffusionrl_jax.costs.compiled import compile_cost
 from diffusionrl_jax.models.folders import published
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
-from diffusionrl_jax.models.text_encoders import load_tokenizer
+from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 from diffusionrl_jax.rewards import REWARDS
 
 HEAD = """| | images/s in the graph | PyTorch | ratio (range) | GFLOP an image | MB accessed |
@@ -152,9 +151,7 @@ def iteration_operations(
     Returns:
       "sampling", "decoding", "policy gradient" and "pretraining".
     """
-    tokenizer = load_tokenizer(
-        assets.resolve("asset:emoji/stable_diffusion/tokenizer"), CLIPTokenizer
-    )
+    tokenizer = load_clip_tokenizer(assets.resolve("asset:emoji/stable_diffusion/tokenizer"))
     model = build_stable_diffusion(configs, tokenizer, jnp.bfloat16, attention="dot_product")
     params = parameter_template(model)
     tokens = model.configs["text_encoder"]["max_position_embeddings"]

@@ -11,6 +11,7 @@ from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.text_to_image import warn_of_cut
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 
@@ -25,7 +26,9 @@ STEP = flags.DEFINE_string("step", "", "Of a run, as in --model=PATH@step.")
 PROMPTS = flags.DEFINE_multi_string(
     "prompts", [], 'What to draw: "an apple; a cat"; more by the flag again.'
 )
-PROMPT_FILE = flags.DEFINE_string("prompt_file", "", "The same, one prompt a line, in UTF-8.")
+PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", "", "Their file, as a task's: text with one a line, or table.csv?field=caption."
+)
 IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", "samples.png", "The PNG file to write.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
@@ -93,6 +96,7 @@ def main(_):
         model, step = read_model()
         config = make_config(model)
         policy = trained.load_trained(model, config, step)
+        warn_of_cut(policy.model, prompts, "--prompt_file" if PROMPT_FILE.value else "--prompts")
         # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]

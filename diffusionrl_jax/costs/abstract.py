@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from transformers import BertTokenizer, CLIPTokenizer
+from transformers import BertTokenizer
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
@@ -34,7 +34,7 @@ from diffusionrl_jax.models.folders import published
 from diffusionrl_jax.models.folders.networks import read_configs
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
-from diffusionrl_jax.models.text_encoders import load_tokenizer
+from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
@@ -75,7 +75,7 @@ def _exists(path: str) -> bool:
 
 @functools.lru_cache
 def _clip_tokenizer():
-    tokenizer = load_tokenizer(assets.resolve(CLIP_TOKENIZER), CLIPTokenizer)
+    tokenizer = load_clip_tokenizer(assets.resolve(CLIP_TOKENIZER))
     tokenizer.model_max_length = TOKENS
     return tokenizer
 

@@ -16,6 +16,14 @@ from diffusionrl_jax.mistakes import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 # 8192 x 8192: a file of some kilobytes may say that it has more, and each takes bytes to decode.
 MOST_PIXELS = 2**26
+# What lies behind transparent pixels, as behind the emoji world's. What a file hides there is any
+# colour, and none that anybody has seen.
+BACKGROUND = "white"
+# Whole numbers and real ones of no known range: no format above has them.
+RANGELESS = ("I", "F")
+# Where a PNG file says how many bits a channel has: after its signature, and the header's name,
+# length, width and height.
+PNG_DEPTH = 24
 
 
 def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
@@ -29,11 +37,14 @@ def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
       uint8 [height, width, 3].
 
     Raises:
-      UserError: it is none of these, is broken, or has more pixels; found before they are decoded.
+      UserError: it is none of these, is broken, or has more pixels, found before they are decoded;
+        or it names a transparent colour that Pillow does not keep.
     """
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             if math.prod(image.size) <= MOST_PIXELS:
+                if image.format == "PNG":
+                    _scale_transparent_colour(image, file[PNG_DEPTH])
                 return fit(image, height, width)
             size = "{} x {}".format(*image.size)
     except Image.UnidentifiedImageError:
@@ -48,16 +59,53 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
     """The largest centred part of the right shape, resized (bicubic, antialiased).
 
     Args:
-      image: of any size and mode; it is turned upright as its EXIF says.
+      image: of any size, and of a mode that Pillow makes RGB of; it is turned upright as its EXIF
+        says. 16 bits are rounded to 8, what is transparent is put on `BACKGROUND`.
       height, width: of the result.
 
     Returns:
       uint8 [height, width, 3].
+
+    Raises:
+      UserError: the mode has no range of values.
     """
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = _opaque(ImageOps.exif_transpose(image))
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """As RGB, on `BACKGROUND`."""
+    if image.mode in RANGELESS:
+        raise UserError(f"its mode is {image.mode}, whose values have no range: save it as RGB")
+    if image.mode.startswith("I;16"):
+        image = _of_eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, as L or LA: to Pillow all but the darkest are white."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return Image.merge("LA", [grey, alpha])
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Scales the colour that a PNG calls transparent as Pillow scales the picture, to 8 bits."""
+    colour = image.info.get("transparency")
+    if image.mode == "L" and isinstance(colour, int):
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+    if image.mode == "RGB" and isinstance(colour, tuple) and depth > 8:
+        raise UserError(
+            "of 16 bits a channel one colour is transparent: save it with 8, or as RGBA"
+        )
 
 
 class RecordPictures(Sequence):

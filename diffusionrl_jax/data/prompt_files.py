@@ -1,51 +1,88 @@
-"""Prompts of files, row by row and in bounded memory: text, JSON lines, parquet.
+"""Prompts of files, row by row: text, JSON, tables. Of all but .json the memory is bounded.
 
-Every row that is not a prompt is one error that names the file, the line or row, and the mend;
-blank prompts are skipped. Lines are counted from 1, rows of tables from 0, as their tools do.
+The end of a file's name says what it is. Every row that is not a prompt is one error that names the
+file, the line or row, and the mend; blank prompts are skipped. Lines are counted from 1, rows of
+parquet files and items of arrays from 0, as their tools do.
 """
 
+import csv
+import functools
 import json
-from collections.abc import Iterator
+import pathlib
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from diffusionrl_jax.data.sources import decode_text, find_files
+from diffusionrl_jax.data.sources import decode_text, find_files, parse
 from diffusionrl_jax.mistakes import UserError
 
 ROWS_AT_ONCE = 16_384
 BUFFER_BYTES = 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TEXTS = (".txt", ".text")
+# What looks like one of the endings by which tools know files. Other names with a dot are names.
+ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 
 
 def read_rows(path: epath.Path, field: str) -> Iterator[str]:
     """The prompts of a file in its order, duplicates included, without spaces around them.
 
     Args:
-      path: of a .jsonl or .parquet file, or else of a UTF-8 text file with one prompt a line;
-        local or `gs://`.
-      field: of each JSON object, or the column; of no account for text.
+      path: of a file of `TABLES`, or of UTF-8 text with one prompt a line; local or `gs://`.
+      field: of each JSON object, or the column; of no account for text and arrays of strings.
 
     Raises:
-      UserError: a row is not a prompt, or the file is damaged or has no such column.
+      UserError: a row is not a prompt, or the file is damaged, has no such column, or is of a kind
+        that is not read.
     """
     reader = TABLES.get(path.suffix.lower())
-    rows = (text for _, text in _lines(path)) if reader is None else reader(path, field)
+    rows = read_lines(path) if reader is None else reader(path, field)
     return filter(None, (text.strip() for text in rows))
 
 
-def read_prompts(path: str) -> tuple[str, ...]:
-    """All prompts of a UTF-8 text file in the file's order, duplicates included.
+def read_lines(path: epath.Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file.
+
+    Args:
+      path: of a file whose name ends in one of `TEXTS`, or in nothing that says what it is.
+
+    Raises:
+      UserError: it is not UTF-8, or its name says that it is something else.
+    """
+    ending = path.suffix.lower()
+    if ending not in TEXTS and ENDING.fullmatch(ending):
+        raise UserError(
+            f"{path} is not read: end the name in {', '.join(TEXTS)} if it is text, one a line, or"
+            f" make it a file of {', '.join(TABLES)}."
+        )
+    return (text for _, text in _lines(path))
+
+
+def has_fields(name: str) -> bool:
+    """Whether `field=` means something for files of a name, which may have a *."""
+    return pathlib.PurePath(name).suffix.lower() in TABLES
+
+
+def read_prompts(name: str) -> tuple[str, ...]:
+    """All prompts of the files of a name, in their order, duplicates included.
+
+    Args:
+      name: a path as a task's; `?field=caption` may follow, of a file of `TABLES`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: the file has no prompt, or is not UTF-8.
+      UserError: there is no prompt, or as `read_rows`.
     """
-    lines = (text.strip() for file in find_files(path) for _, text in _lines(file))
-    prompts = tuple(filter(None, lines))
+    source = parse(name, ())
+    source.check_options(("field",) if has_fields(source.name) else ())
+    field = source.options.get("field", "prompt")
+    prompts = tuple(text for path in find_files(source.name) for text in read_rows(path, field))
     if not prompts:
-        raise UserError(f"{path} has no prompt: write one a line, in UTF-8.")
+        raise UserError(f"{name} has no prompt: write some.")
     return prompts
 
 
@@ -71,26 +108,73 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
             raise UserError(
                 f"{place} is JSON nested too deeply: write one object a line."
             ) from None
-        if not isinstance(row, dict):
-            raise UserError(f'{place} is not a JSON object: write {{"{field}": "..."}}.')
-        if field not in row:
-            raise UserError(
-                f"{place} has no field {field!r}, but {sorted(row)}: mend the line, or name the"
-                " field, as in ?field=caption."
-            )
-        if not isinstance(row[field], str):
-            raise UserError(
-                f"{place}: the field {field!r} is {type(row[field]).__name__}, not a string: mend"
-                " the line."
-            )
-        try:
-            row[field].encode()
-        except UnicodeEncodeError as error:  # JSON can name halves of UTF-16's pairs alone.
-            half = ascii(row[field][error.start])[1:-1]
-            raise UserError(
-                f"{place}: the field {field!r} has half of a character, {half}: mend the line."
-            ) from None
-        yield row[field]
+        yield _json_text(_json_field(row, field, place), f"the field {field!r}", place)
+
+
+def _json_array(path: epath.Path, field: str) -> Iterator[str]:
+    """Held in memory as a whole, as JSON has to be read."""
+    text = decode_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), str(path))
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): mend it, or name it .jsonl if it has one object a line."
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is JSON nested too deeply: write an array of prompts.") from None
+    if not isinstance(rows, list):
+        raise UserError(
+            f'{path} is not a JSON array: write ["...", "..."] or [{{"{field}": "..."}}].'
+        )
+    for index, row in enumerate(rows):
+        place = f"{path}, item {index} (the first is 0)"
+        if isinstance(row, dict):
+            yield _json_text(_json_field(row, field, place), f"the field {field!r}", place)
+        else:
+            yield _json_text(row, "it", place)
+
+
+def _json_field(row: Any, field: str, place: str) -> Any:
+    if not isinstance(row, dict):
+        raise UserError(f'{place} is not a JSON object: write {{"{field}": "..."}}.')
+    if field not in row:
+        raise UserError(
+            f"{place} has no field {field!r}, but {sorted(row)}: mend the line, or name the"
+            " field, as in ?field=caption."
+        )
+    return row[field]
+
+
+def _json_text(text: Any, what: str, place: str) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{place}: {what} is {type(text).__name__}, not a string: mend the line.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can name halves of UTF-16's pairs alone.
+        half = ascii(text[error.start])[1:-1]
+        raise UserError(
+            f"{place}: {what} has half of a character, {half}: mend the line."
+        ) from None
+    return text
+
+
+def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
+    """Of a table whose first row names the columns; fields may be in double quotes (RFC 4180)."""
+    rows = csv.reader((text for _, text in _lines(path)), delimiter=delimiter, strict=True)
+    try:
+        names = next(rows, [])
+        _check_name(path, names, field)
+        column = names.index(field)
+        for row in rows:
+            if row and len(row) != len(names):
+                raise UserError(
+                    f"{path}, line {rows.line_num} is of {len(row)}, but the first row of"
+                    f" {len(names)} fields: mend the line."
+                )
+            if row:
+                yield row[column]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}: mend the quotes.") from None
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:
@@ -110,12 +194,19 @@ def _parquet(path: epath.Path, field: str) -> Iterator[str]:
         raise UserError(f"{path} is not a whole parquet file ({message}): copy it anew.") from None
 
 
-def _check_column(path: epath.Path, schema: pa.Schema, field: str) -> None:
-    if field not in schema.names:
+def _check_name(path: epath.Path, names: Collection[str], field: str) -> None:
+    count = list(names).count(field)
+    if not count:
         raise UserError(
-            f"{path} has no column {field!r}, but {schema.names}: name one of them, as in"
-            f" ?field={schema.names[0] if schema.names else 'caption'}."
+            f"{path} has no column {field!r}, but {list(names)}: name one of them, as in"
+            f" ?field={next(iter(names), 'caption')}."
         )
+    if count > 1:
+        raise UserError(f"{path} has {count} columns {field!r}: rename all but one.")
+
+
+def _check_column(path: epath.Path, schema: pa.Schema, field: str) -> None:
+    _check_name(path, schema.names, field)
     kind = schema.field(field).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -136,4 +227,10 @@ def _texts(path: epath.Path, column: pa.Array, first: int) -> Iterator[str]:
             yield decode_text(text, f"{path}, row {row} (the first is 0)")
 
 
-TABLES = {".jsonl": _json_lines, ".parquet": _parquet}
+TABLES = {
+    ".jsonl": _json_lines,
+    ".json": _json_array,
+    ".csv": functools.partial(_delimited, delimiter=","),
+    ".tsv": functools.partial(_delimited, delimiter="\t"),
+    ".parquet": _parquet,
+}

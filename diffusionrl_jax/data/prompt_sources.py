@@ -4,14 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 from diffusionrl_jax.data import hub_files, prompt_index, records, word_lists
 from diffusionrl_jax.data.emoji import prompt_sets
-from diffusionrl_jax.data.prompt_files import TABLES, read_rows
+from diffusionrl_jax.data.prompt_files import has_fields, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
 from diffusionrl_jax.mistakes import UserError
@@ -21,6 +20,8 @@ HUB = "hub"
 KINDS = (HUB, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
+# To be raised where files are read in another way, so that older indices of them are not taken.
+READ_AS = 2
 
 
 def make_prompts(name: str, seed: int) -> PromptSource:
@@ -43,8 +44,8 @@ def open_prompts(name: str, seed: int) -> PromptSource:
 
     Args:
       name: one of
-        - a path, local or `gs://`, with * for several files: .jsonl, .parquet, or else UTF-8 text
-          with one prompt a line. `field=` names the JSON field or column ("prompt");
+        - a path, local or `gs://`, with * for several files: .jsonl, .json, .csv, .tsv, .parquet,
+          or UTF-8 text with one prompt a line. `field=` names the JSON field or column ("prompt");
         - `hub:OWNER/NAME/FILE`: such a file of a dataset on the Hugging Face hub, brought into the
           hub's usual cache where it is not here;
         - `tfds:NAME` or `array_record:FOLDER`, as in `records.open_records`; `field=` is a feature;
@@ -95,12 +96,11 @@ def describe_hub_file(source: Source) -> hub_files.Need:
 
 
 def _indexed(source: Source) -> prompt_index.Chosen:
-    has_fields = source.kind or pathlib.PurePath(source.name).suffix.lower() in TABLES
-    fields = ("field",) if has_fields else ()
+    fields = ("field",) if source.kind or has_fields(source.name) else ()
     source.check_options((*fields, *SPLITTING, *records.OPTIONS.get(source.kind, ())))
     field = source.options.get("field", "prompt")
     count, split = source.number("held_out"), source.options.get("split", "train")
-    digest = hashlib.sha256(repr((source.kind, field)).encode())
+    digest = hashlib.sha256(repr((READ_AS, source.kind, field)).encode())
     if source.kind:
         opened = records.open_records(source, {"field": field})
         digest.update(opened.fingerprint.encode())

@@ -24,6 +24,13 @@ from diffusionrl_jax.mistakes import UserError
 
 KINDS = ("tfds", "array_record")
 END_BYTES = 2**20
+# An array_record file is a Riegeli file: whole blocks, of which the first begins with a signature
+# and the last has a protobuf: where the footer begins, a varint of seven bits a byte, and a number.
+BLOCK_BYTES = 2**16
+SIGNATURE = bytes.fromhex("83af70d10d884a3f") + bytes(8) + b"\x40"
+FOOTER = re.compile(
+    rb"\x08([\x80-\xff]{0,9}[\x00-\x7f])\x10\xde\xc0\xeb\xfe\x84\xce\xc3\xc9\x71", re.DOTALL
+)
 # What the reader takes from the end of a file's name.
 RANGE = re.compile(r"\[\d+:\d+\]$")
 _FINDING = threading.Lock()
@@ -46,7 +53,7 @@ class Records(Sequence):
     def __init__(
         self, source: str, paths: Sequence[str], features: Sequence[str], fingerprint: str
     ):
-        self.source, self.fingerprint = source, fingerprint
+        self.source, self.fingerprint, self._paths = source, fingerprint, tuple(paths)
         self._features = tuple(features)
         # Pictures stay files here: a text feature is bytes as they are.
         self._parser = tfds.features.FeaturesDict(
@@ -65,12 +72,37 @@ class Records(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
-        return self._parse(index, self._records[index])
+        with self._reading([index]):
+            record = self._records[index]
+        return self._parse(index, record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, bytes]]:
-        """Several records, read in parallel."""
-        records = self._records.__getitems__(list(indices))
+        """Several records, read in parallel.
+
+        Raises:
+          UserError: a file or a record is damaged.
+        """
+        with self._reading(indices):
+            records = self._records.__getitems__(list(indices))
         return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
+
+    @contextlib.contextmanager
+    def _reading(self, indices: Sequence[int]) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            files = sorted({self._file_of(index) for index in indices})
+            raise UserError(
+                f"{self.source}: the array_record files are damaged ({error}), of {files}: copy"
+                " them anew."
+            ) from None
+
+    def _file_of(self, index: int) -> str:
+        for path in self._paths:
+            index -= len(array_record_data_source.ArrayRecordDataSource([path]))
+            if index < 0:
+                return path
+        raise IndexError(index)
 
     def _parse(self, index: int, record: bytes) -> dict[str, bytes]:
         try:
@@ -140,6 +172,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
         description = (epath.Path(builder.data_dir) / "dataset_info.json").read_text()
     for path in paths:
         _refuse_name(source, path)
+        _refuse_part(source, path)
     files = [(path.name, path.stat().length, _ends(path)) for path in paths]
     return Records(
         source.text,
@@ -169,6 +202,27 @@ def _refuse_name(source: Source, path: epath.Path) -> None:
         raise UserError(
             f"{source.text!r}: the end of the name {path} would be read as a range of records:"
             " rename it."
+        )
+
+
+def _refuse_part(source: Source, path: epath.Path) -> None:
+    """What lacks its begin, its end or blocks between.
+
+    The reader of array_record files would look for the footer where it is not, and then reserves as
+    much memory as it finds in bytes that are something else: it may crash.
+    """
+    size = path.stat().length
+    with path.open("rb") as file:
+        begin = file.read(len(SIGNATURE))
+        file.seek(max(0, size - BLOCK_BYTES))
+        end = file.read()
+    found = FOOTER.search(end)
+    digits = enumerate(found[1] if found else b"")
+    footer = sum((digit & 0x7F) << 7 * place for place, digit in digits)
+    if begin != SIGNATURE or size % BLOCK_BYTES or not 0 < footer < size - BLOCK_BYTES:
+        raise UserError(
+            f"{source.text}: the array_record files are damaged ({path} lacks a part, or is"
+            " something else): copy them anew."
         )
 
 

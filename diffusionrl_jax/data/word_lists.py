@@ -10,8 +10,9 @@ import numpy as np
 
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.data.prompt_files import read_prompts
+from diffusionrl_jax.data.prompt_files import read_lines
 from diffusionrl_jax.data.prompt_index import hashes_of, held_out
+from diffusionrl_jax.data.sources import find_files
 from diffusionrl_jax.mistakes import UserError
 
 HELD_OUT_OBJECTS = 82
@@ -29,7 +30,14 @@ def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ..
     Raises:
       UserError, FileNotFoundError: there is no such list, or it can't be split so.
     """
-    words = tuple(dict.fromkeys(read_prompts(str(resolve(path, "words")))))
+    lines = (
+        line.strip()
+        for file in find_files(str(resolve(path, "words")))
+        for line in read_lines(file)
+    )
+    words = tuple(dict.fromkeys(filter(None, lines)))
+    if not words:
+        raise UserError(f"{path} has no word: write one a line, in UTF-8.")
     hashes = hashes_of(word.encode() for word in words)
     _, first = np.unique(hashes, return_index=True)
     if len(first) < len(words):

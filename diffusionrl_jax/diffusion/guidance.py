@@ -8,8 +8,12 @@ from diffusionrl_jax.models.text_to_image import Text, TextToImage
 
 
 def passes(guidance_scale: float) -> int:
-    """How often the denoiser sees a sample: with and, if guided, without its text."""
-    return 1 if guidance_scale == 1 else 2
+    """How often the denoiser sees a sample: with its text and, above 1, without it.
+
+    PyTorch's pipelines guide above a scale of 1 only. At all others, 0 included, they draw what the
+    prompt alone gives, as distilled models are sampled.
+    """
+    return 2 if guidance_scale > 1 else 1
 
 
 def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
@@ -18,12 +22,12 @@ def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
     Args:
       prompts: of `encode_text`: [batch, tokens, width], or a tree of [batch, ...] arrays.
       empty: the same of the empty prompt, its batch axis 1 or none.
-      guidance_scale: where it is 1, one pass suffices.
+      guidance_scale: of how many passes, as `passes` says.
 
     Returns:
       [batch, passes, tokens, width], or a tree of [batch, passes, ...] arrays.
     """
-    if guidance_scale == 1:
+    if passes(guidance_scale) == 1:
         return jax.tree.map(lambda array: array[:, None], prompts)
 
     def stack(prompt, empty):
@@ -64,7 +68,7 @@ def guide(model_output: jax.Array, guidance_scale: float) -> jax.Array:
     Args:
       model_output: [batch, passes, ...]: the prompt's prediction and, where passes is 2, the
         empty prompt's.
-      guidance_scale: 1 is no guidance.
+      guidance_scale: without effect where passes is 1.
 
     Returns:
       [batch, ...].

@@ -66,7 +66,7 @@ def rollout(
         in the order in which they are wanted; K may be 0.
       eta: how much noise the steps add: 0 is deterministic DDIM (the log-probabilities are then
         meaningless), 1 has DDPM's variance.
-      guidance_scale: the scale of classifier-free guidance; 1 means no guidance.
+      guidance_scale: the scale of classifier-free guidance; up to 1 there is none.
 
     Returns:
       x_0, float32 [batch, ...], and the steps that are kept.

@@ -5,11 +5,13 @@ import tempfile
 from pathlib import Path
 
 import tokenizers
-from transformers import CLIPTokenizer
+from etils import epath
+from transformers import CLIPTokenizer, CLIPTokenizerFast
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
+from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 
 TOKENS = 16  # A prompt's length. The longest of the world has 12.
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -74,7 +76,7 @@ def world_prompts() -> list[str]:
     return things + pairs + people
 
 
-def train_tokenizer() -> CLIPTokenizer:
+def train_tokenizer() -> CLIPTokenizerFast:
     """Trains a CLIP tokenizer whose byte pairs are merged on the world's own prompts."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = tokenizers.normalizers.Lowercase()
@@ -97,7 +99,7 @@ def train_tokenizer() -> CLIPTokenizer:
         unique = list(dict.fromkeys(tokens))
         vocabulary_file.write_text(json.dumps({token: id for id, token in enumerate(unique)}))
         merges_file.write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
-        return CLIPTokenizer(
+        CLIPTokenizer(
             str(vocabulary_file),
             str(merges_file),
             unk_token=END,
@@ -105,10 +107,11 @@ def train_tokenizer() -> CLIPTokenizer:
             eos_token=END,
             pad_token=END,
             model_max_length=TOKENS,
-        )
+        ).save_pretrained(folder)
+        return load_clip_tokenizer(epath.Path(folder))
 
 
-def configs(tokenizer: CLIPTokenizer, scaling_factor: float) -> dict[str, dict]:
+def configs(tokenizer: CLIPTokenizerFast, scaling_factor: float) -> dict[str, dict]:
     """Returns the folder's configs: "unet", "vae", "text_encoder" and "scheduler".
 
     Args:

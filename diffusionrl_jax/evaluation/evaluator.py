@@ -28,6 +28,7 @@ from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.text_to_image import warn_of_cut
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
@@ -110,6 +111,8 @@ class Evaluator:
             )
             source = make_prompts(chosen.prompts, self.config.seed)
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
+            different = list(dict.fromkeys(self.prompts[name]))
+            warn_of_cut(policy.model, different, f"config.evaluation.sets.{name}.prompts")
             self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
             self._scorers[name] = {}
             for scorer in chosen.scorers:

@@ -1,5 +1,6 @@
 """Refuses what does not fit in a config before compute is spent."""
 
+import itertools
 import math
 
 from jax.sharding import AbstractMesh, Mesh
@@ -10,11 +11,14 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
 
 # Prompts that are looked at before a run, at least: some seconds' work.
 MOST_CHECKED = 2**20
+# The same of those whose tokens are counted, which takes longer.
+MOST_COUNTED = 2**15
 GATHER = ("auto", "whole", "blocks")
 
 
@@ -78,6 +82,11 @@ def _check(config: Config) -> None:
         raise UserError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
     if config.sampler.eta < 0:
         raise UserError(f"config.sampler.eta={config.sampler.eta} must be at least 0.")
+    if not 1 <= (scale := config.sampler.guidance_scale) < math.inf:
+        raise UserError(
+            f"config.sampler.guidance_scale={scale} must be 1, no guidance, or more to be trained: "
+            "less draws as 1 does in sample, and in the formula takes the prompt away."
+        )
     if config.optimizer.gradient_clip < 0:
         raise UserError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
     for name in ("evaluation", "checkpoint"):
@@ -170,9 +179,11 @@ def _check_groups(config: Config, devices: int, field: str, reason: str) -> None
 
 
 def check_task_prompts(
-    name: str, config: Config, source: prompts.PromptSource, reward: Reward
+    name: str, config: Config, source: prompts.PromptSource, reward: Reward, model: TextToImage
 ) -> None:
     """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
+
+    A warning says how many of them, or of the first of them, the model reads a part of.
 
     Raises:
       UserError: the reward refuses one; the message names the task.
@@ -183,3 +194,5 @@ def check_task_prompts(
         check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
     except ValueError as error:
         raise UserError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
+    counted = itertools.islice(prompts.first_prompts(source, MOST_COUNTED), MOST_COUNTED)
+    warn_of_cut(model, counted, f"config.tasks.{name}.prompts={task.prompts!r}")

@@ -141,7 +141,7 @@ def build(config: Config) -> Experiment:
         load_scorer(config.tasks[name].scorer, config.tasks[name].group_size) for name in names
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
-        checks.check_task_prompts(name, config, source, reward)
+        checks.check_task_prompts(name, config, source, reward, policy.model)
     algorithm, frozen = assembly.assemble(
         config, policy.model, policy.params, policy.mesh, scorers, place
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -90,7 +91,8 @@ def encode_pictures(
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
 
-    Every process reads the pictures that its devices encode.
+    Every process reads the pictures that its devices encode. A warning says how many of their texts
+    the model reads a part of.
 
     Args:
       source: of `open_source`.
@@ -115,6 +117,12 @@ def encode_pictures(
         texts = embed(text_encoder, ids) if text_encoder else {}
         return {"latent_mean": mean, "latent_std": std, "input_ids": gather(ids), **texts}
 
+    cut = set()  # By their hashes, for there may be millions.
+
+    def tokenize(texts: list[str]) -> np.ndarray:
+        cut.update(hash(texts[place]) for place in np.flatnonzero(model.are_cut(texts)))
+        return model.tokenize(texts)
+
     height, width, _ = model.image_shape
     per_device = max(1, min(PICTURES_PER_DEVICE, PIXELS_AT_ONCE // (height * width)))
     batch_size = per_device * mesh.size
@@ -122,7 +130,7 @@ def encode_pictures(
     latents.write_latents(
         source,
         encode_batch,
-        model.tokenize,
+        tokenize,
         folder,
         encoder,
         batch_size=batch_size,
@@ -130,6 +138,8 @@ def encode_pictures(
         text_model=text_fingerprint(model, text_encoder, mesh) if text_encoder else None,
         rows=[row for part in parts for row in range(part.start, part.stop)],
     )
+    if cut:
+        logging.warning("%d captions are longer than what the model reads, and are cut.", len(cut))
 
 
 def load_pictures(

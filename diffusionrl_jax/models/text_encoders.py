@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from tokenizers import Regex, normalizers, pre_tokenizers
+from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters, apply
 
 
@@ -68,6 +70,27 @@ def tokenize(
     return ids.astype(np.int32)
 
 
+def are_cut(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
+) -> np.ndarray:
+    """Which prompts have more tokens than `tokenize` leaves them: bool [len(prompts)].
+
+    Args:
+      tokenizer: one that makes at most one token of a byte.
+      prompts: any number.
+      length: as of `tokenize`.
+    """
+    length = length or tokenizer.model_max_length
+    room = length - tokenizer.num_special_tokens_to_add()
+    # Most are so short that nobody has to count. Others than ASCII may grow as they are normalised.
+    cut = np.array([len(prompt) > room or not prompt.isascii() for prompt in prompts], bool)
+    if cut.any():
+        doubtful = [prompt for prompt, counts in zip(prompts, cut, strict=True) if counts]
+        ids = tokenizer(doubtful, return_attention_mask=False, verbose=False).input_ids
+        cut[cut] = [len(of_prompt) > length for of_prompt in ids]
+    return cut
+
+
 def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **options):
     # Padding is attended to, as Stable Diffusion was trained.
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
@@ -113,7 +136,64 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
         return cast(Tokenizer, kind.from_pretrained(local))
 
 
-def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizer) -> None:
+# How CLIP takes a text apart (2103.00020), after it is normalised. The markers of a text's begin
+# and end stay whole where a prompt says them.
+PIECES = (
+    *(r"<\|startoftext\|>", r"<\|endoftext\|>"),
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d"),
+    *(r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"),
+)
+
+
+def load_clip_tokenizer(folder: epath.Path) -> CLIPTokenizerFast:
+    """Reads CLIP's tokenizer, whose ids are those of transformers 5.
+
+    The CLIPTokenizer of transformers 4 gives others where ftfy is installed, and a tokenizer.json
+    may say others. From transformers 5 on, normalisation and pieces are the class's own, and only
+    the words, the merges and the added tokens are the folder's: so they are here.
+
+    Args:
+      folder: as of `load_tokenizer`.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+    """
+    tokenizer = load_tokenizer(folder, CLIPTokenizerFast)
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("|".join(PIECES)), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
+    """Refuses a tokenizer that knows tokens that its text encoder does not.
+
+    Args:
+      tokenizer: of the text encoder.
+      vocab_size: how many tokens the text encoder's embedding has.
+      name: of the tokenizer, for the message.
+
+    Raises:
+      UserError: there is one; it would be read from beyond the embedding's end.
+    """
+    unknown = {id: token for token, id in tokenizer.get_vocab().items() if id >= vocab_size}
+    if unknown:
+        raise UserError(
+            f"{name} knows more tokens than the embedding of its text encoder, which has"
+            f" {vocab_size}: {len(unknown)} more, the first {unknown[min(unknown)]!r}, number"
+            f" {min(unknown)}. Use the tokenizer that the text encoder was trained with, or save"
+            " the text encoder after resize_token_embeddings."
+        )
+
+
+def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizerFast) -> None:
     """Writes a tokenizer's folder, local or remote."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as local:

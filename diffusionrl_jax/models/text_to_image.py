@@ -1,11 +1,13 @@
 """What every text-to-image model has in common: the protocol, and the families that satisfy it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from diffusionrl_jax.data.files import read_json, resolve
@@ -22,6 +24,7 @@ from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 Text = Any  # A tree of arrays whose first axis is the prompt's; the model alone knows what of.
 INDEX = "model_index.json"
+PROMPTS_AT_ONCE = 4096
 
 
 class TextToImage(Protocol):
@@ -77,6 +80,10 @@ class TextToImage(Protocol):
         """Token ids, int32 [n, tokens]."""
         ...
 
+    def are_cut(self, prompts: Sequence[str], /) -> np.ndarray:
+        """Which prompts are longer than what `tokenize` keeps of them, bool [n]."""
+        ...
+
     def encode_text(self, params: Parameters, input_ids: jax.Array, /) -> Text:
         """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
         ...
@@ -101,6 +108,26 @@ class TextToImage(Protocol):
     def same_networks(self, other: "TextToImage", /) -> bool:
         """Whether both differ in their parameters alone, so that one program serves both."""
         ...
+
+
+def warn_of_cut(model: TextToImage, prompts: Iterable[str], name: str) -> None:
+    """Says, in one warning, how many prompts the model reads the beginning of only, if it does.
+
+    Args:
+      model: whose tokenizer cuts them.
+      prompts: any number; they are read a part at a time.
+      name: of the prompts, for the message.
+    """
+    prompts, count, cut = iter(prompts), 0, []
+    while part := list(itertools.islice(prompts, PROMPTS_AT_ONCE)):
+        places = np.flatnonzero(model.are_cut(part))
+        count, cut = count + len(part), cut + [part[place] for place in places]
+    if cut:
+        logging.warning(
+            "%s: %d of %d prompts are longer than what the model reads, and are cut: the first is"
+            " %r.",
+            *(name, len(cut), count, cut[0]),
+        )
 
 
 class Family(NamedTuple):

@@ -44,9 +44,6 @@ def read_config(path: str, required: Iterable[str] = ()) -> tuple[epath.Path, di
 def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFast:
     """Reads CLIP's tokenizer from a reward model's folder.
 
-    It is the fast one, as in the published processors. Unlike CLIPTokenizer, it treats a prompt in
-    the same way whether ftfy is installed or not.
-
     Args:
       folder: the folder, from `read_config`.
       vocab_size: how many tokens the model knows. The model takes the last one for the end of a
@@ -57,7 +54,7 @@ def read_clip_tokenizer(folder: epath.Path, vocab_size: int) -> CLIPTokenizerFas
       UserError: the tokenizer belongs to another model.
     """
     _check_tokenizer_files(folder, CLIP_TOKENIZER_FILES, "openai/clip-vit-large-patch14")
-    tokenizer = text_encoders.load_tokenizer(folder, CLIPTokenizerFast)
+    tokenizer = text_encoders.load_clip_tokenizer(folder)
     if len(tokenizer) > vocab_size or tokenizer.eos_token_id != len(tokenizer) - 1:
         raise UserError(
             f"The tokenizer in {folder} has {len(tokenizer)} words and ends texts with number "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.towers import blip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
@@ -64,6 +65,8 @@ class ImageReward:
         """
         folder, config = checkpoint.read_config(path)
         reward = cls.from_config(config, checkpoint.read_bert_tokenizer(folder), dtype)
+        vocab_size = reward.model.text.config.vocab_size
+        text_encoders.check_vocabulary(reward.tokenizer, vocab_size, f"The tokenizer in {folder}")
         params = checkpoint.read_params(
             folder,
             reward.template(),

@@ -108,6 +108,123 @@ def test_the_formats_that_are_read(kind):
     np.testing.assert_allclose(picture, np.asarray(image), atol=0 if is_exact else 3)
 
 
+def png(depth, kind, width, *rows, **chunks):
+    """A PNG, put together by its specification (ISO 15948)."""
+
+    def chunk(name, content):
+        checked = name.encode() + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, kind, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk("IHDR", header)
+        + b"".join(chunk(*item) for item in chunks.items())
+        + chunk("IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+        + chunk("IEND", b"")
+    )
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}H", *values)
+
+
+GREY, COLOUR, PALETTE, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 3, 4, 6
+COLOURS = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255])
+
+
+@pytest.mark.parametrize(
+    ("file", "pixels"),
+    [
+        (png(16, GREY, 4, words(0, 257, 32768, 65535)), [0, 1, 128, 255]),
+        (png(16, GREY, 3, words(0, 300, 301), tRNS=words(300)), [0, 255, 1]),
+        (png(16, GREY_ALPHA, 2, words(32768, 65535, 32768, 0)), [128, 255]),
+        (png(1, GREY, 4, b"\x50"), [0, 255, 0, 255]),
+        (png(1, GREY, 2, b"\x40", tRNS=words(0)), [255, 255]),
+        (png(2, GREY, 4, b"\x1b"), [0, 85, 170, 255]),
+        (png(2, GREY, 4, b"\x1b", tRNS=words(1)), [0, 255, 170, 255]),
+        (png(4, GREY, 2, b"\x3f", tRNS=words(3)), [255, 255]),
+        (png(8, GREY, 2, b"\x03\x0f", tRNS=words(3)), [255, 15]),
+        (png(8, GREY_ALPHA, 2, b"\x00\x80\x00\xff"), [127, 0]),
+        (png(16, COLOUR, 1, words(65535, 257, 32768)), [[255, 1, 128]]),
+        (png(8, COLOUR, 2, bytes([1, 2, 3, 1, 2, 4])), [[1, 2, 3], [1, 2, 4]]),
+        (png(8, COLOUR, 2, bytes([1, 2, 3, 1, 2, 4]), tRNS=words(1, 2, 3)), [[255] * 3, [1, 2, 4]]),
+        (png(8, COLOUR_ALPHA, 2, b"\x0a\x14\x1e\0\x0a\x14\x1e\xff"), [[255] * 3, [10, 20, 30]]),
+        (png(16, COLOUR_ALPHA, 1, words(9, 9, 9, 0)), [[255] * 3]),
+        (png(2, PALETTE, 3, b"\x18", PLTE=COLOURS), [[255, 0, 0], [0, 255, 0], [0, 0, 255]]),
+        (
+            png(8, PALETTE, 3, b"\0\1\2", PLTE=COLOURS, tRNS=b"\0\x80"),
+            [[255] * 3, [127, 255, 127], [0, 0, 255]],
+        ),
+        (png(1, PALETTE, 2, b"\x40", PLTE=COLOURS[:6], tRNS=b"\xff\0"), [[255, 0, 0], [255] * 3]),
+    ],
+)
+def test_every_depth_and_transparency_of_png(file, pixels):
+    """Transparent pixels are white, whatever colour is stored below; values are by hand."""
+    expected = np.array([np.broadcast_to(pixel, 3) for pixel in pixels], np.uint8)
+    np.testing.assert_array_equal(pictures.read_picture(file, 1, len(pixels))[0], expected)
+
+
+def test_a_transparent_colour_that_is_not_kept_is_refused(folder):
+    write(
+        folder / "b.array_record", [(png(16, COLOUR, 1, words(1, 2, 3), tRNS=words(1, 2, 3)), "")]
+    )
+    source = pictures.open_pictures(f"array_record:{folder}", 1, 1)
+    with pytest.raises(ValueError, match="record 3 .*16 bits a channel one colour is transparent"):
+        source[3]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "avif", "gif"])
+def test_hidden_colours_are_not_seen(kind):
+    """Random colours under full transparency, around an opaque square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    pixels[..., 3] = 0
+    pixels[8:24, 8:24] = (10, 200, 90, 255)
+    options = {"lossless": True, "exact": True, "quality": 100}
+    picture = pictures.read_picture(encoded(Image.fromarray(pixels), kind, **options), 32, 32)
+    expected = np.full((32, 32, 3), 255)
+    expected[8:24, 8:24] = (10, 200, 90)
+    if kind == "avif":  # Its colours are not exact, the hidden ones beside them least of all.
+        expected[8:24, 8:24] = picture[8:24, 8:24]
+    np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_modes_without_transparency_are_as_pillow_has_them(mode):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pictures.fit(image, 6, 8), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
+def test_modes_with_transparency(mode):
+    """An opaque grey and a transparent one, side by side."""
+    alpha = Image.fromarray(np.array([[255, 0]], np.uint8))
+    if mode == "PA":
+        image = Image.new("P", (2, 1))
+        image.putpalette([60] * 3)
+        image.putalpha(alpha)
+    else:
+        image = Image.merge("RGBA", [*[Image.new("L", (2, 1), 60)] * 3, alpha]).convert(mode)
+    assert image.mode == mode
+    np.testing.assert_array_equal(pictures.fit(image, 1, 2), [[[60] * 3, [255] * 3]])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_sixteen_bits_in_any_order(mode):
+    order = ">u2" if mode.endswith("B") else "<u2"
+    values = np.array([[0, 257, 32768, 65535]], order)
+    image = Image.frombytes(mode, (4, 1), values.tobytes())
+    np.testing.assert_array_equal(pictures.fit(image, 1, 4)[0, :, 0], [0, 1, 128, 255])
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_without_a_range_are_refused(mode):
+    with pytest.raises(ValueError, match=f"its mode is {mode}, whose values have no range"):
+        pictures.fit(Image.new(mode, (2, 2)), 2, 2)
+
+
 @pytest.mark.parametrize("kind", ["eps", "pdf", "tiff", "ppm", "tga", "ico", "jpeg2000"])
 def test_other_formats_are_not_opened(kind, monkeypatch):
     """EPS would start Ghostscript, where it is installed."""

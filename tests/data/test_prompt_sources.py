@@ -1,5 +1,6 @@
 """Every kind of source by its name in a config; files are written by Python and pyarrow."""
 
+import csv
 import hashlib
 import json
 import os
@@ -65,6 +66,83 @@ def test_parquet_columns(kind, tmp_path):
     assert listed(open_prompts(path, 0)) == UNIQUE
     path = write_parquet(tmp_path / "c.parquet", kind=kind, field="caption")
     assert listed(open_prompts(f"{path}?field=caption", 0)) == UNIQUE
+
+
+def write_delimited(path, dialect, texts=TEXTS, field="prompt"):
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, dialect)
+        rows.writerow([field, 'a "name", quoted'])
+        rows.writerows((text, n) for n, text in enumerate(texts))
+    return str(path)
+
+
+@pytest.mark.parametrize(("ending", "dialect"), [("csv", "excel"), ("TSV", "excel-tab")])
+def test_delimited_tables(ending, dialect, tmp_path):
+    """As Python's csv writes them: quoted line breaks, quotes, commas and tabs within a field."""
+    texts = [*TEXTS, 'a sign that says "a, b"', '"', "a\tb", "line\r\nbreak", ""]
+    path = write_delimited(tmp_path / f"p.{ending}", dialect, texts)
+    more = ['a sign that says "a, b"', '"', "a\tb", "line\r\nbreak"]
+    assert listed(open_prompts(path, 0)) == UNIQUE + more
+    path = write_delimited(tmp_path / f"c.{ending}", dialect, texts, field="Prompt")
+    assert listed(open_prompts(f"{path}?field=Prompt", 0)) == UNIQUE + more
+    with pytest.raises(
+        ValueError, match=r"no column 'prompt', but \['Prompt', .* as in \?field=Pr"
+    ):
+        open_prompts(path, 0)
+    assert read_prompts(f"{path}?field=Prompt")[4] == "an apple"
+
+
+@pytest.mark.parametrize("rows", [TEXTS, [{"prompt": text, "n": 1} for text in TEXTS]])
+def test_json_arrays(rows, tmp_path):
+    path = write(tmp_path / "p.json", b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode())
+    assert listed(open_prompts(path, 0)) == UNIQUE
+    assert read_prompts(path) == (*UNIQUE[:4], "an apple", "line\nbreak", "spaces")
+    renamed = [{"caption": text} for text in TEXTS]
+    path = write(tmp_path / "c.json", json.dumps(renamed).encode())
+    assert listed(open_prompts(f"{path}?field=caption", 0)) == UNIQUE
+
+
+@pytest.mark.parametrize(
+    "name", ["p.xlsx", "p.ndjson", "p.csv.gz", "p.arrow", "p.yaml", "p.XML", "p.json5", "p.npy"]
+)
+def test_what_is_no_text_is_not_read_as_text(name, tmp_path):
+    path = write(tmp_path / name, b"an apple\n")
+    for read in (lambda name: open_prompts(name, 0), read_prompts):
+        with pytest.raises(ValueError, match=f"{name} is not read: end the name in .txt.*parquet"):
+            read(path)
+    with pytest.raises(ValueError, match="is not read"):
+        open_prompts(f"template:a {{noun}}?words={path}", 0)
+
+
+@pytest.mark.parametrize("name", ["p", "p.TXT", "p.2024", "p.v1.5", "p.a-b", ".p", "p.jsonl.txt"])
+def test_text_needs_no_ending(name, tmp_path):
+    assert listed(open_prompts(write(tmp_path / name, b"an apple\n"), 0)) == ["an apple"]
+
+
+def test_an_index_of_lines_is_not_taken_for_one_of_rows(tmp_path):
+    """Files of other kinds with the same content have other prompts."""
+    content = b"prompt\nan apple\n"
+    names = ("p.txt", "p.csv", "p.tsv")
+    found = [listed(open_prompts(write(tmp_path / name, content), 0)) for name in names]
+    assert found == [["prompt", "an apple"], ["an apple"], ["an apple"]]
+
+
+def test_prompts_of_files_in_their_order(tmp_path):
+    path = write_jsonl(tmp_path / "p.jsonl", field="caption")
+    assert read_prompts(f"{path}?field=caption") == (
+        *UNIQUE[:4],
+        "an apple",
+        *UNIQUE[:-2:-1],
+        "spaces",
+    )
+    write_parquet(tmp_path / "q.parquet", ["b", "a", "b"])
+    assert read_prompts(f"{tmp_path}/*.parquet") == ("b", "a", "b")
+    with pytest.raises(ValueError, match=r"the options \['field'\] are unknown; use none"):
+        read_prompts(f"{write(tmp_path / 'p.txt', b'a')}?field=caption")
+    with pytest.raises(ValueError, match=r"the options \['split'\] are unknown"):
+        read_prompts(f"{path}?split=test")
+    with pytest.raises(ValueError, match="has no prompt"):
+        read_prompts(write(tmp_path / "e.json", b"[]"))
 
 
 def test_several_files_are_one_source(tmp_path):
@@ -204,6 +282,27 @@ def test_a_broken_source_leaves_nothing_behind(tmp_path, monkeypatch):
             r"line 2: the field 'prompt' has half of a character, \\ud800",
         ),
         ("p.jsonl", b"[" * 100_000, "line 1 is JSON nested too deeply: write one object a line"),
+        ("p.json", b'{"prompt": ["a"]}', r'p.json is not a JSON array: write \["..."'),
+        ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "is not JSON .*name it .jsonl if"),
+        ("p.json", b'["a", ["b"]]', "item 1 .the first is 0.: it is list, not a string"),
+        ("p.json", b'["a", {"text": "b"}]', r"item 1 .* has no field 'prompt', but \['text'\]"),
+        ("p.json", b'["a", {"prompt": 3}]', "item 1 .* the field 'prompt' is int, not a string"),
+        ("p.json", b'["a \\ud800"]', r"item 0 .* it has half of a character, \\ud800"),
+        ("p.json", b'["caf\xe9"]', "p.json: byte 6 is not UTF-8"),
+        ("p.json", b"[" * 100_000, "is JSON nested too deeply"),
+        ("p.json", b"", "is not JSON"),
+        ("p.csv", b"", r"has no column 'prompt', but \[\]"),
+        ("p.csv", b"prompt\n", "has no prompt"),
+        ("p.csv", b"text\na\n", r"has no column 'prompt', but \['text'\]: name .*field=text"),
+        ("p.csv", b"prompt;n\na;1\n", r"has no column 'prompt', but \['prompt;n'\]"),
+        ("p.csv", b"prompt,prompt\na,b\n", "has 2 columns 'prompt': rename all but one"),
+        ("p.csv", b"n,prompt\n1,a\n\n2,b,c\n", "line 4 is of 3, but the first row of 2 fields"),
+        ("p.csv", b"n,prompt\n1\n", "line 2 is of 1, but the first row of 2 fields"),
+        ("p.csv", b'prompt\n"a\nb\n', "line 3: unexpected end of data: mend the quotes"),
+        ("p.csv", b'prompt\n"a" b\n', "line 2: .* expected after .*: mend the quotes"),
+        ("p.csv", b"prompt\ncaf\xe9\n", "line 2: byte 4 is not UTF-8"),
+        ("p.csv", b"prompt\n" + b"a" * 200_000, "line 2: field larger than field limit"),
+        ("p.tsv", "prompt\na\n".encode("utf-16"), "line 1: byte 1 is not UTF-8"),
         ("p.parquet", b"PAR1 not really PAR1", "is not a whole parquet file .*copy it anew"),
         ("p.parquet", b"", "is not a whole parquet file"),
     ],

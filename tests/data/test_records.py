@@ -5,7 +5,10 @@ import shutil
 import socket
 import sys
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.prompt_sources import open_prompts
@@ -41,6 +44,32 @@ def test_broken_datasets(world_folder, tmp_path):
         open_prompts(f"array_record:{tmp_path}", 0)
     (tmp_path / "cut.array_record").write_bytes(b"not one")
     with pytest.raises(ValueError, match="array_record files are damaged"):
+        open_prompts(f"array_record:{tmp_path}", 0)
+
+
+def test_array_record_files_that_lack_a_part(world_folder, tmp_path):
+    """Cut anywhere, or without any of its blocks: one line that names the file."""
+    path = tmp_path / "a.array_record"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    texts = tfds.features.FeaturesDict({"prompt": tfds.features.Text()})
+    draw = np.random.default_rng(0)
+    for n in range(40):
+        writer.write(texts.serialize_example({"prompt": f"{n} {draw.bytes(20_000).hex()}"}))
+    writer.close()
+    whole, block = path.read_bytes(), 2**16
+    assert len(open_prompts(f"array_record:{tmp_path}", 0).prompts) == 40
+    assert len(whole) > 10 * block
+    cuts = [whole[:size] for size in (0, 100, block, len(whole) // 2, len(whole) - block)]
+    cuts += [whole[:-1], whole[1:], whole[block:], whole[-block:], whole + b"\0"]
+    cuts += [whole[: n * block] + whole[(n + 1) * block :] for n in range(1, 10)]
+    cuts += [whole[:3000] + whole[3000 + many * block :] for many in (1, 2, 5)]
+    for content in cuts:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"damaged .{path} lacks a part.*copy them anew"):
+            open_prompts(f"array_record:{tmp_path}", 0)
+    # What is damaged is noticed where it is read.
+    path.write_bytes(whole[: 5 * block] + bytes(100) + whole[5 * block + 100 :])
+    with pytest.raises(ValueError, match=rf"files are damaged .* of \['{path}'\]: copy them anew"):
         open_prompts(f"array_record:{tmp_path}", 0)
 
 

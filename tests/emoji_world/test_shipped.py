@@ -34,7 +34,12 @@ def loaded():
     return load_stable_diffusion(assets.resolve(FOLDER))
 
 
-@pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+SCALES = [3.0] + [
+    pytest.param(scale, marks=pytest.mark.slow) for scale in (0.0, 0.5, 1.0, 1.001, 7.5, 20.0)
+]
+
+
+@pytest.mark.parametrize("guidance_scale", SCALES)
 def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     model, params = loaded
     process = make_process(model.scheduler_config, 20)

@@ -7,6 +7,7 @@ import pytest
 
 from diffusionrl_jax.data.emoji import pictures, world
 from diffusionrl_jax.data.latents import LatentDataset
+from diffusionrl_jax.data.pictures import MappedPictures
 from diffusionrl_jax.experiments import caching, pretraining
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.models import text_encoders
@@ -107,6 +108,21 @@ def test_latents_of_another_model_are_refused(cached, tmp_path):
     assert load(config, policy, tmp_path, **{"pretraining.weight": 0.0}) is None
     # Without embeddings the text encoder does not matter.
     assert load(config, changed(policy, "text_encoder"), tmp_path)
+
+
+def test_captions_that_are_cut_are_counted(cached, tmp_path, caplog):
+    _, _, policy = cached
+    image = np.zeros(policy.model.image_shape, np.uint8)
+    texts = ["a cat", "a cat " * 30, "a dog " * 30, ""]
+    items = [{"image": image, "prompt": text.encode()} for text in texts]
+    caplog.set_level("WARNING", logger="absl")
+    for count, kept in ((2, items), (0, items[:1])):
+        caplog.clear()
+        source = MappedPictures(kept, f"{count}")
+        arguments = policy.model, policy.params["vae"], policy.mesh, tmp_path / str(count), "model"
+        pretraining.encode_pictures(source, *arguments)
+        expected = [f"{count} captions are longer than what the model reads, and are cut."]
+        assert [record.getMessage() for record in caplog.records] == expected * bool(count)
 
 
 @pytest.mark.parametrize("xl", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "xl"])

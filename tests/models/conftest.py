@@ -9,6 +9,7 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
+from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 
 TOKENS = 12
 SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE
@@ -56,9 +57,9 @@ def byte_tokenizer(folder, **options):
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, **options
-    )
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    CLIPTokenizer(*files, model_max_length=TOKENS, **options).save_pretrained(folder)
+    return load_clip_tokenizer(folder)
 
 
 @pytest.fixture(scope="session")

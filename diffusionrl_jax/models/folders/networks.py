@@ -5,13 +5,13 @@ from typing import Any
 
 import diffusers
 from etils import epath
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.tensor_files import open_networks
-from diffusionrl_jax.models.text_encoders import load_tokenizer
+from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 
 SECOND = "text_encoder_2"  # of XL alone
 TEXT_ENCODERS = ("text_encoder", SECOND)
@@ -43,7 +43,7 @@ vae_name = weights.substitution(
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
 
 
-def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokenizer]]:
+def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokenizerFast]]:
     """Reads what a diffusers folder says of its networks, without their weights.
 
     Returns:
@@ -59,10 +59,10 @@ def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokeni
         raise UserError(f"{path} only has XL's second text encoder: refiners are not supported.")
     configs = {name: read_json(path / name / "config.json") for name in names}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
-    tokenizers = {"tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer)}
+    tokenizers = {"tokenizer": load_clip_tokenizer(path / "tokenizer")}
     if SECOND in names:
         configs["pipeline"] = read_json(path / "model_index.json")
-        tokenizers["tokenizer_2"] = load_tokenizer(path / "tokenizer_2", CLIPTokenizer)
+        tokenizers["tokenizer_2"] = load_clip_tokenizer(path / "tokenizer_2")
     return configs, tokenizers
 
 

@@ -9,13 +9,14 @@ from diffusers import (
     FlaxAutoencoderKL,  # pyright: ignore[reportPrivateImportUsage]
     FlaxUNet2DConditionModel,  # pyright: ignore[reportPrivateImportUsage]
 )
-from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizerFast
 from transformers.models.clip.modeling_flax_clip import (
     FlaxCLIPTextModelWithProjectionModule,
     FlaxCLIPTextModule,
 )
 
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import (
     SECOND,
     join_networks,
@@ -28,10 +29,10 @@ from diffusionrl_jax.models.towers.clip import text_template
 
 def build_stable_diffusion(
     configs: Mapping[str, Mapping[str, Any]],
-    tokenizer: CLIPTokenizer,
+    tokenizer: CLIPTokenizerFast,
     dtype=jnp.float32,
     *,
-    tokenizer_2: CLIPTokenizer | None = None,
+    tokenizer_2: CLIPTokenizerFast | None = None,
     **options,
 ) -> StableDiffusion:
     """The networks that the configs describe.
@@ -66,6 +67,9 @@ def build_stable_diffusion(
                 f"{config.max_position_embeddings} positions; set model_max_length in its "
                 "tokenizer_config.json."
             )
+        text_encoders.check_vocabulary(
+            tokenizers[name], config.vocab_size, f"The tokenizer of {name}"
+        )
     second = text_configs.get(SECOND)
     # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
@@ -88,7 +92,7 @@ def _from_config(kind, config: Mapping[str, Any], dtype) -> Any:
 def init_stable_diffusion(
     configs: Mapping[str, Mapping[str, Any]],
     rng: jax.Array,
-    tokenizer: CLIPTokenizer,
+    tokenizer: CLIPTokenizerFast,
     dtype=jnp.float32,
     **options,
 ) -> tuple[StableDiffusion, dict[str, Any]]:

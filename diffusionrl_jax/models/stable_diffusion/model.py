@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import (
@@ -52,14 +52,14 @@ class StableDiffusion:
     unet: nn.Module
     vae: nn.Module
     text_encoder: nn.Module
-    tokenizer: CLIPTokenizer
+    tokenizer: CLIPTokenizerFast
     configs: Mapping[str, Mapping[str, Any]]
     remat: str = "none"
     convolution: str = "xla"
     attention: str = "auto"
     mesh: Mesh | None = None
     text_encoder_2: nn.Module | None = None
-    tokenizer_2: CLIPTokenizer | None = None
+    tokenizer_2: CLIPTokenizerFast | None = None
 
     denoiser_name = "unet"
 
@@ -116,6 +116,13 @@ class StableDiffusion:
         if self.tokenizer_2 is None:
             return ids
         return np.concatenate([ids, text_encoders.tokenize(self.tokenizer_2, prompts)], axis=1)
+
+    def are_cut(self, prompts: Sequence[str]) -> np.ndarray:
+        """Which prompts are longer than the ids of `tokenize`, of one tokenizer or the other."""
+        cut = text_encoders.are_cut(self.tokenizer, prompts)
+        if self.tokenizer_2 is None:
+            return cut
+        return cut | text_encoders.are_cut(self.tokenizer_2, prompts)
 
     def encode_text(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Text:
         """What the UNet is conditioned on.

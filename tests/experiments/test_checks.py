@@ -1,0 +1,34 @@
+"""What is said of a task's prompts before a run."""
+
+import types
+
+import numpy as np
+
+from diffusionrl_jax.data.prompts import ShuffledPrompts
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.rewards.jpeg_size import JpegSize
+
+MODEL = types.SimpleNamespace(are_cut=lambda prompts: np.array([len(p) > 4 for p in prompts], bool))
+CONFIG = types.SimpleNamespace(
+    iterations=1,
+    batch_size=2,
+    tasks={"small": types.SimpleNamespace(prompts="p.txt", group_size=1)},
+)
+
+
+def said(prompts, caplog):
+    caplog.clear()
+    caplog.set_level("WARNING", logger="absl")
+    reward, _ = JpegSize.load("")
+    checks.check_task_prompts("small", CONFIG, ShuffledPrompts(prompts, 0), reward, MODEL)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_prompts_that_are_cut_are_said_once(caplog, monkeypatch):
+    assert said(["four", "cat"], caplog) == []
+    (message,) = said(["four", "five5", "cat", "sixsix"], caplog)
+    assert message.startswith("config.tasks.small.prompts='p.txt': 2 of 4 prompts are longer than")
+    assert message.endswith("the first is 'five5'.")
+    monkeypatch.setattr(checks, "MOST_COUNTED", 50)
+    (message,) = said([f"prompt {n}" for n in range(100)], caplog)
+    assert ": 50 of 50 prompts are longer" in message

@@ -1,0 +1,44 @@
+"""What sample draws, by its flags; tests/test_programs.py runs it."""
+
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from diffusionrl_jax import sample
+
+
+@pytest.fixture
+def read():
+    """The prompts of a command line."""
+
+    def prompts(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["sample", "--model=x", *arguments])
+            return sample.read_all_prompts()
+
+    return prompts
+
+
+def test_a_prompt_file_is_read_as_a_tasks(read, tmp_path):
+    rows = [{"caption": text} for text in ("a cat", "a dog", "a cat")]
+    lines, array, table = (tmp_path / f"p.{ending}" for ending in ("jsonl", "json", "csv"))
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    array.write_text(json.dumps(rows))
+    table.write_text('caption,n\na cat,1\n"a dog",2\na cat,3\n')
+    for path in (lines, array, table):
+        assert read(f"--prompt_file={path}?field=caption") == ["a cat", "a dog", "a cat"]
+        with pytest.raises(ValueError, match="no (field|column) 'prompt', but .*caption"):
+            read(f"--prompt_file={path}")
+    (tmp_path / "p.txt").write_text("a cat\n\n a dog \n")
+    assert read(f"--prompt_file={tmp_path}/p.txt") == ["a cat", "a dog"]
+
+
+def test_prompts_of_the_command_line(read, tmp_path):
+    assert read("--prompts=a cat; a dog;", "--prompts=a cat") == ["a cat", "a dog", "a cat"]
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read("--prompts= ; ")
+    for arguments in ((), ("--prompts=a", f"--prompt_file={tmp_path}/p.txt")):
+        with pytest.raises(ValueError, match="Give either --prompts"):
+            read(*arguments)
