@@ -81,6 +81,10 @@ class TextToImage(Protocol):
         """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
         ...
 
+    def encode_empty(self, params: Parameters, input_ids: jax.Array, /) -> Text:
+        """What prompts are guided away from, of the empty prompt's ids; as `encode_text`."""
+        ...
+
     def denoise(
         self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text, /
     ) -> jax.Array:
@@ -138,9 +142,10 @@ def family_of(folder: epath.Path) -> Family:
     """
     index = folder / INDEX
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
-            f"{folder} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
+            f"{index}: the pipeline is of class {name}, which is not supported: use one of "
+            f"{', '.join(FAMILIES)}."
         )
     return FAMILIES[name]
 
