@@ -8,6 +8,8 @@ from typing import Any
 from diffusionrl_jax.mistakes import UserError
 
 SHOWN_CHARACTERS = 80
+# No network is larger, and building one would take for ever.
+MOST, MOST_LAYERS = 10**6, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,10 @@ def _is_list_of(value: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(map(holds, value))
 
 
-WHOLE = Kind("a whole number of 1 or more", is_whole)
+WHOLE = Kind(f"a whole number of 1 to {MOST}", lambda value: is_whole(value) and value <= MOST)
+LAYERS = Kind(
+    f"a whole number of 1 to {MOST_LAYERS}", lambda value: is_whole(value) and value <= MOST_LAYERS
+)
 WHOLE_OR_ZERO = Kind("a whole number of 0 or more", lambda value: is_whole(value, 0))
 ABOVE_ZERO = Kind("a finite number above 0", lambda value: is_number(value) and value > 0)
 BETWEEN_ZERO_AND_ONE = Kind(
@@ -45,9 +50,11 @@ BETWEEN_ZERO_AND_ONE = Kind(
 )
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
-WHOLES = Kind("a list of whole numbers of 1 or more", lambda value: _is_list_of(value, WHOLE.holds))
+WHOLES = Kind(
+    f"a list of whole numbers of 1 to {MOST}", lambda value: _is_list_of(value, WHOLE.holds)
+)
 WHOLE_OR_WHOLES = Kind(
-    "a whole number of 1 or more, or a list of them",
+    f"a whole number of 1 to {MOST}, or a list of them",
     lambda value: WHOLE.holds(value) or WHOLES.holds(value),
 )
 TEXTS = Kind("a list of texts", lambda value: _is_list_of(value, TEXT.holds))

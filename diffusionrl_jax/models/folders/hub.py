@@ -142,7 +142,8 @@ def _choose(
 ) -> list[str]:
     """No pickles, no other precisions, no single-file checkpoints, no other frameworks' weights."""
     if INDEX not in listed:
-        singles = [name for name in sorted(listed) if re.fullmatch(SINGLE_FILE, name)]
+        singles = [name for name in listed if re.fullmatch(SINGLE_FILE, name)]
+        singles.sort(key=lambda name: (not name.endswith(SUFFIX), name))
         mend = singles and (
             f" Run `hf download {repository} {shlex.quote(singles[0])} --local-dir FOLDER` and "
             "give FOLDER: the error then says how to make a folder of that file."

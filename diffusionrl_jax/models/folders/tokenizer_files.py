@@ -7,17 +7,46 @@ from etils import epath
 
 from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.models.folders.fields import Kind, check_fields, is_whole
+from diffusionrl_jax.models.folders.fields import TEXT, Kind, check_fields, is_whole, without_nulls
 
 VOCABULARY, MERGES, WHOLE_TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
-CONFIG = "tokenizer_config.json"
+SAY_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
+EXTRA = "extra_special_tokens"
 LEAST_LENGTH = 2  # The start and the end of a text.
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, dict) and isinstance(value.get("content"), str)
+    )
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_token, value))
+
+
+def _are_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_token, value.values()))
+
+
+def _are_numbered(value: Any) -> bool:
+    return _are_named(value) and all(number.isdecimal() for number in value)
+
+
 _KINDS = {
+    "added_tokens_decoder": Kind("an object of numbers and tokens", _are_numbered),
+    "additional_special_tokens": Kind("a list of tokens", _are_tokens),
+    EXTRA: Kind("an object or a list of tokens", _are_named),
+    "tokenizer_class": TEXT,
+    **dict.fromkeys(
+        ("bos_token", "eos_token", "pad_token", "unk_token"),
+        Kind("a text, or an object with its content", _is_token),
+    ),
     # A tokenizer without a limit has 10^30, which JSON may hold as a real number.
     "model_max_length": Kind(
         f"a whole number of {LEAST_LENGTH} or more",
         lambda value: is_whole(value, LEAST_LENGTH) or value == 1e30,
-    )
+    ),
 }
 
 
@@ -28,10 +57,19 @@ def read_files(folder: epath.Path) -> dict[str, bytes]:
       UserError: a file does not hold what it should; names the file and the field.
     """
     found = [entry for entry in folder.iterdir() if entry.suffix in (".json", ".txt")]
-    for file in found:
-        if file.suffix == ".json":
-            check_fields(read_json(file), _KINDS if file.name == CONFIG else {}, file)
-    return {file.name: file.read_bytes() for file in found}
+    return {
+        file.name: _read_special(file) if file.name in SAY_TOKENS else file.read_bytes()
+        for file in found
+    }
+
+
+def _read_special(file: epath.Path) -> bytes:
+    """A file that says which tokens are special, as transformers 4 takes it."""
+    fields = without_nulls(read_json(file))
+    if isinstance(fields.get(EXTRA), list):  # As transformers 5 has it.
+        fields["additional_special_tokens"] = fields.pop(EXTRA)
+    check_fields(fields, _KINDS, file)
+    return json.dumps(fields).encode()
 
 
 def read_clip_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
@@ -52,7 +90,7 @@ def read_clip_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
     """
     files = read_files(folder)
     if VOCABULARY in files and MERGES in files:
-        _check_words(folder / VOCABULARY, json.loads(files[VOCABULARY]))
+        _check_words(folder / VOCABULARY, read_json(folder / VOCABULARY))
         _check_merges(folder / MERGES)
         return files
     if WHOLE_TOKENIZER not in files:

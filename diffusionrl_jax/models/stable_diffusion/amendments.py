@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionrl_jax.models.folders.fields import without_nulls
-from diffusionrl_jax.models.folders.networks import SECOND
+from diffusionrl_jax.models.folders.networks import SECOND, TEXT_ENCODERS
 from diffusionrl_jax.models.schedulers import with_defaults
 
 PIPELINE = "StableDiffusionPipeline"
@@ -43,6 +43,8 @@ _CLIP = {
     "projection_dim": 512,
     "vocab_size": 49408,
 }
+# What transformers' configs have for other models, and a text encoder has no use for.
+NOT_OF_TEXT = ("dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "unet": {
         "attention_head_dim": 8,
@@ -95,6 +97,8 @@ def amend_network(name: str, config: Mapping[str, Any], pipeline: str) -> dict[s
     if config.get("model_type") == "clip" and isinstance(config.get("text_config"), Mapping):
         config = {"model_type": "clip_text_model", **config["text_config"]}
     amended = {**DEFAULTS[name], **without_nulls(config)}
+    if name in TEXT_ENCODERS:
+        amended = {field: value for field, value in amended.items() if field not in NOT_OF_TEXT}
     if name == "unet" and pipeline == PIPELINE and _is_before_sample_size(amended):
         amended["sample_size"] = SAMPLE_SIZE
     return amended

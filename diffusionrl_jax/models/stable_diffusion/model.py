@@ -160,7 +160,8 @@ class StableDiffusion:
             return text
         if not self.configs["pipeline"].get("force_zeros_for_empty_prompt", True):
             return text
-        return text.replace(states=jnp.zeros_like(text.states), pooled=jnp.zeros_like(text.pooled))
+        zeros = {"states": jnp.zeros_like(text.states), "pooled": jnp.zeros_like(text.pooled)}
+        return dataclasses.replace(text, **zeros)
 
     def denoise(
         self,

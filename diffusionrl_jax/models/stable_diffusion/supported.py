@@ -11,6 +11,8 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.fields import (
     ABOVE_ZERO,
     FLAG,
+    LAYERS,
+    MOST_LAYERS,
     TEXTS,
     WHOLE,
     WHOLE_OR_WHOLES,
@@ -106,7 +108,7 @@ UNET_KINDS = {
     "cross_attention_dim": WHOLE,
     "flip_sin_to_cos": FLAG,
     "in_channels": WHOLE,
-    "layers_per_block": WHOLE,
+    "layers_per_block": LAYERS,
     "out_channels": WHOLE,
     "projection_class_embeddings_input_dim": WHOLE,
     "sample_size": WHOLE,
@@ -118,7 +120,7 @@ VAE_KINDS = {
     "block_out_channels": WHOLES,
     "force_upcast": FLAG,
     "latent_channels": WHOLE,
-    "layers_per_block": WHOLE,
+    "layers_per_block": LAYERS,
     "norm_num_groups": WHOLE,
     "scaling_factor": ABOVE_ZERO,
     **dict.fromkeys(VAE_BLOCKS, TEXTS),
@@ -130,13 +132,13 @@ TEXT_KINDS = {
             "intermediate_size",
             "max_position_embeddings",
             "num_attention_heads",
-            "num_hidden_layers",
             "projection_dim",
             "vocab_size",
         ),
         WHOLE,
     ),
     "eos_token_id": WHOLE_OR_ZERO,
+    "num_hidden_layers": LAYERS,
     "layer_norm_eps": ABOVE_ZERO,
 }
 # Original size, crop, target size: two numbers each.
@@ -172,8 +174,8 @@ def check_unet(config: Config, source: object = "UNet config") -> None:
         )
     depths = config.get("transformer_layers_per_block", 1)
     depths = [depths] * len(channels) if is_whole(depths, 0) else depths
-    is_list = isinstance(depths, list | tuple)
-    if not is_list or len(depths) != len(channels) or not all(is_whole(d, 0) for d in depths):
+    is_list = isinstance(depths, list | tuple) and len(depths) == len(channels)
+    if not is_list or not all(is_whole(depth, 0) and depth <= MOST_LAYERS for depth in depths):
         raise UserError(
             f"{source}: transformer_layers_per_block is {depths}; only one whole number, or one "
             f"for each of block_out_channels {channels}, is supported."

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from etils import epath
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import schedulers
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.networks import RENAMES
+from diffusionrl_jax.models.stable_diffusion import supported
+from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.configs import read_configs, read_tokenizers
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
-from diffusionrl_jax.models.text_to_image import describe_model, load_model
+from diffusionrl_jax.models.text_to_image import describe_model, family_of, load_model
 
 EMOJI = assets.resolve("asset:emoji/stable_diffusion")
 UNET, VAE, TEXT = (f"{name}/config.json" for name in ("unet", "vae", "text_encoder"))
@@ -75,6 +81,9 @@ FIELDS = [
     (SCHEDULER, {"thresholding": True}, "thresholding True is not supported"),
     (TOKENIZER, {"model_max_length": 0}, "model_max_length is 0, and must be a whole number of 2"),
     (TOKENIZER, {"model_max_length": "16"}, "model_max_length is '16', and must be"),
+    (TOKENIZER, {"pad_token": 5}, "pad_token is 5, and must be a text, or an object"),
+    (TOKENIZER, {"added_tokens_decoder": {"a": "b"}}, "added_tokens_decoder is .*, and must be"),
+    ("tokenizer/special_tokens_map.json", {"bos_token": ["x"]}, "bos_token is .*, and must be"),
     (TOKENIZER, {"model_max_length": 17}, "pads to 17 tokens, but .* 16 positions"),
 ]
 
@@ -247,3 +256,37 @@ def test_tensors_of_nothing_that_is_known_are_still_refused(folder):
     save_file(load_file(file) | {"text_model.more": torch.ones(1)}, file)
     with pytest.raises(UserError, match="text_encoder has tensors the model does not know"):
         load_stable_diffusion(folder)
+
+
+WRONG = [0, -1, 5, "x", "", [], {}, [1], [0, 0], [64, "x"], [[1], [2]], {"a": 1}, True, 1.5, 10**12]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [UNET, VAE, TEXT, SCHEDULER, "model_index.json"])
+def test_no_value_of_any_field_ends_in_a_traceback(tmp_path, name):
+    """Of what the shipped folder says and of all that is looked at: read, or refused in a line."""
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        (tmp_path / part).mkdir()
+        for file in (EMOJI / part).glob("*.json"):
+            shutil.copy(file, tmp_path / part)
+    fields = json.loads((EMOJI / name).read_text())
+    (tmp_path / "model_index.json").write_bytes((EMOJI / "model_index.json").read_bytes())
+    tokenizers = read_tokenizers(EMOJI, {})
+    looked_at = {
+        UNET: [*supported.UNET_KINDS, *supported.UNET_FIELDS, "transformer_layers_per_block"],
+        VAE: [*supported.VAE_KINDS, *supported.VAE_FIELDS],
+        TEXT: [*supported.TEXT_KINDS, *supported.TEXT_FIELDS],
+        SCHEDULER: [*schedulers.KINDS, *schedulers.CHOICES, *schedulers.REFUSED],
+    }
+    refused = 0
+    for field, value in itertools.product({*fields, *looked_at.get(name, ())}, WRONG):
+        (tmp_path / name).write_text(json.dumps({**fields, field: value}))
+        try:
+            family_of(epath.Path(tmp_path))
+            configs = read_configs(epath.Path(tmp_path))
+            build_stable_diffusion(configs, **tokenizers)
+            make_process(configs["scheduler"], 50)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > len(WRONG)
