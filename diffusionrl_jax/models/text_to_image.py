@@ -153,8 +153,9 @@ def family_of(folder: epath.Path) -> Family:
 def describe_model(name: str) -> Description:
     """The sizes of a model that is here, or published; see the family's `describe`."""
     folder = resolve(name, "config.model") if name else None
-    here = folder is not None and folder.exists()
-    return (family_of(folder) if here else STABLE_DIFFUSION).describe(name)
+    if folder is not None and folder.exists():
+        return family_of(folder).describe(name)
+    return STABLE_DIFFUSION.describe(name)
 
 
 def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
