@@ -61,7 +61,7 @@ class Pretraining:
             encode = functools.partial(model.encode_text, text_encoder)
             count = microbatch_count(len(places), self.microbatch, experience.mesh.size)
             captions = map_microbatches(encode, pictures["input_ids"], count, experience.mesh)
-        empty = model.encode_text(text_encoder, scored.frozen.empty_ids[None])
+        empty = model.encode_empty(text_encoder, scored.frozen.empty_ids[None])
         captions = drop_text(captions, empty, dropped)
         both = conditions(captions, empty, self.guidance_scale)
         return examples, jax.tree.map(lambda array: array[None], both)

@@ -31,8 +31,8 @@ from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import published
-from diffusionrl_jax.models.folders.networks import read_configs
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
+from diffusionrl_jax.models.stable_diffusion.configs import read_configs, read_tokenizers
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 from diffusionrl_jax.models.towers import clip, owl_vit
@@ -91,8 +91,9 @@ def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str 
     """
     short = published.short_name(config.model)
     if _exists(config.model):
-        configs, tokenizers = read_configs(resolve(config.model, "config.model"))
-        assumed = None
+        folder = resolve(config.model, "config.model")
+        configs = read_configs(folder)
+        tokenizers, assumed = read_tokenizers(folder, configs), None
     elif short is not None:
         configs = published.CONFIGS[short]
         tokenizers = {"tokenizer": _clip_tokenizer()}

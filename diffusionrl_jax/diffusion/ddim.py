@@ -1,5 +1,6 @@
 """DDIM (2010.02502): the chain of models that predict noise or velocity, as diffusers walks it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,7 @@ import numpy as np
 
 from diffusionrl_jax.diffusion.gaussian import Gaussian
 from diffusionrl_jax.mistakes import UserError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+from diffusionrl_jax.models.schedulers import check_scheduler, with_defaults
 
 
 @flax.struct.dataclass
@@ -26,7 +26,10 @@ class DDIM:
       training_alpha_bar: float32 [T].
       stochastic_steps: how many steps, from the first, have noise where eta is not 0: all S, or
         S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
-      prediction_type: what the network predicts, "epsilon" or "v_prediction".
+      prediction_type: what the network predicts, "epsilon" or "v_prediction". Only of a velocity
+        alpha_bar may be 0, where it is noise alone that is denoised (2305.08891).
+      clip_sample_range: a step takes the guess of the clean latents to lie within this distance of
+        0; infinity where nothing is clipped.
     """
 
     times: jax.Array
@@ -35,6 +38,7 @@ class DDIM:
     training_alpha_bar: jax.Array
     stochastic_steps: int = flax.struct.field(pytree_node=False)
     prediction_type: str = flax.struct.field(pytree_node=False)
+    clip_sample_range: float = flax.struct.field(pytree_node=False, default=math.inf)
 
     @property
     def steps(self) -> int:
@@ -111,6 +115,8 @@ class DDIM:
         alpha_bar = _per_sample(self.alpha_bar[step_index], latents)
         previous = _per_sample(self.previous_alpha_bar[step_index], latents)
         clean, epsilon = self._clean_and_noise(output, latents, alpha_bar)
+        if math.isfinite(self.clip_sample_range):
+            clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
         variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)
         std = eta * jnp.sqrt(variance)
         # Rounding may take the argument just below zero where the variance is all of 1 - previous.
@@ -118,30 +124,32 @@ class DDIM:
         return Gaussian(jnp.sqrt(previous) * clean + direction * epsilon, std)
 
 
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    count, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
+def _alpha_bar(config: Mapping[str, Any]) -> np.ndarray:
+    """alpha_bar of each training timestep, float32 [T], from a config without gaps."""
+    start, end, count = (config[name] for name in ("beta_start", "beta_end", "num_train_timesteps"))
     # float32, since it is what the checkpoints were trained with.
-    if name == "linear":
-        return np.linspace(start, end, count, dtype=np.float32)
-    if name == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
-    raise UserError(f"beta_schedule {name!r} is not known: use 'linear' or 'scaled_linear'.")
+    if config["beta_schedule"] == "linear":
+        betas = np.linspace(start, end, count, dtype=np.float32)
+    else:
+        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
+    alpha_bar = np.cumprod(1.0 - betas, dtype=np.float32)
+    return _with_zero_at_the_end(alpha_bar) if config["rescale_betas_zero_snr"] else alpha_bar
+
+
+def _with_zero_at_the_end(alpha_bar: np.ndarray) -> np.ndarray:
+    """The schedule moved so that noise alone is left at its end (2305.08891, Algorithm 1)."""
+    signal = np.sqrt(alpha_bar)
+    return np.square((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1])))
 
 
 def _timesteps(config: Mapping[str, Any], steps: int, count: int) -> np.ndarray:
-    spacing = config.get("timestep_spacing", "leading")
-    if spacing == "leading":
-        timesteps = np.arange(steps)[::-1] * (count // steps) + config.get("steps_offset", 0)
-    elif spacing == "trailing":
+    if config["timestep_spacing"] == "leading":
+        timesteps = np.arange(steps)[::-1] * (count // steps) + config["steps_offset"]
+    elif config["timestep_spacing"] == "trailing":
         # Rounding makes some ranges one too long.
         timesteps = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
-    elif spacing == "linspace":
-        timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     else:
-        raise UserError(
-            f"timestep_spacing {spacing!r} is not known: use 'leading', 'trailing' or 'linspace'."
-        )
+        timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     return timesteps.astype(np.int32)
 
 
@@ -159,27 +167,20 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
       UserError: if the config asks for something that this sampler would get wrong, or if
         `steps` is not between 1 and the number of training timesteps.
     """
-    betas = _betas(scheduler_config)
-    if not 1 <= steps <= len(betas):
-        raise UserError(f"steps must be between 1 and {len(betas)}, not {steps}.")
-    if scheduler_config.get("trained_betas") is not None:
-        raise UserError("The scheduler's trained_betas are not supported: use a beta_schedule.")
-    for option in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
-        # Stable Diffusion's folders have clip_sample false; diffusers' default is true.
-        if scheduler_config.get(option, False):
-            raise UserError(f"The scheduler's option {option} is not supported: set it to false.")
-    prediction_type = scheduler_config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise UserError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}.")
-    alpha_bar = np.cumprod(1.0 - betas, dtype=np.float32)
-    timesteps = _timesteps(scheduler_config, steps, len(betas))
-    if timesteps[0] >= len(betas):
+    check_scheduler(scheduler_config)
+    config = with_defaults(scheduler_config)
+    alpha_bar = _alpha_bar(config)
+    count = len(alpha_bar)
+    if not 1 <= steps <= count:
+        raise UserError(f"steps must be between 1 and {count}, not {steps}.")
+    timesteps = _timesteps(config, steps, count)
+    if timesteps[0] >= count:
         raise UserError(
-            f"With {steps} steps the first timestep is {timesteps[0]}, beyond the {len(betas)} of "
+            f"With {steps} steps the first timestep is {timesteps[0]}, beyond the {count} of "
             "training: use fewer steps, or set the scheduler's steps_offset to 0."
         )
-    previous = timesteps - len(betas) // steps
-    final = 1.0 if scheduler_config.get("set_alpha_to_one", True) else alpha_bar[0]
+    previous = timesteps - count // steps
+    final = 1.0 if config["set_alpha_to_one"] else alpha_bar[0]
     previous_alpha_bar = np.where(previous >= 0, alpha_bar[np.maximum(previous, 0)], final)
     deterministic = previous_alpha_bar[-1] in (1.0, alpha_bar[timesteps[-1]])
     return DDIM(
@@ -188,7 +189,8 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
         previous_alpha_bar=jnp.asarray(previous_alpha_bar, jnp.float32),
         training_alpha_bar=jnp.asarray(alpha_bar),
         stochastic_steps=steps - 1 if deterministic else steps,
-        prediction_type=prediction_type,
+        prediction_type=config["prediction_type"],
+        clip_sample_range=config["clip_sample_range"] if config["clip_sample"] else math.inf,
     )
 
 

@@ -49,7 +49,7 @@ def draw_latents(
     fold_in = lambda index: jax.random.fold_in(jax.random.key(seed), index)
     text = conditions(
         model.encode_text(text_encoder, ids),
-        model.encode_text(text_encoder, empty_ids[None]),
+        model.encode_empty(text_encoder, empty_ids[None]),
         guidance_scale,
     )
     latents, _ = rollout(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion.ddim import make_ddim
 from diffusionrl_jax.diffusion.gaussian import MINIMUM_STD, Gaussian
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.schedulers import SCHEDULERS
 
 
 class Process(Protocol):
@@ -71,23 +72,7 @@ class Process(Protocol):
 # Class of a folder's scheduler -> a function that makes the chain from the scheduler's config and a
 # number of steps. What decides is the noising that the model was trained on, not the solver that
 # its folder names: all of these noise as DDIM does.
-PROCESSES = dict.fromkeys(
-    (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    ),
-    make_ddim,
-)
+PROCESSES = dict.fromkeys(SCHEDULERS, make_ddim)
 
 
 def make_process(scheduler_config: Mapping[str, Any], steps: int) -> Process:
@@ -122,7 +107,9 @@ def sensitivity(process: Process, eta: float) -> jax.Array:
       noise.
     """
     index = jnp.arange(process.steps)
-    # The mean is linear in the output.
     unit = jnp.ones((process.steps, 1, 1, 1))
-    step = process.step(unit, jnp.zeros_like(unit), index, eta)
-    return (jnp.abs(step.mean) / jnp.maximum(step.std, MINIMUM_STD)).reshape(-1)
+    zeros = jnp.zeros_like(unit)
+    step = lambda output: process.step(output, zeros, index, eta)
+    # At 0, where nothing is clipped.
+    moved, change = jax.jvp(step, (zeros,), (unit,))
+    return (jnp.abs(change.mean) / jnp.maximum(moved.std, MINIMUM_STD)).reshape(-1)

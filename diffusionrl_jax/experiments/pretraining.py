@@ -74,7 +74,6 @@ def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -
         str(jnp.dtype(model.text_encoder.dtype)),
         str([config["hidden_act"] for config in configs]),
         # What XL alone has beside the states.
-        str(model.configs.get("pipeline", {}).get("force_zeros_for_empty_prompt", True)),
         str(model.image_shape),
     )
 

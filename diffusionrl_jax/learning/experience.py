@@ -146,7 +146,7 @@ class Experience:
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.process.steps)
-        empty = self.model.encode_text(text_encoder, frozen.empty_ids[None])
+        empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
             ids, sources, kept = arguments

@@ -14,6 +14,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.folders.tokenizer_files import read_clip_tokenizer_files, read_files
 from diffusionrl_jax.models.parameters import Parameters, apply
 
 
@@ -124,15 +125,17 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
       kind: the tokenizer's class.
 
     Raises:
-      FileNotFoundError: there is no such folder.
+      FileNotFoundError: there is no such folder, or a file of it is missing.
+      UserError: as `tokenizer_files`.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
+    is_clip = "merges_file" in kind.vocab_files_names
+    read = read_clip_tokenizer_files if is_clip else read_files
     # transformers reads local folders only.
     with tempfile.TemporaryDirectory() as local:
-        for file in folder.iterdir():
-            if file.suffix in (".json", ".txt"):
-                (epath.Path(local) / file.name).write_bytes(file.read_bytes())
+        for name, content in read(folder).items():
+            (epath.Path(local) / name).write_bytes(content)
         return cast(Tokenizer, kind.from_pretrained(local))
 
 

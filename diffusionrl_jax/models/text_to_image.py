@@ -88,6 +88,10 @@ class TextToImage(Protocol):
         """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
         ...
 
+    def encode_empty(self, params: Parameters, input_ids: jax.Array, /) -> Text:
+        """What prompts are guided away from, of the empty prompt's ids; as `encode_text`."""
+        ...
+
     def denoise(
         self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text, /
     ) -> jax.Array:
@@ -165,9 +169,10 @@ def family_of(folder: epath.Path) -> Family:
     """
     index = folder / INDEX
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
-            f"{folder} is a {name}, which is not supported: use one of {', '.join(FAMILIES)}."
+            f"{index}: the pipeline is of class {name}, which is not supported: use one of "
+            f"{', '.join(FAMILIES)}."
         )
     return FAMILIES[name]
 
@@ -175,8 +180,9 @@ def family_of(folder: epath.Path) -> Family:
 def describe_model(name: str) -> Description:
     """The sizes of a model that is here, or published; see the family's `describe`."""
     folder = resolve(name, "config.model") if name else None
-    here = folder is not None and folder.exists()
-    return (family_of(folder) if here else STABLE_DIFFUSION).describe(name)
+    if folder is not None and folder.exists():
+        return family_of(folder).describe(name)
+    return STABLE_DIFFUSION.describe(name)
 
 
 def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:

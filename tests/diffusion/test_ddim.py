@@ -42,6 +42,42 @@ def test_chain_is_that_of_diffusers(change, steps):
     assert all(variances[: ours.stochastic_steps])
 
 
+ZERO_TERMINAL = NOISE_SCHEDULE | {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_zero_terminal_chain_is_that_of_diffusers(steps):
+    theirs = DDIMScheduler(**ZERO_TERMINAL)
+    theirs.set_timesteps(steps)
+    ours = make_ddim(ZERO_TERMINAL, steps)
+    np.testing.assert_array_equal(ours.times, theirs.timesteps.numpy())
+    # Relative to what the last but one is, both round too.
+    alpha_bar = theirs.alphas_cumprod.numpy()
+    np.testing.assert_allclose(ours.training_alpha_bar, alpha_bar, rtol=TOLERANCE, atol=1e-8)
+    assert ours.training_alpha_bar[-1] == ours.alpha_bar[0] == alpha_bar[-1] == 0
+
+
+@pytest.mark.parametrize("change", [{"clip_sample": True}, ZERO_TERMINAL], ids=["clip", "zero"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_steps_are_those_of_diffusers(change, eta):
+    config = NOISE_SCHEDULE | {"clip_sample_range": 0.7} | change
+    theirs = DDIMScheduler(**config)
+    theirs.set_timesteps(5)
+    ours = make_ddim(config, 5)
+    output, latents, noise = np.random.default_rng(4).standard_normal((3, 1, 4, 8, 8), np.float32)
+    for index, time in enumerate(theirs.timesteps):
+        tensors = [torch.from_numpy(array) for array in (output, latents, noise)]
+        expected = theirs.step(
+            tensors[0], time, tensors[1], eta=eta, variance_noise=tensors[2] if eta else None
+        ).prev_sample
+        step = ours.step(jnp.asarray(output), jnp.asarray(latents), jnp.array([index]), eta)
+        np.testing.assert_allclose(step.mean + step.std * noise, expected.numpy(), atol=TOLERANCE)
+
+
 def test_missing_fields_have_the_defaults_of_diffusers():
     theirs = DDIMScheduler(clip_sample=False)
     theirs.set_timesteps(10)
@@ -88,10 +124,16 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
         ({"beta_schedule": "squaredcos_cap_v2"}, 10, "beta_schedule 'squaredcos_cap_v2'.*linear"),
         ({"timestep_spacing": "even"}, 10, "timestep_spacing 'even'.*trailing"),
         ({"prediction_type": "sample"}, 10, "prediction_type 'sample'"),
-        ({"clip_sample": True}, 10, "clip_sample is not supported: set it to false"),
         ({"trained_betas": [0.1, 0.2]}, 2, "trained_betas are not supported"),
-        ({"thresholding": True}, 10, "thresholding is not supported"),
-        ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr is not supported"),
+        ({"thresholding": True}, 10, "thresholding True is not supported"),
+        ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr is for .*'v_prediction'"),
+        ({"use_flow_sigmas": True}, 10, "use_flow_sigmas True is not supported"),
+        ({"timestep_type": "continuous"}, 10, "timestep_type 'continuous' is not supported"),
+        ({"beta_start": "small"}, 10, "beta_start is 'small', and must be a number above 0"),
+        ({"beta_end": 1}, 10, "beta_end is 1, and must be a number above 0 and below 1"),
+        ({"num_train_timesteps": 0}, 10, "num_train_timesteps is 0, and must be a whole number"),
+        ({"steps_offset": -1}, 10, "steps_offset is -1, and must be a whole number of 0 or more"),
+        ({"set_alpha_to_one": "no"}, 10, "set_alpha_to_one is 'no', and must be true or false"),
         ({}, 0, "between 1 and 1000, not 0"),
         ({}, 1001, "between 1 and 1000, not 1001"),
         ({}, 1000, "first timestep is 1000.*fewer steps"),

@@ -229,3 +229,19 @@ def test_training_raises_the_reward(build):
     # The first iteration's samples are the untrained model's; prompts are the same in all, so that
     # the scatter of the last rewards is that of the noise drawn.
     assert np.mean(rewards[-5:]) > rewards[0] + 4 * np.std(rewards[-5:], ddof=1)
+
+
+@pytest.mark.slow
+def test_a_schedule_that_ends_in_noise_alone_is_trained(build):
+    """Its first step is from an alpha_bar of 0."""
+    scheduler = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    setup = build(tasks=1, scheduler=scheduler, devices=2, timesteps_per_iteration=3)
+    assert setup.parts["process"].alpha_bar[0] == 0
+    states, metrics = setup.run("fused", iterations=1)
+    assert all(np.isfinite(value).all() for value in metrics[0].values())
+    assert metrics[0]["ratio_error"][0] < RATIO_ERROR
+    assert largest_difference(states[1].params, states[0].params) > 10 * TOLERANCE

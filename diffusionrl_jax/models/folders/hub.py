@@ -17,13 +17,16 @@ from diffusionrl_jax.data.hub_files import HUB_ID, Need
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import companions
 from diffusionrl_jax.models.folders.networks import STEMS
-from diffusionrl_jax.models.folders.tensor_files import VARIANTS
+from diffusionrl_jax.models.folders.tensor_files import PICKLED_SUFFIXES, candidates, read_header
 
 INDEX = "model_index.json"
-# Without which a part is not whole.
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
+SUFFIX = ".safetensors"
+SINGLE_FILE = r"[^/]+\.(safetensors|ckpt)"
+XL_PREFIX = "conditioner."  # What XL's single files call the text encoders.
+# Sets of files of which a part has to have one.
+TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 PARTS = {
-    "scheduler": ("scheduler_config.json",),
+    "scheduler": (("scheduler_config.json",),),
     "tokenizer": TOKENIZER_FILES,
     "tokenizer_2": TOKENIZER_FILES,
 }
@@ -73,6 +76,11 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
         (held,) = hub_files.fetch([describe(text)])
         return epath.Path(held.folder)
     folder = resolve(text, name)
+    if single := single_file(folder):
+        raise UserError(
+            f"{name}={text}: {single.name} is a checkpoint in a single file, and models are read "
+            "from folders. Make one, where torch is installed, by " + single_file_command(single)
+        )
     if is_run(split_step(text)[0]):
         raise UserError(
             f"{name}={text} names a checkpoint of a run, which is no model by itself: export it by "
@@ -84,6 +92,31 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
     raise FileNotFoundError(
         f"{text} does not exist: give a diffusers folder, local or gs://, or a Hugging Face hub id "
         "such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+    )
+
+
+def single_file(path: epath.Path) -> epath.Path | None:
+    """The single-file checkpoint that a path is, or that a folder has in place of a model's parts.
+
+    Returns:
+      The file, a safetensors one if there is one; None where there is no such file.
+    """
+    if path.is_dir():
+        if any((path / part).exists() for part in (INDEX, "config.json", *STEMS)):
+            return None
+        files = sorted(path.iterdir(), key=lambda file: (file.suffix != SUFFIX, file.name))
+    else:
+        files = [path] if path.exists() else []
+    return next((file for file in files if file.suffix in (SUFFIX, *PICKLED_SUFFIXES)), None)
+
+
+def single_file_command(file: epath.Path) -> str:
+    """The command that makes a folder of a single-file checkpoint."""
+    is_xl = file.suffix == SUFFIX and any(name.startswith(XL_PREFIX) for name in read_header(file))
+    pipeline = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
+    return (
+        f'python -c "import sys, diffusers; diffusers.{pipeline}.from_single_file(sys.argv[1])'
+        f'.save_pretrained(sys.argv[2])" {shlex.quote(os.fspath(file))} FOLDER'
     )
 
 
@@ -109,8 +142,15 @@ def _choose(
 ) -> list[str]:
     """No pickles, no other precisions, no single-file checkpoints, no other frameworks' weights."""
     if INDEX not in listed:
+        singles = [name for name in listed if re.fullmatch(SINGLE_FILE, name)]
+        singles.sort(key=lambda name: (not name.endswith(SUFFIX), name))
+        mend = singles and (
+            f" Run `hf download {repository} {shlex.quote(singles[0])} --local-dir FOLDER` and "
+            "give FOLDER: the error then says how to make a folder of that file."
+        )
         raise FileNotFoundError(
             f"{repository} on the Hugging Face hub has no {INDEX}: it is no diffusers folder."
+            f"{mend or ''}"
         )
     parts = [name for name, kind in read(INDEX).items() if isinstance(kind, list) and any(kind)]
     chosen = [INDEX]
@@ -127,9 +167,11 @@ def _choose(
 
 
 def _texts(repository: str, listed: Collection[str], part: str) -> list[str]:
-    absent = [name for name in PARTS[part] if f"{part}/{name}" not in listed]
-    if absent:
-        raise FileNotFoundError(f"{repository} on the Hugging Face hub has no {part}/{absent[0]}.")
+    absent = [[name for name in files if f"{part}/{name}" not in listed] for files in PARTS[part]]
+    if all(absent):
+        raise FileNotFoundError(
+            f"{repository} on the Hugging Face hub has no {part}/{absent[0][0]}."
+        )
     return [name for name in sorted(listed) if re.fullmatch(rf"{part}/[^/]+\.(json|txt)", name)]
 
 
@@ -146,18 +188,20 @@ def _network(repository: str, listed: Collection[str], part: str, stem: str) -> 
 
 
 def _weights(listed: Collection[str], stem: str) -> list[str]:
-    """The files of the first precision of `VARIANTS` that is whole; none, if none is."""
-    for variant in VARIANTS:
-        single = f"{stem}{variant}.safetensors"
-        if single in listed:
-            return [single]
-        index = f"{stem}.safetensors.index{variant}.json"
+    """The files of the first of `tensor_files.candidates` that is whole; none, if none is."""
+    folder, _, name = stem.rpartition("/")
+    for file in (f"{folder}/{candidate}" for candidate in candidates(name)):
+        if file not in listed:
+            continue
+        if file.endswith(".safetensors"):
+            return [file]
+        variant = file.removeprefix(f"{stem}.safetensors.index").removesuffix(".json")
         shard = re.compile(rf"{re.escape(stem + variant)}-\d{{5}}-of-(\d{{5}})\.safetensors")
         total = {name: int(match[1]) for name in sorted(listed) if (match := shard.fullmatch(name))}
         count = collections.Counter(total.values())
         shards = [name for name, of in total.items() if count[of] == of]
-        if index in listed and shards:
-            return [index, *shards]
+        if shards:
+            return [file, *shards]
     return []
 
 

@@ -5,13 +5,9 @@ from typing import Any
 
 import diffusers
 from etils import epath
-from transformers import CLIPTokenizerFast
 
-from diffusionrl_jax.data.files import read_json
-from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
-from diffusionrl_jax.models.folders.tensor_files import open_networks
-from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
+from diffusionrl_jax.models.folders.tensor_files import DIFFUSERS_STEM, open_networks
 
 SECOND = "text_encoder_2"  # of XL alone
 TEXT_ENCODERS = ("text_encoder", SECOND)
@@ -26,8 +22,8 @@ CLASSES = {
 }
 # The weights' files, without the suffix.
 STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
+    "unet": DIFFUSERS_STEM,
+    "vae": DIFFUSERS_STEM,
     "text_encoder": "model",
     SECOND: "model",
 }
@@ -41,29 +37,17 @@ vae_name = weights.substitution(
     (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
-
-
-def read_configs(path: epath.Path) -> tuple[dict[str, Any], dict[str, CLIPTokenizerFast]]:
-    """Reads what a diffusers folder says of its networks, without their weights.
-
-    Returns:
-      The JSON of each network, of "scheduler", and of XL of "pipeline"; and the options "tokenizer"
-      and, of XL, "tokenizer_2" of `stable_diffusion.build_stable_diffusion`.
-
-    Raises:
-      FileNotFoundError: a file does not exist.
-      UserError: a folder that is not supported.
-    """
-    names = NETWORKS_XL if (path / SECOND).exists() else NETWORKS
-    if SECOND in names and not (path / "text_encoder").exists():
-        raise UserError(f"{path} only has XL's second text encoder: refiners are not supported.")
-    configs = {name: read_json(path / name / "config.json") for name in names}
-    configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
-    tokenizers = {"tokenizer": load_clip_tokenizer(path / "tokenizer")}
-    if SECOND in names:
-        configs["pipeline"] = read_json(path / "model_index.json")
-        tokenizers["tokenizer_2"] = load_clip_tokenizer(path / "tokenizer_2")
-    return configs, tokenizers
+# What a tensor of a file is called -> what the mapping calls it. The text encoder of transformers 5
+# names its parts without the module that holds them.
+text_name = weights.substitution((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."))
+STORED_RENAMES = {"vae": vae_name, "text_encoder": text_name, SECOND: text_name}
+# Tensors of the rest of a CLIP model, which its text encoders are stored with now and then. The
+# second text encoder of XL has a projection of its own.
+OTHER_TOWERS = (r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$")
+PASSED_OVER = {
+    "text_encoder": (*weights.BUFFERS, *OTHER_TOWERS, r"^text_projection\."),
+    SECOND: (*weights.BUFFERS, *OTHER_TOWERS),
+}
 
 
 def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -109,10 +93,16 @@ def read_networks(
       FileNotFoundError, UserError: see `tensor_files.open_networks` and `weights.match`.
     """
     stored = open_networks({path / name: STEMS[name] for name in templates})
-    if "vae" in stored:
-        stored["vae"] = {vae_name(key): tensor for key, tensor in stored["vae"].items()}
+    for name, rename in STORED_RENAMES.items():
+        if name in stored:
+            stored[name] = {rename(key): tensor for key, tensor in stored[name].items()}
     options = {
-        name: {"template": template, "rename": RENAMES[name], "source": str(path / name)}
+        name: {
+            "template": template,
+            "rename": RENAMES[name],
+            "ignore": PASSED_OVER.get(name, weights.BUFFERS),
+            "source": str(path / name),
+        }
         for name, template in templates.items()
     }
     for name in templates:

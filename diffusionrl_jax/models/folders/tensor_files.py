@@ -16,6 +16,7 @@ from diffusionrl_jax.mistakes import UserError
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # In this order: of a full and a half precision file, the full one is meant.
 VARIANTS = ("", ".fp16")
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 
 CONVERSION = (
     'python -c "import sys, torch; from safetensors.torch import save_file; '
@@ -45,9 +46,7 @@ def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, Stor
 
     Args:
       folders: of each network, local or remote, with its weights' file without the suffix ("model",
-        "diffusion_pytorch_model"). Read is the first there is of `stem.safetensors`,
-        `stem.safetensors.index.json` with the shards that it names, `stem.fp16.safetensors` and
-        `stem.safetensors.index.fp16.json`.
+        "diffusion_pytorch_model"). Read is the first there is of `candidates`.
 
     Returns:
       Name of the folder -> PyTorch name -> where the tensor lies.
@@ -72,14 +71,28 @@ def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, Stor
     return opened
 
 
-def _open_network(folder: epath.Path, stem: str) -> dict[str, StoredTensor] | None:
+def candidates(stem: str) -> list[str]:
+    """The files that a network may be stored as, the preferred one first.
+
+    Full precision is before half. Of a network in shards that lies in one file as well, diffusers
+    reads the shards, by their index, and transformers the file.
+
+    Args:
+      stem: the weights' file without the suffix.
+    """
+    files = []
     for variant in VARIANTS:
-        single = folder / f"{stem}{variant}.safetensors"
-        if single.exists():
-            return read_header(single)
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if index.exists():
-            return _open_shards(index)
+        single = f"{stem}{variant}.safetensors"
+        index = f"{stem}.safetensors.index{variant}.json"
+        files += [index, single] if stem == DIFFUSERS_STEM else [single, index]
+    return files
+
+
+def _open_network(folder: epath.Path, stem: str) -> dict[str, StoredTensor] | None:
+    for name in candidates(stem):
+        file = folder / name
+        if file.exists():
+            return read_header(file) if file.suffix == ".safetensors" else _open_shards(file)
     return None
 
 
@@ -144,6 +157,12 @@ def _missing(files: Sequence[epath.Path]) -> str:
         return f"{refused}Convert them, where torch is installed, with:\n" + " && ".join(commands)
     if not files[0].parent.exists():
         return f"{files[0]} does not exist: there is no folder {files[0].parent}."
+    others = [entry.name for entry in files[0].parent.iterdir() if entry.suffix == ".safetensors"]
+    if others:
+        return (
+            f"{files[0]} does not exist, and {some(others)} beside it are not read: rename the "
+            "weights that are meant."
+        )
     return f"{files[0]} does not exist; the folder is incomplete: copy or download it again."
 
 

@@ -55,7 +55,7 @@ def build_stable_diffusion(
         assert tokenizer_2 is not None  # It goes with its text encoder.
         tokenizers[SECOND] = tokenizer_2
     for name in tokenizers:
-        checks.check_text_encoder(configs[name], name)
+        checks.check_text_encoder(configs[name], f"{name} config")
     text_configs = {name: CLIPTextConfig(**configs[name]) for name in tokenizers}
     text_fields = {name: config.to_dict() for name, config in text_configs.items()}
     checks.check_together(configs["unet"], configs["vae"], *text_fields.values())

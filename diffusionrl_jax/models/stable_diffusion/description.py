@@ -9,7 +9,8 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, published, tensor_files
 from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
-from diffusionrl_jax.models.stable_diffusion import arithmetic, supported
+from diffusionrl_jax.models.stable_diffusion import arithmetic
+from diffusionrl_jax.models.stable_diffusion.configs import read_configs
 
 
 def describe(name: str) -> Description:
@@ -23,7 +24,6 @@ def describe(name: str) -> Description:
     """
     configs, counted = _open(name)
     unet, vae = configs["unet"], configs["vae"]
-    supported.check_unet(unet)
     texts = [configs[name] for name in ("text_encoder", SECOND) if name in configs]
     tokens = texts[0].get("max_position_embeddings", 77)
     latent_pixels = unet["sample_size"] ** 2
@@ -47,8 +47,8 @@ def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
     if short is not None and not resolve(name, "config.model").exists():
         return published.CONFIGS[short], published.PARAMETERS[short]
     folder = hub.locate(name)
-    names = NETWORKS_XL if (folder / SECOND).exists() else NETWORKS
-    configs = {name: tensor_files.read_json(folder / name / "config.json") for name in names}
+    configs = read_configs(folder)
+    names = NETWORKS_XL if SECOND in configs else NETWORKS
     stored = tensor_files.open_networks({folder / name: STEMS[name] for name in names})
     counted = {
         name: sum(math.prod(tensor.shape) for tensor in tensors.values())

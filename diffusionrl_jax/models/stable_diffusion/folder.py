@@ -17,12 +17,16 @@ from diffusionrl_jax.models.folders.networks import (
     STEMS,
     config_to_write,
     join_networks,
-    read_configs,
     read_networks,
     split_networks,
 )
 from diffusionrl_jax.models.folders.tensor_files import write_json
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
+from diffusionrl_jax.models.stable_diffusion.configs import (
+    read_configs,
+    read_tokenizers,
+    warn_of_unknown_noise,
+)
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 
@@ -51,7 +55,9 @@ def load_stable_diffusion(
       UserError: an unsupported config, or weights that do not fit it; see `folders/weights.py`.
     """
     path = hub.locate(path)
-    configs, tokenizers = read_configs(path)
+    configs = read_configs(path)
+    warn_of_unknown_noise(path)
+    tokenizers = read_tokenizers(path, configs)
     model = build_stable_diffusion(configs, dtype=dtype, **tokenizers, **options)
     template = parameter_template(model)
     shardings = sharding and split_networks(sharding(template))

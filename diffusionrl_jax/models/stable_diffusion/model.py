@@ -134,9 +134,7 @@ class StableDiffusion:
 
         Returns:
           In the compute dtype, the last hidden state [n, tokens, width]. Of XL the `Conditioning`
-          of an uncropped picture of the UNet's own size; where the folder asks for it, as the
-          published one does, the empty prompt's states are zeros, which is what that model is
-          guided away from.
+          of an uncropped picture of the UNet's own size.
         """
         if self.text_encoder_2 is None:
             return text_encoders.last_states(self.text_encoder, text_encoder_params, input_ids)
@@ -149,13 +147,28 @@ class StableDiffusion:
         )
         assert pooled is not None  # XL's second encoder has a projection.
         states = jnp.concatenate([states, states_2], axis=-1)
-        if self.configs["pipeline"].get("force_zeros_for_empty_prompt", True):
-            empty = jnp.all(input_ids == self.tokenize([""]), axis=1)
-            states = jnp.where(empty[:, None, None], 0, states)
-            pooled = jnp.where(empty[:, None], 0, pooled)
         size = self.image_shape[:2]
         time_ids = jnp.asarray([*size, 0, 0, *size], jnp.float32)
         return Conditioning(states, pooled, jnp.broadcast_to(time_ids, (len(states), 6)))
+
+    def encode_empty(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Text:
+        """What prompts are guided away from.
+
+        Args:
+          text_encoder_params: the parameters "text_encoder".
+          input_ids: int32 [n, tokens], the empty prompt's.
+
+        Returns:
+          As `encode_text`; of XL zeros, where the folder asks for them as the published one does. A
+          prompt that happens to be empty is no less encoded.
+        """
+        text = self.encode_text(text_encoder_params, input_ids)
+        if not isinstance(text, Conditioning):
+            return text
+        if not self.configs["pipeline"].get("force_zeros_for_empty_prompt", True):
+            return text
+        zeros = {"states": jnp.zeros_like(text.states), "pooled": jnp.zeros_like(text.pooled)}
+        return dataclasses.replace(text, **zeros)
 
     def denoise(
         self,

@@ -8,6 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.folders.fields import (
+    ABOVE_ZERO,
+    FLAG,
+    LAYERS,
+    MOST_LAYERS,
+    TEXTS,
+    WHOLE,
+    WHOLE_OR_WHOLES,
+    WHOLE_OR_ZERO,
+    WHOLES,
+    check_fields,
+    is_whole,
+)
 
 Config = Mapping[str, Any]
 
@@ -47,9 +60,11 @@ UNET_FIELDS = {
 }
 VAE_FIELDS = {
     "act_fn": ("silu", None),
+    "in_channels": (3, None),
     "latents_mean": (None,),
     "latents_std": (None,),
     "mid_block_add_attention": (True, None),
+    "out_channels": (3, None),
     "shift_factor": (None,),
     "use_post_quant_conv": (True, None),
     "use_quant_conv": (True, None),
@@ -85,57 +100,113 @@ TEXT_REQUIRED = (
     "num_hidden_layers",
     "vocab_size",
 )
+# Field -> what it may hold.
+UNET_KINDS = {
+    "addition_time_embed_dim": WHOLE,
+    "attention_head_dim": WHOLE_OR_WHOLES,
+    "block_out_channels": WHOLES,
+    "cross_attention_dim": WHOLE,
+    "flip_sin_to_cos": FLAG,
+    "in_channels": WHOLE,
+    "layers_per_block": LAYERS,
+    "out_channels": WHOLE,
+    "projection_class_embeddings_input_dim": WHOLE,
+    "sample_size": WHOLE,
+    "upcast_attention": FLAG,
+    "use_linear_projection": FLAG,
+    **dict.fromkeys(UNET_BLOCKS, TEXTS),
+}
+VAE_KINDS = {
+    "block_out_channels": WHOLES,
+    "force_upcast": FLAG,
+    "latent_channels": WHOLE,
+    "layers_per_block": LAYERS,
+    "norm_num_groups": WHOLE,
+    "scaling_factor": ABOVE_ZERO,
+    **dict.fromkeys(VAE_BLOCKS, TEXTS),
+}
+TEXT_KINDS = {
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "intermediate_size",
+            "max_position_embeddings",
+            "num_attention_heads",
+            "projection_dim",
+            "vocab_size",
+        ),
+        WHOLE,
+    ),
+    "eos_token_id": WHOLE_OR_ZERO,
+    "num_hidden_layers": LAYERS,
+    "layer_norm_eps": ABOVE_ZERO,
+}
 # Original size, crop, target size: two numbers each.
 TIME_IDS = 6
 VAE_REQUIRED = ("block_out_channels", "latent_channels", "layers_per_block", *VAE_BLOCKS)
 DEFAULTS = {"mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32}
 
 
-def check_unet(config: Config) -> None:
-    """Raises a UserError, naming the field, if FlaxUNet2DConditionModel computes it wrongly."""
-    _check(config, "UNet", UNET_REQUIRED, UNET_FIELDS, UNET_BLOCKS)
-    odd = [channels for channels in config["block_out_channels"] if channels % 32]
+def check_unet(config: Config, source: object = "UNet config") -> None:
+    """Refuses a UNet that FlaxUNet2DConditionModel would compute wrongly, or not at all.
+
+    Args:
+      config: contents of its config.json.
+      source: that file, for messages.
+
+    Raises:
+      UserError: names the source and the field.
+    """
+    _check(config, source, UNET_REQUIRED, UNET_KINDS, UNET_FIELDS, UNET_BLOCKS)
+    channels = config["block_out_channels"]
+    odd = [count for count in channels if count % 32]
     if odd:
         raise UserError(
-            f"UNet config: block_out_channels has {odd}, which the 32 normalisation groups do not "
+            f"{source}: block_out_channels has {odd}, which the 32 normalisation groups do not "
             "divide; use multiples of 32."
         )
     heads = config["attention_head_dim"]
-    channels = config["block_out_channels"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     if len(heads) != len(channels) or any(c % h for c, h in zip(channels, heads, strict=True)):
         raise UserError(
-            f"UNet config: attention_head_dim (in spite of its name, the number of heads) is "
+            f"{source}: attention_head_dim (in spite of its name, the number of heads) is "
             f"{config['attention_head_dim']}, which does not divide block_out_channels {channels}."
         )
     depths = config.get("transformer_layers_per_block", 1)
-    depths = [depths] * len(channels) if isinstance(depths, int) else depths
-    if len(depths) != len(channels) or not all(isinstance(depth, int) for depth in depths):
+    depths = [depths] * len(channels) if is_whole(depths, 0) else depths
+    is_list = isinstance(depths, list | tuple) and len(depths) == len(channels)
+    if not is_list or not all(is_whole(depth, 0) and depth <= MOST_LAYERS for depth in depths):
         raise UserError(
-            f"UNet config: transformer_layers_per_block is {depths}; only one whole number, or one "
+            f"{source}: transformer_layers_per_block is {depths}; only one whole number, or one "
             f"for each of block_out_channels {channels}, is supported."
         )
-    for field in ("cross_attention_dim", "layers_per_block", "sample_size"):
-        if not isinstance(config[field], int):
-            raise UserError(
-                f"UNet config: {field} is {config[field]!r}; only one whole number is supported."
-            )
+    halvings = len(channels) - 1
+    if config["sample_size"] % 2**halvings:
+        raise UserError(
+            f"{source}: sample_size is {config['sample_size']}, which is not halved {halvings} "
+            f"times as the {len(channels)} block_out_channels do: use a multiple of {2**halvings}."
+        )
 
 
-def check_vae(config: Config) -> None:
-    """Raises a UserError, naming the field, if FlaxAutoencoderKL computes it wrongly."""
-    _check(config, "VAE", VAE_REQUIRED, VAE_FIELDS, VAE_BLOCKS)
+def check_vae(config: Config, source: object = "VAE config") -> None:
+    """As `check_unet`, of FlaxAutoencoderKL."""
+    _check(config, source, VAE_REQUIRED, VAE_KINDS, VAE_FIELDS, VAE_BLOCKS)
     groups = config.get("norm_num_groups", 32)
     if any(channels % groups for channels in config["block_out_channels"]):
         raise UserError(
-            f"VAE config: norm_num_groups {groups} does not divide block_out_channels "
+            f"{source}: norm_num_groups {groups} does not divide block_out_channels "
             f"{config['block_out_channels']}."
         )
 
 
-def check_text_encoder(config: Config, name: str) -> None:
-    """Raises a UserError, naming the field, if transformers' Flax CLIP computes it wrongly."""
-    _check(config, name, TEXT_REQUIRED, TEXT_FIELDS, {})
+def check_text_encoder(config: Config, source: object) -> None:
+    """As `check_unet`, of transformers' Flax CLIP."""
+    _check(config, source, TEXT_REQUIRED, TEXT_KINDS, TEXT_FIELDS, {})
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads:
+        raise UserError(
+            f"{source}: num_attention_heads is {heads}, which does not divide hidden_size {width}."
+        )
 
 
 def check_together(unet: Config, vae: Config, text: Config, text_2: Config | None = None) -> None:
@@ -174,23 +245,22 @@ def check_together(unet: Config, vae: Config, text: Config, text_2: Config | Non
             )
 
 
-def _check(config, model, required, fields, blocks) -> None:
+def _check(config, source, required, kinds, fields, blocks) -> None:
     absent = [field for field in required if config.get(field) is None]
     if absent:
-        raise UserError(f"{model} config: {', '.join(absent)} missing; add them to config.json.")
+        raise UserError(f"{source}: {', '.join(absent)} missing; add them to config.json.")
+    check_fields(config, kinds, source)
     for field, allowed in fields.items():
         value = config.get(field, DEFAULTS.get(field))
         if value not in allowed:
             values = " or ".join(repr(value) for value in allowed if value is not None)
             raise UserError(
-                f"{model} config: {field} is {value!r}, but the Flax {model} only computes "
-                f"{values or 'models without it'} correctly."
+                f"{source}: {field} is {value!r}, but only {values or 'models without it'} are "
+                "computed here as in PyTorch."
             )
     for field, known in blocks.items():
         unknown = sorted(set(config[field]) - set(known))
         if unknown:
-            raise UserError(f"{model} config: {field} has {unknown}; supported are {list(known)}.")
+            raise UserError(f"{source}: {field} has {unknown}; supported are {list(known)}.")
         if len(config[field]) != len(config["block_out_channels"]):
-            raise UserError(
-                f"{model} config: {field} and block_out_channels have different lengths."
-            )
+            raise UserError(f"{source}: {field} and block_out_channels have different lengths.")

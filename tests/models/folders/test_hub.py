@@ -1,10 +1,13 @@
 """What names a model, and which files of one on the hub are read."""
 
+import shlex
 import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.networks import NETWORKS, STEMS
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
@@ -82,6 +85,22 @@ def test_all_shards_or_none():
         choose(TEXTS | whole | shards(3, 3))
 
 
+def test_shards_beside_a_file():
+    """As diffusers and transformers, which read the folder, prefer them."""
+    index = "{}.safetensors.index.json"
+    unet, text = (f"{name}/{index.format(STEMS[name])}" for name in ("unet", "text_encoder"))
+    part = f"text_encoder/{STEMS['text_encoder']}-00001-of-00001.safetensors"
+    files = TEXTS | WEIGHTS | {unet, text, part} | shards(3, 3)
+    others = {f"unet/{STEMS['unet']}.safetensors", text, part}
+    assert choose(files) == files - others
+
+
+def test_a_tokenizer_in_one_file():
+    """As transformers 5 writes it."""
+    files = TEXTS - {"tokenizer/vocab.json", "tokenizer/merges.txt"} | {"tokenizer/tokenizer.json"}
+    assert choose(files | WEIGHTS) == files | WEIGHTS
+
+
 @pytest.mark.parametrize("missing", sorted(TEXTS - {"feature_extractor/preprocessor_config.json"}))
 def test_a_text_that_is_missing(missing):
     with pytest.raises(FileNotFoundError, match=HUB_ID):
@@ -96,7 +115,9 @@ def test_pickles_alone():
 
 def test_what_is_no_pipeline():
     with pytest.raises(FileNotFoundError, match="it is no diffusers folder"):
-        choose({"config.json", "model.safetensors"})
+        choose({"config.json", "model.onnx"})
+    with pytest.raises(FileNotFoundError, match=f"hf download {HUB_ID} v1-5.safetensors --local"):
+        choose({"README.md", "v1-5.safetensors", "v1-5.ckpt"})
     with pytest.raises(FileNotFoundError, match="names none of"):
         choose(TEXTS | WEIGHTS, {"_class_name": "Another"})
 
@@ -149,6 +170,32 @@ def test_a_run_is_no_model_to_start_from(step, tmp_path):
     # A model may have a file of that name, too.
     (run / "unet").mkdir()
     assert hub.locate(str(run)) == run
+
+
+@pytest.mark.parametrize(
+    ("names", "tensor", "chosen", "pipeline"),
+    [
+        (["v1 5.safetensors", "v1 5.ckpt"], "model.x", "v1 5.safetensors", "StableDiffusion"),
+        (["xl.safetensors"], "conditioner.x", "xl.safetensors", "StableDiffusionXL"),
+        (["v1-5.ckpt"], None, "v1-5.ckpt", "StableDiffusion"),
+    ],
+)
+def test_a_single_file_is_no_model(names, tensor, chosen, pipeline, tmp_path):
+    for name in names:
+        if name.endswith(".ckpt"):
+            (tmp_path / name).write_bytes(b"pickle")
+        else:
+            save_file({tensor: np.zeros(1, np.float32)}, tmp_path / name)
+    for path in (tmp_path, tmp_path / chosen):
+        words = (
+            f"{chosen} is a checkpoint in a single file.*diffusers.{pipeline}Pipeline.from_single"
+        )
+        with pytest.raises(UserError, match=words) as error:
+            hub.locate(path)
+        command = shlex.split(str(error.value).split(", by ")[1])
+        assert command[:2] == ["python", "-c"]
+        assert command[3:] == [str(tmp_path / chosen), "FOLDER"]
+        compile(command[2], "command", "exec")
 
 
 def test_a_model_in_a_folder_with_any_name(tiny_model, tmp_path):

@@ -1,0 +1,85 @@
+"""What the fields of a folder's JSON may hold, so that a wrong one is told by its file and name."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusionrl_jax.mistakes import UserError
+
+SHOWN_CHARACTERS = 80
+# No network is larger, and building one would take for ever.
+MOST, MOST_LAYERS = 10**6, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Values of a field.
+
+    Attributes:
+      text: what they are, as in "must be TEXT".
+      holds: whether a value is one of them; it takes whatever JSON holds.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of `least` or more; JSON's true and false are none."""
+    return type(value) is int and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; JSON's true and false are none."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list_of(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(holds, value))
+
+
+WHOLE = Kind(f"a whole number of 1 to {MOST}", lambda value: is_whole(value) and value <= MOST)
+LAYERS = Kind(
+    f"a whole number of 1 to {MOST_LAYERS}", lambda value: is_whole(value) and value <= MOST_LAYERS
+)
+WHOLE_OR_ZERO = Kind("a whole number of 0 or more", lambda value: is_whole(value, 0))
+ABOVE_ZERO = Kind("a finite number above 0", lambda value: is_number(value) and value > 0)
+BETWEEN_ZERO_AND_ONE = Kind(
+    "a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1
+)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+WHOLES = Kind(
+    f"a list of whole numbers of 1 to {MOST}", lambda value: _is_list_of(value, WHOLE.holds)
+)
+WHOLE_OR_WHOLES = Kind(
+    f"a whole number of 1 to {MOST}, or a list of them",
+    lambda value: WHOLE.holds(value) or WHOLES.holds(value),
+)
+TEXTS = Kind("a list of texts", lambda value: _is_list_of(value, TEXT.holds))
+
+
+def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say something: null is as if the field were not there."""
+    return {field: value for field, value in config.items() if value is not None}
+
+
+def check_fields(config: Mapping[str, Any], kinds: Mapping[str, Kind], source: object) -> None:
+    """Refuses a field that holds something of another kind; absent ones and nulls are passed over.
+
+    Args:
+      config: a JSON object.
+      kinds: what each of its fields may hold.
+      source: the file that it is from, for the message.
+
+    Raises:
+      UserError: names the source, the field and what it may hold.
+    """
+    for field, kind in kinds.items():
+        value = config.get(field)
+        if value is not None and not kind.holds(value):
+            shown = repr(value)
+            if len(shown) > SHOWN_CHARACTERS:
+                shown = f"{shown[:SHOWN_CHARACTERS]}..."
+            raise UserError(f"{source}: {field} is {shown}, and must be {kind.text}.")

@@ -1,0 +1,121 @@
+"""What a folder's scheduler says of the noise that its denoiser was trained on.
+
+The classes are those of PyTorch's diffusers whose networks were trained by a schedule of betas over
+whole timesteps. Solvers differ between them, and the chain that is walked here is DDIM's for all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.folders import fields
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+BETA_SCHEDULES = ("linear", "scaled_linear")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+
+# A field that a folder leaves out, or sets to null: DDIMScheduler's default of it.
+DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "rescale_betas_zero_snr": False,
+}
+BETAS = ("beta_start", "beta_end", "beta_schedule")
+_CLIPS = {"clip_sample": True}
+_BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
+# The classes that are read -> their own defaults of the noise and of clipping, where others.
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": _CLIPS,
+    "DDPMScheduler": _CLIPS,
+    "DEISMultistepScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "HeunDiscreteScheduler": _BETAS_OF_STABLE_DIFFUSION,
+    "KDPM2DiscreteScheduler": _BETAS_OF_STABLE_DIFFUSION,
+    "LMSDiscreteScheduler": {},
+    "PNDMScheduler": {},
+    "UniPCMultistepScheduler": {},
+}
+
+KINDS = {
+    "num_train_timesteps": fields.WHOLE,
+    "beta_start": fields.BETWEEN_ZERO_AND_ONE,
+    "beta_end": fields.BETWEEN_ZERO_AND_ONE,
+    "steps_offset": fields.WHOLE_OR_ZERO,
+    "clip_sample_range": fields.ABOVE_ZERO,
+    **dict.fromkeys(
+        ("set_alpha_to_one", "clip_sample", "rescale_betas_zero_snr", "thresholding"), fields.FLAG
+    ),
+}
+CHOICES = {
+    "beta_schedule": BETA_SCHEDULES,
+    "prediction_type": PREDICTION_TYPES,
+    "timestep_spacing": TIMESTEP_SPACINGS,
+}
+# Of noise that is no beta schedule over whole timesteps, or of what DDIM's chain does not do.
+REFUSED = {"thresholding": True, "use_flow_sigmas": True, "timestep_type": "continuous"}
+
+
+def check_class(name: Any, source: object) -> None:
+    """Refuses a scheduler whose network was trained on other noise.
+
+    Raises:
+      UserError: names the source, the class, and those that are read.
+    """
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        raise UserError(
+            f"{source}: the scheduler {name} is not supported, since its noise is no schedule of "
+            f"betas that is known here: use a model of one of {', '.join(SCHEDULERS)}."
+        )
+
+
+def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler") -> None:
+    """Refuses what DDIM's chain would get wrong.
+
+    Args:
+      config: contents of a scheduler_config.json.
+      source: that file, for messages.
+
+    Raises:
+      UserError: names the source, the field and what it may hold.
+    """
+    fields.check_fields(config, KINDS, source)
+    for field, known in CHOICES.items():
+        if (value := config.get(field)) is not None and value not in known:
+            raise UserError(f"{source}: {field} {value!r} is not one of {', '.join(known)}.")
+    if config.get("trained_betas") is not None:
+        raise UserError(
+            f"{source}: trained_betas are not supported: use a model of a beta_schedule."
+        )
+    for field, value in REFUSED.items():
+        if config.get(field) == value:
+            raise UserError(
+                f"{source}: {field} {value!r} is not supported: its pictures would be others than "
+                "PyTorch's, so use another model."
+            )
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") != "v_prediction":
+        raise UserError(
+            f"{source}: rescale_betas_zero_snr is for prediction_type 'v_prediction': at the last "
+            "timestep it leaves noise alone, from which a predicted noise gives no picture. One of "
+            "the two fields is not what the model was trained with: copy both from its publisher."
+        )
+
+
+def with_defaults(config: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """The config with what it leaves out, or sets to null.
+
+    Args:
+      config: contents of a scheduler_config.json.
+      name: of the scheduler's class, for its own defaults.
+    """
+    return {**DEFAULTS, **SCHEDULERS.get(name, {}), **fields.without_nulls(config)}
