@@ -9,10 +9,11 @@ import numpy as np
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes.code import named_errors, without_exit
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, LoadedReward, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
-from diffusionrl_jax.rewards.imports import named_errors, resolve, without_exit
+from diffusionrl_jax.rewards.imports import resolve
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"

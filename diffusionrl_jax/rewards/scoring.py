@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes.code import without_exit
 from diffusionrl_jax.rewards import Reward
-from diffusionrl_jax.rewards.imports import without_exit
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 

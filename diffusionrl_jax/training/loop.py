@@ -17,7 +17,7 @@ from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
-from diffusionrl_jax.experiments import announcement, checks, fetching, planning
+from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
@@ -48,6 +48,7 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
       FloatingPointError: when the parameters or all rewards of a task are no longer finite.
       ScorerError: when a scorer on the host fails for good; a checkpoint is saved first.
     """
+    fields.check(config)
     workdir = str(prepare_folder(workdir, "--workdir"))
     with (
         contextlib.closing(trained.open_checkpoints(workdir, config)) as checkpoints,

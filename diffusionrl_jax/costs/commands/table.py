@@ -20,6 +20,7 @@ from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.needs import markdown, needs
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
@@ -41,6 +42,7 @@ def main(_):
     with programs.clear_errors():
         if CONFIG.value is None:
             raise UserError("--config is missing.")
+        fields.check(CONFIG.value)
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         folder = COMPILED.value and str(prepare_folder(COMPILED.value, "--compiled"))
         found = []
