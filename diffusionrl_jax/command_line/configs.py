@@ -55,9 +55,9 @@ def read_config(text: str, flag: str = f"--{FLAG}") -> Config:
                 kind = type(config).__name__
                 raise UserError(f"its get_config gives a {kind}, and not a ConfigDict.")
     except UserError as error:
-        # What says its own mend needs no other.
-        cause = error.__cause__
-        raise (UserError(f"{shown}: {cause}") if isinstance(cause, UserError) else error) from None
+        if error.__cause__ is not None:  # It is named.
+            raise
+        raise UserError(f"{shown}: {error}") from None
     return config
 
 

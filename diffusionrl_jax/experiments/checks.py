@@ -1,5 +1,7 @@
 """Refuses what does not fit in a config before compute is spent."""
 
+from collections.abc import Sequence
+
 from jax.sharding import AbstractMesh, Mesh
 
 from diffusionrl_jax.data import prompts
@@ -8,8 +10,9 @@ from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.rewards import Reward
-from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
+from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.rewards import Reward, scoring
+from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer, is_of_ones_own
 
 # Prompts that are looked at before a run, at least: some seconds' work.
 MOST_CHECKED = 2**20
@@ -51,6 +54,33 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check(config)
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+
+
+def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses evaluation sets that do not fit the devices, and names of scorers that are not there.
+
+    Raises:
+      UserError: the name, and where it is.
+    """
+    evaluation = config.evaluation
+    for name, chosen in evaluation.sets.items():
+        images = f"config.evaluation.sets.{name}.images"
+        check_batch(images, chosen.images, mesh, chosen.group_size)
+        for scorer in chosen.scorers:
+            if scorer not in evaluation.scorers:
+                raise UserError(
+                    f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
+                    f"in config.evaluation.scorers: {sorted(evaluation.scorers)}."
+                )
+    scored = {f"{name}/{scorer}" for name, one in evaluation.sets.items() for scorer in one.scorers}
+    if unknown := set(evaluation.best) - scored:
+        raise UserError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
+    used = {name.rpartition("/")[2] for name in scored}
+    if evaluation.sets and (unknown := set(evaluation.head_to_head) - used):
+        raise UserError(
+            f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
+            f"see {sorted(used)}."
+        )
 
 
 def _check(config: Config) -> None:
@@ -147,3 +177,29 @@ def check_task_prompts(
         check_prompts(reward, prompts.first_prompts(source, max(drawn, MOST_CHECKED)))
     except ValueError as error:
         raise UserError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
+
+
+def check_reward(
+    name: str,
+    scorer: Config,
+    loaded: tuple[Reward, Parameters],
+    image_shape: tuple[int, int, int],
+    texts: Sequence[str],
+) -> None:
+    """Has a reward of the user's own score pictures of which only the shapes exist.
+
+    Args:
+      name: of the scorer in the config, for messages.
+      scorer: from `make_scorer` or `make_weighted_sum`; of shipped rewards nothing is asked.
+      loaded: the reward and its parameters.
+      image_shape: [height, width, 3].
+      texts: a few prompts, whole groups.
+
+    Raises:
+      UserError: what it prepares or gives does not fit, or it raises.
+    """
+    if is_of_ones_own(scorer):
+        try:
+            scoring.check_shapes(*loaded, image_shape, texts)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error.__cause__

@@ -154,6 +154,11 @@ def build(config: Config) -> Experiment:
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
         checks.check_task_prompts(name, config, source, reward)
+    shape = policy.model.image_shape
+    for name, source, loaded in zip(names, sources, scorers, strict=True):
+        task, groups = config.tasks[name], 2  # Of one picture, all shapes that fit look alike.
+        texts = prompts.prompt_batch(source, 0, groups * task.group_size, task.group_size)
+        checks.check_reward(f"config.tasks.{name}.scorer", task.scorer, loaded, shape, texts)
     algorithm = make_algorithm(config, policy.model, policy.mesh, [reward for reward, _ in scorers])
     rewards = tuple(params for _, params in scorers)
     frozen = Frozen(

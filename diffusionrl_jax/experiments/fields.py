@@ -14,6 +14,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.experiments.ranges import (
     Choice,
     Kind,
+    Made,
     Number,
     Optional,
     Several,
@@ -44,7 +45,9 @@ WEIGHT = 1e6
 ANY = "*"  # Stands for a name that is the user's own.
 
 CHOSEN = "is chosen"
-SCORER: dict[str, Kind] = {"reward": Text(), "path": Text(may_be_empty=True)}
+SCORER = Made("make_scorer or make_weighted_sum")
+# What one has beside its options.
+SCORER_FIELDS: dict[str, Kind] = {"reward": Text(), "path": Text(may_be_empty=True)}
 FIELDS: dict[str, Kind] = {
     "seed": Whole(0, LARGEST_SEED),
     "model": Text(may_be_empty=True),
@@ -81,7 +84,7 @@ FIELDS: dict[str, Kind] = {
     "pretraining.weight": Number(0, WEIGHT, "leaves the pretraining loss out"),
     "pretraining.pictures": Text(may_be_empty=True),
     "pretraining.text_dropout": Number(0, 1, "keeps all texts"),
-    f"tasks.{ANY}.scorer": Several(Text()),  # `_check_scorer` looks into it.
+    f"tasks.{ANY}.scorer": SCORER,
     f"tasks.{ANY}.prompts": Text(),
     f"tasks.{ANY}.group_size": Whole(1, BATCH),
     f"tasks.{ANY}.weight": Number(0, WEIGHT, "draws and scores it, and does not train on it"),
@@ -111,7 +114,7 @@ FIELDS: dict[str, Kind] = {
     f"evaluation.sets.{ANY}.images": Whole(1, BATCH),
     f"evaluation.sets.{ANY}.scorers": Several(Text()),
     f"evaluation.sets.{ANY}.group_size": Whole(1, BATCH),
-    f"evaluation.scorers.{ANY}": Several(Text()),  # `_check_scorer` looks into it.
+    f"evaluation.scorers.{ANY}": SCORER,
     f"evaluation.best.{ANY}": Number(-WEIGHT, WEIGHT, "does not count"),
     "evaluation.head_to_head": Several(Text()),
 }
@@ -146,7 +149,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
         "image_format": Choice(FORMATS),
     },
     WEIGHTED_SUM: {
-        "scorers": Several(Text(), 1),  # `_check_scorer` looks into it.
+        "scorers": Several(SCORER, 1, by_name=True),
         "weights": Several(Number(-WEIGHT, WEIGHT), 1, by_name=True),
     },
 }
@@ -190,9 +193,8 @@ def check_flags(program: str, values: Mapping[str, Any]) -> None:
       UserError: the flag, its value, and what it may be.
     """
     for name, value in values.items():
-        kind = FLAGS[program][name]
-        if value is not None and not kind.takes(value):
-            raise UserError(f"--{name}={shown(value)} must be {kind}.")
+        if value is not None:
+            _check_value(f"--{name}", value, FLAGS[program][name])
 
 
 def _tree() -> dict[str, Any]:
@@ -227,12 +229,12 @@ def _check_group(name: str, values: Any, known: Mapping[str, Any], of_now: bool)
             # Runs of any version have tasks and evaluation, which no default could stand in for.
             if of_now or full in ("config.tasks", "config.evaluation"):
                 raise UserError(f"{full} lacks: {_maker(full)}")
-        elif full.endswith(".scorer") or full.startswith("config.evaluation.scorers."):
+        elif kind is SCORER:
             _check_scorer(full, values[field])
         elif isinstance(kind, Mapping):
             _check_group(full, values[field], kind, of_now)
-        elif not kind.takes(values[field]):
-            raise UserError(f"{full}={shown(values[field])} must be {kind}.")
+        else:
+            _check_value(full, values[field], kind)
 
 
 def _maker(full: str) -> str:
@@ -245,29 +247,29 @@ def _maker(full: str) -> str:
 
 
 def _check_scorer(name: str, scorer: Any) -> None:
-    made = f"{name} must be made with make_scorer or make_weighted_sum of configs/common.py"
-    if not hasattr(scorer, "items"):
+    made = f"{name} must be {SCORER} of configs/common.py"
+    if not SCORER.takes(scorer):
         raise UserError(f"{made}, and is {shown(scorer)}.")
     values = dict(scorer.items())
-    if set(values) != {*SCORER, "options"} or not hasattr(values["options"], "items"):
+    if set(values) != {*SCORER_FIELDS, "options"} or not hasattr(values["options"], "items"):
         raise UserError(f"{made}: it has the fields {', '.join(sorted(map(str, values)))}.")
-    for field, kind in SCORER.items():
-        if not kind.takes(values[field]):
-            raise UserError(f"{name}.{field}={shown(values[field])} must be {kind}.")
+    for field, kind in SCORER_FIELDS.items():
+        _check_value(f"{name}.{field}", values[field], kind)
     options, reward = dict(values["options"].items()), values["reward"]
     known = OPTIONS.get(reward)
     if known is None:
         return
     for option, value in options.items():
-        full = f"{name}.options.{option}"
         if option not in known:
-            raise UserError(f"{reward} has no option {option}: {suggestion(option, known)}")
-        if option == "scorers":
-            if not hasattr(value, "items"):
-                raise UserError(f"{full}={shown(value)} must be scorers by name.")
-            for part, described in value.items():
-                _check_scorer(f"{full}.{part}", described)
-        elif not known[option].takes(value):
-            raise UserError(f"{full}={shown(value)} must be {known[option]}.")
-    if reward == WEIGHTED_SUM and set(options) != set(known):
-        raise UserError(f"{made}: a weighted sum has {' and '.join(known)}.")
+            raise UserError(f"{name}: {reward} has no option {option}: {suggestion(option, known)}")
+        _check_value(f"{name}.options.{option}", value, known[option])
+    if reward == WEIGHTED_SUM:
+        if missing := sorted(set(known) - set(options)):
+            raise UserError(f"{made}: it has no {' and no '.join(missing)}.")
+        for part, described in options["scorers"].items():
+            _check_scorer(f"{name}.options.scorers.{part}", described)
+
+
+def _check_value(name: str, value: Any, kind: Kind) -> None:
+    if not kind.takes(value):
+        raise UserError(f"{name}={shown(value)} must be {kind}.")

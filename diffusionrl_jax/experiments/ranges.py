@@ -21,8 +21,8 @@ class Kind(Protocol):
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: as Python writes it, and not longer than a line."""
-    text = repr(value)
+    """A value as messages show it: as Python writes it, in a line and not longer than one."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
@@ -151,11 +151,29 @@ class Several:
         )
 
     def __str__(self) -> str:
-        what = "names, each with" if self.by_name else "a tuple, each of it"
-        count = f" ({self.least} or more)" if self.least else ""
+        what = "a mapping" if self.by_name else "a tuple or list"
+        count = f" of {self.least} or more" if self.least else ""
         if self.least == self.most:
-            count = f" ({self.least} of them)"
-        return f"{what} {self.kind}{count}"
+            count = f" of {self.least}"
+        return f"{what}{count}, each {self.kind}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A group of fields that functions make.
+
+    Attributes:
+      by: the functions' names.
+    """
+
+    by: str
+
+    def takes(self, value: Any) -> bool:
+        """As of `Kind`; what it holds is checked by itself."""
+        return hasattr(value, "items")
+
+    def __str__(self) -> str:
+        return f"made with {self.by}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ def named_errors(what: str, mend: str) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UserError):  # The latter says already what it is.
         raise
     except BaseException as error:
         place = _place(error)

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
+from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.models.parameters import Parameters, apply
 
 
@@ -102,12 +103,15 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
 
     Raises:
       FileNotFoundError: there is no such folder.
+      UserError: a file of it is no JSON object.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
     # transformers reads local folders only.
     with tempfile.TemporaryDirectory() as local:
         for file in folder.iterdir():
+            if file.suffix == ".json":
+                read_json(file)  # transformers' errors do not name the file.
             if file.suffix in (".json", ".txt"):
                 (epath.Path(local) / file.name).write_bytes(file.read_bytes())
         return cast(Tokenizer, kind.from_pretrained(local))

@@ -113,6 +113,13 @@ def check_scorer(scorer: Config) -> None:
         _reward_class(scorer)
 
 
+def is_of_ones_own(scorer: Config) -> bool:
+    """Whether it, or a part of it, is a reward that is not shipped, `package.module:Class`."""
+    if scorer.reward == WEIGHTED_SUM:
+        return any(map(is_of_ones_own, scorer.options.scorers.values()))
+    return ":" in scorer.reward
+
+
 def is_on_host(scorer: Config) -> bool:
     """Whether it, or a part of it, is a `host_reward`.
 

@@ -59,7 +59,9 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             trained.check_same_experiment(workdir, config)
-        checks.check_experiment(config, make_mesh(1))
+        mesh = make_mesh(1)
+        checks.check_experiment(config, mesh)
+        checks.check_evaluation(config, mesh)
         fetching.bring(config)
         described = config.to_dict()
         config, plan = planning.resolve(config)
