@@ -23,7 +23,7 @@ def check_config(arguments: Sequence[str]) -> None:
     Raises:
       UserError: the file, with what is wrong and where; or the field.
     """
-    named, overridden = _config_arguments(arguments)
+    named, overridden = config_arguments(arguments)
     if named is None:
         return
     config = read_config(named)
@@ -61,8 +61,8 @@ def read_config(text: str, flag: str = f"--{FLAG}") -> Config:
     return config
 
 
-def _config_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What --config is, the last one, and the fields that are overridden."""
+def config_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What --config is, the last one or None, and the fields that are overridden."""
     named, fields = None, []
     arguments = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     for argument, following in itertools.pairwise([*arguments, None]):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from diffusionrl_jax.command_line.configs import check_config
+from diffusionrl_jax.command_line.configs import FLAG, check_config, config_arguments
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.mistakes import UserError
 
@@ -60,11 +60,19 @@ def quiet_unraisablehook(unraisable: Any) -> None:
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     with clear_errors():
-        check_config(arguments[1:])
+        # convert has a --config of another kind.
+        if FLAG in flags.FLAGS and hasattr(type(flags.FLAGS[FLAG]), "config_filename"):
+            check_config(arguments[1:])
         try:
             rest = flags.FLAGS(list(arguments))
-        except Exception as error:  # Of absl, or of ml_collections: of what a config does not take.
+        except flags.Error as error:
             raise UserError(f"{_line(error)}; --help lists the flags.") from error
+        except Exception as error:  # Of ml_collections: it does not say where.
+            _, fields = config_arguments(arguments[1:])
+            raise UserError(
+                f"What is given for {', '.join(f'config.{field}' for field in fields)} is not "
+                f"understood ({_line(error)})."
+            ) from error
         if rest[1:]:
             raise UserError(f"{rest[1]!r} is no flag: write --name=value; --help lists the flags.")
         return rest
