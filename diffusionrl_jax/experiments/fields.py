@@ -42,6 +42,7 @@ BELOW_ONE = 0.999999
 MANY = 10_000_000  # Iterations.
 BATCH = 2**20
 WEIGHT = 1e6
+LOSS_WEIGHT = 1e3
 ANY = "*"  # Stands for a name that is the user's own.
 
 CHOSEN = "is chosen"
@@ -63,12 +64,12 @@ FIELDS: dict[str, Kind] = {
     # Within it, 1 plus the range is another float32 than 1.
     "algorithm.policy_gradient.clip_range": Number(2e-7, 1),
     "algorithm.policy_gradient.balance_timesteps": Switch(),
-    "algorithm.policy_gradient.kl_weight": Number(0, WEIGHT, "is no KL to the base model"),
+    "algorithm.policy_gradient.kl_weight": Number(0, LOSS_WEIGHT, "is no KL to the base model"),
     "algorithm.reward_weighted.weighting": Choice(WEIGHTINGS),
     "algorithm.reward_weighted.temperature": Number(1e-6, 1e6),
     "algorithm.reward_weighted.noises": Whole(1, 1000),
     "algorithm.reward_weighted.from_base": Switch(),
-    "optimizer.learning_rate": Number(0, 1, "changes nothing"),
+    "optimizer.learning_rate": Number(0, 0.1, "changes nothing"),
     "optimizer.warmup_iterations": Whole(0, MANY, "begins with the whole rate"),
     "optimizer.decay_iterations": Whole(0, MANY, "keeps the rate"),
     "optimizer.beta1": Number(0, BELOW_ONE, "keeps no momentum"),
@@ -81,13 +82,13 @@ FIELDS: dict[str, Kind] = {
     "lora.rank": Whole(0, 4096, "trains all of the denoiser"),
     "lora.alpha": Number(1e-6, 1e4),
     "lora.targets": Several(Text(), 1),
-    "pretraining.weight": Number(0, WEIGHT, "leaves the pretraining loss out"),
+    "pretraining.weight": Number(0, LOSS_WEIGHT, "leaves the pretraining loss out"),
     "pretraining.pictures": Text(may_be_empty=True),
     "pretraining.text_dropout": Number(0, 1, "keeps all texts"),
     f"tasks.{ANY}.scorer": SCORER,
     f"tasks.{ANY}.prompts": Text(),
     f"tasks.{ANY}.group_size": Whole(1, BATCH),
-    f"tasks.{ANY}.weight": Number(0, WEIGHT, "draws and scores it, and does not train on it"),
+    f"tasks.{ANY}.weight": Number(0, LOSS_WEIGHT, "draws and scores it, and does not train on it"),
     f"tasks.{ANY}.normalisation": Choice(NORMALISATIONS),
     f"tasks.{ANY}.shared_noise": Switch(),
     f"tasks.{ANY}.prompt_buffer": Whole(1, 2**16),

@@ -2,12 +2,18 @@
 
 import math
 
+import jax
 import ml_collections
 import pytest
 
 from configs import common, compositionality, emoji, fairness, hps, joint
+from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.experiments import configuration_page, fields
+from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.ranges import Choice, Number, Switch, Whole
+from diffusionrl_jax.learning import summary
+from diffusionrl_jax.learning.execution import make_train_step
+from diffusionrl_jax.monitoring.progress import PhaseTimer
 from tests.processes import ROOT
 
 NUMBERS = {name: kind for name, kind in fields.FIELDS.items() if isinstance(kind, Number | Whole)}
@@ -155,6 +161,41 @@ def test_earlier_runs_may_lack_fields_and_have_others(config):
     with pytest.raises(ValueError, match="later"):
         fields.check(config)
     fields.check(config, of_now=False)
+
+
+LARGEST = {
+    "optimizer.learning_rate",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.epsilon",
+    "optimizer.weight_decay",
+    "optimizer.gradient_clip",
+    "algorithm.policy_gradient.clip_range",
+    "algorithm.policy_gradient.kl_weight",
+    "sampler.guidance_scale",
+    "advantage_clip",
+    "ema_decay",
+    f"tasks.{fields.ANY}.weight",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound", ["least", "most", "fastest"])
+def test_an_iteration_at_the_bounds_is_finite(bound, config, compilation_cache):
+    for name in LARGEST:
+        put(config, name, getattr(fields.FIELDS[name], "least" if bound == "least" else "most"))
+    if bound == "fastest":  # What holds the largest rate back is left as it is.
+        for name, value in {"beta1": 0.0, "beta2": 0.0, "epsilon": 1e-15}.items():
+            put(config, f"optimizer.{name}", value)
+    put(config, "algorithm.policy_gradient.timesteps_per_iteration", 2)
+    put(config, "sampler.eta", 1e-3 if bound == "least" else 1.0)
+    made = experiments.build(config)
+    state = made.init_state()
+    step = make_train_step(made.algorithm, state, "split", PhaseTimer())
+    state, metrics = step(state, made.frozen, made.batch(0))
+    values = summary.summarise(jax.device_get(metrics), made.task_names, made.algorithm)
+    summary.check_finite(values, jax.device_get(metrics), made.task_names, config.batch_size)
+    assert not not_finite(digests(state.params))
 
 
 def test_the_page_is_the_tables():
