@@ -3,6 +3,7 @@
 import ml_collections
 
 from configs import emoji, stable_diffusion_2, stable_diffusion_xl
+from diffusionrl_jax.mistakes import UserError
 
 STABLE_DIFFUSION_2 = "stable_diffusion_2"
 WORLDS = {
@@ -20,8 +21,8 @@ def get_config(world: str, *, stable_diffusion: str, emoji: str) -> ml_collectio
       stable_diffusion, emoji: the names of the tasks to train on there, by commas.
 
     Raises:
-      ValueError: there is no such world.
+      UserError: there is no such world.
     """
     if world not in WORLDS:
-        raise ValueError(f"There is no world {world!r}: choose from {', '.join(WORLDS)}.")
+        raise UserError(f"There is no world {world!r}: choose from {', '.join(WORLDS)}.")
     return WORLDS[world](emoji if world == "emoji" else stable_diffusion)

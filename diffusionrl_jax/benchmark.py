@@ -9,7 +9,8 @@ train     times warm steps on the devices that are there
 import importlib
 import sys
 
-from absl import app
+from diffusionrl_jax.command_line import programs
+from diffusionrl_jax.mistakes import UserError, suggestion
 
 COMMANDS = ("compile", "plan", "table", "train")
 
@@ -17,11 +18,13 @@ COMMANDS = ("compile", "plan", "table", "train")
 def main() -> None:
     """Passes the command line to the command's module, which has its own flags."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in COMMANDS:
-        known = "|".join(COMMANDS)
-        sys.exit(f"python -m diffusionrl_jax.benchmark {known} [--help], not {name!r}.\n{__doc__}")
+    if name in ("", "--help", "-h"):
+        sys.exit(__doc__)
+    with programs.clear_errors():
+        if name not in COMMANDS:
+            raise UserError(f"benchmark has no command {name!r}: {suggestion(name, COMMANDS)}")
     module = importlib.import_module(f"diffusionrl_jax.costs.commands.{name}")
-    app.run(module.main, argv=[f"benchmark {name}", *sys.argv[2:]])
+    programs.run(module.main, [f"benchmark {name}", *sys.argv[2:]])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,6 @@ def main(_):
 
 if __name__ == "__main__":
     for name, description in FLAGS.items():
-        flags.DEFINE_string(name, "", description)
-    flags.mark_flags_as_required(["source", "reward", "output"])
+        required = name in ("source", "reward", "output")
+        flags.DEFINE_string(name, None if required else "", description, required=required)
     programs.run(main)

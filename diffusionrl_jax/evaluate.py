@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.evaluation.compare import compare_models, parse_checkpoint, split_checkpoints
+from diffusionrl_jax.experiments import fields
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 CHECKPOINTS = flags.DEFINE_multi_string(
@@ -23,14 +24,16 @@ CHECKPOINTS = flags.DEFINE_multi_string(
     "or by the flag again.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
-IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of the config's.", 1)
+IMAGES = flags.DEFINE_integer("images", None, "Images of each set, instead of the config's.")
 flags.mark_flag_as_required("config")
 
 
 def main(_):
     with programs.clear_errors():
+        fields.check_flags("evaluate", {IMAGES.name: IMAGES.value})
         start.start_devices()
         config = CONFIG.value
+        fields.check(config)
         if IMAGES.value:
             for chosen in config.evaluation.sets.values():
                 chosen.images = IMAGES.value

@@ -10,6 +10,7 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.text_to_image import warn_of_cut
 from diffusionrl_jax.monitoring.images import image_grid, write_png
@@ -29,14 +30,14 @@ PROMPTS = flags.DEFINE_multi_string(
 PROMPT_FILE = flags.DEFINE_string(
     "prompt_file", "", "Their file, as a task's: text with one a line, or table.csv?field=caption."
 )
-IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.")
 OUTPUT = flags.DEFINE_string("output", "samples.png", "The PNG file to write.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "Of classifier-free guidance; the run's own, or 7.5."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
-ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.", 0.0, 1.0)
+ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -63,9 +64,9 @@ def make_config(model: str):
     """The model's own config, with the flags' changes."""
     config = trained.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
-    for name, flag in (("guidance_scale", GUIDANCE_SCALE), ("steps", STEPS), ("eta", ETA)):
+    for flag in (GUIDANCE_SCALE, STEPS, ETA):
         if flag.value is not None:
-            config.sampler[name] = flag.value
+            config.sampler[flag.name] = flag.value
     return config
 
 
@@ -90,6 +91,8 @@ def read_all_prompts() -> list[str]:
 
 def main(_):
     with programs.clear_errors():
+        numbers = (IMAGES, SEED, GUIDANCE_SCALE, STEPS, ETA)
+        fields.check_flags("sample", {flag.name: flag.value for flag in numbers})
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
         output = prepare_file(OUTPUT.value, "--output")

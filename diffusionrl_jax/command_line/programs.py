@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
+from diffusionrl_jax.command_line.configs import FLAG, check_config, config_arguments
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.mistakes import UserError
 
@@ -19,11 +20,16 @@ from diffusionrl_jax.mistakes import UserError
 BAD_INPUT = (UserError, OSError, FloatingPointError)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a program's main function, after its flags."""
+def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
+    """Runs a program's main function, after its flags.
+
+    Args:
+      main: of the program.
+      arguments: the program's name and its flags; None for those of the command line.
+    """
     logging.get_absl_handler().addFilter(_is_for_the_user)
     sys.unraisablehook = quiet_unraisablehook
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, argv=arguments, flags_parser=_parse_flags)
 
 
 def _is_for_the_user(record: standard_logging.LogRecord) -> bool:
@@ -49,14 +55,23 @@ def quiet_unraisablehook(unraisable: Any) -> None:
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    try:
-        with clear_errors():
-            try:
-                return app.parse_flags_with_usage(list(arguments))
-            except ValueError as error:  # Of a config file, or of a value that it does not take.
-                raise UserError(str(error)) from error
-    except AttributeError as error:  # Raised by ml_collections, with no more than the field's name.
-        sys.exit(f"error: the config has no such field: {_line(error)}; see experiments/config.py.")
+    with clear_errors():
+        # convert has a --config of another kind.
+        if FLAG in flags.FLAGS and hasattr(type(flags.FLAGS[FLAG]), "config_filename"):
+            check_config(arguments[1:])
+        try:
+            rest = flags.FLAGS(list(arguments))
+        except flags.Error as error:
+            raise UserError(f"{_line(error)}; --help lists the flags.") from error
+        except Exception as error:  # Of ml_collections: it does not say where.
+            _, fields = config_arguments(arguments[1:])
+            raise UserError(
+                f"What is given for {', '.join(f'config.{field}' for field in fields)} is not "
+                f"understood ({_line(error)})."
+            ) from error
+        if rest[1:]:
+            raise UserError(f"{rest[1]!r} is no flag: write --name=value; --help lists the flags.")
+        return rest
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation import statistics, tables
 from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, evenly
-from diffusionrl_jax.experiments import fetching, planning
+from diffusionrl_jax.experiments import checks, fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
@@ -84,6 +85,7 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
         raise UserError("config.evaluation.sets is empty: there is nothing to evaluate.")
     for _, path, step in checkpoints:
         trained.check_trained(path, step)
+    checks.check_evaluation(config, make_mesh(1))
     fetching.bring(config, for_training=False)
     config, _ = planning.resolve(config, trains=False)
     base = load_policy(config)

@@ -17,16 +17,15 @@ from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.distributed.mesh import (
     batch_sharding,
-    check_batch,
     frozen_sharding,
     gather_parameters,
     place,
     replicated,
 )
 from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
-from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import warn_of_cut
 from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
@@ -94,7 +93,7 @@ class Evaluator:
     ):
         self.config = config.evaluation
         self.policy = policy
-        _check_names(self.config)
+        checks.check_evaluation(config, policy.mesh)
         mesh, sets = policy.mesh, self.config.sets
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
         self._at_once = config.microbatch.sample * mesh.size or largest
@@ -106,9 +105,6 @@ class Evaluator:
         self._scorers: dict[str, dict[str, tuple]] = {}
         loaded = {}
         for name, chosen in sets.items():
-            check_batch(
-                f"config.evaluation.sets.{name}.images", chosen.images, mesh, chosen.group_size
-            )
             source = make_prompts(chosen.prompts, self.config.seed)
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
             different = list(dict.fromkeys(self.prompts[name]))
@@ -121,6 +117,13 @@ class Evaluator:
                     described = self.config.scorers[scorer]
                     reward, params = _find(opened, described, chosen.group_size) or load_scorer(
                         described, chosen.group_size
+                    )
+                    checks.check_reward(
+                        f"config.evaluation.scorers.{scorer}",
+                        described,
+                        (reward, params),
+                        policy.model.image_shape,
+                        self.prompts[name][: 2 * chosen.group_size],
                     )
                     params = place(params, frozen_sharding(mesh, params, config.mesh.split_frozen))
                     score = lambda params, images, inputs, reward=reward: scoring.score(
@@ -256,33 +259,6 @@ def _find(opened: Sequence[OpenedScorer], scorer: Config, group_size: int):
         if one.group_size == group_size and one.scorer.to_dict() == scorer.to_dict():
             return one.reward, one.params
     return None
-
-
-def _check_names(config: Config) -> None:
-    """Refuses names of scorers that do not exist.
-
-    Args:
-      config: the config's `evaluation`.
-
-    Raises:
-      UserError: a name is unknown; the error names it and where it stands.
-    """
-    for name, chosen in config.sets.items():
-        for scorer in chosen.scorers:
-            if scorer not in config.scorers:
-                raise UserError(
-                    f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
-                    f"in config.evaluation.scorers: {sorted(config.scorers)}."
-                )
-    scored = {f"{name}/{scorer}" for name, one in config.sets.items() for scorer in one.scorers}
-    if unknown := set(config.best) - scored:
-        raise UserError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
-    used = {name.rpartition("/")[2] for name in scored}
-    if config.sets and (unknown := set(config.head_to_head) - used):
-        raise UserError(
-            f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
-            f"see {sorted(used)}."
-        )
 
 
 def best_score(means: Mapping[str, float], best: Config) -> float:

@@ -23,8 +23,6 @@ from diffusionrl_jax.models.text_to_image import TextToImage
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import is_on_host
 
-NORMALISATIONS = ("batch", "group", "prompt")
-
 
 def initial_state(config: Config, base: Parameters) -> TrainState:
     """The state before the first iteration; a pure function, to be jitted or asked for shapes.
@@ -68,11 +66,6 @@ def updates_per_iteration(config: Config) -> int:
 
 
 def _advantage_group(name: str, task: Config) -> int:
-    if task.normalisation not in NORMALISATIONS:
-        raise UserError(
-            f"config.tasks.{name}.normalisation={task.normalisation!r} must be one of "
-            f"{NORMALISATIONS}."
-        )
     if task.normalisation != "group":
         return 0
     if task.group_size < 2:

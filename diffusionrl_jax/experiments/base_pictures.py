@@ -29,20 +29,24 @@ from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage
 
 BASE = "base:"
+MOST_PICTURES = 10_000_000
 
 
 def picture_count(config: Config) -> int:
     """How many pictures a config's `base:8192` asks for.
 
     Raises:
-      UserError: no number, or fewer than a batch, which takes each of its pictures once.
+      UserError: no number, more than anybody draws, or fewer than a batch, which takes each of its
+        pictures once.
     """
     name = config.pretraining.pictures
     digits = name.removeprefix(BASE)
-    if not (digits.isascii() and digits.isdecimal() and int(digits) >= config.batch_size):
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(MOST_PICTURES))
+    if not (is_number and config.batch_size <= int(digits) <= MOST_PICTURES):
         raise UserError(
             f"config.pretraining.pictures={name!r} must be {BASE} and how many pictures the base "
-            f"model is to draw, at least batch_size={config.batch_size}, such as {BASE}8192."
+            f"model is to draw, at least batch_size={config.batch_size} and at most "
+            f"{MOST_PICTURES}, such as {BASE}8192."
         )
     return int(digits)
 

@@ -7,7 +7,7 @@ from absl import logging
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.data.prompt_sources import make_prompts
-from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments import fields, planning
 from diffusionrl_jax.experiments.base_pictures import (
     BASE,
     choose_pictures,
@@ -35,6 +35,7 @@ def cache_latents(config: Config, output: str, text_embeddings: bool = False) ->
     Raises:
       UserError, OSError: bad input; the message names it.
     """
+    fields.check(config)
     name = config.pretraining.pictures
     if not name or name.startswith(LATENTS):
         raise UserError(

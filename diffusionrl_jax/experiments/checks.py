@@ -1,7 +1,7 @@
 """Refuses what does not fit in a config before compute is spent."""
 
 import itertools
-import math
+from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
@@ -9,17 +9,18 @@ from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
-from diffusionrl_jax.rewards import Reward
-from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer
+from diffusionrl_jax.rewards import Reward, scoring
+from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer, is_of_ones_own
 
 # Prompts that are looked at before a run, at least: some seconds' work.
 MOST_CHECKED = 2**20
 # The same of those whose tokens are counted, which takes longer.
 MOST_COUNTED = 2**15
-GATHER = ("auto", "whole", "blocks")
 
 
 def fsdp(config: Config) -> int:
@@ -33,14 +34,8 @@ def remat(config: Config) -> str:
 
 
 def gathers_by_blocks(config: Config) -> bool:
-    """Whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses it for "auto".
-
-    Raises:
-      UserError: it is none of these.
-    """
-    if (gather := config.mesh.gather) not in GATHER:
-        raise UserError(f"config.mesh.gather={gather!r} must be one of {GATHER}.")
-    return gather == "blocks"
+    """Whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses it for "auto"."""
+    return config.mesh.gather == "blocks"
 
 
 def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -68,33 +63,44 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
 
 
+def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses evaluation sets that do not fit the devices, and names of scorers that are not there.
+
+    Raises:
+      UserError: the name, and where it is.
+    """
+    evaluation = config.evaluation
+    for name, chosen in evaluation.sets.items():
+        images = f"config.evaluation.sets.{name}.images"
+        check_batch(images, chosen.images, mesh, chosen.group_size)
+        for scorer in chosen.scorers:
+            if scorer not in evaluation.scorers:
+                raise UserError(
+                    f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
+                    f"in config.evaluation.scorers: {sorted(evaluation.scorers)}."
+                )
+    scored = {f"{name}/{scorer}" for name, one in evaluation.sets.items() for scorer in one.scorers}
+    if unknown := set(evaluation.best) - scored:
+        raise UserError(f"config.evaluation.best names {sorted(unknown)}: see {sorted(scored)}.")
+    used = {name.rpartition("/")[2] for name in scored}
+    if evaluation.sets and (unknown := set(evaluation.head_to_head) - used):
+        raise UserError(
+            f"config.evaluation.head_to_head names {sorted(unknown)}, by which no set is scored: "
+            f"see {sorted(used)}."
+        )
+
+
 def _check(config: Config) -> None:
-    gathers_by_blocks(config)
+    fields.check(config)
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
-    if config.algorithm.name not in ALGORITHMS:
-        raise UserError(
-            f"config.algorithm.name={config.algorithm.name!r} must be one of {list(ALGORITHMS)}."
-        )
     if config.algorithm.name == "policy_gradient":
         _check_policy_gradient(config)
-    if config.sampler.eta > 1:
-        raise UserError(f"config.sampler.eta={config.sampler.eta} must be at most 1.")
-    if config.sampler.eta < 0:
-        raise UserError(f"config.sampler.eta={config.sampler.eta} must be at least 0.")
-    if not 1 <= (scale := config.sampler.guidance_scale) < math.inf:
+    if (scale := config.sampler.guidance_scale) < 1:
         raise UserError(
             f"config.sampler.guidance_scale={scale} must be 1, no guidance, or more to be trained: "
             "less draws as 1 does in sample, and in the formula takes the prompt away."
         )
-    if config.optimizer.gradient_clip < 0:
-        raise UserError("config.optimizer.gradient_clip must be above 0, or 0 for no clipping.")
-    for name in ("evaluation", "checkpoint"):
-        if config[name].every < 1:
-            raise UserError(
-                f"config.{name}.every={config[name].every} must be at least 1; the last "
-                "iteration's comes in any case."
-            )
     if config.pretraining.weight and not config.pretraining.pictures:
         raise UserError(
             "config.pretraining.pictures is empty: name some as docs/data.md says, or set "
@@ -102,29 +108,26 @@ def _check(config: Config) -> None:
         )
     if config.pretraining.weight and config.pretraining.pictures.startswith(BASE):
         picture_count(config)
-    for task in config.tasks.values():
-        check_scorer(task.scorer)
+    for scorer in (task.scorer for task in config.tasks.values()):
+        check_scorer(scorer)
+    for scorer in config.evaluation.scorers.values():
+        check_scorer(scorer)
 
 
 def _check_policy_gradient(config: Config) -> None:
-    fields, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
-    count, weight = fields.timesteps_per_iteration, fields.kl_weight
-    if not 0 <= count <= config.sampler.steps:
+    method, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
+    count, weight = method.timesteps_per_iteration, method.kl_weight
+    if count > config.sampler.steps:
         raise UserError(
             f"{name}.timesteps_per_iteration={count} must be between 0 and "
             f"config.sampler.steps={config.sampler.steps}."
         )
-    if config.sampler.eta <= 0:
+    if not config.sampler.eta:
         raise UserError("config.sampler.eta must be above 0: without noise there is no policy.")
     if not (count or config.pretraining.weight):
         raise UserError(
             f"Nothing is trained: {name}.timesteps_per_iteration and config.pretraining.weight are "
             "both 0."
-        )
-    if not 0 <= weight < math.inf:
-        raise UserError(
-            f"{name}.kl_weight={weight} must be a finite number of 0 or more: 0 is no KL to the "
-            "base model."
         )
     if weight and not count:
         raise UserError(
@@ -196,3 +199,29 @@ def check_task_prompts(
         raise UserError(f"config.tasks.{name}.prompts={task.prompts!r}: {error}") from None
     counted = itertools.islice(prompts.first_prompts(source, MOST_COUNTED), MOST_COUNTED)
     warn_of_cut(model, counted, f"config.tasks.{name}.prompts={task.prompts!r}")
+
+
+def check_reward(
+    name: str,
+    scorer: Config,
+    loaded: tuple[Reward, Parameters],
+    image_shape: tuple[int, int, int],
+    texts: Sequence[str],
+) -> None:
+    """Has a reward of the user's own score pictures of which only the shapes exist.
+
+    Args:
+      name: of the scorer in the config, for messages.
+      scorer: from `make_scorer` or `make_weighted_sum`; of shipped rewards nothing is asked.
+      loaded: the reward and its parameters.
+      image_shape: [height, width, 3].
+      texts: a few prompts, whole groups.
+
+    Raises:
+      UserError: what it prepares or gives does not fit, or it raises.
+    """
+    if is_of_ones_own(scorer):
+        try:
+            scoring.check_shapes(*loaded, image_shape, texts)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error.__cause__

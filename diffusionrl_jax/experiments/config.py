@@ -192,7 +192,7 @@ def of_earlier(values: Mapping[str, Any]) -> Config:
     config = get_config()
     for name, fields in BEFORE.items():
         config[name].update(fields)
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():  # `fields.check` knows what they may be.
         for name, value in values.items():
             # Tasks and evaluation have no defaults that could stand in for what is not there.
             if (

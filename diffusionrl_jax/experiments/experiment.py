@@ -142,6 +142,11 @@ def build(config: Config) -> Experiment:
     ]
     for name, source, (reward, _) in zip(names, sources, scorers, strict=True):
         checks.check_task_prompts(name, config, source, reward, policy.model)
+    shape = policy.model.image_shape
+    for name, source, loaded in zip(names, sources, scorers, strict=True):
+        task, groups = config.tasks[name], 2  # Of one picture, all shapes that fit look alike.
+        texts = prompts.prompt_batch(source, 0, groups * task.group_size, task.group_size)
+        checks.check_reward(f"config.tasks.{name}.scorer", task.scorer, loaded, shape, texts)
     algorithm, frozen = assembly.assemble(
         config, policy.model, policy.params, policy.mesh, scorers, place
     )

@@ -23,6 +23,7 @@ from diffusionrl_jax.data.files import (
 )
 from diffusionrl_jax.data.hub_files import Held, Need
 from diffusionrl_jax.distributed import processes
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.rewards import folders
@@ -161,6 +162,7 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
       FileNotFoundError: lists all that is missing, before anything large is fetched.
       OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
     """
+    fields.check(config)
     everything = list_named(config, for_training)
     on_hub = [named for named in everything if _is_on_hub(named)]
     others = () if only_hub else (named for named in everything if named not in on_hub)

@@ -11,6 +11,7 @@ from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import attention
 from diffusionrl_jax.models.text_to_image import load_model
 
 FROZEN = ("text_encoder", "vae")
@@ -25,6 +26,7 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
     if not (path or config.model):
         raise UserError("config.model is empty: name a diffusers folder or a hub id.")
     mesh = make_mesh(checks.fsdp(config))
+    attention.choose(config.attention, mesh)  # Refuses what these devices lack.
     model, params = load_model(
         path or config.model,
         dtype=jnp.dtype(config.dtype),

@@ -20,7 +20,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips, processes
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiments import checks, memory
+from diffusionrl_jax.experiments import checks, fields, memory
 from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
@@ -279,8 +279,9 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
 
     Raises:
       UserError: something is to be chosen, and the chips' memory is not known.
-      UserError, FileNotFoundError: as `config_checks.check_experiment` and `memory.sizes`.
+      UserError, FileNotFoundError: as `fields.check`, `checks.check_experiment` and `memory.sizes`.
     """
+    fields.check(config)
     if devices.memory is None and _is_automatic(config):
         raise UserError(
             f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "

@@ -1,5 +1,8 @@
 """What a person can mend, told apart from what is this project's own fault."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake of the one who typed, wrote or named something: one line says it, and the mend.
@@ -7,3 +10,11 @@ class UserError(ValueError):
     Programs show it without a traceback. Whatever else is raised is a fault of ours, and shows
     where it arose.
     """
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What is said of a name that is not known, after it: the likeliest that was meant, or all."""
+    known = sorted(map(str, known))
+    if close := difflib.get_close_matches(name, known, 1):
+        return f"did you mean {close[0]}?"
+    return f"there are {', '.join(known)}." if known else "it has no fields."

@@ -9,10 +9,11 @@ import numpy as np
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes.code import named_errors, without_exit
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, LoadedReward, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
-from diffusionrl_jax.rewards.imports import named_errors, resolve, without_exit
+from diffusionrl_jax.rewards.imports import resolve
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"
@@ -126,6 +127,13 @@ def without_gradient(scorer: Config) -> list[str]:
         return sum(map(without_gradient, scorer.options.scorers.values()), [])
     kind = _reward_class(scorer)
     return [] if getattr(kind, "has_gradient", True) else [scorer.reward]
+
+
+def is_of_ones_own(scorer: Config) -> bool:
+    """Returns whether a scorer, or a part of it, is not shipped: `package.module:Class`."""
+    if scorer.reward == WEIGHTED_SUM:
+        return any(map(is_of_ones_own, scorer.options.scorers.values()))
+    return ":" in scorer.reward
 
 
 def is_on_host(scorer: Config) -> bool:

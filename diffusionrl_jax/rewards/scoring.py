@@ -1,14 +1,17 @@
 """Asks any reward on the devices, in training and in evaluations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes.code import named_errors, without_exit
 from diffusionrl_jax.rewards import Reward
-from diffusionrl_jax.rewards.imports import without_exit
+from diffusionrl_jax.rewards.host_reward import host_rewards
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 
@@ -40,6 +43,42 @@ def score(reward: Reward, params: Mapping, images: jax.Array, inputs: Mapping) -
     group_size = _group_size(reward)
     finite = jnp.isfinite(images).all((1, 2, 3)).reshape(-1, group_size).all(1)
     return jnp.where(jnp.repeat(finite, group_size), scores.astype(jnp.float32), jnp.nan)
+
+
+def check_shapes(
+    reward: Reward, params: Mapping, image_shape: tuple[int, int, int], prompts: Sequence[str]
+) -> None:
+    """Refuses a reward whose arrays do not fit: nothing is computed.
+
+    Args:
+      reward: any, on the host or not.
+      params: its parameters.
+      image_shape: [height, width, 3] of a picture.
+      prompts: one a picture; whole groups.
+
+    Raises:
+      UserError: what it prepares is no mapping of arrays with a row a prompt, what it gives is not
+        one number an image, or it raises.
+    """
+    kind = type(reward).__name__
+    with named_errors(f"{kind}.prepare failed", "mend it"):
+        inputs = reward.prepare(prompts)
+    count = len(prompts)
+    if not isinstance(inputs, Mapping):
+        raise UserError(
+            f"{kind}.prepare gave a {type(inputs).__name__}: it must give arrays by name, {{}} if "
+            "it needs none."
+        )
+    for field, rows in inputs.items():
+        if np.shape(rows)[:1] != (count,):
+            raise UserError(
+                f"{kind}.prepare gave {field!r} of shape {np.shape(rows)} for {count} prompts: it "
+                "must have a row a prompt."
+            )
+    asked = dict.fromkeys(host_rewards(reward), jax.ShapeDtypeStruct((count,), jnp.float32))
+    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    with named_errors(f"{kind} cannot score", "mend its __call__"):
+        jax.eval_shape(partial(score, reward), params, images, dict(inputs) | asked)
 
 
 def _group_size(reward: Reward) -> int:

@@ -15,6 +15,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.experiments.algorithm import initial_state, scores_on_host
 from diffusionrl_jax.experiments.config import get_config, of_earlier
 from diffusionrl_jax.experiments.loading import load_policy
@@ -72,7 +73,16 @@ def read_config(workdir: str) -> Config:
     Raises:
       FileNotFoundError, UserError: there is no config, or it is damaged.
     """
-    return of_earlier(read_json(epath.Path(workdir) / "config.json"))
+    path = epath.Path(workdir) / "config.json"
+    values = read_json(path)
+    if missing := [name for name in ("model", "tasks", "evaluation") if name not in values]:
+        raise UserError(f"{path} lacks {', '.join(missing)}, which each run writes: copy it again.")
+    config = of_earlier(values)
+    try:
+        fields.check(config, of_now=False)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config
 
 
 def opening_config(path: str) -> Config:

@@ -17,7 +17,7 @@ from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
-from diffusionrl_jax.experiments import announcement, checks, fetching, planning
+from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
@@ -49,6 +49,7 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
       FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
       ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
     """
+    fields.check(config)
     workdir = str(prepare_folder(workdir, "--workdir"))
     with (
         contextlib.closing(trained.open_checkpoints(workdir, config)) as checkpoints,
@@ -59,7 +60,9 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             trained.check_same_experiment(workdir, config)
-        checks.check_experiment(config, make_mesh(1))
+        mesh = make_mesh(1)
+        checks.check_experiment(config, mesh)
+        checks.check_evaluation(config, mesh)
         fetching.bring(config)
         described = config.to_dict()
         config, plan = planning.resolve(config)

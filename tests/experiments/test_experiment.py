@@ -116,14 +116,14 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
         ({f"{FIELDS}.timesteps_per_iteration": 4}, "timesteps_per_iteration"),
         ({f"{FIELDS}.timesteps_per_iteration": 0}, "Nothing is trained"),
         ({"sampler.eta": 0.0}, "eta must be above 0"),
-        ({"sampler.eta": 1.5}, "eta=1.5 must be at most 1"),
+        ({"sampler.eta": 1.5}, "eta=1.5 must be a number from 0 to 1"),
+        ({"optimizer.gradient_clip": -1.0}, "gradient_clip=-1.0 must be .*, or 0, which does not"),
+        ({"evaluation.every": 0}, "evaluation.every=0 must be a whole number from 1"),
+        ({"checkpoint.every": 0}, "checkpoint.every=0 must be a whole number from 1"),
         ({"sampler.guidance_scale": 0.0}, "guidance_scale=0.0 must be 1, no guidance, or more"),
         ({"sampler.guidance_scale": 0.5}, "guidance_scale=0.5 must be 1, no guidance, or more"),
-        ({"sampler.guidance_scale": -1.0}, "guidance_scale=-1.0 must be 1, no guidance, or more"),
-        ({"sampler.guidance_scale": math.nan}, "guidance_scale=nan must be 1, no guidance, or"),
-        ({"optimizer.gradient_clip": -1.0}, "gradient_clip must be above 0, or 0"),
-        ({"evaluation.every": 0}, "evaluation.every=0 must be at least 1"),
-        ({"checkpoint.every": 0}, "checkpoint.every=0 must be at least 1"),
+        ({"sampler.guidance_scale": -1.0}, "guidance_scale=-1.0 must be a number from 0"),
+        ({"sampler.guidance_scale": math.nan}, "guidance_scale=nan must be a number from 0"),
         (
             {"batch_size": 48, "microbatch.sample": 4},
             "microbatch.sample=4 must divide the 6 samples that each device has",
@@ -147,7 +147,7 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
         ),
         ({"model": "asset:dragons"}, "'asset:dragons' is not shipped"),
         ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
-        ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be above 0"),
+        ({"lora.rank": 2, "lora.alpha": -1.0}, "lora.alpha=-1.0 must be a number from 1e-06"),
         ({"lora.rank": 2, "lora.targets": ("to_x",)}, "names 'to_x', but the denoiser has no such"),
         ({"tasks.small.normalisation": "image"}, "normalisation='image' must be one of"),
         (
@@ -161,11 +161,11 @@ def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
         ({"pretraining.weight": 1.0}, "config.pretraining.pictures is empty"),
         (
             {f"{FIELDS}.kl_weight": -0.1},
-            f"config.{FIELDS}.kl_weight=-0.1 must be a finite number of 0 or more",
+            f"config.{FIELDS}.kl_weight=-0.1 must be a number from 0 to",
         ),
         (
             {f"{FIELDS}.kl_weight": math.nan},
-            f"config.{FIELDS}.kl_weight=nan must be a finite number of 0 or more",
+            f"config.{FIELDS}.kl_weight=nan must be a number from 0 to",
         ),
         (
             {

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.costs import dry_run
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
@@ -38,6 +39,7 @@ def main(_):
         if CONFIG.value is None or TOPOLOGY.value is None:
             raise UserError("--config and --topology must both be given.")
         config = CONFIG.value
+        fields.check(config)
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         folder = PROGRAMS.value and str(prepare_folder(PROGRAMS.value, "--programs"))
         if MODEL.value:

@@ -15,9 +15,9 @@ import itertools
 import diffusers
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs
+from diffusionrl_jax.command_line.configs import read_config
 from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.report import GIB, table
 from diffusionrl_jax.data.config_type import Config
@@ -41,19 +41,6 @@ CONFIGS = flags.DEFINE_list("configs", None, "Files, as of --config; those of th
 COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
 QUICK = flags.DEFINE_bool("quick", False, "Compiles with less effort, several times faster.")
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "As v5e:4x4 or h100-80gb:8; these for each.")
-
-
-def read_config(path: str) -> Config:
-    """Reads the config of a file, as `--config` reads it.
-
-    Args:
-      path: the file and, behind a colon, its argument, such as
-        configs/joint.py:stable_diffusion_xl.
-    """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["plan", f"--config={path}"])
-    return values.config
 
 
 def row(name: str, config: Config, topology: str, compiled: str | None, quick: bool) -> list[str]:
@@ -120,7 +107,7 @@ def markdown(
     rows = []
     for name, topology in pairs:
         short = name.removeprefix("configs/").replace(".py", "")
-        rows.append(row(short, read_config(name), topology, compiled, quick))
+        rows.append(row(short, read_config(name, "--configs"), topology, compiled, quick))
     head = [*HEAD, "compiled", "of"] if compiled else [*HEAD, "of"]
     return table(head, rows)
 

@@ -18,10 +18,11 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.costs.throughput import measure
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.data.prompt_index import cache_folder
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-STEPS = flags.DEFINE_integer("steps", 5, "Warm iterations, of which the median counts.", 1)
+STEPS = flags.DEFINE_integer("steps", 5, "Warm iterations, of which the median counts.")
 JSON = flags.DEFINE_string("json", None, "A file for the results.")
 CACHE_DIR = flags.DEFINE_string(
     "cache_dir", None, "Where encoded pretraining pictures are kept; below the user's if not given."
@@ -35,6 +36,8 @@ def main(_):
     with programs.clear_errors():
         if CONFIG.value is None:
             raise UserError("--config is missing.")
+        fields.check_flags("benchmark train", {STEPS.name: STEPS.value})
+        fields.check(CONFIG.value)
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         profile = PROFILE.value and str(prepare_folder(PROFILE.value, "--profile"))
         start.start_devices()
