@@ -37,6 +37,8 @@ GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "Of classifier-free guidance; the run's own, or 7.5."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
+HEIGHT = flags.DEFINE_integer("height", None, "Of a picture in pixels; the run's or model's own.")
+WIDTH = flags.DEFINE_integer("width", None, "As --height; both or none.")
 ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -64,7 +66,7 @@ def make_config(model: str):
     """The model's own config, with the flags' changes."""
     config = trained.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
-    for flag in (GUIDANCE_SCALE, STEPS, ETA):
+    for flag in (GUIDANCE_SCALE, STEPS, ETA, HEIGHT, WIDTH):
         if flag.value is not None:
             config.sampler[flag.name] = flag.value
     return config
@@ -91,7 +93,7 @@ def read_all_prompts() -> list[str]:
 
 def main(_):
     with programs.clear_errors():
-        numbers = (IMAGES, SEED, GUIDANCE_SCALE, STEPS, ETA)
+        numbers = (IMAGES, SEED, GUIDANCE_SCALE, STEPS, ETA, HEIGHT, WIDTH)
         fields.check_flags("sample", {flag.name: flag.value for flag in numbers})
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value

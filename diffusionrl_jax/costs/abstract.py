@@ -111,6 +111,7 @@ def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str 
         remat=checks.remat(config),
         convolution=config.convolution,
         attention=config.attention,
+        size=checks.size(config),
         mesh=mesh,
         **tokenizers,
     )

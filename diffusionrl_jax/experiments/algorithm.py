@@ -24,18 +24,23 @@ from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.scorers import is_on_host
 
 
-def initial_state(config: Config, base: Parameters) -> TrainState:
+def initial_state(
+    config: Config, base: Parameters, factors: Parameters | None = None
+) -> TrainState:
     """The state before the first iteration; a pure function, to be jitted or asked for shapes.
 
     Args:
       config: see `experiments/config.py`.
       base: the denoiser's parameters to start from.
+      factors: LoRA's, to start from; None draws them.
 
     Raises:
       UserError: LoRA's fields do not fit the denoiser.
     """
     lora = make_lora(config)
-    params = base if lora is None else lora.init(base, config.seed)
+    params = base
+    if lora is not None:
+        params = lora.init(base, config.seed) if factors is None else factors
     optimizer = make_optimizer(config.optimizer, updates_per_iteration(config))
     past_rewards = init_past_rewards(config.tasks)
     memory = {"past_rewards": past_rewards} if past_rewards else {}

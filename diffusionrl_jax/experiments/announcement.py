@@ -8,6 +8,7 @@ from etils import epath
 from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
@@ -28,7 +29,7 @@ def iteration_operations(experiment: Experiment) -> float:
       experiment: what is to be trained.
     """
     config, needs = experiment.config, needs_of(experiment.config)
-    once = describe_model(config.model).network.operations
+    once = describe_model(config.model, checks.size(config)).network.operations
     images = config.batch_size * len(experiment.task_names)
     trained = images * needs.updates
     if config.pretraining.weight:

@@ -33,6 +33,21 @@ def remat(config: Config) -> str:
     return "none" if config.remat == "auto" else config.remat
 
 
+def size(config: Config) -> tuple[int, int] | None:
+    """Returns the height and width of pictures in pixels; None is the model's own size.
+
+    Raises:
+      UserError: one of them is set, and the other is not.
+    """
+    height, width = config.sampler.height, config.sampler.width
+    if bool(height) != bool(width):
+        raise UserError(
+            f"config.sampler.height={height} and width={width} must both be set, or both be 0, the "
+            "model's own size."
+        )
+    return (height, width) if height else None
+
+
 def gathers_by_blocks(config: Config) -> bool:
     """Whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses it for "auto"."""
     return config.mesh.gather == "blocks"
@@ -92,6 +107,7 @@ def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 def _check(config: Config) -> None:
     fields.check(config)
+    size(config)
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
     if config.algorithm.name == "policy_gradient":

@@ -36,6 +36,9 @@ def get_config() -> Config:
     config.sampler.steps = 50
     config.sampler.eta = 1.0
     config.sampler.guidance_scale = 7.0
+    # Of the pictures, in pixels; 0 is what the model was trained for. Both or none.
+    config.sampler.height = 0
+    config.sampler.width = 0
 
     # Samples per task and iteration over all devices.
     config.batch_size = 2048
@@ -115,6 +118,9 @@ def get_config() -> Config:
     # Low-rank adaptation: only factors of these modules' kernels are trained and saved.
     config.lora = ml_collections.ConfigDict()
     config.lora.rank = 0  # 0 trains all of the denoiser
+    # A LoRA file, or its folder, to begin with: its factors are trained further where its rank and
+    # targets are those of here, and merged into the denoiser where the rank here is 0.
+    config.lora.start = ""
     config.lora.alpha = 16.0  # the factors' product is multiplied by alpha / rank
     config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")  # names' ends, as PyTorch has them
 

@@ -16,7 +16,7 @@ from diffusionrl_jax.distributed.mesh import make_mesh, place
 from diffusionrl_jax.experiments import assembly, checks
 from diffusionrl_jax.experiments.algorithm import initial_state
 from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
-from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.experiments.loading import load_policy, start_factors
 from diffusionrl_jax.experiments.pretraining import load_pictures
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.algorithm import Algorithm
@@ -56,6 +56,7 @@ class Experiment:
       pictures: for the pretraining loss; None without it, and before `with_pictures`.
       prompt_places: of each task, the number of each of its prompts, or None if its rewards are not
         normalised by prompt.
+      factors: LoRA's that training begins with, on the host; None where they are drawn.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Experiment:
     sources: tuple[prompts.PromptSource, ...]
     pictures: LatentDataset | None
     prompt_places: tuple[Mapping[str, int] | None, ...]
+    factors: Parameters | None = None
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
         """Opens the pretraining pictures; they are encoded or drawn first, which may take long.
@@ -101,7 +103,7 @@ class Experiment:
         """The state before the first iteration, sharded."""
         init = functools.partial(initial_state, self.config)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        state = jax.jit(init, out_shardings=shardings)(self.policy.denoiser)
+        state = jax.jit(init, out_shardings=shardings)(self.policy.denoiser, self.factors)
         if self.config.lora.rank:
             numbers = count(state.params), count(self.policy.denoiser)
             logging.info("LoRA trains %d numbers beside the denoiser's %d.", *numbers)
@@ -159,4 +161,5 @@ def build(config: Config) -> Experiment:
         sources=sources,
         pictures=None,
         prompt_places=places,
+        factors=start_factors(config, policy),
     )

@@ -1,7 +1,9 @@
 """Opens the model that a config names, on the devices."""
 
+import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -10,8 +12,12 @@ from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import attention
+from diffusionrl_jax.models.lora import UP, Lora
+from diffusionrl_jax.models.lora_files import read_lora
+from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import load_model
 
 FROZEN = ("text_encoder", "vae")
@@ -34,10 +40,46 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
         remat=checks.remat(config),
         sharding=functools.partial(network_sharding, mesh, config.mesh.split_frozen),
         attention=config.attention,
+        size=checks.size(config),
         mesh=mesh,
     )
     process = make_process(model.scheduler_config, config.sampler.steps)
-    return Policy(model, process, params, mesh)
+    policy = Policy(model, process, params, mesh)
+    if config.lora.start and not config.lora.rank and path in (None, config.model):
+        lora, factors = read_start(config, policy)
+        merged = make_merge(mesh, policy.denoiser, lora)(factors)
+        policy = dataclasses.replace(policy, params=policy.with_denoiser(merged))
+    return policy
+
+
+def read_start(config: Config, policy: Policy) -> tuple[Lora, Parameters]:
+    """Reads the LoRA file that a config begins with; see `lora_files.read_lora`."""
+    name = policy.model.denoiser_name
+    return read_lora(config.lora.start, "config.lora.start", name, policy.denoiser)
+
+
+def start_factors(config: Config, policy: Policy) -> Parameters | None:
+    """Returns the LoRA factors that training begins with; None where they are drawn.
+
+    Raises:
+      UserError, FileNotFoundError: as `lora_files.read_lora`, or the file's LoRA is another one.
+    """
+    wanted = make_lora(config)
+    if wanted is None or not config.lora.start:
+        return None
+    lora, factors = read_start(config, policy)
+    names = lora.kernels(policy.denoiser).keys()
+    if lora.rank != wanted.rank or names != wanted.kernels(policy.denoiser).keys():
+        raise UserError(
+            f"config.lora.start={config.lora.start!r} has rank {lora.rank} and changes "
+            f"{len(names)} modules, other than config.lora.rank={wanted.rank} and its targets do: "
+            f"set config.lora.rank={lora.rank} and the targets that it was trained with, or the "
+            "rank to 0, to merge it."
+        )
+    # The scale of here takes the place of the file's own.
+    ratio = lora.scale / wanted.scale
+    scaled = lambda path, factor: ratio * factor if path[-2].key == UP else factor
+    return jax.tree.map_with_path(scaled, factors)
 
 
 def network_sharding(mesh: Mesh, split: bool, networks):

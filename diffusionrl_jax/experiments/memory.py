@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax import assets
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
+from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.algorithm import needs_base, needs_of
 from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.models.description import Description
@@ -112,7 +113,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
     """
-    model = describe_model(config.model)
+    model = describe_model(config.model, checks.size(config))
     itemsize = jnp.dtype(config.dtype).itemsize
     number = passes(config.sampler.guidance_scale)
     image = FLOAT * model.image

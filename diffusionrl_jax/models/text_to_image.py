@@ -144,7 +144,7 @@ class Family(NamedTuple):
       write: as `stable_diffusion.folder.save_stable_diffusion`.
     """
 
-    describe: Callable[[str], Description]
+    describe: Callable[..., Description]
     denoiser: str
     read: Callable[..., tuple[TextToImage, dict[str, Any]]]
     write: Callable[..., None]
@@ -177,12 +177,12 @@ def family_of(folder: epath.Path) -> Family:
     return FAMILIES[name]
 
 
-def describe_model(name: str) -> Description:
+def describe_model(name: str, size: tuple[int, int] | None = None) -> Description:
     """The sizes of a model that is here, or published; see the family's `describe`."""
     folder = resolve(name, "config.model") if name else None
     if folder is not None and folder.exists():
-        return family_of(folder).describe(name)
-    return STABLE_DIFFUSION.describe(name)
+        return family_of(folder).describe(name, size)
+    return STABLE_DIFFUSION.describe(name, size)
 
 
 def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:

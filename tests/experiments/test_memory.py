@@ -89,11 +89,14 @@ def test_by_blocks_neither_the_denoiser_nor_its_gradient_is_whole():
     assert memory.needed(sizes, one) == memory.needed(sizes, unsplit)
 
 
+SIDES = {"sd15": (64, 64), "sd2": (64, 64), "sdxl": (128, 128)}
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
 def test_the_largest_block_of_published_networks(name):
     """A residual block of the first up block that reads what two levels hand on: 2,560 to 1,280."""
     kernels = 9 * 1280 * (2560 + 1280) + 2560 * 1280
-    network = arithmetic.network(published.CONFIGS[name]["unet"], 77)
+    network = arithmetic.network(published.CONFIGS[name]["unet"], 77, SIDES[name])
     assert network.largest_block == kernels
 
 
@@ -118,12 +121,14 @@ def test_operations_of_published_networks(name):
     """Those that were counted on the jaxpr: docs/performance.md; 100 passes are an image's."""
     # In them are the text encoder's; less is what both passes share before the first attention.
     counted = {"sd15": 77.44, "sd2": 77.58, "sdxl": 672.6}[name]
-    network = arithmetic.network(published.CONFIGS[name]["unet"], 77)
+    network = arithmetic.network(published.CONFIGS[name]["unet"], 77, SIDES[name])
     assert 100 * network.operations / 1e12 == pytest.approx(counted, rel=0.015)
 
 
-def test_operations_against_the_jaxpr(make_config):
+@pytest.mark.parametrize("size", [(0, 0), (32, 64)])
+def test_operations_against_the_jaxpr(make_config, size):
     config = make_config(model="asset:emoji/stable_diffusion")
+    config.sampler.height, config.sampler.width = size
     changes = {
         "batch_size": 1,
         f"{FIELDS}.timesteps_per_iteration": 0,
@@ -139,7 +144,8 @@ def test_operations_against_the_jaxpr(make_config):
         return mathematics.operations(made.function, *made.arguments)
 
     model, _ = abstract.make_model(config, None)
-    network = arithmetic.network(model.configs["unet"], model.tokenize([""]).shape[1])
+    tokens = model.tokenize([""]).shape[1]
+    network = arithmetic.network(model.configs["unet"], tokens, model.latent_shape[1:])
     # The embeddings of the time are left out.
     assert network.operations == pytest.approx(sampled(2) - sampled(1), rel=0.02)
 

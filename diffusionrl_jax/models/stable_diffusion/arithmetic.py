@@ -6,6 +6,7 @@ for TPUs (docs/performance.md). Both take no time, and so a program can choose b
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 # Values of each channel of a pixel that a residual block keeps for its backward pass, of what it
@@ -107,20 +108,25 @@ class Network:
         return max(held, one)
 
 
-def _convolution(side: int, read: int, written: int, missed: int = 2) -> float:
+# Height and width.
+Sides = tuple[int, int]
+
+
+def _convolution(sides: Sides, read: int, written: int, missed: int = 2) -> float:
     """Operations of a convolution of 3 by 3, without the products with the zeros around.
 
     Args:
-      side: of what it writes.
+      sides: of what it writes.
       read, written: channels.
       missed: rows of its window that lie outside; 1 where it halves the side.
     """
-    return 2.0 * (3 * side - missed) ** 2 * read * written
+    height, width = (3 * side - missed for side in sides)
+    return 2.0 * height * width * read * written
 
 
-def _residual(side: int, read: int, written: int) -> Block:
-    pixels = side**2
-    operations = _convolution(side, read, written) + _convolution(side, written, written)
+def _residual(sides: Sides, read: int, written: int) -> Block:
+    pixels = math.prod(sides)
+    operations = _convolution(sides, read, written) + _convolution(sides, written, written)
     if read != written:
         operations += 2.0 * pixels * read * written
     kept = pixels * (KEPT_READ * read + KEPT_WRITTEN * written)
@@ -152,30 +158,30 @@ def _transformer(
     ]
 
 
-def network(config: Mapping, tokens: int) -> Network:
+def network(config: Mapping, tokens: int, sides: Sides) -> Network:
     """A UNet's blocks.
 
     Args:
       config: the fields of the UNet's config.json.
       tokens: of a text.
+      sides: of a latent.
     """
     widths = tuple(config["block_out_channels"])
     levels, layers = len(widths), config["layers_per_block"]
     heads = _of_each_level(config.get("attention_head_dim", 8), levels)
     transformers = _of_each_level(config.get("transformer_layers_per_block", 1), levels)
     text = (tokens, config["cross_attention_dim"])
-    side = config["sample_size"]
-    operations = _convolution(side, config["in_channels"] + config["out_channels"], widths[0])
-    parts, skips = [], [(side**2, widths[0])]
+    operations = _convolution(sides, config["in_channels"] + config["out_channels"], widths[0])
+    parts, skips = [], [(math.prod(sides), widths[0])]
 
     def part(level: int, reads: list[int], attends: bool) -> None:
         blocks = []
         for index, read in enumerate(reads):
-            blocks.append(_residual(side, read, widths[level]))
+            blocks.append(_residual(sides, read, widths[level]))
             # The middle block has two residual blocks, and one transformer between them.
             if attends and not (is_middle and index):
                 blocks += _transformer(
-                    side**2, widths[level], heads[level], transformers[level], text
+                    math.prod(sides), widths[level], heads[level], transformers[level], text
                 )
         parts.append(tuple(blocks))
 
@@ -183,11 +189,11 @@ def network(config: Mapping, tokens: int) -> Network:
     for level, kind in enumerate(config["down_block_types"]):
         part(level, [width] + [widths[level]] * (layers - 1), "CrossAttn" in kind)
         width = widths[level]
-        skips += [(side**2, width)] * layers
+        skips += [(math.prod(sides), width)] * layers
         if level < levels - 1:
-            side //= 2
-            operations += _convolution(side, width, width, missed=1)
-            skips.append((side**2, width))
+            sides = (sides[0] // 2, sides[1] // 2)
+            operations += _convolution(sides, width, width, missed=1)
+            skips.append((math.prod(sides), width))
     is_middle = True
     part(levels - 1, [width, width], True)
     is_middle = False
@@ -200,8 +206,8 @@ def network(config: Mapping, tokens: int) -> Network:
             width = widths[level]
         part(level, reads, "CrossAttn" in kind)
         if level:
-            side *= 2
-            operations += _convolution(side, width, width)
+            sides = (2 * sides[0], 2 * sides[1])
+            operations += _convolution(sides, width, width)
     operations += sum(block.operations for blocks in parts for block in blocks)
     return Network(tuple(parts), operations, sum(pixels * width for pixels, width in skips))
 

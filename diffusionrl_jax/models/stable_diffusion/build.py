@@ -23,7 +23,7 @@ from diffusionrl_jax.models.folders.networks import (
 )
 from diffusionrl_jax.models.parameters import random_parameters
 from diffusionrl_jax.models.stable_diffusion import supported as checks
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion, latent_size
 from diffusionrl_jax.models.towers.clip import text_template
 
 
@@ -43,10 +43,10 @@ def build_stable_diffusion(
       tokenizer: a CLIP tokenizer with `model_max_length` set.
       dtype: what the networks compute in; their parameters are float32 all the same.
       tokenizer_2: of XL's second text encoder.
-      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention`, `mesh` and `size` of `StableDiffusion`.
 
     Raises:
-      UserError: a config that Flax would compute wrongly, or networks that do not fit.
+      UserError: a size or a config that Flax would compute wrongly, or networks that do not fit.
     """
     checks.check_unet(configs["unet"])
     checks.check_vae(configs["vae"])
@@ -70,6 +70,7 @@ def build_stable_diffusion(
         text_encoders.check_vocabulary(
             tokenizers[name], config.vocab_size, f"The tokenizer of {name}"
         )
+    latent_size(configs, options.get("size"))  # Refuses one that does not fit.
     second = text_configs.get(SECOND)
     # In float16 the VAEs of 2.1 and XL overflow; bfloat16 has float32's range.
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)

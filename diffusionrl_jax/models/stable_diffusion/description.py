@@ -11,13 +11,15 @@ from diffusionrl_jax.models.folders import hub, published, tensor_files
 from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
 from diffusionrl_jax.models.stable_diffusion import arithmetic
 from diffusionrl_jax.models.stable_diffusion.configs import read_configs
+from diffusionrl_jax.models.stable_diffusion.model import latent_size, vae_factor
 
 
-def describe(name: str) -> Description:
+def describe(name: str, size: tuple[int, int] | None = None) -> Description:
     """Of a folder, here or on the hub; where it is not here, the published checkpoint's.
 
     Args:
       name: as of `config.model`.
+      size: of the pictures, height and width in pixels; None is the UNet's own.
 
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
@@ -26,13 +28,14 @@ def describe(name: str) -> Description:
     unet, vae = configs["unet"], configs["vae"]
     texts = [configs[name] for name in ("text_encoder", SECOND) if name in configs]
     tokens = texts[0].get("max_position_embeddings", 77)
-    latent_pixels = unet["sample_size"] ** 2
-    pixels = latent_pixels * 4 ** (len(vae["block_out_channels"]) - 1)
+    sides = latent_size(configs, size)
+    latent_pixels = math.prod(sides)
+    pixels = latent_pixels * vae_factor(vae) ** 2
     return Description(
         denoiser=counted["unet"],
         vae=counted["vae"],
         text_encoder=counted["text_encoder"],
-        network=arithmetic.network(unet, tokens),
+        network=arithmetic.network(unet, tokens, sides),
         latent=unet["in_channels"] * latent_pixels,
         image=3 * pixels,
         text=tokens * unet["cross_attention_dim"],

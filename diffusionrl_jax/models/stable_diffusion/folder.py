@@ -44,7 +44,7 @@ def load_stable_diffusion(
       dtype: what the networks compute in.
       sharding: from the tree of the parameters' shapes to the tree of their shardings; each is
         placed on its devices as it is read. None keeps all on the host.
-      **options: `remat`, `convolution`, `attention` and `mesh` of `StableDiffusion`.
+      **options: `remat`, `convolution`, `attention`, `mesh` and `size` of `StableDiffusion`.
 
     Returns:
       The model, and its float32 parameters {"unet", "vae", "text_encoder"}; of XL "text_encoder"

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import CLIPTokenizerFast
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import (
     NETWORKS,
@@ -28,6 +29,37 @@ from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
 VAE_SCALING_FACTOR = 0.18215
+
+
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """Returns how many pixels lie along a side of one of a latent's, by the VAE's config."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def latent_size(
+    configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Returns the height and width of a latent.
+
+    Args:
+      configs: those of "unet" and "vae" among them.
+      size: height and width in pixels; None is the size that the UNet was trained for.
+
+    Raises:
+      UserError: the UNet cannot halve such latents as often as it does.
+    """
+    if size is None:
+        return (configs["unet"]["sample_size"],) * 2
+    factor = vae_factor(configs["vae"])
+    unit = factor * 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < unit or side % unit:
+            nearest = max(1, round(side / unit)) * unit
+            raise UserError(
+                f"A picture's {name} of {side} pixels must be a multiple of {unit}, which the VAE "
+                f"and the UNet halve: use {nearest}."
+            )
+    return size[0] // factor, size[1] // factor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +79,7 @@ class StableDiffusion:
       mesh: over which the batch is split, for `attention`.
       text_encoder_2: XL's second one.
       tokenizer_2: XL's second one.
+      size: height and width in pixels; None is the size that the UNet was trained for.
     """
 
     unet: nn.Module
@@ -60,6 +93,7 @@ class StableDiffusion:
     mesh: Mesh | None = None
     text_encoder_2: nn.Module | None = None
     tokenizer_2: CLIPTokenizerFast | None = None
+    size: tuple[int, int] | None = None
 
     denoiser_name = "unet"
 
@@ -91,15 +125,15 @@ class StableDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one latent at the size the UNet was trained for."""
-        size = self.configs["unet"]["sample_size"]
-        return (self.configs["unet"]["in_channels"], size, size)
+        """Returns (channels, height, width) of one latent."""
+        return (self.configs["unet"]["in_channels"], *latent_size(self.configs, self.size))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, 3) of the image that a latent of `latent_shape` decodes to."""
-        size = self.latent_shape[1] * 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-        return (size, size, 3)
+        _, height, width = self.latent_shape
+        factor = vae_factor(self.configs["vae"])
+        return (factor * height, factor * width, 3)
 
     def interception(self) -> contextlib.AbstractContextManager[None]:
         """The interceptors under which `unet.apply` and `vae.apply` are to be traced."""
@@ -134,7 +168,7 @@ class StableDiffusion:
 
         Returns:
           In the compute dtype, the last hidden state [n, tokens, width]. Of XL the `Conditioning`
-          of an uncropped picture of the UNet's own size.
+          of an uncropped picture of the size that is drawn.
         """
         if self.text_encoder_2 is None:
             return text_encoders.last_states(self.text_encoder, text_encoder_params, input_ids)
@@ -251,7 +285,8 @@ class StableDiffusion:
             for each in (self, other)
         )
         same_words = self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-        return same_words and configs == others
+        same_size = self.latent_shape == other.latent_shape
+        return same_words and same_size and configs == others
 
 
 def _matters(field: str) -> bool:

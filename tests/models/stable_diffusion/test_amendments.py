@@ -93,9 +93,9 @@ SCHEDULER = "scheduler/scheduler_config.json"
 class Drawing:
     """A folder's networks, by which folders of other schedulers are drawn."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, size=None):
         self.folder = assets.resolve(folder) if folder.startswith("asset:") else folder
-        self.model, self.params = load_stable_diffusion(folder)
+        self.model, self.params = load_stable_diffusion(folder, size=size)
         self.ids, self.empty = self.model.tokenize(PROMPTS), self.model.tokenize([""])
         streams = jax.random.split(jax.random.key(0), len(PROMPTS))
         self.keys = noise_keys(streams, STEPS)
@@ -130,6 +130,7 @@ class Drawing:
         added = iter(added)
         monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, **__: next(added))
         options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "np"}
+        options |= dict(zip(("height", "width"), self.model.image_shape, strict=False))
         return pipeline(PROMPTS, latents=first, eta=eta, **options).images
 
 
@@ -157,6 +158,22 @@ def test_pictures_are_those_of_the_pipeline_of_xl(xl, changes, tmp_path, monkeyp
     folder = changed(xl.folder, tmp_path / "model", SCHEDULER, changes)
     ours = xl.ours(folder)
     assert np.abs(ours - xl.theirs(folder, monkeypatch)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [EMOJI, pytest.param("xl", marks=pytest.mark.slow)])
+def test_pictures_of_another_size_are_those_of_the_pipeline(kind, xl, monkeypatch):
+    folder = xl.folder if kind == "xl" else kind
+    side = load_stable_diffusion(folder)[0].image_shape[0]
+    drawing = Drawing(folder, (2 * side, 3 * side))
+    ours, theirs = drawing.ours(drawing.folder), drawing.theirs(drawing.folder, monkeypatch)
+    assert ours.shape == (len(PROMPTS), 2 * side, 3 * side, 3)
+    assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("size", "use"), [((30, 32), 32), ((32, 0), 8), ((4, 32), 8)])
+def test_a_size_that_is_not_halved_is_refused(size, use):
+    with pytest.raises(ValueError, match=f"must be a multiple of 8, .*: use {use}"):
+        load_stable_diffusion(EMOJI, size=size)
 
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)

@@ -1,0 +1,118 @@
+"""LoRA files that diffusers has written, begun with: merged, or trained further."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.numpy import load_file, save_file
+
+from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.lora import FILE_NAME
+from diffusionrl_jax.models.lora_files import METADATA
+
+TARGETS = ("to_q", "to_v")
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_model, tmp_path_factory):
+    """A pipeline whose UNet has random factors by PEFT, and the folder of its LoRA file."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    torch.manual_seed(0)
+    fields = {"r": 3, "lora_alpha": 6, "target_modules": list(TARGETS)}
+    pipeline.unet.add_adapter(LoraConfig(**fields, init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("lora")
+    pipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=get_peft_model_state_dict(pipeline.unet),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+    )
+    return pipeline, folder
+
+
+@pytest.fixture
+def starting(make_config, theirs):
+    def make(start=None, **changes):
+        config = make_config(**changes)
+        config.lora.update(start=str(start or theirs[1]), targets=TARGETS)
+        return planning.resolve(config)[0]
+
+    return make
+
+
+def fused(theirs):
+    """The UNet's parameters as PyTorch merges them."""
+    pipeline, folder = theirs
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline.config._name_or_path, safety_checker=None
+    )
+    pipeline.load_lora_weights(folder, weight_name=FILE_NAME)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return {name: value.numpy() for name, value in pipeline.unet.state_dict().items()}
+
+
+def test_a_file_is_merged_as_pytorch_merges_it(theirs, starting):
+    expected = fused(theirs)
+    found = weights.to_pytorch(load_policy(starting()).denoiser)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6)
+    plain = starting()
+    plain.lora.start = ""
+    untouched = weights.to_pytorch(load_policy(plain).denoiser)
+    assert max(np.abs(untouched[name] - expected[name]).max() for name in expected) > 1e-2
+
+
+@pytest.mark.parametrize("alpha", [6.0, 16.0])
+def test_a_file_is_trained_further(theirs, starting, alpha):
+    """The first policy is the file's, whatever alpha the config has."""
+    made = experiments.build(
+        starting(theirs[1] / FILE_NAME, **{"lora.rank": 3, "lora.alpha": alpha})
+    )
+    state = made.init_state()
+    expected = fused(theirs)
+    found = weights.to_pytorch(jax.device_get(made.merge(state.params)))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6)
+
+
+def changed(theirs, tmp_path, tensors=lambda tensors: tensors, metadata=None):
+    path = tmp_path / FILE_NAME
+    save_file(tensors(load_file(theirs[1] / FILE_NAME)), path, metadata or {})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda found: found | {"text_encoder.q.lora_A.weight": found.popitem()[1]},
+            "is no factor",
+        ),
+        (lambda found: {f"{name}.alpha": value for name, value in found.items()}, "is no factor"),
+        (lambda found: {name: v for name, v in found.items() if "lora_A" in name}, "missing|lacks"),
+    ],
+)
+def test_what_does_not_fit_is_refused(theirs, starting, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_policy(starting(changed(theirs, tmp_path, change)))
+
+
+def test_other_ranks_and_scales(theirs, starting, tmp_path):
+    with pytest.raises(ValueError, match="has rank 3 .* set config.lora.rank=3"):
+        experiments.build(starting(**{"lora.rank": 4}))
+    several = {METADATA: json.dumps({"unet.lora_alpha": 6, "unet.rank_pattern": {"to_q": 2}})}
+    with pytest.raises(ValueError, match="several ranks or alphas"):
+        load_policy(starting(changed(theirs, tmp_path, metadata=several)))
+    with pytest.raises(ValueError, match=f"its {METADATA} are damaged"):
+        load_policy(starting(changed(theirs, tmp_path, metadata={METADATA: "[]"})))
+    with pytest.raises(FileNotFoundError, match="there is no .*/nowhere"):
+        load_policy(starting(tmp_path / "nowhere"))
