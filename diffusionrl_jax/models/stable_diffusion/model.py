@@ -94,9 +94,7 @@ class StableDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """The shape (channels, height, width) of one latent, at the size the UNet was trained
-        for.
-        """
+        """The shape (channels, height, width) of a latent, at the size the UNet was trained for."""
         size = self.configs["unet"]["sample_size"]
         return (self.configs["unet"]["in_channels"], size, size)
 
