@@ -56,7 +56,11 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A whole number, with the attributes of `Number`."""
+    """A whole number.
+
+    Attributes:
+      least, most, zero: as in `Number`.
+    """
 
     least: int
     most: int

@@ -27,8 +27,9 @@ def beside_nothing(seed: int) -> prompts.PromptSource:
 
 
 def compositions(seed: int) -> prompts.PromptSource:
-    """Returns pairs, and the objects that no pair holds, beside nothing: all objects to train
-    on.
+    """Returns pairs, and the objects that no pair holds, beside nothing: all objects.
+
+    They are for training.
     """
     return prompts.MixturePrompts([pairs(seed), beside_nothing(seed)], (2, 1))
 
