@@ -31,7 +31,7 @@ ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 
 
 def read_rows(path: epath.Path, field: str) -> Iterator[str]:
-    """Yields the prompts of a file in its order, duplicates included, without spaces around them.
+    """Reads the prompts of a file in its order, duplicates included, without spaces around them.
 
     Args:
       path: a file of one of the kinds of `TABLES`, or of UTF-8 text with one prompt a line; local
@@ -49,7 +49,7 @@ def read_rows(path: epath.Path, field: str) -> Iterator[str]:
 
 
 def read_lines(path: epath.Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 text file.
+    """Reads the lines of a UTF-8 text file, one after another.
 
     Args:
       path: a file whose name ends in one of `TEXTS`, or in nothing that says what it is.

@@ -17,7 +17,8 @@ from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer, is_of_ones_own
 
-# So many prompts are looked at before a run, or as many as it draws; it takes some seconds.
+# So many prompts are looked at before a run, or as many as it draws if these are more. It takes
+# some seconds.
 MOST_CHECKED = 2**20
 # The tokens of so many prompts are counted, which takes longer.
 MOST_COUNTED = 2**15

@@ -96,12 +96,12 @@ def get_config() -> Config:
     config.algorithm.dgpo.clip_range = 1e-4
     config.algorithm.dgpo.most_advantage = 5.0
     config.algorithm.dgpo.reference_weight = 0.02
-    config.algorithm.dgpo.decay_rate = 0.001  # As awm's, of the average that ratios are taken to.
+    config.algorithm.dgpo.decay_rate = 0.001  # For the average that ratios are taken to.
     config.algorithm.dgpo.largest_decay = 0.3
     # Diffusion-DPO on the best and the worst of each prompt's samples.
     config.algorithm.dpo = ml_collections.ConfigDict()
     config.algorithm.dpo.noises = 1
-    config.algorithm.dpo.beta = 2000.0  # how strongly the base model holds
+    config.algorithm.dpo.beta = 2000.0  # How strongly the policy is held to the base model.
     config.algorithm.dpo.most_advantage = 5.0
     config.algorithm.dpo.reference_weight = 0.0
 

@@ -98,8 +98,8 @@ class Plan:
     Attributes:
       devices: the devices that it was made for.
       division: the choice.
-      split: whether an iteration runs as one program for each phase, since as a single one it would
-        not fit.
+      split: whether an iteration runs as one program for each phase. It does on CPUs, with rewards
+        on the host, where the config asks for it, and where a single program would not fit.
       memory: an estimate of the bytes that each chip needs at the fullest.
       phase: the phase in which it needs them.
     """

@@ -133,7 +133,7 @@ class Lora:
         for *path, kind, _ in flat:
             if kind == DOWN:
                 kernel = merged[*path, KERNEL]
-                # By default a TPU would multiply in bfloat16, and something else be exported.
+                # By default a TPU would multiply in bfloat16, and what is exported would differ.
                 change = jnp.matmul(
                     flat[*path, DOWN, KERNEL],
                     flat[*path, UP, KERNEL],

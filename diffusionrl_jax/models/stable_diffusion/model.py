@@ -242,7 +242,7 @@ class StableDiffusion:
         Returns:
           float32 [n, height', width', 3], clipped to [0, 1].
         """
-        # Channels are passed last: given them first, FlaxAutoencoderKL guesses from the width.
+        # Channels come last: given them first, FlaxAutoencoderKL guesses the layout by the width.
         unscaled = latents.transpose(0, 2, 3, 1) / self.scaling_factor
         with self.interception():
             decoded = apply(self.vae, {"params": vae_params}, unscaled, method=self.vae.decode)
