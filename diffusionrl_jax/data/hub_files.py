@@ -89,7 +89,13 @@ class Plan:
 
 
 def fixed_files(repository: str, *names: str, kind: str = "model") -> Need:
-    """Returns the need of files of known names, all of them."""
+    """Describes the need of files whose names are known, and all of which are needed.
+
+    Args:
+      repository: the repository, as "owner/name".
+      *names: the files' names.
+      kind: "model" or "dataset".
+    """
 
     def choose(listed, read):
         del read

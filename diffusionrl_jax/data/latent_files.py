@@ -103,7 +103,7 @@ def open_header(path: epath.Path) -> Header:
 
 
 def begin_digest(fields: Mapping[str, Any], about: Mapping[str, str], picture: int):
-    """Begins a SHA-256 with which picture it is of.
+    """Begins the SHA-256 of a picture, with its number and the kinds of its fields.
 
     The bytes of the picture's fields are to be added, in the order of the fields' names.
 

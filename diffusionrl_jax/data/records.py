@@ -281,7 +281,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _ForeignFeatureError(Exception):
-    """The error that the code of a type of feature does not lie in tensorflow-datasets."""
+    """The error of a type of feature whose code does not lie in tensorflow-datasets."""
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Source:
             raise UserError(f"{self.text!r}: the options {unknown} are unknown; use {choices}.")
 
     def number(self, option: str) -> int:
-        """Returns an option that counts, 0 if it is not there.
+        """Returns the value of an option that is a count, 0 if it is not there.
 
         Raises:
           UserError: it is not a whole number of 0 or more.
@@ -135,7 +135,7 @@ def find_files(pattern: str) -> list[epath.Path]:
 
 
 def decode_text(text: bytes, place: str) -> str:
-    """Returns a text from its UTF-8.
+    """Decodes a text from UTF-8.
 
     Raises:
       UserError: it is not UTF-8; the message begins with `place`.

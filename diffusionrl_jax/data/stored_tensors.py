@@ -165,7 +165,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_places(header: Mapping[str, Any], size: int) -> None:
-    """Checks that the tensors lie one after another, and fill the file, as the format says."""
+    """Refuses tensors that do not lie one after another and fill the file, as the format asks."""
     end = 0
     places = {name: entry["data_offsets"] for name, entry in header.items()}
     for name, place in sorted(places.items(), key=lambda item: item[1]):

@@ -68,7 +68,7 @@ class Experiment:
     prompt_places: tuple[Mapping[str, int] | None, ...]
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
-        """Opens the pretraining pictures, which are encoded or drawn first and may take long.
+        """Opens the pretraining pictures. They are encoded or drawn first, which may take long.
 
         Args:
           cache_dir: the folder in which pictures and their latents are kept.

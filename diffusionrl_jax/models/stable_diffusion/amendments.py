@@ -9,7 +9,7 @@ the CLIP models of transformers 4 and 5. docs/compatibility.md tells it in full:
   false, whatever the scheduler's config says, and a UNet's sample_size below 64 to be 64 if the
   UNet was saved before diffusers 0.9. `StableDiffusionXLPipeline` amends nothing.
 - A field that is left out has the default of the PyTorch class (`DEFAULTS`, and `schedulers.py`). A
-  field that is null, on which PyTorch fails, is taken to be left out.
+  field that is null is taken to be left out, also where PyTorch fails on it.
 - Where a text encoder is stored with the other towers of a CLIP model, these are passed over
   (`networks.PASSED_OVER`), and of the whole model's config `text_config` is read.
 
@@ -105,7 +105,7 @@ def amend_network(name: str, config: Mapping[str, Any], pipeline: str) -> dict[s
 
 
 def _is_before_sample_size(config: Mapping[str, Any]) -> bool:
-    """Returns whether a UNet's config dates from when every UNet's stated a sample_size of 32."""
+    """Returns whether a UNet's config dates from when all stated a sample_size of 32."""
     saved = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version")))
     size = config.get("sample_size")
     is_small = type(size) is int and size < SAMPLE_SIZE
