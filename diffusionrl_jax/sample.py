@@ -49,7 +49,7 @@ DTYPE = flags.DEFINE_enum(
 
 
 def read_model() -> tuple[str, str]:
-    """Path and step of the model that the flags name.
+    """Returns the path and the step of the model that the flags name.
 
     Raises:
       UserError: as `runs.parse_model`, or two steps are named.
@@ -63,7 +63,7 @@ def read_model() -> tuple[str, str]:
 
 
 def make_config(model: str):
-    """The model's own config, with the flags' changes."""
+    """Returns the model's own config, with the flags' changes."""
     config = trained.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
     for flag in (GUIDANCE_SCALE, STEPS, ETA, HEIGHT, WIDTH):
@@ -73,7 +73,7 @@ def make_config(model: str):
 
 
 def read_all_prompts() -> list[str]:
-    """The prompts that the flags name.
+    """Returns the prompts that the flags name.
 
     Raises:
       UserError, FileNotFoundError: there are none, or they are given twice.
@@ -102,7 +102,7 @@ def main(_):
         config = make_config(model)
         policy = trained.load_trained(model, config, step)
         warn_of_cut(policy.model, prompts, "--prompt_file" if PROMPT_FILE.value else "--prompts")
-        # One at a time on each device: at 1024 px a decoder's activations are gigabytes.
+        # Each device decodes one at a time: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch=count, decode=1)
         repeated = [prompt for prompt in prompts for _ in range(count)]
         images = sampler(policy.params, repeated, SEED.value)

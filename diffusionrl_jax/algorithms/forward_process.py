@@ -1,6 +1,6 @@
-"""Learning from rewards by the denoising loss alone: NFT, AWM, DGPO and Diffusion-DPO.
+"""Learns from rewards by the denoising loss alone: NFT, AWM, DGPO and Diffusion-DPO.
 
-No step of a chain is looked at. A sample is noised anew, and the denoiser's error there is made
+No step of a chain is trained on. A sample is noised anew, and the denoiser's error there is made
 smaller if its picture is better than expected, and larger if it is worse. What keeps the policy
 near those that drew the samples differs between the methods. Any chain may draw them, also one
 without noise and with few steps.
@@ -33,7 +33,8 @@ LEAST_ERROR = 1e-5
 class ForwardProcess:
     """What the `Objective`s on samples that are noised anew have in common.
 
-    `DiffusionNFT`, `AdvantageWeighted`, `GroupPreference` and `DirectPreference` are such ones.
+    `DiffusionNFT`, `AdvantageWeighted`, `GroupPreference` and `DirectPreference` are these
+    objectives.
 
     Attributes:
       process: the process that noises the samples.
@@ -238,21 +239,26 @@ class AdvantageWeighted(ForwardProcess):
 
 
 def of_group(values: jax.Array, group: jax.Array) -> jax.Array:
-    """Returns the sum over each sample's group, float32 [B], of values [B] and numbers [B]."""
+    """Returns each sample's sum over its group, float32 [B].
+
+    Args:
+      values: what is summed, [B].
+      group: the number of each sample's group, int32 [B].
+    """
     return jnp.where(group[:, None] == group, values, 0).sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupPreference(ForwardProcess):
-    """Direct group preference optimisation: advantage times error, weighed by group.
+    """Direct group preference optimisation (2510.08425): advantage times error, weighed by group.
 
     A group's weight, which has no gradient, is the sigmoid of beta times the mean over the group of
-    advantage times how much larger the error is than the base model's. What has moved further than
-    `clip_range` from the average that trails it has no gradient.
+    advantage times how much larger the error is than the base model's. A sample whose ratio has
+    left 1 by more than `clip_range`, in the direction of its advantage, has no gradient.
 
     Attributes:
       beta: how fast a group's weight falls once its preference is learned.
-      clip_range: how far from 1 the ratio exp(error of the average - error) may be.
+      clip_range: how far the ratio exp(error of the trailing average - error) may leave 1.
     """
 
     beta: float = 100.0
@@ -263,7 +269,10 @@ class GroupPreference(ForwardProcess):
     groups = True
 
     def loss(self, output, error, example, active, found):
-        """Returns Eq. 11 of 2510.08425; see `ForwardProcess.loss`."""
+        """Computes Eq. 11 of 2510.08425.
+
+        The arguments and the result are those of `ForwardProcess.loss`.
+        """
         own = example.own
         error_of = lambda name: mean_square(own[name] - own["target"])
         better, group = own["advantages"] * self.most_advantage, own["group"]
@@ -280,10 +289,10 @@ class GroupPreference(ForwardProcess):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DirectPreference(ForwardProcess):
-    """Diffusion-DPO, online: the best and the worst sample of each group are a pair.
+    """Diffusion-DPO (2311.12908), online: the best and the worst sample of each group are a pair.
 
     The loss of a pair is -log sigmoid of beta / 2 times how much more the error of the best has
-    fallen from the base model's than that of the worst; the others of the group have none.
+    fallen from the base model's than that of the worst. The other samples of the group have none.
 
     Attributes:
       beta: how strongly the policy is held to the base model.
@@ -296,7 +305,10 @@ class DirectPreference(ForwardProcess):
     groups = True
 
     def loss(self, output, error, example, active, found):
-        """Returns Eq. 14 of 2311.12908, half of each pair's at each of the two."""
+        """Computes Eq. 14 of 2311.12908, with half of each pair's loss at each of the two samples.
+
+        The arguments and the result are those of `ForwardProcess.loss`.
+        """
         own = example.own
         better, group = own["advantages"], own["group"]
         same = (group[:, None] == group) & own["valid"]
@@ -304,7 +316,7 @@ class DirectPreference(ForwardProcess):
         best, worst = (jnp.where(same, sign * better, -jnp.inf).argmax(axis=1) for sign in (1, -1))
         change = jnp.where(active, error - mean_square(own["base"] - own["target"]), 0)
         margin = self.beta / 2 * (change[worst] - change[best])
-        # A group of equals has no pair, and those that are not of a pair no loss.
+        # A group whose advantages are all equal has no pair, and samples of no pair have no loss.
         paired = ((places == best) | (places == worst)) & (better[best] > better[worst])
         paired &= own["valid"]
         size = of_group(jnp.ones_like(error), group)
@@ -313,13 +325,13 @@ class DirectPreference(ForwardProcess):
 
 
 class Method(NamedTuple):
-    """A method as `ALGORITHMS` has it.
+    """A method of this module, as `ALGORITHMS` holds it.
 
     Attributes:
       name: the name of its fields in `config.algorithm`.
       objective: the class of its objective.
-      follower: the name of the average of the parameters that the state's memory keeps; None if
-        it keeps none.
+      follower: the name of the average of the parameters that the state's memory keeps; None if it
+        keeps none.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""Learning from a reward's own gradient: DRaFT-LV (2309.17400), for rewards that have one.
+"""Learns from a reward's own gradient: DRaFT-LV (2309.17400), for rewards that have one.
 
-A sample's final latents are noised anew, and the denoiser's guess of the clean ones is decoded and
-scored. The reward's gradient by that guess says in which direction it should move. It is computed
-once an iteration, before the updates, so that no update holds the VAE or a reward model: at the
-parameters that drew the samples the gradient by the denoiser's parameters is that of the reward.
+A sample's final latents are noised anew, and the denoiser's guess of the clean latents is decoded
+and scored. The reward's gradient with respect to that guess says in which direction the guess
+should move. It is computed once an iteration, before the updates, so that no update holds the VAE
+or a reward model. At the parameters that drew the samples, the loss has the reward's own gradient
+with respect to the denoiser's parameters.
 """
 
 import dataclasses
@@ -61,15 +62,15 @@ def make(config: Config, process: Process) -> "RewardGradient":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardGradient:
-    """An `Objective`: minus the reward of the denoiser's guess, made linear in the guess.
+    """The `Objective` minus the reward of the denoiser's guess, made linear in the guess.
 
     Attributes:
       process: the process that noises the samples.
       seed: the run's seed.
-      guidance_scale: the scale of classifier-free guidance; the guess is made with the same.
+      guidance_scale: the scale of classifier-free guidance, with which the guess is made too.
       weights: for each task, the factor of its loss.
       noises: how many times each sample is noised in an iteration; each time is an update.
-      times: between which shares of the training's times samples are noised.
+      times: samples are noised to a time between these two shares of the training's times.
     """
 
     process: Process
@@ -82,13 +83,22 @@ class RewardGradient:
     metrics = {"reward_of_guess": "mean"}
 
     def guess(self, output: jax.Array, latents: jax.Array, own: Mapping) -> jax.Array:
-        """Returns the clean latents [B, ...] that the denoiser's output [B, P, ...] means."""
+        """Returns the clean latents, float32 [B, ...], that the denoiser's output means.
+
+        Args:
+          output: the denoiser's output, float32 [B, P, ...].
+          latents: what the denoiser was shown, float32 [B, ...].
+          own: the examples' own arrays, with "times" [B].
+        """
         return self.process.clean(guide(output, self.guidance_scale), latents, own["times"])
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
     ) -> tuple[Examples, None]:
-        """Returns one update for each task and noise, with the reward's gradient by the guess."""
+        """Makes one update for each task and noise, with the reward's gradient by the guess.
+
+        The arguments and the result are those of `Objective.examples`.
+        """
         assert scored.samples.latents is not None  # `needs` asks for them.
         # A sample that is not finite gets no direction, but must not poison the others' gradient.
         clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
@@ -120,7 +130,10 @@ class RewardGradient:
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Returns minus the reward, with the gradient of the reward of the guess."""
+        """Returns minus the reward of the guess, [B], with the reward's gradient, and the metrics.
+
+        The arguments and the result are those of `Objective.__call__`.
+        """
         own = example.own
         guess = self.guess(output, example.latents, own)
         along = (own["direction"] * guess).sum(axis=tuple(range(1, guess.ndim)))
@@ -128,7 +141,11 @@ class RewardGradient:
         return jax.lax.stop_gradient(along) - along - reward, {"reward_of_guess": reward}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Returns means over each task's updates, by `<task>/<metric>`."""
+        """Averages the metrics over each task's updates.
+
+        Returns:
+          "<task>/<metric>" for each task and metric.
+        """
         return {
             f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
             for row, task in enumerate(task_names)

@@ -1,4 +1,4 @@
-"""The embedded emoji world's weights, the paper's word lists, and how a config names them."""
+"""Finds the emoji world's weights and the paper's word lists, which are shipped, by their names."""
 
 import importlib.resources
 import pathlib
@@ -19,8 +19,7 @@ def resolve(path: str) -> epath.Path:
       The path.
 
     Raises:
-      FileNotFoundError: if an `asset:` path names nothing that is shipped, as one that leaves this
-        package does.
+      FileNotFoundError: an `asset:` path names nothing that is shipped, or leaves this package.
     """
     if not path.startswith(PREFIX):
         return epath.Path(path)

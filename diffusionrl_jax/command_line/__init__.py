@@ -1,1 +1,1 @@
-"""What every program does first and last: devices, caches, one clear error."""
+"""What every program does first and last: devices, caches, and one clear error."""

@@ -1,4 +1,4 @@
-"""The config file that a command line names, read before absl does, for errors of one line."""
+"""Reads the config file that a command line names before absl does, for errors of one line."""
 
 import itertools
 import pathlib
@@ -15,13 +15,14 @@ FLAG = "config"
 
 
 def check_config(arguments: Sequence[str]) -> None:
-    """Refuses a config file that gives no config, and overrides of fields that it has not.
+    """Refuses a config file that gives no config, and overrides of fields that it does not have.
 
     Args:
-      arguments: of the program; without a --config nothing is refused.
+      arguments: the program's arguments. Without a --config nothing is refused.
 
     Raises:
-      UserError: the file, with what is wrong and where; or the field.
+      UserError: the file or a field is wrong; it names the file, with what is wrong and where, or
+        the field.
     """
     named, overridden = config_arguments(arguments)
     if named is None:
@@ -32,14 +33,14 @@ def check_config(arguments: Sequence[str]) -> None:
 
 
 def read_config(text: str, flag: str = f"--{FLAG}") -> Config:
-    """The config that a file's `get_config` gives.
+    """Returns the config that a file's `get_config` returns.
 
     Args:
-      text: a path, and after a colon what the function is called with.
-      flag: what named it, for messages.
+      text: the file's path, and after a colon what the function is called with.
+      flag: the flag that names the file, for messages.
 
     Raises:
-      UserError: there is no such file, or it does not give one.
+      UserError: there is no such file, or it does not give a config.
     """
     path, colon, variant = text.partition(":")
     shown = f"{flag}={text}"
@@ -55,14 +56,14 @@ def read_config(text: str, flag: str = f"--{FLAG}") -> Config:
                 kind = type(config).__name__
                 raise UserError(f"its get_config gives a {kind}, and not a ConfigDict.")
     except UserError as error:
-        if error.__cause__ is not None:  # It is named.
+        if error.__cause__ is not None:  # The message names the file already.
             raise
         raise UserError(f"{shown}: {error}") from None
     return config
 
 
 def config_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What --config is, the last one or None, and the fields that are overridden."""
+    """Returns what the last --config is, or None, and the fields that are overridden."""
     named, fields = None, []
     arguments = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     for argument, following in itertools.pairwise([*arguments, None]):
@@ -77,6 +78,7 @@ def config_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _check_field(config: Config, field: str) -> None:
+    """Refuses a field that the config does not have."""
     group, full = config, FLAG
     for name in field.partition("[")[0].split("."):
         if not isinstance(group, ml_collections.ConfigDict):

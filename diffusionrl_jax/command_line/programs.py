@@ -1,4 +1,4 @@
-"""What every program shares: what goes wrong ends it with one clear line."""
+"""Runs every program in the same way: what goes wrong ends it with one clear line."""
 
 import contextlib
 import logging as standard_logging
@@ -16,15 +16,15 @@ from diffusionrl_jax.command_line.configs import FLAG, check_config, config_argu
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.mistakes import UserError
 
-# What the machine refuses, a run cannot go on with, and a person can mend.
+# Errors of what the machine refuses, what a run cannot go on with, and what a person can mend.
 BAD_INPUT = (UserError, OSError, FloatingPointError)
 
 
 def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
-    """Runs a program's main function, after its flags.
+    """Runs a program's main function, after it has read the program's flags.
 
     Args:
-      main: of the program.
+      main: the program's main function.
       arguments: the program's name and its flags; None for those of the command line.
     """
     logging.get_absl_handler().addFilter(_is_for_the_user)
@@ -33,18 +33,18 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None =
 
 
 def _is_for_the_user(record: standard_logging.LogRecord) -> bool:
-    """Whether to show a message: Orbax and others tell dozens with every checkpoint."""
+    """Returns whether to show a message: Orbax and others log dozens with every checkpoint."""
     path = pathlib.Path(record.pathname)
     ours = path.is_relative_to(pathlib.Path(__file__).parents[1])
-    # What Orbax fails in, it raises as well, and then it is told in one line.
+    # Orbax also raises what it fails in, which is then told in one line.
     is_orbax = "orbax" in path.parts or record.name == "asyncio"
     return ours or (record.levelno > standard_logging.INFO and not is_orbax)
 
 
 def quiet_unraisablehook(unraisable: Any) -> None:
-    """As `sys.__unraisablehook__`, but for what is left of readings that Orbax has given up.
+    """Does as `sys.__unraisablehook__`, but is silent about readings that Orbax has given up.
 
-    Of a damaged checkpoint every array fails. The first to fail is raised and ends the reading;
+    In a damaged checkpoint every array fails. The first to fail is raised and ends the reading, and
     each of the others would print a traceback.
     """
     code = getattr(unraisable.object, "cr_code", None)
@@ -56,14 +56,14 @@ def quiet_unraisablehook(unraisable: Any) -> None:
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     with clear_errors():
-        # convert has a --config of another kind.
+        # The program convert has a --config of another kind.
         if FLAG in flags.FLAGS and hasattr(type(flags.FLAGS[FLAG]), "config_filename"):
             check_config(arguments[1:])
         try:
             rest = flags.FLAGS(list(arguments))
         except flags.Error as error:
             raise UserError(f"{_line(error)}; --help lists the flags.") from error
-        except Exception as error:  # Of ml_collections: it does not say where.
+        except Exception as error:  # ml_collections raises it, and does not say where.
             _, fields = config_arguments(arguments[1:])
             raise UserError(
                 f"What is given for {', '.join(f'config.{field}' for field in fields)} is not "
@@ -78,7 +78,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 def clear_errors() -> Iterator[None]:
     """Turns bad input into one line and exit status 1; `--verbosity=1` shows where it arose.
 
-    Of several processes, one in which anything else goes wrong ends at once, too.
+    If anything else goes wrong in one of several processes, that process ends at once, too.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def clear_errors() -> Iterator[None]:
         processes.fail("interrupted", status=128 + signal.SIGINT)
     except Exception as error:
         is_joined = jax.distributed.is_initialized()
-        # What several processes wait for in vain is a lost one.
+        # If several processes wait for something in vain, one of them is lost.
         is_lost = is_joined and isinstance(error, TimeoutError)
         if isinstance(error, BAD_INPUT) and not is_lost:
             logging.debug("The error arose here:", exc_info=True)

@@ -1,4 +1,4 @@
-"""Process start-up, before JAX looks for devices."""
+"""Starts a process up, before JAX looks for devices."""
 
 import os
 
@@ -17,7 +17,8 @@ PROCESS_COUNT = flags.DEFINE_integer(
 )
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this one is.", 0)
 
-# More would leave each too few samples of the batches that fit a machine without accelerators.
+# With more devices each would have too few samples of a batch that fits a machine without
+# accelerators.
 MOST_VIRTUAL_DEVICES = 16
 # A process that has not been heard of for so long is lost, and the others end. Heartbeats come from
 # a thread of their own: a long compilation does not hold them up.
@@ -25,22 +26,28 @@ HEARTBEAT_TIMEOUT = 30
 
 
 def start_devices() -> None:
-    """What a program calls first: finds its other processes, and makes the CPU's cores devices.
+    """Finds the program's other processes, and makes the CPU's cores devices.
+
+    A program calls it first.
 
     Raises:
       UserError: the flags do not fit together.
+      ConnectionError: as `join_processes`.
     """
     set_virtual_devices()
     join_processes(COORDINATOR_ADDRESS.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
 
 
 def virtual_device_count(cores: int) -> int:
-    """A power of two, since most batches divide by it; the cores beyond it serve XLA's threads."""
+    """Returns how many devices so many cores become.
+
+    It is a power of two, since most batches divide by it. The cores beyond it serve XLA's threads.
+    """
     return min(1 << (cores.bit_length() - 1), MOST_VIRTUAL_DEVICES)
 
 
 def set_virtual_devices() -> None:
-    """On a machine without accelerators, makes the cores devices.
+    """Makes the cores of a machine without accelerators devices.
 
     XLA's CPU backend spreads one program badly over cores; two virtual devices on two cores ran 1.9
     times as fast as one. A count that the user has set, in XLA_FLAGS, is left alone.
@@ -52,7 +59,7 @@ def set_virtual_devices() -> None:
 
 
 def join_processes(address: str | None, count: int | None, index: int | None) -> None:
-    """Connects the processes of a program; returns when all are there.
+    """Connects the processes of a program, and returns when all are there.
 
     Without arguments JAX finds them on a TPU VM, GKE, Slurm or Open MPI, and elsewhere there is
     this process alone.
@@ -60,7 +67,7 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
     Args:
       address: HOST:PORT of process 0, which opens the port.
       count: how many processes there are; 1 connects nothing.
-      index: of this one, from 0.
+      index: the number of this one, from 0.
 
     Raises:
       UserError: some of the arguments are given and others are not, or they contradict each other.
@@ -74,14 +81,14 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
         raise UserError(f"Processes are joined by three flags: give {', '.join(missing)}, too.")
     if index is not None and count is not None and not index < count:
         raise UserError(f"--process_index={index} must be below --process_count={count}.")
-    # It would keep SIGTERM to itself; `PreemptionGuard` tells the other processes.
+    # The service would keep SIGTERM to itself. `PreemptionGuard` tells the other processes.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address, count, index, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
         )
     except ValueError as error:
-        # What JAX says where it finds no cluster.
+        # JAX says this where it finds no cluster.
         if len(missing) < len(given) or "coordinator_address should be defined" not in str(error):
             raise
     except RuntimeError as error:
@@ -95,12 +102,12 @@ def join_processes(address: str | None, count: int | None, index: int | None) ->
 def use_compilation_cache(workdir: str = "") -> None:
     """Keeps compiled programs for the next start, in "compiled" of the cache folder.
 
-    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR, is left alone;
+    A folder that the user has set, as $JAX_COMPILATION_CACHE_DIR, is left alone.
     $JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 
     Args:
-      workdir: of a run. If it is in a bucket, its own cache is used, since the host's disk may not
-        outlive a preemption.
+      workdir: a run's workdir. If it is in a bucket, its own cache is used, since the host's disk
+        may not outlive a preemption.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = f"{workdir}/cache" if in_bucket(workdir) else cache_folder()

@@ -1,7 +1,7 @@
-"""An experiment without its weights: shapes and shardings from the config alone.
+"""Makes an experiment without its weights: shapes and shardings from the config alone.
 
-What a config names and is here (its diffusers folder, its reward models) is read for its sizes; for
-what is not, the published checkpoint's sizes are taken.
+What a config names and is here (its diffusers folder, its reward models) is read for its sizes. For
+what is not here, the published checkpoint's sizes are taken.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
 
-# Which words there are does not change a shape.
+# These serve any model, since which words a tokenizer has does not change a shape.
 CLIP_TOKENIZER = "asset:emoji/stable_diffusion/tokenizer"
 BERT_TOKENIZER = "asset:emoji/image_reward"
 TOKENS = 77
@@ -54,10 +54,10 @@ class AbstractExperiment:
 
     Attributes:
       algorithm: the iteration's functions.
-      task_names: in the order of training.
-      state, frozen, batch: their arguments.
-      kept: what a run holds besides: evaluation's scorers.
-      assumed: what the config names that is not here, and whose sizes were taken instead.
+      task_names: the tasks' names, in the order of training.
+      state, frozen, batch: the arguments of the iteration's functions.
+      kept: what a run holds besides, which is evaluation's scorers.
+      assumed: what the config names that is not here, and whose published sizes were taken.
     """
 
     algorithm: Algorithm
@@ -81,13 +81,18 @@ def _clip_tokenizer():
 
 
 def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str | None]:
-    """The networks that `config.model` names: a folder, or a published model's hub id or name.
+    """Builds the networks that `config.model` names, without their parameters.
+
+    Args:
+      config: see `experiments/config.py`. Its model is a folder, or a published model's hub id or
+        short name.
+      mesh: the devices that the program is compiled for, or None.
 
     Returns:
-      The model, and what was assumed.
+      The model, and what was assumed, or None.
 
     Raises:
-      UserError: a name that is neither here nor known.
+      UserError: the name is neither here nor known.
     """
     short = published.short_name(config.model)
     if _exists(config.model):
@@ -157,8 +162,8 @@ def _statistical_parity(kind, group_size: int, **options) -> tuple[Reward, Shape
     return reward, reward.template()
 
 
-# Reward -> a function of its class, the group size and its options, to the published one. OWLv2 is
-# a detection whose folder is named after it.
+# For each reward, a function that takes its class, the group size and its options, and returns the
+# published one. OWLv2 is a detection reward whose folder is named after it.
 PUBLISHED = {
     "image_reward": _image_reward,
     "hps_v2": functools.partial(_clip_reward, config=hps_v2.PUBLISHED),
@@ -172,13 +177,17 @@ PUBLISHED = {
 
 
 def make_reward(scorer: Config, group_size: int) -> tuple[Reward, Shapes, tuple[str, ...]]:
-    """As `scorers.load_scorer`, with shapes for parameters.
+    """Makes a reward as `scorers.load_scorer` does, with shapes for parameters.
+
+    Args:
+      scorer: the scorer, from `make_scorer` or `make_weighted_sum`.
+      group_size: how many images each prompt has.
 
     Returns:
       The reward, its parameters' shapes, and what was assumed.
 
     Raises:
-      UserError: a folder that is not here, of a reward without a published size.
+      UserError: the folder is not here, and the reward has no published size.
     """
     if scorer.reward == scorers.WEIGHTED_SUM:
         parts = {
@@ -201,7 +210,7 @@ def make_reward(scorer: Config, group_size: int) -> tuple[Reward, Shapes, tuple[
 
 
 def _prepare(reward: Reward, group_size: int) -> dict:
-    """What a reward prepares of one group of prompts."""
+    """Returns what a reward prepares for one group of prompts."""
     if isinstance(reward, WeightedSum):
         return {
             f"{name}{SEPARATOR}{field}": rows
@@ -216,7 +225,14 @@ def _prepare(reward: Reward, group_size: int) -> dict:
 def make_batch(
     config: Config, model: StableDiffusion, rewards: Sequence[Reward], mesh: Mesh
 ) -> Batch:
-    """The shapes of what an iteration takes from the host."""
+    """Returns the shapes of what an iteration takes from the host.
+
+    Args:
+      config: see `experiments/config.py`.
+      model: the networks.
+      rewards: the rewards, one per task.
+      mesh: the devices.
+    """
     count, tokens = config.batch_size, model.tokenize([""]).shape[1]
     ids = lambda *batch: jax.ShapeDtypeStruct((*batch, tokens), jnp.int32)
     rows = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
@@ -243,10 +259,14 @@ def make_batch(
 
 
 def build(config: Config, mesh: Mesh) -> AbstractExperiment:
-    """As `experiment.build`, for the devices of a mesh that need not be there.
+    """Makes an experiment as `experiment.build` does, for devices of a mesh that need not be there.
+
+    Args:
+      config: see `experiments/config.py`.
+      mesh: the devices.
 
     Raises:
-      UserError: what does not fit, and the mend.
+      UserError: something does not fit, or a reward scores on the host; it says what, and the mend.
     """
     checks.check(config, mesh)
     if scores_on_host(config):

@@ -98,7 +98,7 @@ class Kept:
 
     @property
     def path(self) -> epath.Path:
-        """The file."""
+        """The path of the file."""
         file = f"{self.name}_{self.topology}_{self.phase}.json"
         return epath.Path(self.folder) / re.sub("[: ]", "_", file)
 

@@ -1,1 +1,1 @@
-"""What goes in: prompts, pictures and their cached latents, all by random access."""
+"""What goes into an experiment: prompts, pictures and cached latents, all by random access."""

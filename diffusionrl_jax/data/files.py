@@ -1,7 +1,8 @@
-"""The files and folders that a user names, and files that are whole or not there.
+"""Opens the files and folders that a user names, and writes files that are whole or not there.
 
-On disks and in buckets. Everything that a flag, a config's field or a variable names passes through
-`as_path` or `resolve`, so that the same things are understood, and refused, everywhere.
+They lie on disks and in buckets. Everything that a flag, a config's field or a variable names
+passes through `as_path` or `resolve`, so that the same things are understood, and refused,
+everywhere.
 """
 
 import contextlib
@@ -20,21 +21,22 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.mistakes import UserError
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)/*(.*)", re.DOTALL)
-# Those that epath knows, and the packages that open them.
+# The schemes that epath knows, with the packages that open them.
 BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
 PARTIAL = ".partial"
-LEFT = re.compile(r"(.+\.)?[0-9a-f]+\.partial")  # What `partial_path` makes, or once made.
+# The names that `partial_path` makes, or once made.
+LEFT = re.compile(r"(.+\.)?[0-9a-f]+\.partial")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN_CHARACTERS = 80
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether a path is not on a disk, but `gs://` or the like."""
+    """Returns whether a path is not on a disk, but `gs://` or the like."""
     return "://" in os.fspath(path)
 
 
 def is_utf8(path: str | os.PathLike) -> bool:
-    """Whether a path's bytes are UTF-8, without which some libraries can't open it."""
+    """Returns whether a path's bytes are UTF-8, without which some libraries can't open it."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -43,18 +45,18 @@ def is_utf8(path: str | os.PathLike) -> bool:
 
 
 def as_path(text: str | os.PathLike, name: str) -> epath.Path:
-    """The path that a user has typed, with `~` and `~user` expanded.
+    """Returns the path that a user has typed, with `~` and `~user` expanded.
 
     Args:
       text: any path of a file system, of whatever characters, or `gs://...`.
-      name: what named it, as in "--output" or "config.model", for messages.
+      name: what named the path, such as "--output" or "config.model", for messages.
 
     Returns:
       An absolute path, or one in a bucket. It need not exist.
 
     Raises:
-      UserError: nothing can be there: it is empty, too long, of a scheme that is not known, or of
-        a bucket's whose package is not installed, or has a NUL character or an unknown user.
+      UserError: nothing can be there: the path is empty or too long, has a NUL character, or names
+        an unknown user or an unknown scheme, or a bucket whose package is not installed.
     """
     text = os.fspath(text)
     if not text:
@@ -63,7 +65,7 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
     if "\0" in text:
         raise UserError(f"{name}={shown!r} has a NUL character, as no path can: leave it out.")
     if scheme := SCHEME.match(text):
-        # Without what may be a password.
+        # The message leaves out what may be a password.
         return _bucket_path(text, scheme[1], scheme[2], f"{name}={re.sub('//[^/]*@', '//', shown)}")
     if text.startswith("~"):
         expanded = os.path.expanduser(text)
@@ -79,7 +81,7 @@ def as_path(text: str | os.PathLike, name: str) -> epath.Path:
     path = epath.Path(re.sub("/+", "/", text))
     longest_name, longest_path = (os.pathconf("/", f"PC_{kind}_MAX") for kind in ("NAME", "PATH"))
     lengths = [len(os.fsencode(part)) for part in path.parts]
-    # The end of a path's bytes is a NUL.
+    # A path's bytes end in a NUL, which counts.
     if max(lengths) > longest_name or len(os.fsencode(path)) >= longest_path:
         raise UserError(
             f"{name}={shown} is too long: a name may have {longest_name} bytes, and a path "
@@ -104,16 +106,19 @@ def _bucket_path(text: str, scheme: str, rest: str, shown: str) -> epath.Path:
         raise UserError(
             f"{shown} cannot be opened ({error}): for {scheme} run `pip install {BUCKETS[scheme]}`."
         ) from None
-    except Exception:  # Of many kinds; what goes on with the path says what is wrong.
+    except Exception:  # There are many kinds. Whoever uses the path says what is wrong.
         pass
     return path
 
 
 def resolve(text: str | os.PathLike, name: str) -> epath.Path:
-    """As `as_path`; and of `asset:...` the path of what is shipped.
+    """Returns the path that a user has typed, as `as_path`, or for `asset:...` the shipped one.
+
+    Args:
+      text, name: as in `as_path`.
 
     Raises:
-      FileNotFoundError: if an `asset:` path names nothing that is shipped.
+      FileNotFoundError: an `asset:` path names nothing that is shipped.
       UserError: as `as_path`.
     """
     text = os.fspath(text)
@@ -121,7 +126,7 @@ def resolve(text: str | os.PathLike, name: str) -> epath.Path:
 
 
 def is_there(text: str) -> bool:
-    """Whether a text, whatever else it may mean, is the path of something on this machine."""
+    """Returns whether a text, whatever else it means, is the path of something on this machine."""
     try:
         return bool(text) and not SCHEME.match(text) and as_path(text, "").exists()
     except ValueError:
@@ -129,23 +134,24 @@ def is_there(text: str) -> bool:
 
 
 def split_step(text: str) -> tuple[str, str]:
-    """Path and step from "PATH@step"; the step is empty from "PATH", whose folders may have @s.
+    """Returns path and step of "PATH@step".
 
-    A folder of that whole name, if it is there, wins.
+    The step is empty for "PATH", whose folders may have @s. If something of the whole name is
+    there, that is the path.
     """
     path, at, step = text.rpartition("@")
     return (path, step) if at and "/" not in step and not is_there(text) else (text, "")
 
 
 def matching(folder: str | os.PathLike, pattern: str) -> list[epath.Path]:
-    """What lies in a folder under names that match, sorted; nothing if there is no such folder.
+    """Returns what lies in a folder under names that match, sorted; nothing if there is no folder.
 
     Unlike epath's glob, it does not take the folder's own name for a pattern.
 
     Args:
-      folder: local or in a bucket.
-      pattern: of a name, in which * stands for any characters, and everything else for itself. As
-        in a shell, it finds names that begin with a dot only if it begins with one.
+      folder: a folder, local or in a bucket.
+      pattern: the pattern of a name, in which * stands for any characters, and everything else for
+        itself. As in a shell, it finds names that begin with a dot only if it begins with one.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -161,7 +167,10 @@ def matching(folder: str | os.PathLike, pattern: str) -> list[epath.Path]:
 
 
 def partial_path(path: epath.Path) -> epath.Path:
-    """Beside a path, that of what is written before it is moved there: new, and no longer."""
+    """Returns a path beside another, for what is written before it is moved to the other.
+
+    Its name is new, and short.
+    """
     return path.parent / f"{uuid.uuid4().hex}{PARTIAL}"
 
 
@@ -173,17 +182,18 @@ def remove_partials(folder: epath.Path) -> None:
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader, or a kill, finds either the old or the new one.
+    """Writes a file so that a reader, or a kill, finds either the old file or the new one.
 
-    A symbolic link stays one, and what it points to is written; to a device or a pipe, the content
-    is written as it is.
+    A symbolic link stays one, and what it points to is written. To a device or a pipe, the content
+    is written directly.
 
     Raises:
       OSError: the file can't be written; what was there before stays.
     """
     path = epath.Path(path)
     with clear_full_disk(path):
-        if in_bucket(path) or _is_special(path):  # In a bucket, a file appears when it is complete.
+        # In a bucket, a file appears only once it is complete.
+        if in_bucket(path) or _is_special(path):
             path.write_bytes(content)
             return
         path = epath.Path(os.path.realpath(path))
@@ -196,15 +206,16 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
 
 
 def _is_special(path: epath.Path) -> bool:
+    """Returns whether something other than a file, such as a device or a pipe, is there."""
     return path.exists() and not os.path.isfile(path)
 
 
 @contextlib.contextmanager
 def clear_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """Gives the error of a disk, or a quota, that is full the path and the mend.
+    """Adds the path and the mend to the error of a disk, or a quota, that is full.
 
     Args:
-      path: of what is being written.
+      path: the path that is being written.
     """
     try:
         yield
@@ -218,11 +229,14 @@ def clear_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 
 def prepare_folder(text: str, name: str) -> epath.Path:
-    """The path of a folder to write to, made and tried before hours of compute end in an error.
+    """Makes a folder and tries to write to it, before hours of compute end in an error.
 
     Args:
-      text: as of `as_path`.
-      name: what named it.
+      text: the folder, as in `as_path`.
+      name: what named it, for messages.
+
+    Returns:
+      The folder's path.
 
     Raises:
       UserError: nothing can be there, or the folder cannot be made or written to.
@@ -240,11 +254,14 @@ def prepare_folder(text: str, name: str) -> epath.Path:
 
 
 def prepare_file(text: str, name: str) -> epath.Path:
-    """The path of a file to be written, tried before hours of compute end in an error.
+    """Tries to write where a file is to be, before hours of compute end in an error.
 
     Args:
-      text: as of `as_path`.
-      name: what named it.
+      text: the file, as in `as_path`.
+      name: what named it, for messages.
+
+    Returns:
+      The file's path.
 
     Raises:
       OSError, UserError: the file can't be written; what it holds, if it is there, stays.
@@ -286,12 +303,17 @@ def _reason(error: Exception) -> str:
 def _is_folder(path: epath.Path) -> bool:
     try:
         return path.is_dir()
-    except Exception:  # Of buckets' libraries; writing there says what is wrong.
+    except Exception:  # Buckets' libraries raise many kinds. Writing there says what is wrong.
         return False
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a JSON object; one clear error where the file is missing or is no JSON object."""
+    """Reads a JSON object.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: the file is not JSON, or holds no JSON object.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; the folder is incomplete.")
@@ -305,5 +327,5 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def readable_size(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Returns a number of bytes as a person reads it."""
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""huggingface_hub's cache on this machine, and whether the files in it are what was published."""
+"""Looks into huggingface_hub's cache on this machine, and checks its files."""
 
 import hashlib
 import pathlib
@@ -10,19 +10,19 @@ from huggingface_hub import constants
 
 from diffusionrl_jax.data.files import write_whole
 
-SLOW_BYTES = 10**9  # take some seconds to check
+SLOW_BYTES = 10**9  # So many bytes take some seconds to check.
 
 
 def cache_folder() -> pathlib.Path:
-    """Where things that are made of the hub's files are kept: beside huggingface_hub's cache."""
+    """Returns the folder for what is made of the hub's files, beside huggingface_hub's cache."""
     return pathlib.Path(constants.HF_HUB_CACHE).parent / "diffusionrl_jax"
 
 
 def home(repository: str, kind: str) -> pathlib.Path:
-    """The folder of a repository in the cache, whether there is one or not.
+    """Returns the folder of a repository in the cache, whether it is there or not.
 
     Args:
-      repository: as "owner/name".
+      repository: the repository, as "owner/name".
       kind: "model" or "dataset".
     """
     name = huggingface_hub.file_download.repo_folder_name(repo_id=repository, repo_type=kind)
@@ -30,12 +30,12 @@ def home(repository: str, kind: str) -> pathlib.Path:
 
 
 def is_whole(path: pathlib.Path, digest: str = "") -> bool:
-    """Whether a file is what was published.
+    """Returns whether a file is what was published.
 
     Args:
-      path: of the file, as it lies in a snapshot: a link to what is named by its digest.
-      digest: 64 digits of SHA-256, or 40 of git's SHA-1; that in the name, if empty. Without either
-        nothing is known.
+      path: the file, as it lies in a snapshot: a link to a file that is named by its digest.
+      digest: 64 digits of SHA-256, or 40 of git's SHA-1. If empty, the one in the name is taken.
+        Without either, nothing is known, and the file is taken for whole.
     """
     if not path.is_file():
         return False
@@ -45,7 +45,7 @@ def is_whole(path: pathlib.Path, digest: str = "") -> bool:
         return True
     status = blob.stat()
     seen = f"{blob} {status.st_size} {status.st_mtime_ns}"
-    # One of each place and digest, since several caches may have the same file.
+    # There is a mark for each place and digest, since several caches may have the same file.
     name = hashlib.sha256(f"{blob} {digest}".encode()).hexdigest()
     mark = cache_folder() / "checked" / name
     if mark.exists() and mark.read_text() == seen:
@@ -57,12 +57,13 @@ def is_whole(path: pathlib.Path, digest: str = "") -> bool:
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_whole(mark, seen.encode())
-    except OSError:  # A cache that is only read is read each time.
+    except OSError:  # Where no mark can be written, the file is checked each time.
         logging.debug("No mark at %s", mark, exc_info=True)
     return True
 
 
 def _compute_digest(path: pathlib.Path, size: int, like: str) -> str:
+    """Returns a file's digest, of the kind of the digest that it is to be like."""
     with path.open("rb") as file:
         if len(like) == 64:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -71,7 +72,7 @@ def _compute_digest(path: pathlib.Path, size: int, like: str) -> str:
 
 
 def remove_damaged(path: pathlib.Path) -> None:
-    """Removes a file with what it is a link to, and says so."""
+    """Removes a file together with what it is a link to, and warns of it."""
     logging.warning("%s is damaged, and is removed to be fetched anew.", path)
     for each in (path.resolve(), path):
         each.unlink(missing_ok=True)

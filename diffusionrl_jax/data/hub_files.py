@@ -1,9 +1,9 @@
-"""Files of the Hugging Face hub: found in huggingface_hub's own cache or brought there; checked.
+"""Finds files of the Hugging Face hub in huggingface_hub's cache, or brings them there, checked.
 
 huggingface_hub downloads, goes on where a download broke off, has processes that share a cache take
-turns, and checks a file's size. It takes what lies in its cache for whole; here every file is
-compared with the digest that the hub tells of it, too: the SHA-256 of large files (LFS), git's
-SHA-1 of small ones. A file that has been checked is not read again until its size or time changes.
+turns, and checks a file's size. It takes what lies in its cache for whole. Here every file is also
+compared with the digest that the hub states for it: the SHA-256 of large files (LFS), git's SHA-1
+of small ones. A file that has been checked is not read again until its size or time changes.
 
 What is in the cache is used as it is, without asking the hub whether there is something newer.
 """
@@ -23,7 +23,7 @@ from diffusionrl_jax.data import hub_cache, hub_errors
 from diffusionrl_jax.data.files import read_json, readable_size, write_whole
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-TIMEOUT = 30.0  # seconds until the hub has to answer
+TIMEOUT = 30.0  # The seconds in which the hub has to answer.
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
 
 
@@ -32,13 +32,13 @@ class Need:
     """What is needed of a repository.
 
     Attributes:
-      repository: as "owner/name".
-      choose: from the names of the repository's files, and a function that reads one of them as
-        JSON, to the names of those that are needed. Raises FileNotFoundError where they are not a
-        whole set: of files on the hub its message is for the user.
-      candidates: the names that `choose` may be interested in; of all files, if empty.
+      repository: the repository, as "owner/name".
+      choose: takes the names of the repository's files, and a function that reads one of them as
+        JSON, and returns the names of those that are needed. It raises FileNotFoundError where they
+        are not a whole set; for files on the hub its message is for the user.
+      candidates: the names that `choose` may be interested in; all files, if empty.
       kind: "model" or "dataset".
-      follow: from the names that were chosen to what is needed besides.
+      follow: takes the names that were chosen, and returns what is needed besides.
       label: what messages call it; the repository, if empty.
     """
 
@@ -52,12 +52,12 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """A whole set of files that is here.
+    """A whole set of files that is on this machine.
 
     Attributes:
       repository, revision: where it is from; the revision is a commit.
-      folder: where it is.
-      files: names in the folder.
+      folder: the folder that holds it.
+      files: the files' names in the folder.
     """
 
     repository: str
@@ -67,7 +67,7 @@ class Held:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The bytes of all files."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
 
@@ -76,10 +76,10 @@ class Plan:
     """What has to be downloaded.
 
     Attributes:
-      need: what for.
+      need: what it is needed for.
       revision: the commit.
       files: all files of the set.
-      missing: those that are not here.
+      missing: the files that are not on this machine.
     """
 
     need: Need
@@ -89,7 +89,13 @@ class Plan:
 
 
 def fixed_files(repository: str, *names: str, kind: str = "model") -> Need:
-    """Files of known names, each of them needed."""
+    """Describes the need of files whose names are known, and all of which are needed.
+
+    Args:
+      repository: the repository, as "owner/name".
+      *names: the files' names.
+      kind: "model" or "dataset".
+    """
 
     def choose(listed, read):
         del read
@@ -101,29 +107,30 @@ def fixed_files(repository: str, *names: str, kind: str = "model") -> Need:
 
 
 def fetch(needs: Sequence[Need], missing: Sequence[str] = ()) -> list[Held]:
-    """Has all of it here, with all that follows from it; says how much before it downloads.
+    """Brings all that is needed to this machine, with all that follows from it.
 
     All that is missing is found out before anything large is downloaded, and said in one message.
+    Before it downloads, it says how much.
 
     Args:
       needs: what is needed.
       missing: what else is known to be missing, a sentence each, for the message.
 
     Returns:
-      What is here, in the order of `needs`.
+      What is on this machine, in the order of `needs`.
 
     Raises:
-      FileNotFoundError: something is not here, and can't be brought; lists all such things.
+      FileNotFoundError: something is not here, and can't be brought; it lists all such things.
       OSError: a download broke off or arrived damaged; started again, it goes on.
     """
     found: dict[int, Held | Plan] = {}
     problems: list[str] = []
     unreachable: list[tuple[str, Exception]] = []
     queue = list(needs)
-    for number, need in enumerate(queue):  # It grows by what follows.
+    for number, need in enumerate(queue):  # The queue grows by what follows.
         try:
             held = find(need)
-            if held is None and unreachable:  # Nor is the hub asked for the next.
+            if held is None and unreachable:  # The hub is not asked a second time.
                 raise unreachable[0][1]
             found[number] = held or plan(need)
         except (OSError, ValueError) as error:
@@ -159,7 +166,7 @@ def _as_held(found: Held | Plan, need: Need) -> Held:
 
 
 def find(need: Need) -> Held | None:
-    """What is in the cache already, checked; None where it is not whole.
+    """Returns what is in the cache already, checked, or None where it is not whole.
 
     A file that is not what the hub said it is is removed, with a warning.
     """
@@ -190,13 +197,13 @@ def plan(need: Need) -> Plan:
     """Asks the hub what there is to download.
 
     Raises:
-      OSError, ValueError: of huggingface_hub's; or the repository lacks what is needed.
+      OSError, ValueError: huggingface_hub raises it, or the repository lacks what is needed.
     """
     api = huggingface_hub.HfApi()
     of: dict[str, Any] = {"repo_type": need.kind}
     only: Any = ["sha"]
     revision = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
-    assert revision is not None  # It was asked for.
+    assert revision is not None  # The hub was asked for it.
     of["revision"] = revision
     if need.candidates:
         entries = api.get_paths_info(need.repository, list(need.candidates), **of)
@@ -213,6 +220,7 @@ def plan(need: Need) -> Plan:
 
 
 def _announce(plans: Sequence[Plan]) -> None:
+    """Says how much is to be downloaded, and refuses a disk that has no room for it."""
     sizes = {
         (each.need.repository, file.path): file.size for each in plans for file in each.missing
     }
@@ -236,9 +244,9 @@ def _announce(plans: Sequence[Plan]) -> None:
 
 
 def _download(planned: Plan) -> None:
-    """Downloads what is missing, and then says in the cache that the revision is there."""
+    """Downloads what is missing, and then states in the cache that the revision is there."""
     need = planned.need
-    # The largest last, so that a set that broke off is never taken for another, smaller one.
+    # The largest comes last, so that a set that broke off is never taken for a smaller one.
     for file in sorted(planned.missing, key=lambda file: file.size):
         try:
             _download_file(need, planned.revision, file)
@@ -250,6 +258,7 @@ def _download(planned: Plan) -> None:
 
 
 def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
+    """Downloads a file, twice if it arrives damaged, and returns its path."""
     for _ in range(ATTEMPTS):
         path = pathlib.Path(
             huggingface_hub.hf_hub_download(

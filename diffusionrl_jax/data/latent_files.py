@@ -1,8 +1,9 @@
 """The files of a folder of cached latents, and how they are known to be what was written.
 
-A file is safetensors: the pictures' fields, [pictures, ...] each, and a digest of every picture, of
-all its fields and its number in the source. The index has the files' sizes, a digest of each one's
-header, and one of itself. A bit that has changed anywhere is so found where it is read.
+Each file is a safetensors file. It holds the pictures' fields, [pictures, ...] each, and a digest
+of every picture, which is of all its fields and of its number in the source. The index has the
+files' sizes, a digest of each file's header, and one of itself. A bit that has changed anywhere is
+so found where it is read.
 """
 
 import concurrent.futures
@@ -25,18 +26,19 @@ INDEX_FIELDS = ("model", "pictures", "pictures_per_file", "sizes")
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 READERS = 16
 DIGESTS = "digest"
-DIGEST_BYTES = 16  # of a SHA-256, which are enough for damage; they are held in memory.
+# So many bytes of a SHA-256 are enough to find damage. They are held in memory.
+DIGEST_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the head of a file says.
+    """What the header of a file says.
 
     Attributes:
       fields: where each field of the pictures lies, [pictures, ...].
       about: the file's metadata.
-      digests: uint8 [pictures, DIGEST_BYTES]; None of a file of an earlier version.
-      digest: of the head's own bytes, in hexadecimal.
+      digests: uint8 [pictures, DIGEST_BYTES]; None in a file of an earlier version.
+      digest: the digest of the header's own bytes, in hexadecimal.
     """
 
     fields: Mapping[str, StoredTensor]
@@ -45,27 +47,27 @@ class Header:
     digest: str
 
     def begin_digest(self, picture: int):
-        """As `begin_digest`, of a picture of this file."""
+        """Begins the digest of a picture of this file; see the function of this name."""
         return begin_digest(self.fields, self.about, picture)
 
     def fits(self, row: int, digest) -> bool:
-        """Whether a picture's digest is the file's own, as far as the file has any."""
+        """Returns whether a picture's digest is the file's own; true if the file has no digests."""
         found = digest.digest()[:DIGEST_BYTES]
         return self.digests is None or found == self.digests[row].tobytes()
 
 
 def file_name(number: int, count: int) -> str:
-    """Of the safetensors file `number` of `count`, from 0."""
+    """Returns the name of the safetensors file `number` of `count`, from 0."""
     return f"latents-{number:05d}-of-{count:05d}.safetensors"
 
 
 def file_paths(folder: epath.Path, count: int) -> list[epath.Path]:
-    """Of all `count` safetensors files of a folder, in order."""
+    """Returns the paths of all `count` safetensors files of a folder, in order."""
     return [folder / file_name(number, count) for number in range(count)]
 
 
 def size(path: epath.Path) -> int | None:
-    """Bytes of a file; None if it is not there."""
+    """Returns the bytes of a file, or None if it is not there."""
     try:
         return path.stat().length
     except FileNotFoundError:
@@ -73,7 +75,7 @@ def size(path: epath.Path) -> int | None:
 
 
 def open_header(path: epath.Path) -> Header:
-    """Reads the head of a file, and its digests.
+    """Reads the header of a file, and its digests.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -101,19 +103,27 @@ def open_header(path: epath.Path) -> Header:
 
 
 def begin_digest(fields: Mapping[str, Any], about: Mapping[str, str], picture: int):
-    """SHA-256 of which picture it is; its fields' bytes are to be added, in their names' order.
+    """Begins the SHA-256 of a picture, with its number and the kinds of its fields.
+
+    The bytes of the picture's fields are to be added, in the order of the fields' names.
 
     Args:
-      fields: arrays [pictures, ...], of which dtypes and shapes count.
+      fields: arrays [pictures, ...], of which the dtypes and shapes count.
       about: the file's metadata.
-      picture: its number in the source.
+      picture: the picture's number in the source.
     """
     kinds = {field: [array.dtype.name, array.shape[1:]] for field, array in fields.items()}
     return hashlib.sha256(json.dumps([dict(about), picture, kinds], sort_keys=True).encode())
 
 
 def digests(arrays: Mapping[str, np.ndarray], about: Mapping[str, str], first: int) -> np.ndarray:
-    """Of the pictures from number `first` on: uint8 [pictures, DIGEST_BYTES]."""
+    """Returns the digests of pictures, uint8 [pictures, DIGEST_BYTES].
+
+    Args:
+      arrays: the pictures' fields, [pictures, ...] each.
+      about: the file's metadata.
+      first: the number of the first picture in the source.
+    """
     found = []
     for row in range(len(next(iter(arrays.values())))):
         digest = begin_digest(arrays, about, first + row)
@@ -124,14 +134,17 @@ def digests(arrays: Mapping[str, np.ndarray], about: Mapping[str, str], first: i
 
 
 def read_row(file: IO[bytes], tensor: StoredTensor, row: int) -> bytes:
-    """A picture's field; fewer bytes than it has if the file ends before."""
+    """Reads a picture's field. It is fewer bytes than the field has if the file ends before."""
     length = tensor.nbytes // tensor.shape[0]
     file.seek(tensor.start + length * row)
     return file.read(length)
 
 
 def read_index(path: epath.Path) -> dict[str, Any]:
-    """The index without its digest, with which it is compared if it has one.
+    """Reads the index, and compares it with its digest if it has one.
+
+    Returns:
+      The index without its digest.
 
     Raises:
       UserError: it is damaged, or something else.
@@ -150,27 +163,27 @@ def read_index(path: epath.Path) -> dict[str, Any]:
 
 
 def index_digest(index: Mapping[str, Any]) -> str:
-    """Of the rest of an index."""
+    """Returns the digest of the rest of an index, in hexadecimal."""
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def are_whole(
     paths: Sequence[epath.Path | None], about: Mapping[str, str], pictures_per_file: int
 ) -> np.ndarray:
-    """Whether each file is what was written.
+    """Returns whether each file is what was written.
 
-    All bytes are read; of several processes each reads its share of the files, and all must call.
+    All bytes are read. Each of several processes reads its share of the files, and all must call.
 
     Args:
-      paths: of all files, None of one that is not there.
-      about: the metadata that they have.
-      pictures_per_file: of all but the last.
+      paths: the paths of all files, with None for one that is not there.
+      about: the metadata that they are to have.
+      pictures_per_file: how many pictures each file but the last has.
 
     Returns:
-      bool [files]; False also of files of an earlier version, which have no digests.
+      bool [files]; also False for files of an earlier version, which have no digests.
 
     Raises:
-      UserError: a file is of another model or other pictures.
+      UserError: a file is of another model or of other pictures.
     """
 
     def is_whole(number: int) -> bool:
@@ -195,7 +208,7 @@ def are_whole(
 def _matching_header(
     path: epath.Path | None, about: Mapping[str, str], first: int
 ) -> Header | None:
-    """The head of a file that is there, has digests and may be whole."""
+    """Returns the header of a file that is there, has digests and may be whole, or else None."""
     if path is None:
         return None
     try:
@@ -210,7 +223,7 @@ def _matching_header(
 
 
 def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = None) -> bool:
-    """Whether a file's pictures, of which the first has the number `first`, are as written."""
+    """Returns whether a file's pictures are as written. The first has the number `first`."""
     assert header.digests is not None
     chosen = range(len(header.digests))[:rows]
     found = [header.begin_digest(first + row) for row in chosen]
@@ -222,7 +235,7 @@ def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = N
 
 
 def other_latents(path: epath.Path) -> UserError:
-    """The error that a file is of other latents than its folder's are to be."""
+    """Returns the error that a file is of other latents than its folder's are to be."""
     return UserError(
         f"{path.parent} holds latents of another model or other pictures, or with other embeddings"
         f" or none ({path.name}): name another folder, or remove this one."

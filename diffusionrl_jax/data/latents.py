@@ -1,14 +1,14 @@
 """The pretraining pictures as latents and texts, encoded once and then drawn by step.
 
 The pretraining loss (Eq. 9) needs latents of the same pictures in every epoch. They are encoded in
-advance; with mean and standard deviation kept instead of one sample, each step still draws anew.
-Of the text usually the token ids alone are kept: they are a thousandth of the text encoder's
+advance. Since mean and standard deviation are kept instead of one sample, each step still draws
+anew. Of the text usually the token ids alone are kept: they are a thousandth of the text encoder's
 states, which the step computes from them.
 
 On disk they are a folder of safetensors files of equally many pictures each, which `index.json`
-completes. A file is whole or not there, so that an interrupted encoding goes on where it was.
-What is read is what was written: each file holds a digest of every picture's fields, which is
-checked whenever the picture is read; the index has one of each file's header, and of itself.
+completes. A file is whole or not there, so that an interrupted encoding goes on where it was. What
+is read is what was written: each file holds a digest of every picture's fields, which is checked
+whenever the picture is read, and the index has a digest of each file's header, and of itself.
 """
 
 import concurrent.futures
@@ -35,15 +35,16 @@ PICTURES_PER_FILE = 1024
 
 
 class LatentDataset:
-    """Latents and texts of a folder, drawn in shuffled epochs by random access.
+    """The latents and texts of a folder, drawn in shuffled epochs by random access.
 
     Args:
-      folder: what `write_latents` wrote, local or `gs://`.
-      mend: what mends the folder, for messages; the command that writes it if None.
+      folder: the folder that `write_latents` wrote, local or `gs://`.
+      mend: what mends the folder, for messages; None means the command that writes it.
 
     Attributes:
       model: the `fingerprint` of what encoded the pictures.
-      text_model: that of what embedded the texts, or None where only their token ids are kept.
+      text_model: the fingerprint of what embedded the texts, or None where only their token ids are
+        kept.
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
@@ -81,31 +82,39 @@ class LatentDataset:
         return self._count
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one picture's fields, as of `batch`."""
+        """Returns the shape of each field of one picture; the fields are those of `batch`."""
         return {field: tensor.shape[1:] for field, tensor in self._header(0).fields.items()}
 
     def batch(
         self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
     ) -> dict[str, np.ndarray]:
-        """The global batch of a step, or some rows of it: a pure function of its arguments.
+        """Returns the global batch of a step, or some rows of it. It is a pure function.
 
         Args:
           step: the training step, 0 or more.
-          batch_size: pictures in the batch.
-          seed: of the order; each epoch has another.
-          rows: which of the batch to read; a host reads its own alone.
+          batch_size: how many pictures the batch has.
+          seed: the seed of the order, which is another in each epoch.
+          rows: the rows of the batch to read; a host reads its own alone.
 
         Returns:
-          latent_mean and latent_std [rows, ...] float32, the VAE's scaling
-          factor applied, input_ids [rows, tokens] int32, and what else `embed` made of these, if
-          anything.
+          latent_mean and latent_std, float32 [rows, ...], with the VAE's scaling factor applied;
+          input_ids, int32 [rows, tokens]; and what else `encode` made of the texts, if anything.
+
+        Raises:
+          UserError: as `read`.
         """
         order = _order(len(self), seed)
         places = range(step * batch_size, (step + 1) * batch_size)[rows]
         return self.read([int(order[place]) for place in places])
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The pictures of these indices, from 0 in the source's order; fields as of `batch`.
+        """Returns the pictures of these indices.
+
+        Args:
+          indices: the pictures' places in the source's order, from 0.
+
+        Returns:
+          The fields, as `batch` returns them.
 
         Raises:
           UserError: a file is not what was written.
@@ -126,6 +135,7 @@ class LatentDataset:
         return result
 
     def _header(self, number: int) -> latent_files.Header:
+        """Returns the header of a file, which is read and checked once."""
         if number not in self._headers:
             path = self._folder / latent_files.file_name(number, len(self._sizes))
             digests = self._header_digests
@@ -139,6 +149,7 @@ class LatentDataset:
         return self._headers[number]
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, result: dict) -> None:
+        """Reads pictures of one file into the places of the result, and checks their digests."""
         header = self._header(number)
         path = self._folder / latent_files.file_name(number, len(self._sizes))
         first = number * self._per_file
@@ -189,32 +200,32 @@ def write_latents(
 ) -> None:
     """Encodes all pictures and texts of a random-access source into a folder.
 
-    What an earlier, interrupted call left there is kept, if it still is what was written; files of
-    an earlier version, without digests, are made anew. Of several processes all must call it, with
-    the same folder; the first alone writes.
+    What an earlier, interrupted call left there is kept, if it still is what was written. Files of
+    an earlier version, without digests, are made anew. If there are several processes, all must
+    call it, with the same folder, and the first alone writes.
 
     Args:
-      source: has a length, pairs of a picture uint8 [height, width, 3], all of one size, and a
-        text, and a `fingerprint`.
-      encode: images float32 [batch_size, height, width, 3] in [0, 1] and their texts' token ids
-        int32 [batch_size, tokens] -> by name, arrays [batch_size, ...] that are whole on every
-        process: latent_mean, latent_std, each [batch_size, ...], input_ids,
-        the token ids again, and what else is to be kept of the texts. It always sees full batches,
-        so it compiles once; of rows that this process does not read, and of those that fill the
-        last batch, it sees zeros.
-      tokenize: texts -> int32 [n, tokens].
-      folder: local or `gs://`.
+      source: a source with a length and a `fingerprint`, whose items are pairs of a picture, uint8
+        [height, width, 3], and a text. All pictures are of one size.
+      encode: takes images, float32 [batch_size, height, width, 3] in [0, 1], and their texts' token
+        ids, int32 [batch_size, tokens]. It returns arrays by name that are whole on every process:
+        latent_mean and latent_std, [batch_size, ...] each, input_ids, which are the token ids
+        again, and what else is to be kept of the texts. It always sees full batches, so that it
+        compiles once. For rows that this process does not read, and for those that fill the last
+        batch, it sees zeros.
+      tokenize: takes texts and returns int32 [n, tokens].
+      folder: a folder, local or `gs://`.
       model: the `fingerprint` of what encodes.
-      batch_size: pictures that are encoded at a time.
-      pictures_per_file: so many are held in memory.
+      batch_size: how many pictures are encoded at a time.
+      pictures_per_file: how many pictures a file has; so many are held in memory.
       progress: is told how many pictures are done.
       text_model: the `fingerprint` of what else `encode` makes of the texts, if anything.
-      rows: which of a batch this process reads, so that together the processes read all; every one
-        if None.
+      rows: the rows of a batch that this process reads, so that together the processes read all;
+        None means every row.
 
     Raises:
-      UserError: the source is empty, an item is not such a picture, or the folder holds latents
-        of another model or other pictures.
+      UserError: the source is empty, an item is not such a picture, a latent is not finite, or the
+        folder holds latents of another model or of other pictures.
       OSError: the folder can't be written; what is there stays.
     """
     if not len(source):
@@ -243,18 +254,19 @@ def write_files(
 ) -> None:
     """Computes the latents of pictures into a folder, file by file.
 
-    What an earlier, interrupted call left there is kept. Of several processes all must call it,
-    with the same folder; the first alone writes.
+    What an earlier, interrupted call left there is kept. If there are several processes, all must
+    call it, with the same folder, and the first alone writes.
 
     Args:
-      compute: the numbers of a file's pictures -> by name, arrays [pictures, ...] that are whole
-        on every process, as of `LatentDataset.batch`. All processes call it for the same files.
-      count: of pictures, at least 1.
+      compute: takes the numbers of a file's pictures and returns arrays [pictures, ...] by name, as
+        `LatentDataset.batch` does, that are whole on every process. All processes call it for the
+        same files.
+      count: the number of pictures, at least 1.
       made_by: the fingerprint of the pictures.
-      folder, model, pictures_per_file, progress, text_model: as of `write_latents`.
+      folder, model, pictures_per_file, progress, text_model: as in `write_latents`.
 
     Raises:
-      UserError: a number is not finite, or the folder holds latents of another model or other
+      UserError: a number is not finite, or the folder holds latents of another model or of other
         pictures.
     """
     folder = epath.Path(folder)
@@ -265,7 +277,7 @@ def write_files(
     there = {path.name: path for path in matching(folder, "latents-*.safetensors")}
     if other := there.keys() - {path.name for path in paths}:
         raise latent_files.other_latents(there[min(other)])
-    # Decided before the processes encode together, hence alike by all.
+    # All processes decide this alike, and before they encode together.
     found = [path if path.name in there else None for path in paths]
     are_whole = latent_files.are_whole(found, about, pictures_per_file)
     missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
@@ -312,11 +324,12 @@ def write_files(
 
 
 def fingerprint(params: Any, *names: str) -> str:
-    """What latents were made from, to compare.
+    """Returns a digest of what latents are made from, to compare them by.
 
     Args:
-      params: the VAE's parameters, whole on every process; paths, shapes, dtypes and values count.
-      *names: what else they depend on, such as the tokenizer.
+      params: the VAE's parameters, whole on every process. Their paths, shapes, dtypes and values
+        count.
+      *names: what else the latents depend on, such as the tokenizer.
 
     Returns:
       A SHA-256 in hexadecimal.
@@ -331,18 +344,22 @@ def fingerprint(params: Any, *names: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _order(count: int, seed: int) -> Sequence[int]:
-    # An endless one; a filtered one alone could have None.
+    """Returns the endless, shuffled order of pictures."""
+    # grain's annotation admits None, which only a filtered data set holds.
     return cast(Sequence[int], grain.MapDataset.range(count).shuffle(seed=seed).repeat())
 
 
 def _pictures(number: int, count: int, pictures_per_file: int) -> range:
+    """Returns the numbers of the pictures of a file."""
     first = number * pictures_per_file
     return range(first, min(first + pictures_per_file, count))
 
 
 def _encode(source, pictures: range, encode, tokenize, batch_size: int, rows) -> dict:
+    """Encodes a file's pictures batch by batch, and returns arrays [pictures, ...] by name."""
     rows = range(batch_size) if rows is None else rows
-    image, text = source[0]  # A process may have no row of a batch, and then learns its size here.
+    # A process that has no row of a batch learns the sizes here.
+    image, text = source[0]
     shape, tokens = image.shape, np.shape(tokenize([text]))[1]
     parts = []
     with concurrent.futures.ThreadPoolExecutor() as readers:

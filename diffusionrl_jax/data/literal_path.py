@@ -1,4 +1,4 @@
-"""Paths for libraries that look for files by patterns."""
+"""Makes paths for libraries that look for files by patterns."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,11 @@ class LiteralPath(gpath.PosixGPath):
     """
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
-        """What lies in this folder by a pattern, each part of it as of `files.matching`."""
+        """Yields what lies in this folder by a pattern.
+
+        Args:
+          pattern: names joined by slashes, each of them a pattern as in `files.matching`.
+        """
         first, _, rest = pattern.partition("/")
         for path in matching(self, first):
             if not rest:

@@ -1,4 +1,4 @@
-"""Pictures with their texts, by random access: cropped, resized, and nothing kept in memory."""
+"""Reads pictures with their texts, by random access: cropped, resized, and none kept in memory."""
 
 import io
 import math
@@ -11,18 +11,19 @@ from diffusionrl_jax.data import records
 from diffusionrl_jax.data.sources import decode_text, parse
 from diffusionrl_jax.mistakes import UserError
 
-# Of these Pillow's decoders read pixels and no more: it knows others that start programs (EPS), or
-# that hardly anybody else has tried to break.
+# Pillow's decoders of these formats read pixels and no more. It knows others that start programs
+# (EPS), or that hardly anybody else has tried to break.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
-# 8192 x 8192: a file of some kilobytes may say that it has more, and each takes bytes to decode.
+# These are 8192 x 8192. A file of some kilobytes may say that it has more, and each pixel takes
+# bytes to decode.
 MOST_PIXELS = 2**26
-# What lies behind transparent pixels, as behind the emoji world's. What a file hides there is any
-# colour, and none that anybody has seen.
+# It lies behind transparent pixels, as behind the emoji world's. The colour that a file hides there
+# may be any, and nobody has seen it.
 BACKGROUND = "white"
-# Whole numbers and real ones of no known range: no format above has them.
+# Modes of whole and of real numbers whose range is not known. No format above has them.
 RANGELESS = ("I", "F")
-# Where a PNG file says how many bits a channel has: after its signature, and the header's name,
-# length, width and height.
+# The place of the byte of a PNG file that says how many bits a channel has. It follows the
+# signature, and the header's length, name, width and height.
 PNG_DEPTH = 24
 
 
@@ -30,15 +31,16 @@ def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
     """Decodes a picture's file that nobody vouches for.
 
     Args:
-      file: of one of `FORMATS`, with `MOST_PIXELS` at most. Of several frames the first is taken.
-      height, width: of the result; see `fit`.
+      file: the bytes of a file of one of `FORMATS`, with `MOST_PIXELS` at most. If it has several
+        frames, the first is taken.
+      height, width: the size of the result; see `fit`.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      UserError: it is none of these, is broken, or has more pixels, found before they are decoded;
-        or it names a transparent colour that Pillow does not keep.
+      UserError: it is not such a file, is broken, or has more pixels, which is found before they
+        are decoded; or it names a transparent colour that Pillow does not keep.
     """
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
@@ -49,25 +51,26 @@ def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
             size = "{} x {}".format(*image.size)
     except Image.UnidentifiedImageError:
         raise UserError(f"it is no file of {', '.join(FORMATS)}") from None
-    # Pillow has a larger limit, and each decoder errors of its own: AVIF's is a RuntimeError.
+    # Pillow has a larger limit of its own, and each decoder has its own errors, such as AVIF's
+    # RuntimeError.
     except Exception as error:
         raise UserError(str(error) or type(error).__name__) from error
     raise UserError(f"it has {size} pixels, more than {MOST_PIXELS:,}")
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """The largest centred part of the right shape, resized (bicubic, antialiased).
+    """Cuts out the largest centred part of the right shape, and resizes it (bicubic, antialiased).
 
     Args:
-      image: of any size, and of a mode that Pillow makes RGB of; it is turned upright as its EXIF
-        says. 16 bits are rounded to 8, what is transparent is put on `BACKGROUND`.
-      height, width: of the result.
+      image: a picture of any size, and of a mode that Pillow makes RGB of. It is turned upright as
+        its EXIF says, 16 bits are rounded to 8, and what is transparent is put on `BACKGROUND`.
+      height, width: the size of the result.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      UserError: the mode has no range of values.
+      UserError: the picture's mode has no range of values.
     """
     image = _opaque(ImageOps.exif_transpose(image))
     if image.size != (width, height):
@@ -76,7 +79,7 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """As RGB, on `BACKGROUND`."""
+    """Returns a picture as RGB, on `BACKGROUND`."""
     if image.mode in RANGELESS:
         raise UserError(f"its mode is {image.mode}, whose values have no range: save it as RGB")
     if image.mode.startswith("I;16"):
@@ -88,7 +91,10 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, as L or LA: to Pillow all but the darkest are white."""
+    """Returns a grey picture of 16 bits as L or LA.
+
+    Pillow itself would make all but the darkest pixels white.
+    """
     values = np.asarray(image).astype(np.uint32)
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if "transparency" not in image.info:
@@ -109,12 +115,12 @@ def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
 
 
 class RecordPictures(Sequence):
-    """Pictures of array_record files.
+    """The pictures of array_record files.
 
     Args:
       opened: the records.
-      image, text: names of features.
-      height, width: of every picture.
+      image, text: the names of the features.
+      height, width: the size of every picture.
 
     Attributes:
       fingerprint: tells these pictures from others.
@@ -129,7 +135,7 @@ class RecordPictures(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        """A picture uint8 [height, width, 3] and its text.
+        """Returns a picture, uint8 [height, width, 3], and its text.
 
         Raises:
           UserError: the record is broken; the message names it.
@@ -150,9 +156,9 @@ def open_pictures(name: str, height: int, width: int) -> RecordPictures:
     """Opens pictures with texts.
 
     Args:
-      name: `tfds:NAME` or `array_record:FOLDER` as in `records.open_records`; `image=` and `text=`
-        name the features, "image" and "caption" if they lack.
-      height, width: of every picture.
+      name: `tfds:NAME` or `array_record:FOLDER`, as in `records.open_records`. `image=` and `text=`
+        name the features, which are "image" and "caption" if they are left out.
+      height, width: the size of every picture.
 
     Raises:
       UserError, FileNotFoundError: there are no such pictures.
@@ -174,10 +180,10 @@ def open_pictures(name: str, height: int, width: int) -> RecordPictures:
 
 
 class MappedPictures(Sequence):
-    """Pictures of a sequence of mappings, as tensorflow-datasets' `as_data_source` gives them.
+    """The pictures of a sequence of mappings, as tensorflow-datasets' `as_data_source` gives them.
 
     Args:
-      items: with "image", uint8 [height, width, 3], and "prompt", UTF-8 bytes.
+      items: mappings with "image", uint8 [height, width, 3], and "prompt", UTF-8 bytes.
       fingerprint: tells these pictures from others.
     """
 
@@ -188,6 +194,6 @@ class MappedPictures(Sequence):
         return len(self._items)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        """A picture and its text."""
+        """Returns a picture, uint8 [height, width, 3], and its text."""
         item = self._items[index]
         return item["image"], item["prompt"].decode("utf-8")

@@ -1,8 +1,9 @@
-"""Prompts of files, row by row: text, JSON, tables. Of all but .json the memory is bounded.
+"""Reads the prompts of files, row by row: text, JSON, tables.
 
-The end of a file's name says what it is. Every row that is not a prompt is one error that names the
-file, the line or row, and the mend; blank prompts are skipped. Lines are counted from 1, rows of
-parquet files and items of arrays from 0, as their tools do.
+Only for .json does the memory grow with the file. The end of a file's name says what it is. Every
+row that is not a prompt is one error that names the file, the line or row, and the mend. Blank
+prompts are skipped. Lines are counted from 1, and rows of parquet files and items of arrays from 0,
+as their tools count them.
 """
 
 import csv
@@ -24,16 +25,19 @@ ROWS_AT_ONCE = 16_384
 BUFFER_BYTES = 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TEXTS = (".txt", ".text")
-# What looks like one of the endings by which tools know files. Other names with a dot are names.
+# It fits what looks like one of the endings by which tools know files. What follows the dot in
+# other names is a part of the name.
 ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 
 
 def read_rows(path: epath.Path, field: str) -> Iterator[str]:
-    """The prompts of a file in its order, duplicates included, without spaces around them.
+    """Reads the prompts of a file in its order, duplicates included, without spaces around them.
 
     Args:
-      path: of a file of `TABLES`, or of UTF-8 text with one prompt a line; local or `gs://`.
-      field: of each JSON object, or the column; of no account for text and arrays of strings.
+      path: a file of one of the kinds of `TABLES`, or of UTF-8 text with one prompt a line; local
+        or `gs://`.
+      field: the name of the field of each JSON object, or of the column. It has no effect on text
+        and on arrays of strings.
 
     Raises:
       UserError: a row is not a prompt, or the file is damaged, has no such column, or is of a kind
@@ -45,13 +49,13 @@ def read_rows(path: epath.Path, field: str) -> Iterator[str]:
 
 
 def read_lines(path: epath.Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file.
+    """Reads the lines of a UTF-8 text file, one after another.
 
     Args:
-      path: of a file whose name ends in one of `TEXTS`, or in nothing that says what it is.
+      path: a file whose name ends in one of `TEXTS`, or in nothing that says what it is.
 
     Raises:
-      UserError: it is not UTF-8, or its name says that it is something else.
+      UserError: the file is not UTF-8, or its name says that it is something else.
     """
     ending = path.suffix.lower()
     if ending not in TEXTS and ENDING.fullmatch(ending):
@@ -63,15 +67,16 @@ def read_lines(path: epath.Path) -> Iterator[str]:
 
 
 def has_fields(name: str) -> bool:
-    """Whether `field=` means something for files of a name, which may have a *."""
+    """Returns whether `field=` has an effect on the files of a name, which may have a *."""
     return pathlib.PurePath(name).suffix.lower() in TABLES
 
 
 def read_prompts(name: str) -> tuple[str, ...]:
-    """All prompts of the files of a name, in their order, duplicates included.
+    """Returns all prompts of the files of a name, in their order, duplicates included.
 
     Args:
-      name: a path as a task's; `?field=caption` may follow, of a file of `TABLES`.
+      name: a path, as a task names it. For a file of one of the kinds of `TABLES`, `?field=caption`
+        may follow.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -87,6 +92,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[str, str]]:
+    """Yields each line of a UTF-8 text file after its place, which messages begin with."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}, line {number}"
@@ -112,7 +118,7 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
 
 
 def _json_array(path: epath.Path, field: str) -> Iterator[str]:
-    """Held in memory as a whole, as JSON has to be read."""
+    """Yields the prompts of a JSON array, which is held in memory as a whole."""
     text = decode_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), str(path))
     try:
         rows = json.loads(text)
@@ -146,11 +152,12 @@ def _json_field(row: Any, field: str, place: str) -> Any:
 
 
 def _json_text(text: Any, what: str, place: str) -> str:
+    """Returns a text, and refuses what is not a whole one."""
     if not isinstance(text, str):
         raise UserError(f"{place}: {what} is {type(text).__name__}, not a string: mend the line.")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can name halves of UTF-16's pairs alone.
+    except UnicodeEncodeError as error:  # JSON can name one half of a pair of UTF-16's.
         half = ascii(text[error.start])[1:-1]
         raise UserError(
             f"{place}: {what} has half of a character, {half}: mend the line."
@@ -159,7 +166,10 @@ def _json_text(text: Any, what: str, place: str) -> str:
 
 
 def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
-    """Of a table whose first row names the columns; fields may be in double quotes (RFC 4180)."""
+    """Yields a column of a table whose first row names the columns.
+
+    Fields may be in double quotes (RFC 4180).
+    """
     rows = csv.reader((text for _, text in _lines(path)), delimiter=delimiter, strict=True)
     try:
         names = next(rows, [])
@@ -180,7 +190,7 @@ def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:
     try:
         with path.open("rb") as file:
-            # Buffered, so that a row group of any size is decoded a page at a time.
+            # It is buffered, so that a row group of any size is decoded a page at a time.
             table = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
             _check_column(path, table.schema_arrow, field)
             first = 0
@@ -217,7 +227,7 @@ def _check_column(path: epath.Path, schema: pa.Schema, field: str) -> None:
 def _texts(path: epath.Path, column: pa.Array, first: int) -> Iterator[str]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    # As bytes, since Arrow takes parquet's word for it that strings are UTF-8.
+    # Texts are read as bytes, since Arrow takes parquet's word for it that they are UTF-8.
     for row, text in enumerate(column.cast(pa.large_binary()).to_pylist(), start=first):
         if text is None:
             raise UserError(f"{path}, row {row} (the first is 0) is null: leave the row out.")

@@ -1,11 +1,11 @@
-"""The unique prompts of a source, on disk: made once in bounded memory, read by random access.
+"""Keeps the unique prompts of a source on disk: made once in bounded memory, read by random access.
 
 An index is one file: a header, the prompts' UTF-8 one after another in the order in which they
 first occur, where each begins, and a 64-bit hash of each. Only the hashes (8 bytes a prompt) and
-the places (8 bytes) are held in memory while it is made. Two prompts are the same if their hashes
-are: among 10 million, two that differ are taken for one with a probability of 3e-6.
+the places (8 bytes) are held in memory while it is made. Two prompts are taken to be the same if
+their hashes are: among 10 million, two that differ have one hash with a probability of 3e-6.
 
-The header has a digest of the whole file, which is checked when it is opened; and a prompt is
+The header has a digest of the whole file, which is checked when the file is opened. A prompt is
 compared with its hash whenever it is read.
 """
 
@@ -25,17 +25,18 @@ from diffusionrl_jax.data.files import PARTIAL, as_path, clear_full_disk, in_buc
 from diffusionrl_jax.mistakes import UserError
 
 CACHE_VARIABLE = "DIFFUSIONRL_JAX_CACHE"
-HEADER = struct.Struct("<16sQQQ32s")  # magic, rows, prompts, bytes of text, `_digest`
+# It holds the magic, the numbers of rows and of prompts, the bytes of text, and the `_digest`.
+HEADER = struct.Struct("<16sQQQ32s")
 MAGIC = b"prompt index 2\n\0"
 BYTES_AT_ONCE = 2**20
-# Half-written indices that are older are of programs that were killed.
+# Half-written indices that are older than this were left by programs that were killed.
 ABANDONED_SECONDS = 86_400
 ROWS_AT_ONCE = 8_192
 SPLITS = ("train", "test")
 
 
 def cache_folder() -> pathlib.Path:
-    """Where indices are kept: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home.
+    """Returns the folder of indices: $DIFFUSIONRL_JAX_CACHE, or .cache/diffusionrl_jax at home.
 
     Raises:
       UserError: it is not a local folder.
@@ -48,24 +49,24 @@ def cache_folder() -> pathlib.Path:
 
 
 def hash_prompt(prompt: bytes) -> bytes:
-    """Eight bytes of BLAKE2b: the same on every machine and in every release of Python."""
+    """Returns 8 bytes of BLAKE2b, the same on every machine and in every release of Python."""
     return hashlib.blake2b(prompt, digest_size=8).digest()
 
 
 def hashes_of(prompts: Iterable[bytes]) -> np.ndarray:
-    """uint64 [n], `hash_prompt` of each."""
+    """Returns the `hash_prompt` of each prompt, uint64 [n]."""
     return np.frombuffer(b"".join(map(hash_prompt, prompts)), "<u8")
 
 
 class PromptIndex(Sequence[str]):
-    """The prompts of an index file; only what is asked for is read.
+    """The prompts of an index file, of which only what is asked for is read.
 
     Args:
-      path: of a file that `write_index` wrote.
+      path: a file that `write_index` wrote.
 
     Attributes:
       rows: how many prompts the source had, blank ones left out and duplicates counted.
-      hashes: uint64 [n], mapped from the file.
+      hashes: the prompts' hashes, uint64 [n], mapped from the file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -85,7 +86,7 @@ class PromptIndex(Sequence[str]):
         tables = _aligned(HEADER.size + size)
         if os.path.getsize(path) != tables + 8 * (2 * count + 1):
             raise UserError(self._broken)
-        # Read, not mapped: pages of a map would count as this process's memory.
+        # It is read, and not mapped: a map's pages would count as this process's memory.
         self._file = open(path, "rb", buffering=0)
         content = hashlib.sha256()
         self._file.seek(HEADER.size)
@@ -101,7 +102,7 @@ class PromptIndex(Sequence[str]):
         return len(self._begins) - 1
 
     def __getitem__(self, index: int) -> str:
-        """A prompt.
+        """Returns a prompt.
 
         Raises:
           UserError: the file has changed since it was opened.
@@ -114,11 +115,11 @@ class PromptIndex(Sequence[str]):
 
 
 def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
-    """Writes the unique prompts among `rows`; whole or not at all.
+    """Writes the unique prompts among `rows` to a file, which is whole or not there.
 
     Args:
       rows: prompts, none of them blank.
-      path: of the file; an old one is replaced.
+      path: the file. An old one is replaced.
 
     Raises:
       OSError: the disk is full; what is there stays.
@@ -126,7 +127,7 @@ def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     partial = path.with_name(f"{uuid.uuid4().hex}{PARTIAL}")
     lengths, hashes = [], []
-    known = []  # Sorted runs of hashes, each more than twice as long as the next.
+    known = []  # It holds sorted runs of hashes, each more than twice as long as the next.
     total, size, rows = 0, 0, iter(rows)
     content = hashlib.sha256()
     try:
@@ -165,16 +166,16 @@ def write_index(rows: Iterable[str], path: str | os.PathLike) -> None:
 
 
 def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -> PromptIndex:
-    """The index of a source, from the cache folder, or made there first.
+    """Opens the index of a source, from the cache folder, and makes it there first if need be.
 
     Args:
-      name: of the source, for messages.
+      name: the source's name, for messages.
       fingerprint: a name of letters and digits that tells the source's content from any other.
       rows: begins to read the source's prompts.
 
     Raises:
       OSError: the cache folder can't be written; the message says how to choose another.
-      UserError: from `rows`.
+      UserError: `rows` raises it.
     """
     path = cache_folder() / f"{fingerprint}.prompts"
     if path.exists():
@@ -202,18 +203,18 @@ def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -
 
 
 def held_out(hashes: np.ndarray, count: int, split: str, name: str) -> np.ndarray:
-    """Which prompts belong to a split: those of the smallest hashes are the test's.
+    """Returns which prompts belong to a split. The test's are those of the smallest hashes.
 
-    The choice hangs on the set of prompts alone, not on their order or number of copies.
+    The choice depends on the set of prompts alone, not on their order or their number of copies.
 
     Args:
-      hashes: uint64 [n], all different.
+      hashes: the prompts' hashes, uint64 [n], all different.
       count: how many prompts are held out.
       split: "train" (all but those) or "test" (only those).
-      name: of the source, for messages.
+      name: the source's name, for messages.
 
     Returns:
-      int64 indices in ascending order.
+      The prompts' indices in ascending order, int64.
 
     Raises:
       UserError: the split is unknown, or one of the two would be empty.
@@ -245,16 +246,23 @@ class Chosen(Sequence[str]):
 
 
 def _contains(run: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns which values a sorted run of hashes contains, bool [n]."""
     if not len(run):
         return np.zeros(len(values), bool)
     return run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
 
 
 def _digest(rows: int, count: int, size: int, content) -> bytes:
-    """Of the header's numbers and of what follows the header, whose SHA-256 is given."""
+    """Returns the digest of the header's numbers and of what follows the header.
+
+    Args:
+      rows, count, size: the header's numbers.
+      content: the SHA-256 of what follows.
+    """
     numbers = struct.pack("<QQQ", rows, count, size)
     return hashlib.sha256(numbers + content.digest()).digest()
 
 
 def _aligned(size: int) -> int:
+    """Returns the next multiple of 8."""
     return -(-size // 8) * 8

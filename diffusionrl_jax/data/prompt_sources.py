@@ -1,4 +1,4 @@
-"""From the name of a prompt source in a config to its endless stream of prompts."""
+"""Opens the endless stream of prompts that a config names."""
 
 import dataclasses
 import hashlib
@@ -20,15 +20,19 @@ HUB = "hub"
 KINDS = (HUB, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
-# To be raised where files are read in another way, so that older indices of them are not taken.
+# It is to be raised when files are read in another way, so that older indices are not taken.
 READ_AS = 2
 
 
 def make_prompts(name: str, seed: int) -> PromptSource:
-    """The prompts that a config names: `emoji:pairs` and the like, or as `open_prompts` knows.
+    """Opens the prompts that a config names: `emoji:pairs` and the like, or as `open_prompts` does.
+
+    Args:
+      name: the prompts' name in the config.
+      seed: the seed of their order.
 
     Raises:
-      UserError, OSError: if there are no such prompts, or one is broken.
+      UserError, OSError: there are no such prompts, or one is broken.
     """
     if not name.startswith(EMOJI):
         return open_prompts(name, seed)
@@ -53,7 +57,7 @@ def open_prompts(name: str, seed: int) -> PromptSource:
         - `objects:train`, `objects:test`: the paper's pairs of 450 and of 82 objects;
         - `occupations:all`, `occupations:train`, `occupations:test`: portraits at work.
         All but the last two lines take `held_out=2000` and `split=train` or `split=test`.
-      seed: of the order.
+      seed: the seed of the prompts' order.
 
     Raises:
       UserError, OSError: there is no such source, or a row of it is not a prompt.
@@ -81,10 +85,10 @@ def open_prompts(name: str, seed: int) -> PromptSource:
 
 
 def describe_hub_file(source: Source) -> hub_files.Need:
-    """What is needed of the hub for a source of the kind `HUB`.
+    """Describes what is needed from the hub for a source of the kind `HUB`.
 
     Raises:
-      UserError: its name is not OWNER/NAME/FILE.
+      UserError: the source's name is not OWNER/NAME/FILE.
     """
     match = re.fullmatch(rf"({hub_files.HUB_ID})/([^*]+)", source.name)
     if match is None:
@@ -96,6 +100,7 @@ def describe_hub_file(source: Source) -> hub_files.Need:
 
 
 def _indexed(source: Source) -> prompt_index.Chosen:
+    """Opens the index of a source's prompts, and chooses those of its split."""
     fields = ("field",) if source.kind or has_fields(source.name) else ()
     source.check_options((*fields, *SPLITTING, *records.OPTIONS.get(source.kind, ())))
     field = source.options.get("field", "prompt")
@@ -121,6 +126,7 @@ def _indexed(source: Source) -> prompt_index.Chosen:
 
 
 def _record_texts(opened: records.Records, field: str) -> Iterator[str]:
+    """Yields the texts of all records that are not blank."""
     for first in range(0, len(opened), RECORDS_AT_ONCE):
         chunk = range(first, min(first + RECORDS_AT_ONCE, len(opened)))
         for index, record in zip(chunk, opened.__getitems__(chunk), strict=True):

@@ -2,7 +2,7 @@
 
 `source[i]` is a pure function of the source's prompts, its seed and i. A run therefore resumes
 exactly at any step, on any number of hosts, with no iterator state to save. Every source passes
-through all of its prompts once an epoch, shuffled anew each time (grain's index shuffle, which
+through all of its prompts once an epoch, shuffled anew each time (by grain's index shuffle, which
 holds no permutation in memory).
 """
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from diffusionrl_jax.mistakes import UserError
 
-# The paper's (Secs. 4.1 and 4.3).
+# These are the paper's (Secs. 4.1 and 4.3).
 RELATIONS = ("and", "next to", "near", "on side of", "beside")
 PORTRAIT = "a portrait of {article} {noun}"
 
 VOWELS = "aeiou"
-# Written with a vowel, spoken with a consonant ("yoo", "w"), and the other way round.
+# Words that begin so are written with a vowel and spoken with a consonant ("yoo", "w"); those of
+# the next list the other way round.
 CONSONANT_SOUNDS = tuple(
     "eu ewe one once ubiq ufo uk uni ura uri uro usa use usu ute uti uto".split()
 )
@@ -32,12 +33,12 @@ class PromptSource(Protocol):
     """An endless, random-access stream of prompts."""
 
     def __getitem__(self, index: int) -> str:
-        """The prompt at a global index of 0 or more."""
+        """Returns the prompt at a global index of 0 or more."""
         ...
 
 
 def article(noun: str) -> str:
-    """The indefinite article by the noun's first sound: "an hour", "a unicorn", "an MRI scan"."""
+    """Returns a noun's indefinite article, by its first sound: "an hour", "a unicorn"."""
     word = noun.split()[0]
     if len(word) > 1 and word.isupper():
         return "an" if word[0] in VOWEL_LETTERS else "a"
@@ -51,8 +52,8 @@ class ShuffledPrompts:
     """Endless epochs over a finite sequence of prompts, each epoch in another order.
 
     Args:
-      prompts: the distinct prompts, indexable; may be computed on access.
-      seed: of the order, 0 to 2**32 - 1.
+      prompts: the distinct prompts, which are indexed, and may be computed on access.
+      seed: the seed of the order, 0 to 2**32 - 1.
 
     Raises:
       UserError: there is no prompt.
@@ -62,7 +63,7 @@ class ShuffledPrompts:
         if not len(prompts):
             raise UserError("There is no prompt to draw from: give at least one.")
         self.prompts = prompts
-        # Of these data sets no element is None, as of a filtered one.
+        # grain's annotation admits None, which only a filtered data set holds.
         order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
         self._order = cast(Sequence[int], order)
 
@@ -71,7 +72,12 @@ class ShuffledPrompts:
 
 
 class TemplatePrompts(ShuffledPrompts):
-    """A template filled with each word: "a portrait of {article} {noun}" and ("judge", ...).
+    """A template filled with each word: "a portrait of {article} {noun}" with "judge" and others.
+
+    Args:
+      template: the template.
+      words: the nouns that it is filled with.
+      seed: the seed of the order.
 
     Raises:
       UserError: the template has no {noun}, or a field other than {article} and {noun}.
@@ -93,18 +99,18 @@ class TemplatePrompts(ShuffledPrompts):
 class PairPrompts(ShuffledPrompts):
     """The compositionality prompts "a(n) A <relation> a(n) B" with A and B different (Sec. 4.1).
 
-    All ordered pairs with all relations, computed on access: 450 objects and 5 relations make a
-    million prompts that are never listed.
+    They are all ordered pairs with all relations, computed on access: 450 objects and 5 relations
+    make a million prompts that are never listed.
 
     Args:
       objects: the nouns, at least two.
-      relations: the words between, as "next to".
-      seed: of the order.
-      exclude: pairs never to be used: a collection of (A, B), either way round, or a function of
+      relations: the words between them, such as "next to".
+      seed: the seed of the order.
+      exclude: pairs that are never used: a collection of (A, B), either way round, or a function of
         (A, B) that is true for a pair to leave out.
 
     Raises:
-      UserError: fewer than two objects, no relation, or every pair is excluded.
+      UserError: there are fewer than two objects, there is no relation, or every pair is excluded.
     """
 
     def __init__(
@@ -161,6 +167,10 @@ class MixturePrompts:
     Every stretch of the stream holds the sources in proportion to the weights, and each source is
     still passed through in its own order without leaving a prompt out.
 
+    Args:
+      sources: the sources.
+      weights: a positive weight for each source.
+
     Raises:
       UserError: there is not one positive weight for each source.
     """
@@ -185,7 +195,7 @@ class MixturePrompts:
 
 
 def _lists(source: PromptSource) -> list[Sequence[str]] | None:
-    """What a finite source holds, or a mixture of such; None of one that can't tell."""
+    """Returns what a finite source holds, or a mixture of such; None for one that can't tell."""
     if isinstance(source, ShuffledPrompts):
         return [source.prompts]
     if not isinstance(source, MixturePrompts):
@@ -196,11 +206,11 @@ def _lists(source: PromptSource) -> list[Sequence[str]] | None:
 
 
 def first_prompts(source: PromptSource, most: int) -> Iterator[str]:
-    """All prompts of a source that holds at most so many, or else the first ones of its stream.
+    """Returns all prompts of a source that holds at most so many, or else the first of its stream.
 
     Args:
-      source: any.
-      most: how many.
+      source: any source.
+      most: how many prompts are returned at most.
     """
     lists = _lists(source)
     if lists is None or sum(map(len, lists)) > most:
@@ -212,11 +222,14 @@ def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
     """Numbers the different prompts of a source, in the order in which it holds them.
 
     Args:
-      source: a finite one, or a mixture of such.
+      source: a finite source, or a mixture of such.
       most: how many prompts it may hold, repeats counted.
 
+    Returns:
+      The number of each prompt, from 0.
+
     Raises:
-      UserError: it holds more, or can't tell what it holds.
+      UserError: the source holds more, or can't tell what it holds.
     """
     lists = _lists(source)
     if lists is None:
@@ -230,16 +243,16 @@ def prompt_places(source: PromptSource, most: int) -> dict[str, int]:
 def prompt_batch(
     source: PromptSource, step: int, batch_size: int, group_size: int = 1
 ) -> list[str]:
-    """The global batch of a step.
+    """Returns the global batch of a step.
 
     Args:
-      source: where prompts come from.
+      source: the source that prompts come from.
       step: the training step, 0 or more.
-      batch_size: prompts in the batch, repeats counted.
+      batch_size: how many prompts the batch has, repeats counted.
       group_size: how many times in a row each prompt is repeated.
 
     Returns:
-      `batch_size` prompts, the images of one prompt contiguous.
+      `batch_size` prompts, in which a prompt's repeats are neighbours.
 
     Raises:
       UserError: `group_size` does not divide `batch_size`.

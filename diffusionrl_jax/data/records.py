@@ -1,6 +1,6 @@
-"""Records of array_record files: tensorflow-datasets' own, or any that hold tf.train.Example.
+"""Reads array_record files: tensorflow-datasets' own, or any that hold tf.train.Example.
 
-Read by random access, a feature at a time, and without TensorFlow.
+They are read by random access, a feature at a time, and without TensorFlow.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ SIGNATURE = bytes.fromhex("83af70d10d884a3f") + bytes(8) + b"\x40"
 FOOTER = re.compile(
     rb"\x08([\x80-\xff]{0,9}[\x00-\x7f])\x10\xde\xc0\xeb\xfe\x84\xce\xc3\xc9\x71", re.DOTALL
 )
-# What the reader takes from the end of a file's name.
+# The reader takes this from the end of a file's name, for a range of records.
 RANGE = re.compile(r"\[\d+:\d+\]$")
 _FINDING = threading.Lock()
 OPTIONS = {"tfds": ("tfds_split", "data_dir"), "array_record": ()}
@@ -43,7 +43,7 @@ class Records(Sequence):
     Args:
       source: the source's name, for messages.
       paths: array_record files, local, in order.
-      features: the names of bytes features: texts, or pictures as PNG or JPEG files.
+      features: the names of bytes features: texts, or pictures as files.
       fingerprint: tells these records from others, alike on every machine.
 
     Raises:
@@ -55,7 +55,7 @@ class Records(Sequence):
     ):
         self.source, self.fingerprint, self._paths = source, fingerprint, tuple(paths)
         self._features = tuple(features)
-        # Pictures stay files here: a text feature is bytes as they are.
+        # Pictures stay files here, since a text feature is bytes as they are.
         self._parser = tfds.features.FeaturesDict(
             {name: tfds.features.Text() for name in self._features}
         )
@@ -77,7 +77,7 @@ class Records(Sequence):
         return self._parse(index, record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, bytes]]:
-        """Several records, read in parallel.
+        """Returns several records, read in parallel.
 
         Raises:
           UserError: a file or a record is damaged.
@@ -88,6 +88,7 @@ class Records(Sequence):
 
     @contextlib.contextmanager
     def _reading(self, indices: Sequence[int]) -> Iterator[None]:
+        """Turns what the reader raises into an error that names the files."""
         try:
             yield
         except (ValueError, RuntimeError) as error:
@@ -98,6 +99,7 @@ class Records(Sequence):
             ) from None
 
     def _file_of(self, index: int) -> str:
+        """Returns the file that holds a record."""
         for path in self._paths:
             index -= len(array_record_data_source.ArrayRecordDataSource([path]))
             if index < 0:
@@ -105,6 +107,7 @@ class Records(Sequence):
         raise IndexError(index)
 
     def _parse(self, index: int, record: bytes) -> dict[str, bytes]:
+        """Returns the features of a record's bytes."""
         try:
             found = cast(dict[str, Any], self._parser.deserialize_example_np(record))
         except Exception as error:  # The parser raises whatever the broken record makes it.
@@ -126,14 +129,14 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
     """Opens `tfds:NAME` or `array_record:FOLDER`.
 
     Args:
-      source: of tfds, the name of a prepared dataset (`data_dir` says where, `tfds_split` which
-        of its splits) or the folder with its features.json; of array_record, a folder, whose files
-        *.array_record* are all read.
-      features: the option that names it -> the name of a feature.
+      source: for tfds, the name of a prepared dataset (`data_dir` says where it lies, `tfds_split`
+        which of its splits is meant) or the folder with its features.json; for array_record, a
+        folder, whose array_record files are all read.
+      features: for each option that names a feature, the feature's name.
 
     Raises:
       FileNotFoundError: there is no such dataset, split or folder.
-      UserError: a feature is not there or of a foreign type, the dataset is broken, has another
+      UserError: a feature is not there or of a foreign type, or the dataset is broken, has another
         file format, or is in a bucket.
     """
     for folder in (source.name, source.options.get("data_dir", "")):
@@ -183,7 +186,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
 
 
 def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
-    """The reader of array_record files knows no buckets, and does not return from one."""
+    """Refuses a bucket: the reader of array_record files knows none, and would not return."""
     if in_bucket(folder):
         raise UserError(
             f"{source.text!r}: array_record files must be on a file system: copy those of {folder}"
@@ -192,7 +195,7 @@ def _refuse_bucket(source: Source, folder: str | epath.Path) -> None:
 
 
 def _refuse_name(source: Source, path: epath.Path) -> None:
-    """What the reader of array_record files can't open, or takes for a part of another file."""
+    """Refuses a name that the reader can't open, or takes for a part of another file."""
     if not is_utf8(path):
         raise UserError(
             f"{source.text!r}: array_record files are read by names in UTF-8 only, unlike"
@@ -206,9 +209,9 @@ def _refuse_name(source: Source, path: epath.Path) -> None:
 
 
 def _refuse_part(source: Source, path: epath.Path) -> None:
-    """What lacks its begin, its end or blocks between.
+    """Refuses a file that lacks its beginning, its end or blocks between.
 
-    The reader of array_record files would look for the footer where it is not, and then reserves as
+    The reader of array_record files would look for the footer where it is not, and then reserve as
     much memory as it finds in bytes that are something else: it may crash.
     """
     size = path.stat().length
@@ -227,7 +230,7 @@ def _refuse_part(source: Source, path: epath.Path) -> None:
 
 
 def _ends(path: epath.Path) -> str:
-    """A hash of a file's first and last bytes: of data too large to be read whole for that."""
+    """Returns a hash of a file's first and last bytes; hashing all of it would take too long."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         digest.update(file.read(END_BYTES))
@@ -237,7 +240,7 @@ def _ends(path: epath.Path) -> str:
 
 
 def _open_builder(source: Source):
-    """A prepared dataset, from its files alone: none of its own code is run."""
+    """Opens a prepared dataset by its files alone: none of its own code is run."""
     folder = as_path(source.name, "tfds:")
     data_dir = source.options.get("data_dir")
     if data_dir is not None:
@@ -251,7 +254,7 @@ def _open_builder(source: Source):
         with _own_features_only():
             if (folder / "features.json").exists():
                 return tfds.builder_from_directory(folder)
-            # Not tfds.builder: it runs the dataset's code, of some names fetched from the network.
+            # tfds.builder would run the dataset's code, for some names fetched from the network.
             return builder_from_files(source.name, data_dir=data_dir)
     except _ForeignFeatureError as error:
         raise UserError(
@@ -278,15 +281,15 @@ def _first_line(error: Exception) -> str:
 
 
 class _ForeignFeatureError(Exception):
-    """A type of feature whose code does not lie in tensorflow-datasets."""
+    """The error of a type of feature whose code does not lie in tensorflow-datasets."""
 
 
 @contextlib.contextmanager
 def _own_features_only() -> Iterator[None]:
-    """Has tensorflow-datasets refuse the types of features that it would import by their name.
+    """Has tensorflow-datasets refuse types of features that it would import by their name.
 
     Raises:
-      _ForeignFeatureError: there is one, at whatever depth.
+      _ForeignFeatureError: there is such a type, at whatever depth.
     """
     connector = tfds.features.FeatureConnector
     own = f"{tfds.features.__name__}."

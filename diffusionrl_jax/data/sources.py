@@ -1,7 +1,7 @@
-"""How a config names data: `KIND:NAME?option=value&option=value`, one line that reads aloud.
+"""Reads how a config names data: `KIND:NAME?option=value&option=value`, one line that reads aloud.
 
-The kind and the options may lack: a path alone is a source too. Where a path itself has characters
-that mean something here, what is there on the disk under the longer name is meant.
+The kind and the options may be left out, so that a path alone is a source too. Where a path itself
+has characters that mean something here, what is there on the disk under the longer name is meant.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from diffusionrl_jax.mistakes import UserError
 
 # Options whose values are paths.
 PATHS = ("words", "data_dir")
-# Where options begin: a path may have question marks before it, and a value after it.
+# Options begin here. A path may have question marks before, and a value may have some after.
 OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source as its name says it.
+    """A source as its name describes it.
 
     Attributes:
       text: the whole name, for messages.
-      kind: before the first colon; "" for a path.
-      name: between the kind and the options.
-      options: after the last question mark.
+      kind: what stands before the first colon; "" for a path.
+      name: what stands between the kind and the options.
+      options: the options' values, by name.
     """
 
     text: str
@@ -38,15 +38,18 @@ class Source:
     def check_options(self, known: Collection[str]) -> None:
         """Refuses options that this kind of source does not have.
 
+        Args:
+          known: the options that it has.
+
         Raises:
-          UserError: there is one.
+          UserError: there is another.
         """
         if unknown := sorted(set(self.options) - set(known)):
             choices = f"only {sorted(known)}" if known else "none"
             raise UserError(f"{self.text!r}: the options {unknown} are unknown; use {choices}.")
 
     def number(self, option: str) -> int:
-        """An option that counts, 0 if it is not there.
+        """Returns the value of an option that is a count, 0 if it is not there.
 
         Raises:
           UserError: it is not a whole number of 0 or more.
@@ -61,8 +64,8 @@ def parse(text: str, kinds: Collection[str]) -> Source:
     """Takes the name of a source apart.
 
     Args:
-      text: as `tfds:laion?text=caption` or `gs://bucket/prompts.parquet?held_out=2000`.
-      kinds: those that are known; anything else before a colon belongs to the path.
+      text: a name such as `tfds:laion?text=caption` or `gs://bucket/prompts.parquet?held_out=2000`.
+      kinds: the kinds that are known. Anything else before a colon belongs to the path.
 
     Raises:
       UserError: there is no name, or an option is not of the form option=value.
@@ -87,7 +90,7 @@ def parse(text: str, kinds: Collection[str]) -> Source:
 
 
 def _split_options(text: str) -> tuple[str, str]:
-    """The name, and the options as they are written."""
+    """Returns the name, and the options as they are written."""
     questions = [match.start() for match in re.finditer(r"\?", text)]
     begins = [len(text), *reversed(questions)]
     there = [begin for begin in begins if questions and is_there(text[:begin])]
@@ -101,7 +104,7 @@ def _split_options(text: str) -> tuple[str, str]:
 
 
 def _longest_path(value: str, parts: Sequence[str]) -> tuple[str, list[str]]:
-    """A path with as much of what follows as belongs to it, and the rest."""
+    """Returns a path with as much of what follows as belongs to it, and the rest."""
     for count in range(len(parts), 0, -1):
         if is_there(longer := "&".join([value, *parts[:count]])):
             return longer, list(parts[count:])
@@ -109,14 +112,14 @@ def _longest_path(value: str, parts: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def find_files(pattern: str) -> list[epath.Path]:
-    """The files of a path, in the order of their names.
+    """Returns the files of a path, in the order of their names.
 
     Args:
-      pattern: a path, local or `gs://`; its last part may have `*`, unless there is a file of that
+      pattern: a path, local or `gs://`. Its last part may have `*`, unless there is a file of that
         very name.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no such file.
       UserError: it is a folder, or nothing can be there, as `files.as_path` says.
     """
     path = as_path(pattern, "The path of a file")
@@ -132,7 +135,7 @@ def find_files(pattern: str) -> list[epath.Path]:
 
 
 def decode_text(text: bytes, place: str) -> str:
-    """UTF-8 text.
+    """Decodes a text from UTF-8.
 
     Raises:
       UserError: it is not UTF-8; the message begins with `place`.

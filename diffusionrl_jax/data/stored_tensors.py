@@ -1,9 +1,9 @@
-"""A safetensors file, opened by its header alone and read one tensor at a time.
+"""Opens a safetensors file by its header alone, and reads one tensor at a time.
 
-A file is eight bytes with the header's length, the header (JSON: name -> dtype, shape, place) and
-the tensors' bytes. The libraries either map the whole file into memory, which counts as resident
-and does not work on `gs://`, or read it whole; here each tensor is one range of bytes, read from
-wherever `epath` reads.
+A file is eight bytes with the header's length, the header (JSON, in which each name has a dtype, a
+shape and a place) and the tensors' bytes. The libraries either map the whole file into memory,
+which counts as resident and does not work on `gs://`, or read it whole. Here each tensor is one
+range of bytes, read from wherever `epath` reads.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 FLOATING = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-# What the format allows; more is a file of another kind.
+# The format allows so many. A file that states more is of another kind.
 MAXIMUM_HEADER_BYTES = 100_000_000
-MAXIMUM_RANK = 64  # NumPy's.
-# Of numbers that are looked at together: so many stay in the cache.
+MAXIMUM_RANK = 64  # NumPy allows no more.
+# So many numbers are looked at together, since so many stay in the cache.
 BLOCK = 2**18
 
 
 def is_finite(tensor: np.ndarray) -> bool:
-    """Whether all numbers are; those of an array of integers always are.
+    """Returns whether all numbers of a tensor are finite; integers always are.
 
     It looks at their bits, in a tenth of the time that `np.isfinite` takes for half precision:
-    without the sign, infinity's are the largest below those of NaN.
+    without the sign, infinity's bits are the largest below those of NaN.
     """
     if tensor.dtype.type not in FLOATING:
         return True
@@ -55,10 +55,10 @@ def is_finite(tensor: np.ndarray) -> bool:
 
 
 def check_finite(tensor: np.ndarray, name: str, source) -> np.ndarray:
-    """The tensor as it is, if all its numbers are finite.
+    """Returns the tensor as it is, if all its numbers are finite.
 
     Raises:
-      UserError: one is NaN or infinite; names the tensor and its source.
+      UserError: a number is NaN or infinite; it names the tensor and its source.
     """
     if not is_finite(tensor):
         raise UserError(
@@ -74,9 +74,9 @@ class StoredTensor:
 
     Attributes:
       file: the safetensors file.
-      name: of the tensor there.
-      shape, dtype: as stored, in PyTorch's layout.
-      start: its first byte in the file.
+      name: the tensor's name there.
+      shape, dtype: its shape and dtype as stored, in PyTorch's layout.
+      start: the place of its first byte in the file.
     """
 
     file: epath.Path
@@ -87,11 +87,11 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """The number of its bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """Reads it: one range of bytes.
+        """Reads the tensor, which is one range of bytes.
 
         Raises:
           UserError: the file was cut meanwhile, or a number is not finite.
@@ -107,17 +107,19 @@ class StoredTensor:
 
 
 def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of one safetensors file, none of them read, and the file's metadata.
+    """Reads where the tensors of a safetensors file lie, and the file's metadata.
+
+    None of the tensors is read.
 
     Args:
-      path: a local or remote (`gs://`) file.
+      path: a file, local or remote (`gs://`).
 
     Returns:
-      Name -> where the tensor lies; and the metadata, which may be empty.
+      Where each tensor lies, by its name; and the metadata, which may be empty.
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: the file is truncated or corrupt, or holds a dtype that is not supported; a
+      UserError: the file is truncated or corrupt, or holds a dtype that is not supported, or a
         tensor is there twice, or lies over another.
     """
     size = path.stat().length
@@ -134,7 +136,7 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
             name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()
         }
         _check_places(header, size - 8 - length)
-    # RecursionError is JSON's of lists within lists.
+    # JSON raises RecursionError at lists too deep within lists.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); it is truncated or corrupt: "
@@ -150,7 +152,10 @@ def read_header(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, st
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; readers differ in which of two entries they take."""
+    """Returns a JSON object, and refuses one that has a name twice.
+
+    Readers differ in which of the two entries they take.
+    """
     result = {}
     for name, value in pairs:
         if name in result:
@@ -160,7 +165,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_places(header: Mapping[str, Any], size: int) -> None:
-    """As the format has it, the tensors lie one after another, and fill the file."""
+    """Refuses tensors that do not lie one after another and fill the file, as the format asks."""
     end = 0
     places = {name: entry["data_offsets"] for name, entry in header.items()}
     for name, place in sorted(places.items(), key=lambda item: item[1]):
@@ -173,13 +178,14 @@ def _check_places(header: Mapping[str, Any], size: int) -> None:
 
 
 def _whole(number: Any) -> int:
+    """Returns a number, and refuses one that is no whole number of 0 or more."""
     if type(number) is not int or number < 0:
         raise UserError(f"{str(number)[:40]} is no whole number of 0 or more")
     return number
 
 
 def _stored(path, name, entry, offset, size) -> StoredTensor | None:
-    """One entry of the header, checked; None where the dtype is not known."""
+    """Returns one entry of the header, checked; None where the dtype is not known."""
     begin, end = map(_whole, entry["data_offsets"])
     if not begin <= end <= size - offset:
         raise UserError(f"tensor {name!r} ends at byte {offset + end}, the file at {size}")

@@ -1,4 +1,4 @@
-"""The paper's word lists and the prompts that are made of them (Secs. 4.1 and 4.3).
+"""The paper's word lists, and the prompts that are made of them (Secs. 4.1 and 4.3).
 
 The paper trains on 450 of its 532 object classes, without saying which, and on all of its 100
 occupations. Here the words that are held out are those with the smallest hashes.
@@ -20,11 +20,12 @@ HELD_OUT_OCCUPATIONS = 20
 
 
 def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ...]:
-    """The different words of a list, in its order.
+    """Returns the different words of a list, in its order.
 
     Args:
-      path: of a UTF-8 text file with a word or several a line; `asset:words/objects.txt` is one.
-      count: how many are held out.
+      path: a UTF-8 text file with one entry, of a word or several, a line.
+        `asset:words/objects.txt` is one.
+      count: how many words are held out.
       split: "train" (all but those) or "test" (only those).
 
     Raises:
@@ -46,12 +47,12 @@ def read_words(path: str, count: int = 0, split: str = "train") -> tuple[str, ..
 
 
 def objects(split: str) -> tuple[str, ...]:
-    """The 450 objects to train on, the 82 to test with, or all."""
+    """Returns the 450 objects to train on, the 82 to test with, or all."""
     return _split("asset:words/objects.txt", HELD_OUT_OBJECTS, split)
 
 
 def occupations(split: str) -> tuple[str, ...]:
-    """All 100, as the paper trains and tests, or 80 to train on and 20 held out."""
+    """Returns all 100 occupations, as the paper uses them, or 80 to train on, or 20 held out."""
     return _split("asset:words/occupations.txt", HELD_OUT_OCCUPATIONS, split)
 
 

@@ -20,14 +20,14 @@ class DDIM:
     """A chain of S denoising steps, first step first, within T training timesteps: a `Process`.
 
     Attributes:
-      times: int32 [S], timesteps, descending.
-      alpha_bar: float32 [S], cumulative product of 1 - beta at each timestep.
-      previous_alpha_bar: float32 [S], the same at the timestep that each step leads to.
-      training_alpha_bar: float32 [T].
-      stochastic_steps: how many steps, from the first, have noise where eta is not 0: all S, or
-        S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
-      prediction_type: what the network predicts, "epsilon" or "v_prediction". Only of a velocity
-        alpha_bar may be 0, where it is noise alone that is denoised (2305.08891).
+      times: the timesteps of the steps, int32 [S], descending.
+      alpha_bar: the cumulative product of 1 - beta at each step's timestep, float32 [S].
+      previous_alpha_bar: the same at the timestep that each step leads to, float32 [S].
+      training_alpha_bar: the same at each training timestep, float32 [T].
+      stochastic_steps: how many steps, from the first, have noise where eta is not 0. These are all
+        S, or S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
+      prediction_type: what the network predicts, "epsilon" or "v_prediction". alpha_bar may be 0,
+        where noise alone is denoised, only if it predicts a velocity (2305.08891).
       clip_sample_range: a step takes the guess of the clean latents to lie within this distance of
         0; infinity where nothing is clipped.
     """
@@ -42,11 +42,14 @@ class DDIM:
 
     @property
     def steps(self) -> int:
-        """S."""
+        """S, the number of denoising steps."""
         return self.times.shape[0]
 
     def draw_time(self, key: jax.Array, least: float = 0.0, most: float = 1.0) -> jax.Array:
-        """A training timestep, int32 scalar, all alike likely; see `Process.draw_time`."""
+        """Draws a training timestep, int32 scalar, all with the same probability.
+
+        The arguments are those of `Process.draw_time`.
+        """
         count = len(self.training_alpha_bar)
         return jax.random.randint(key, (), round(least * count), round(most * count))
 
@@ -54,21 +57,21 @@ class DDIM:
         """Diffuses clean latents to training timesteps (Eq. 1).
 
         Args:
-          clean: float32 [batch, ...].
-          noise: standard normal, of the same shape.
-          times: int32 [batch] in [0, T).
+          clean: the clean latents, float32 [batch, ...].
+          noise: standard normal numbers of the same shape.
+          times: the timesteps, int32 [batch] in [0, T).
 
         Returns:
-          float32, of clean's shape.
+          The noisy latents, float32 of clean's shape.
         """
         chex.assert_equal_shape([clean, noise])
         alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
         return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1 - alpha_bar) * noise
 
     def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """What the network should predict: the noise, or the velocity (2202.00512).
+        """Returns what the network should predict: the noise, or the velocity (2202.00512).
 
-        Shapes as in `noise`.
+        Arguments and result have the shapes of those of `noise`.
         """
         if self.prediction_type == "epsilon":
             return noise
@@ -76,12 +79,12 @@ class DDIM:
         return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * clean
 
     def clean(self, output: jax.Array, latents: jax.Array, times: jax.Array) -> jax.Array:
-        """The network's guess of the clean latents.
+        """Returns the network's guess of the clean latents.
 
         Args:
-          output: float32 [batch, ...], what it predicts.
+          output: what the network predicts, float32 [batch, ...].
           latents: what it was shown, of the same shape.
-          times: int32 [batch], training timesteps.
+          times: the training timesteps, int32 [batch].
 
         Returns:
           float32, of the latents' shape.
@@ -90,6 +93,7 @@ class DDIM:
         return self._clean_and_noise(output, latents, alpha_bar)[0]
 
     def _clean_and_noise(self, output, latents, alpha_bar):
+        """Returns the guess of the clean latents, and of their noise, that an output means."""
         signal, noise_level = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
         if self.prediction_type == "epsilon":
             return (latents - noise_level * output) / signal, output
@@ -99,13 +103,13 @@ class DDIM:
     def step(
         self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
     ) -> Gaussian:
-        """p(x_{t-1} | x_t, c): DDIM (2010.02502, Eq. 12) with eta.
+        """Returns p(x_{t-1} | x_t, c), by DDIM's Eq. 12 (2010.02502) with eta.
 
         Args:
-          output: float32 [batch, ...], the network's prediction, guided.
+          output: the network's prediction, guided, float32 [batch, ...].
           latents: x_t, of the same shape.
-          step_index: int32 [batch], position in the chain; 0 is the noisiest step.
-          eta: 0 is deterministic DDIM, 1 has DDPM's variance.
+          step_index: each sample's position in the chain, int32 [batch]; 0 is the noisiest step.
+          eta: how much noise is added: 0 is deterministic DDIM, and 1 has DDPM's variance.
 
         Returns:
           The distribution of x_{t-1}.
@@ -125,9 +129,13 @@ class DDIM:
 
 
 def _alpha_bar(config: Mapping[str, Any]) -> np.ndarray:
-    """alpha_bar of each training timestep, float32 [T], from a config without gaps."""
+    """Returns alpha_bar of each training timestep, float32 [T].
+
+    Args:
+      config: a scheduler's config that lacks no field; see `schedulers.with_defaults`.
+    """
     start, end, count = (config[name] for name in ("beta_start", "beta_end", "num_train_timesteps"))
-    # float32, since it is what the checkpoints were trained with.
+    # The checkpoints were trained with betas in float32.
     if config["beta_schedule"] == "linear":
         betas = np.linspace(start, end, count, dtype=np.float32)
     else:
@@ -137,16 +145,17 @@ def _alpha_bar(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def _with_zero_at_the_end(alpha_bar: np.ndarray) -> np.ndarray:
-    """The schedule moved so that noise alone is left at its end (2305.08891, Algorithm 1)."""
+    """Moves the schedule so that noise alone is left at its end (2305.08891, Algorithm 1)."""
     signal = np.sqrt(alpha_bar)
     return np.square((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1])))
 
 
 def _timesteps(config: Mapping[str, Any], steps: int, count: int) -> np.ndarray:
+    """Returns the timesteps of the steps, int32 [steps], descending."""
     if config["timestep_spacing"] == "leading":
         timesteps = np.arange(steps)[::-1] * (count // steps) + config["steps_offset"]
     elif config["timestep_spacing"] == "trailing":
-        # Rounding makes some ranges one too long.
+        # By rounding, some ranges are one too long.
         timesteps = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
     else:
         timesteps = np.linspace(0, count - 1, steps).round()[::-1]
@@ -157,15 +166,15 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
     """Builds the chain that diffusers' `DDIMScheduler.set_timesteps(steps)` walks.
 
     Args:
-      scheduler_config: contents of the folder's scheduler_config.json.
-      steps: number of denoising steps.
+      scheduler_config: the contents of the folder's scheduler_config.json.
+      steps: the number of denoising steps.
 
     Returns:
       The chain.
 
     Raises:
-      UserError: if the config asks for something that this sampler would get wrong, or if
-        `steps` is not between 1 and the number of training timesteps.
+      UserError: the config asks for something that this chain would get wrong, `steps` is not
+        between 1 and the number of training timesteps, or the first timestep lies beyond these.
     """
     check_scheduler(scheduler_config)
     config = with_defaults(scheduler_config)
@@ -195,4 +204,5 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
 
 
 def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns values [batch] with as many axes as the latents, to be multiplied with them."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (2207.12598): with a prompt, and without."""
+"""Classifier-free guidance (2207.12598): the denoiser sees a sample with a prompt, and without."""
 
 import jax
 import jax.numpy as jnp
@@ -8,21 +8,21 @@ from diffusionrl_jax.models.text_to_image import Text, TextToImage
 
 
 def passes(guidance_scale: float) -> int:
-    """How often the denoiser sees a sample: with its text and, above 1, without it.
+    """Returns how often the denoiser sees a sample: with its text and, above 1, without it.
 
-    PyTorch's pipelines guide above a scale of 1 only. At all others, 0 included, they draw what the
-    prompt alone gives, as distilled models are sampled.
+    PyTorch's pipelines guide above a scale of 1 only. At all other scales, 0 included, they draw
+    what the prompt alone gives, as distilled models are sampled.
     """
     return 2 if guidance_scale > 1 else 1
 
 
 def conditions(prompts: Text, empty: Text, guidance_scale: float) -> Text:
-    """The text that each pass of the denoiser sees.
+    """Returns the text that each pass of the denoiser sees.
 
     Args:
-      prompts: of `encode_text`: [batch, tokens, width], or a tree of [batch, ...] arrays.
-      empty: the same of the empty prompt, its batch axis 1 or none.
-      guidance_scale: of how many passes, as `passes` says.
+      prompts: what `encode_text` returns: [batch, tokens, width], or a tree of [batch, ...] arrays.
+      empty: the same for the empty prompt, with a batch axis of 1 or none.
+      guidance_scale: the scale, which decides the number of passes, as `passes` says.
 
     Returns:
       [batch, passes, tokens, width], or a tree of [batch, passes, ...] arrays.
@@ -49,10 +49,10 @@ def denoise_passes(
 
     Args:
       model: the networks.
-      params: the denoiser's.
+      params: the denoiser's parameters.
       latents: float32 [batch, ...].
-      times: [batch], of the process.
-      text: [batch, passes, ...], from `conditions`.
+      times: the process' times, [batch].
+      text: what each pass sees, [batch, passes, ...], from `conditions`.
 
     Returns:
       float32 [batch, passes, ...].
@@ -63,12 +63,12 @@ def denoise_passes(
 
 
 def guide(model_output: jax.Array, guidance_scale: float) -> jax.Array:
-    """Moves away from the empty prompt's prediction.
+    """Moves predictions away from those for the empty prompt.
 
     Args:
-      model_output: [batch, passes, ...]: the prompt's prediction and, where passes is 2, the
-        empty prompt's.
-      guidance_scale: without effect where passes is 1.
+      model_output: [batch, passes, ...]: the prediction for the prompt and, where passes is 2, that
+        for the empty prompt.
+      guidance_scale: the scale, which has no effect where passes is 1.
 
     Returns:
       [batch, ...].

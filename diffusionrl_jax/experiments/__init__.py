@@ -1,1 +1,1 @@
-"""From a config to everything that an experiment is made of."""
+"""Goes from a config to everything that an experiment is made of."""

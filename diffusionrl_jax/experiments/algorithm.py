@@ -1,4 +1,4 @@
-"""From a config to the iteration's functions and its state."""
+"""Makes an iteration's functions, and the state that training starts from, of a config."""
 
 from collections.abc import Sequence
 
@@ -27,12 +27,14 @@ from diffusionrl_jax.rewards.scorers import is_on_host
 def initial_state(
     config: Config, base: Parameters, factors: Parameters | None = None
 ) -> TrainState:
-    """The state before the first iteration; a pure function, to be jitted or asked for shapes.
+    """Returns the state before the first iteration.
+
+    It is a pure function, to be jitted or asked for shapes.
 
     Args:
       config: see `experiments/config.py`.
-      base: the denoiser's parameters to start from.
-      factors: LoRA's, to start from; None draws them.
+      base: the denoiser's parameters that training starts from.
+      factors: LoRA's factors that training starts from; None draws them.
 
     Raises:
       UserError: LoRA's fields do not fit the denoiser.
@@ -50,27 +52,32 @@ def initial_state(
 
 
 def scores_on_host(config: Config) -> bool:
-    """Whether images leave the devices to be scored for training."""
+    """Returns whether images leave the devices to be scored for training."""
     return any(is_on_host(task.scorer) for task in config.tasks.values())
 
 
 def needs_of(config: Config) -> Needs:
-    """What the config's method takes."""
+    """Returns what the config's method takes."""
     name = config.algorithm.name
     return ALGORITHMS[name].needs(config.algorithm[name])
 
 
 def needs_base(config: Config) -> bool:
-    """Whether an iteration takes the denoiser that training started from."""
+    """Returns whether an iteration takes the denoiser that training started from."""
     return bool(config.lora.rank) or needs_of(config).base
 
 
 def updates_per_iteration(config: Config) -> int:
-    """How many steps of the optimiser an iteration takes."""
+    """Returns how many steps of the optimiser an iteration takes."""
     return len(config.tasks) * needs_of(config).updates + (1 if config.pretraining.weight else 0)
 
 
 def _advantage_group(name: str, task: Config) -> int:
+    """Returns how many neighbours in the batch a task normalises together; 0 means the batch.
+
+    Raises:
+      UserError: the task is normalised by group, and its groups have fewer than 2 samples.
+    """
     if task.normalisation != "group":
         return 0
     if task.group_size < 2:
@@ -86,16 +93,16 @@ def make_algorithm(
     mesh: Mesh,
     rewards: Sequence[Reward],
 ) -> Algorithm:
-    """The iteration's functions, which hold no parameters.
+    """Makes the iteration's functions, which hold no parameters.
 
     Args:
       config: see `experiments/config.py`.
       model: the networks.
       mesh: the devices, or those of a topology.
-      rewards: one per task.
+      rewards: the rewards, one per task.
 
     Raises:
-      UserError: a field that does not fit.
+      UserError: a field does not fit.
     """
     sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
     process = make_process(model.scheduler_config, sampler.steps)

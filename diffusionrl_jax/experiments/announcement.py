@@ -1,4 +1,4 @@
-"""What a run is about to do, said before any compute is spent."""
+"""Says what a run is about to do, before any compute is spent."""
 
 import math
 
@@ -20,10 +20,10 @@ PASSES_OF_AN_UPDATE = 3
 
 
 def iteration_operations(experiment: Experiment) -> float:
-    """Floating-point operations of the denoiser in an iteration, on all devices, by the config.
+    """Returns the denoiser's floating-point operations in an iteration, on all devices together.
 
-    Reward models, text encoder and VAE, some percents, are left out, and so is what is computed
-    again in a backward pass.
+    They follow from the config. Reward models, text encoder and VAE, which are some percent, are
+    left out, and so is what is computed again in a backward pass.
 
     Args:
       experiment: what is to be trained.
@@ -41,16 +41,16 @@ def iteration_operations(experiment: Experiment) -> float:
 
 
 def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
-    """A short table of what a run is about to do.
+    """Returns a short table of what a run is about to do.
 
     Args:
       experiment: what is to be trained, before its pictures are opened.
       plan: how it is divided over the devices.
-      workdir: where it is kept.
+      workdir: the folder that the run is kept in.
 
     Returns:
-      Lines of text. Least seconds are of a model, the operations of the denoiser at the chips'
-      peak; they are left out where the peak is not known, as on CPUs.
+      Lines of text. The least seconds are estimated from the denoiser's operations at the chips'
+      peak, and left out where the peak is not known, as on CPUs.
     """
     config, devices = experiment.config, plan.devices
     state = experiment.abstract_state()
@@ -79,7 +79,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
 
 
 def _seconds(experiment: Experiment, plan: Plan) -> float | None:
-    """The least that an iteration may take; None where the chips' peak is not known."""
+    """Returns the least seconds an iteration may take, or None if the chips' peak is unknown."""
     chip = chips.CHIPS.get(chips.KINDS.get(plan.devices.kind, plan.devices.kind))
     if chip is None:
         return None

@@ -24,7 +24,7 @@ from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage
 from diffusionrl_jax.rewards import Reward
 
-# Of (tree, shardings): `mesh.place`, or `mesh.abstract_arrays` where there are only shapes.
+# Takes a tree and its shardings. It is `mesh.place`, or `mesh.abstract_arrays` for shapes alone.
 Put = Callable[[Any, Any], Any]
 
 
@@ -36,18 +36,21 @@ def assemble(
     rewards: Sequence[tuple[Reward, Parameters]],
     put: Put,
 ) -> tuple[Algorithm, Frozen]:
-    """The iteration's functions, and the parameters that do not change.
+    """Makes the iteration's functions, and the parameters that do not change.
 
     Args:
       config: see `experiments/config.py`.
       model: the networks.
-      params: theirs, with their shardings.
+      params: the networks' parameters, with their shardings.
       mesh: the devices, or those of a topology.
-      rewards: one per task, with its parameters.
+      rewards: one reward per task, with its parameters.
       put: brings the rewards' parameters to the devices.
 
+    Returns:
+      The algorithm, and the frozen parameters.
+
     Raises:
-      UserError: a field that does not fit.
+      UserError: a field does not fit.
     """
     denoiser = params[model.denoiser_name]
     if (lora := make_lora(config)) is not None:
@@ -64,11 +67,11 @@ def assemble(
 
 
 def abstract_state(config: Config, denoiser: Parameters, mesh: Mesh) -> TrainState:
-    """The train state's shapes and shardings: a tree of `jax.ShapeDtypeStruct`.
+    """Returns the train state's shapes and shardings, a tree of `jax.ShapeDtypeStruct`.
 
     Args:
       config: see `experiments/config.py`.
-      denoiser: the parameters to start from, or their shapes.
+      denoiser: the denoiser's parameters that training starts from, or their shapes.
       mesh: the devices.
     """
     shapes = jax.eval_shape(functools.partial(initial_state, config), denoiser)
@@ -76,12 +79,12 @@ def abstract_state(config: Config, denoiser: Parameters, mesh: Mesh) -> TrainSta
 
 
 def put_batch(batch: Batch, mesh: Mesh, put: Put) -> Batch:
-    """Brings a batch to the devices, but for its pictures, which come to them as they are read.
+    """Brings a batch to the devices, without its pictures, which come to them as they are read.
 
     Args:
-      batch: arrays of the host, or shapes.
+      batch: arrays on the host, or shapes.
       mesh: the devices.
-      put: brings a tree to them.
+      put: brings a tree to the devices.
     """
     rows = batch_sharding(mesh)
     return batch.replace(
@@ -92,7 +95,7 @@ def put_batch(batch: Batch, mesh: Mesh, put: Put) -> Batch:
 
 
 def judges(config: Config) -> list[tuple[Config, int]]:
-    """The scorers that evaluation loads because no task has them, each with its group size."""
+    """Returns the scorers that evaluation loads since no task has them, each with a group size."""
     evaluation = config.evaluation
     used = {
         (name, chosen.group_size): evaluation.scorers[name]

@@ -1,7 +1,7 @@
-"""Pretraining pictures that the base model draws itself, from the prompts that it is trained on.
+"""Has the base model draw the pretraining pictures, from the prompts that it is trained on.
 
 They keep the model near what it was, as in DreamBooth's prior preservation (2208.12242, Sec. 3.3),
-and need no data. What the chain ends in are latents: they are kept as they are drawn.
+and need no data. The chain ends in latents, which are kept as they are drawn.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ MOST_PICTURES = 10_000_000
 
 
 def picture_count(config: Config) -> int:
-    """How many pictures a config's `base:8192` asks for.
+    """Returns how many pictures a config asks for, as `base:8192` does.
 
     Raises:
-      UserError: no number, more than anybody draws, or fewer than a batch, which takes each of its
-        pictures once.
+      UserError: it is no number, it is more than anybody draws, or it is fewer than a batch, which
+        takes each of its pictures once.
     """
     name = config.pretraining.pictures
     digits = name.removeprefix(BASE)
@@ -53,11 +53,11 @@ def picture_count(config: Config) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class BasePictures:
-    """Which pictures are to be drawn.
+    """The pictures that are to be drawn.
 
     Attributes:
-      prompts: one of each picture.
-      fingerprint: of what they depend on beside the VAE and the tokenizer.
+      prompts: the prompt of each picture.
+      fingerprint: a digest of what the pictures depend on, beside the VAE and the tokenizer.
     """
 
     prompts: tuple[str, ...]
@@ -74,14 +74,14 @@ def choose_pictures(
     mesh: Mesh,
     sources: Sequence[PromptSource],
 ) -> BasePictures:
-    """The pictures that a config asks for: of each task in turn its next prompt.
+    """Chooses the pictures that a config asks for: of each task in turn the next prompt.
 
     Args:
       config: see `experiments/config.py`.
-      model: what draws.
-      params: its denoiser's and "text_encoder".
-      mesh: over whose devices they are.
-      sources: of each task's prompts.
+      model: the model that draws.
+      params: the parameters of its denoiser, and "text_encoder".
+      mesh: the devices that hold the parameters.
+      sources: the prompts of each task.
 
     Raises:
       UserError: as `picture_count`.
@@ -101,7 +101,7 @@ def choose_pictures(
 
 
 def _drawing(model: TextToImage, params: Mapping[str, Parameters]) -> dict[str, Parameters]:
-    """The networks that draw latents."""
+    """Returns the parameters of the networks that draw latents."""
     return {name: params[name] for name in (model.denoiser_name, "text_encoder")}
 
 
@@ -117,13 +117,13 @@ def draw_pictures(
     """Draws pictures into a folder of latents, or what is still missing of it.
 
     Args:
-      pictures: of `choose_pictures`, with the same arguments.
-      config: whose sampler, seed and microbatch are taken.
-      model: what draws.
-      params: its denoiser's and "text_encoder".
-      mesh: over whose devices.
-      folder: as of `latents.write_files`, which also says what is raised.
-      encoder: of `pretraining.model_fingerprint`.
+      pictures: the pictures, from `choose_pictures` with the same arguments.
+      config: the config, whose sampler, seed and microbatch are taken.
+      model: the model that draws.
+      params: the parameters of its denoiser, and "text_encoder".
+      mesh: the devices that draw.
+      folder: the folder, as in `latents.write_files`, which also says what is raised.
+      encoder: the model's fingerprint, from `pretraining.model_fingerprint`.
     """
     rows, whole = batch_sharding(mesh), replicated(mesh)
     draw = jax.jit(
@@ -138,7 +138,7 @@ def draw_pictures(
         out_shardings=whole,
     )
     empty_ids = place(model.tokenize([""])[0], whole)
-    # At most as many as in training, and so that they make up a file.
+    # So many are drawn at once as in training at most, and so many that they make up a file.
     at_once = config.microbatch.sample or len(config.tasks) * config.batch_size // mesh.size
     share = max(1, min(len(pictures), latents.PICTURES_PER_FILE) // mesh.size)
     batch = mesh.size * largest_divisor(share, max(1, at_once))

@@ -1,4 +1,4 @@
-"""What iterations take from the host: prompts, what rewards need of them, pictures."""
+"""Makes what iterations take from the host: prompts, what rewards need of them, and pictures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +21,17 @@ from diffusionrl_jax.rewards.scorers import prepare
 def prompt_places_of(
     name: str, task: Config, source: prompts.PromptSource
 ) -> dict[str, int] | None:
+    """Returns the place of each of a task's prompts, or None if it is not normalised by prompt.
+
+    Args:
+      name: the task's name, for messages.
+      task: the task, from `make_task`.
+      source: the task's prompts.
+
+    Raises:
+      UserError: there are more different prompts than `most_prompts`, or `prompt_min_count` is not
+        between 1 and `prompt_buffer`.
+    """
     if task.normalisation != "prompt":
         return None
     if not 1 <= task.prompt_min_count <= task.prompt_buffer:
@@ -46,14 +57,14 @@ def make_batch(
     pictures: LatentDataset | None,
     step: int,
 ) -> Batch:
-    """What iteration `step` takes from the host: a pure function of the config and the step.
+    """Returns what an iteration takes from the host, a pure function of the config and the step.
 
     Args:
       config: see `experiments/config.py`.
-      policy: whose tokenizer and mesh are used.
-      rewards, sources, places: one per task; see `Experiment`.
-      pictures: for the pretraining loss, or None.
-      step: which iteration.
+      policy: the model, whose tokenizer and mesh are used.
+      rewards, sources, places: one of each per task; see `Experiment`.
+      pictures: the pictures of the pretraining loss, or None.
+      step: the iteration's number, from 0.
     """
     mesh, names = policy.mesh, tuple(config.tasks)
     texts = [
@@ -88,7 +99,7 @@ def _questions(
     texts: Sequence[Sequence[str]],
     step: int,
 ) -> tuple[Questions, ...]:
-    """What scorers on the host are told."""
+    """Returns what the scorers on the host are told, per task; nothing where there are none."""
     if not any(map(host_rewards, rewards)):
         return ()
     rows = range(config.batch_size)

@@ -29,11 +29,11 @@ def cache_latents(config: Config, output: str, text_embeddings: bool = False) ->
 
     Args:
       config: see `experiments/config.py`.
-      output: the folder, local or `gs://`.
-      text_embeddings: also keeps what the text encoder makes of the texts.
+      output: the folder that the latents are written to, local or `gs://`.
+      text_embeddings: whether what the text encoder makes of the texts is kept too.
 
     Raises:
-      UserError, OSError: bad input; the message names it.
+      UserError, OSError: an input is bad; the message names it.
     """
     fields.check(config)
     name = config.pretraining.pictures

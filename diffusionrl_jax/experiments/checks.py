@@ -1,4 +1,4 @@
-"""Refuses what does not fit in a config before compute is spent."""
+"""Refuses what does not fit in a config, before compute is spent."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,19 +17,20 @@ from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer, is_of_ones_own
 
-# Prompts that are looked at before a run, at least: some seconds' work.
+# So many prompts are looked at before a run, or as many as it draws if these are more. It takes
+# some seconds.
 MOST_CHECKED = 2**20
-# The same of those whose tokens are counted, which takes longer.
+# The tokens of so many prompts are counted, which takes longer.
 MOST_COUNTED = 2**15
 
 
 def fsdp(config: Config) -> int:
-    """`config.mesh.fsdp`; 1 where `planning.resolve` was to choose it, and was not asked."""
+    """Returns `config.mesh.fsdp`, or 1 if `planning.resolve` has not been asked to choose it."""
     return config.mesh.fsdp or 1
 
 
 def remat(config: Config) -> str:
-    """`config.remat`; "none" where `planning.resolve` was to choose it, and was not asked."""
+    """Returns `config.remat`, or "none" if `planning.resolve` has not been asked to choose it."""
     return "none" if config.remat == "auto" else config.remat
 
 
@@ -49,7 +50,7 @@ def size(config: Config) -> tuple[int, int] | None:
 
 
 def gathers_by_blocks(config: Config) -> bool:
-    """Whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses it for "auto"."""
+    """Returns whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses for "auto"."""
     return config.mesh.gather == "blocks"
 
 
@@ -57,7 +58,7 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a config that does not fit itself or the devices.
 
     Raises:
-      UserError: what does not fit, and the mend.
+      UserError: something does not fit; it says what, and the mend.
     """
     check_experiment(config, mesh)
     _check_microbatches(config, mesh.size)
@@ -68,10 +69,10 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 
 def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
-    """As `check`, of all but how the work is divided.
+    """Refuses what `check` refuses, except for how the work is divided.
 
     Raises:
-      UserError: what does not fit, and the mend.
+      UserError: something does not fit; it says what, and the mend.
     """
     _check(config)
     for name, task in config.tasks.items():
@@ -79,10 +80,10 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 
 def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses evaluation sets that do not fit the devices, and names of scorers that are not there.
+    """Refuses evaluation sets that do not fit the devices, and scorers that are not there.
 
     Raises:
-      UserError: the name, and where it is.
+      UserError: a set or a name does not fit; it names it, and where it is.
     """
     evaluation = config.evaluation
     for name, chosen in evaluation.sets.items():
@@ -153,7 +154,7 @@ def _check_policy_gradient(config: Config) -> None:
 
 
 def _check_microbatches(config: Config, devices: int) -> None:
-    """A microbatch divides what a device takes at once."""
+    """Refuses a microbatch that does not divide what a device takes at a time."""
     share = config.batch_size // devices
     of_all_tasks = len(config.tasks) * share
     shares = {"sample": of_all_tasks, "decode": of_all_tasks, "score": share, "train": share}
@@ -168,7 +169,10 @@ def _check_microbatches(config: Config, devices: int) -> None:
 
 
 def _check_rounding(config: Config, devices: int) -> None:
-    """Sampling and training round alike only if the denoiser sees equally many samples in both."""
+    """Refuses microbatches that make sampling and training round differently.
+
+    They round alike only if the denoiser sees equally many samples in both.
+    """
     share = config.batch_size // devices
     shares = {"sample": len(config.tasks) * share, "train": share}
     sizes = {name: min(config.microbatch[name] or all_, all_) for name, all_ in shares.items()}
@@ -181,7 +185,7 @@ def _check_rounding(config: Config, devices: int) -> None:
 
 
 def _check_groups(config: Config, devices: int, field: str, reason: str) -> None:
-    """A microbatch holds whole groups."""
+    """Refuses a microbatch that does not hold whole groups."""
     size, share = config.microbatch[field], config.batch_size // devices
     for name, task in config.tasks.items():
         if 0 < size < share and size % task.group_size:
@@ -200,12 +204,19 @@ def _check_groups(config: Config, devices: int, field: str, reason: str) -> None
 def check_task_prompts(
     name: str, config: Config, source: prompts.PromptSource, reward: Reward, model: TextToImage
 ) -> None:
-    """Shows a task's reward all prompts of its source, or if they are too many all that are drawn.
+    """Shows a task's reward the prompts of its source: all, or if they are too many those drawn.
 
-    A warning says how many of them, or of the first of them, the model reads a part of.
+    A warning says how many of them, or of the first of them, are longer than what the model reads.
+
+    Args:
+      name: the task's name.
+      config: see `experiments/config.py`.
+      source: the task's prompts.
+      reward: the task's reward.
+      model: the model that reads the prompts.
 
     Raises:
-      UserError: the reward refuses one; the message names the task.
+      UserError: the reward refuses a prompt; the message names the task.
     """
     task = config.tasks[name]
     drawn = config.iterations * (config.batch_size // task.group_size)
@@ -227,14 +238,15 @@ def check_reward(
     """Has a reward of the user's own score pictures of which only the shapes exist.
 
     Args:
-      name: of the scorer in the config, for messages.
-      scorer: from `make_scorer` or `make_weighted_sum`; of shipped rewards nothing is asked.
+      name: the scorer's name in the config, for messages.
+      scorer: the scorer, from `make_scorer` or `make_weighted_sum`. Of shipped rewards nothing is
+        asked.
       loaded: the reward and its parameters.
       image_shape: [height, width, 3].
-      texts: a few prompts, whole groups.
+      texts: a few prompts, in whole groups.
 
     Raises:
-      UserError: what it prepares or gives does not fit, or it raises.
+      UserError: what the reward prepares or returns does not fit, or it raises.
     """
     if is_of_ones_own(scorer):
         try:

@@ -30,7 +30,7 @@ within them is no advice.
 
 
 def markdown() -> str:
-    """The page."""
+    """Returns the page's text."""
     defaults = _defaults(get_config())
     parts = [
         HEAD,
@@ -74,7 +74,7 @@ def markdown() -> str:
 
 
 def _defaults(config: Config) -> dict[str, str]:
-    """Each field's default, by the names of `fields.FIELDS`."""
+    """Returns each field's default, by the names of `fields.FIELDS`."""
     config.tasks[fields.ANY] = make_task(make_scorer(""), "")
     config.evaluation.sets[fields.ANY] = make_evaluation_set("", 0, ())
     needed = ("scorer", "prompts", "images", "scorers")
@@ -86,6 +86,7 @@ def _defaults(config: Config) -> dict[str, str]:
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yields the full name and the value of each field of a group."""
     for name, value in config.items():
         if f"{prefix}{name}" not in fields.FIELDS and hasattr(value, "items"):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -94,11 +95,12 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _cells(kind: Kind) -> tuple[str, str]:
-    """What it may be, and what 0 means."""
+    """Returns what a field may be, and what 0 means."""
     return str(kind), getattr(kind, "zero", "")
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Returns a table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

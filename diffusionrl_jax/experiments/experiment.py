@@ -1,4 +1,4 @@
-"""From a config to everything that an experiment is made of."""
+"""Makes everything that the training loop needs of a config."""
 
 import dataclasses
 import functools
@@ -32,8 +32,8 @@ class OpenedScorer:
     """A reward model that is on the mesh.
 
     Attributes:
-      scorer, group_size: as a task has them.
-      reward, params: what they describe.
+      scorer, group_size: the fields of a task or an evaluation set that describe it.
+      reward, params: the reward that they describe, and its parameters.
     """
 
     scorer: Config
@@ -47,16 +47,16 @@ class Experiment:
     """All that the training loop needs.
 
     Attributes:
-      config: what it was made from.
-      policy: the model to start from; after `without_base`, without its denoiser's parameters.
+      config: the config that it was made from.
+      policy: the model to start from; after `without_base` it has no denoiser's parameters.
       algorithm: the iteration's functions.
-      frozen: parameters that do not change.
-      task_names: in the order of training.
-      sources: of prompts, one per task.
-      pictures: for the pretraining loss; None without it, and before `with_pictures`.
-      prompt_places: of each task, the number of each of its prompts, or None if its rewards are not
-        normalised by prompt.
-      factors: LoRA's that training begins with, on the host; None where they are drawn.
+      frozen: the parameters that do not change.
+      task_names: the tasks' names, in the order of training.
+      sources: the prompts, one source per task.
+      pictures: the pictures of the pretraining loss; None without it, and before `with_pictures`.
+      prompt_places: for each task, the number of each of its prompts, or None if its rewards are
+        not normalised by prompt.
+      factors: LoRA's factors that training starts from, on the host; None where they are drawn.
     """
 
     config: Config
@@ -70,13 +70,14 @@ class Experiment:
     factors: Parameters | None = None
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
-        """Opens the pretraining pictures; they are encoded or drawn first, which may take long.
+        """Opens the pretraining pictures. They are encoded or drawn first, which may take long.
 
         Args:
-          cache_dir: where pictures and their latents are kept.
+          cache_dir: the folder in which pictures and their latents are kept.
 
         Raises:
-          UserError, FileNotFoundError: there are no such pictures, or latents of another model.
+          UserError, FileNotFoundError: there are no such pictures, or they are latents of another
+            model.
         """
         policy = self.policy
         pictures = load_pictures(
@@ -85,22 +86,25 @@ class Experiment:
         return dataclasses.replace(self, pictures=pictures)
 
     def without_base(self) -> "Experiment":
-        """The same without the denoiser it started from, but where iterations take that."""
+        """Returns the experiment without the denoiser that it started from.
+
+        It stays in `frozen` where iterations take it.
+        """
         return dataclasses.replace(self, policy=self.policy.without_denoiser())
 
     def batch(self, step: int) -> Batch:
-        """What iteration `step` takes from the host: a pure function of the config and the step."""
+        """Returns what iteration `step` takes from the host, a pure function of config and step."""
         return make_batch(
             *(self.config, self.policy, self.algorithm.rewards, self.sources, self.prompt_places),
             *(self.pictures, step),
         )
 
     def abstract_state(self) -> TrainState:
-        """The state's shapes and shardings: a tree of `jax.ShapeDtypeStruct`."""
+        """Returns the state's shapes and shardings, a tree of `jax.ShapeDtypeStruct`."""
         return assembly.abstract_state(self.config, self.policy.denoiser, self.policy.mesh)
 
     def init_state(self) -> TrainState:
-        """The state before the first iteration, sharded."""
+        """Returns the state before the first iteration, sharded."""
         init = functools.partial(initial_state, self.config)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         state = jax.jit(init, out_shardings=shardings)(self.policy.denoiser, self.factors)
@@ -110,7 +114,7 @@ class Experiment:
         return state
 
     def opened_scorers(self) -> list[OpenedScorer]:
-        """The tasks' rewards with their parameters, on the mesh."""
+        """Returns the tasks' rewards with their parameters, on the mesh."""
         tasks = (self.config.tasks[name] for name in self.task_names)
         return [
             OpenedScorer(task.scorer, task.group_size, reward, params)
@@ -121,7 +125,7 @@ class Experiment:
 
     @functools.cached_property
     def merge(self) -> Callable[[Parameters], Parameters]:
-        """From what is trained to the denoiser's parameters."""
+        """A function from what is trained to the denoiser's parameters."""
         return make_merge(self.policy.mesh, self.frozen.base, make_lora(self.config))
 
 
@@ -132,7 +136,7 @@ def build(config: Config) -> Experiment:
       config: see `experiments/config.py`.
 
     Raises:
-      UserError, OSError: what does not fit or is not here, and the mend.
+      UserError, OSError: something does not fit or is not here; it says what, and the mend.
     """
     checks.check(config, make_mesh(checks.fsdp(config)))
     names = tuple(config.tasks)
@@ -146,7 +150,8 @@ def build(config: Config) -> Experiment:
         checks.check_task_prompts(name, config, source, reward, policy.model)
     shape = policy.model.image_shape
     for name, source, loaded in zip(names, sources, scorers, strict=True):
-        task, groups = config.tasks[name], 2  # Of one picture, all shapes that fit look alike.
+        # With a single group, shapes that fit and shapes that do not could be the same.
+        task, groups = config.tasks[name], 2
         texts = prompts.prompt_batch(source, 0, groups * task.group_size, task.group_size)
         checks.check_reward(f"config.tasks.{name}.scorer", task.scorer, loaded, shape, texts)
     algorithm, frozen = assembly.assemble(

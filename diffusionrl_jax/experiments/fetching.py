@@ -1,4 +1,4 @@
-"""What a config names: looked for all at once, and brought here, before any of it is opened."""
+"""Looks for all that a config names at once, and brings it here, before any of it is opened."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ MODEL, PROMPTS, PICTURES = "model", "prompts", "pictures"
 PICTURE_FOLDERS = ("array_record", "latents")
 EMOJI = "emoji:"
 COPY_BYTES = 2**24
-# Beside what was copied, when it was copied whole.
+# This file lies beside what was copied once that is whole.
 MARK_FILE = "fetched.json"
 
 
@@ -42,9 +42,9 @@ class Named:
     """Something that a config names.
 
     Attributes:
-      kind: `MODEL`, `PROMPTS`, `PICTURES`, or whose reward's folder it is.
-      name: as the config has it.
-      fields: of the config, that name it.
+      kind: `MODEL`, `PROMPTS` or `PICTURES`, or the name of the reward whose folder it is.
+      name: its name in the config.
+      fields: the fields of the config that name it.
     """
 
     kind: str
@@ -57,8 +57,8 @@ class Fetched:
     """Something that a config names and that came from the hub.
 
     Attributes:
-      named: by which name.
-      held: where it is here.
+      named: what the config names.
+      held: where it is on this machine.
     """
 
     named: Named
@@ -66,7 +66,12 @@ class Fetched:
 
 
 def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and field of all that is opened when a config is trained, or only evaluated."""
+    """Yields the kind, name and field of all that is opened when a config is trained.
+
+    Args:
+      config: see `experiments/config.py`.
+      for_training: whether it is trained, or else only evaluated, for which less is opened.
+    """
     yield MODEL, config.model, "config.model"
     if for_training:
         for name, task in config.tasks.items():
@@ -84,6 +89,7 @@ def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]
 
 
 def _scorer_fields(scorer, field: str) -> Iterator[tuple[str, str, str]]:
+    """Yields the kind, name and field of a scorer's folder, or of each part of a weighted sum."""
     if scorer.reward == WEIGHTED_SUM:
         for name, part in scorer.options.scorers.items():
             yield from _scorer_fields(part, f"{field}.options.scorers.{name}")
@@ -92,7 +98,11 @@ def _scorer_fields(scorer, field: str) -> Iterator[tuple[str, str, str]]:
 
 
 def list_named(config: Config, for_training: bool = True) -> list[Named]:
-    """All that a config names, each once; arguments as of `bring`."""
+    """Returns all that a config names, each thing once.
+
+    Args:
+      config, for_training: as in `bring`.
+    """
     fields: dict[tuple[str, str], list[str]] = {}
     for kind, name, field in _fields(config, for_training):
         if field not in (known := fields.setdefault((kind, name), [])):
@@ -105,7 +115,7 @@ def _is_on_hub(named: Named) -> bool:
         return bool(named.name) and hub.is_hub_id(named.name, named.fields[0])
     if named.kind == PROMPTS:
         return _prompt_source(named).kind == prompt_sources.HUB
-    # Of no kind else but a reward with a folder.
+    # Besides these, only a reward with a folder may be on the hub.
     return folders.is_hub_id(named.kind, named.name)
 
 
@@ -122,7 +132,7 @@ def _prompt_source(named: Named) -> sources.Source:
 
 
 def _missing(named: Named) -> str:
-    """What is wrong with the path of something that is not on the hub; "" if nothing is."""
+    """Returns what is wrong with the path of something not on the hub, or "" if nothing is."""
     try:
         if named.kind == MODEL and named.name:
             hub.locate(named.name, named.fields[0])
@@ -145,21 +155,22 @@ def _missing(named: Named) -> str:
 
 
 def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> list[Fetched]:
-    """Has all that a config names here: fetches and converts what is not, once.
+    """Brings all that a config names to this machine: fetches and converts what is not there, once.
 
-    Of several processes each does so, into its own machine's cache; those that share one take
-    turns. That they all have the same revisions is made sure of.
+    Each of several processes does so, into its own machine's cache, and those that share one take
+    turns. It is made sure that all have the same revisions.
 
     Args:
       config: see `experiments/config.py`.
-      for_training: whether what is trained with is needed, too, beside what is evaluated with.
+      for_training: whether what is trained with is needed too, beside what is evaluated with.
       only_hub: whether folders and files that the config names by a path may be missing here.
 
     Returns:
       What came from the hub, now or earlier.
 
     Raises:
-      FileNotFoundError: lists all that is missing, before anything large is fetched.
+      FileNotFoundError: something is missing; it lists all that is, before anything large is
+        fetched.
       OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
     """
     fields.check(config)
@@ -179,14 +190,14 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
 def _hold(named: Named) -> Held:
     if named.kind in (MODEL, PROMPTS):
         need = _describe(named)
-        assert need is not None  # It is on the hub.
+        assert need is not None  # Only what is on the hub comes here.
         (held,) = hub_files.fetch([need])
         return held
     return folders.hold(named.kind, named.name)
 
 
 def describe(fetched: Sequence[Fetched]) -> list[str]:
-    """A line for each thing, with its repository, revision, size and place, for people to read."""
+    """Returns a line for people about each thing: its repository, revision, size and place."""
     different = {(each.held.repository, each.held.folder): each.held for each in fetched}
     return [
         f"{held.repository} at revision {held.revision[:12]}, {readable_size(held.size)} in "
@@ -196,6 +207,7 @@ def describe(fetched: Sequence[Fetched]) -> list[str]:
 
 
 def _check_same_everywhere(fetched: Sequence[Fetched]) -> None:
+    """Refuses processes that have different revisions in their caches."""
     revisions = [(each.named.name, each.held.revision) for each in fetched]
     digest = hashlib.sha256(repr(revisions).encode()).digest()[:4]
     if len(set(processes.gather(np.frombuffer(digest, np.uint32)).ravel().tolist())) > 1:
@@ -207,10 +219,10 @@ def _check_same_everywhere(fetched: Sequence[Fetched]) -> None:
 
 
 def copy(fetched: Sequence[Fetched], output: str) -> list[str]:
-    """Copies what was fetched to a folder; what is there whole is left as it is.
+    """Copies what was fetched to a folder, and leaves what is there whole as it is.
 
     Args:
-      fetched: from `bring`.
+      fetched: what came from the hub, from `bring`.
       output: a folder, local or remote.
 
     Returns:
@@ -246,7 +258,7 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
     for name in held.files:
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        # In a bucket a file appears when it is complete.
+        # In a bucket, a file appears only once it is complete.
         partial = file if in_bucket(file) else partial_path(file)
         with (held.folder / name).open("rb") as read, partial.open("wb") as written:
             shutil.copyfileobj(read, written, COPY_BYTES)

@@ -1,8 +1,8 @@
-"""The table of what each field of a config, and each number of a program's flags, may hold.
+"""Holds the table of what each field of a config, and each number of a program's flags, may hold.
 
-Checks and docs/configuration.md are made of it; `experiments/config.py` has the defaults, and says
-what each field is. No value that it allows is infinite or NaN, and none makes the first iteration
-so by itself: the bounds lie far beyond what anybody trains with.
+The checks and docs/configuration.md are made from it. `experiments/config.py` has the defaults, and
+says what each field is. No value that it allows is infinite or NaN, and none makes the first
+iteration so by itself: the bounds lie far beyond what anybody trains with.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ GATHER = ("auto", "whole", "blocks")
 NORMALISATIONS = ("batch", "group", "prompt")
 # JAX's random numbers are seeded by an int32; each evaluation set adds its number to its seed.
 LARGEST_SEED, LARGEST_EVALUATION_SEED = 2**31 - 1, 2**31 - 2**16
-# Beside it 1 is still another float32, as a probability, a decay or a moment's rate has to be.
+# It and 1 are different float32 numbers, as is needed of a probability, a decay, a moment's rate.
 BELOW_ONE = 0.999999
 MANY = 10_000_000  # Iterations.
 BATCH = 2**20
@@ -47,9 +47,9 @@ ANY = "*"  # Stands for a name that is the user's own.
 
 CHOSEN = "is chosen"
 SCORER = Made("make_scorer or make_weighted_sum")
-# What one has beside its options.
+# The fields that a scorer has beside its options.
 SCORER_FIELDS: dict[str, Kind] = {"reward": Text(), "path": Text(may_be_empty=True)}
-# Within it, 1 plus the range is another float32 than 1.
+# With all of these, 1 plus the range and 1 are different float32 numbers.
 CLIP_RANGE = Number(2e-7, 1)
 NOISES = Whole(1, 1000)
 
@@ -106,7 +106,7 @@ FIELDS: dict[str, Kind] = {
     "optimizer.decay_iterations": Whole(0, MANY, "keeps the rate"),
     "optimizer.beta1": Number(0, BELOW_ONE, "keeps no momentum"),
     "optimizer.beta2": Number(0, BELOW_ONE, "takes each gradient's sign"),
-    # Squares of gradients that are smaller are 0 in float32.
+    # Gradients that are smaller have squares that are 0 in float32.
     "optimizer.epsilon": Number(1e-15, 1),
     "optimizer.weight_decay": Number(0, 1, "does not decay"),
     "optimizer.gradient_clip": Number(1e-6, 1e6, "does not clip"),
@@ -152,7 +152,7 @@ FIELDS: dict[str, Kind] = {
     f"evaluation.best.{ANY}": Number(-WEIGHT, WEIGHT, "does not count"),
     "evaluation.head_to_head": Several(Text()),
 }
-# Options of the shipped rewards; a reward of the user's own checks its own.
+# The options of the shipped rewards. A reward of the user's own checks its own.
 OPTIONS: dict[str, dict[str, Kind]] = {
     "image_reward": {},
     "hps_v2": {},
@@ -187,7 +187,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
         "weights": Several(Number(-WEIGHT, WEIGHT), 1, by_name=True),
     },
 }
-# Flags that are numbers: of each program's.
+# The flags that are numbers, by program.
 FLAGS: dict[str, dict[str, Kind]] = {
     "sample": {
         "images_per_prompt": Whole(1, 4096),
@@ -204,14 +204,15 @@ FLAGS: dict[str, dict[str, Kind]] = {
 
 
 def check(config: Config, of_now: bool = True) -> None:
-    """Refuses a config with a field that is unknown, lacks, or holds what it may not.
+    """Refuses a config with a field that is unknown, is missing, or holds what it may not.
 
     Args:
       config: see `experiments/config.py`.
-      of_now: whether fields may neither lack nor be unknown; those of earlier versions' runs may.
+      of_now: whether fields may be neither missing nor unknown. In runs of earlier versions they
+        may.
 
     Raises:
-      UserError: the field, what it holds, and what it may.
+      UserError: a field does not fit; it names the field, what it holds, and what it may hold.
     """
     if not isinstance(config, Mapping) and not hasattr(config, "items"):
         raise UserError(f"The config is {shown(config)}, and not made by get_config().")
@@ -219,14 +220,16 @@ def check(config: Config, of_now: bool = True) -> None:
 
 
 def check_flags(program: str, values: Mapping[str, Any]) -> None:
-    """Refuses numbers of a program's flags; one that is not given, None, is passed over.
+    """Refuses the numbers of a program's flags that are out of range.
+
+    A flag that is not given, which is None, is passed over.
 
     Args:
-      program: a key of `FLAGS`.
-      values: by the flag's name.
+      program: the program, a key of `FLAGS`.
+      values: the flags' values, by their names.
 
     Raises:
-      UserError: the flag, its value, and what it may be.
+      UserError: a flag does not fit; it names the flag, its value, and what it may be.
     """
     for name, value in values.items():
         if value is not None:
@@ -234,6 +237,7 @@ def check_flags(program: str, values: Mapping[str, Any]) -> None:
 
 
 def _tree() -> dict[str, Any]:
+    """Returns the kinds of `FIELDS` as a tree of groups."""
     tree: dict[str, Any] = {}
     for name, kind in FIELDS.items():
         *groups, last = name.split(".")
@@ -245,7 +249,7 @@ def _tree() -> dict[str, Any]:
 
 
 _TREE = _tree()
-# What runs write into their config.json beside the fields.
+# The names that runs write into their config.json beside the fields.
 _WRITTEN = {"config": ("plan",)}
 
 
@@ -274,7 +278,7 @@ def _check_group(name: str, values: Any, known: Mapping[str, Any], of_now: bool)
 
 
 def _maker(full: str) -> str:
-    """How what lacks a field is to be made."""
+    """Returns how a config that lacks a field is to be made."""
     if full.startswith("config.tasks."):
         return "make the task with make_task of configs/common.py."
     if full.startswith("config.evaluation.sets."):

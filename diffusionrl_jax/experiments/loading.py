@@ -24,10 +24,14 @@ FROZEN = ("text_encoder", "vae")
 
 
 def load_policy(config: Config, path: str | None = None) -> Policy:
-    """Opens the model of a config (or another folder), sharded over the config's mesh.
+    """Opens the model of a config, or another folder, sharded over the config's mesh.
+
+    Args:
+      config: see `experiments/config.py`.
+      path: the folder; None means the one that the config names.
 
     Raises:
-      UserError, FileNotFoundError: a field or a weight that does not fit; the message names it.
+      UserError, FileNotFoundError: a field or a weight does not fit; the message names it.
     """
     if not (path or config.model):
         raise UserError("config.model is empty: name a diffusers folder or a hub id.")
@@ -83,7 +87,15 @@ def start_factors(config: Config, policy: Policy) -> Parameters | None:
 
 
 def network_sharding(mesh: Mesh, split: bool, networks):
-    """Of a model's denoiser as of what is trained, of its other networks as `frozen_sharding`."""
+    """Returns how a model's networks are sharded.
+
+    The denoiser is sharded as what is trained, and the other networks as `frozen_sharding` says.
+
+    Args:
+      mesh: the devices.
+      split: whether large parameters of the other networks are split over the mesh.
+      networks: each network's tree of parameters or shapes, by name.
+    """
     return {
         name: frozen_sharding(mesh, params, split or name not in FROZEN)
         for name, params in networks.items()

@@ -1,7 +1,7 @@
-"""What an experiment takes on each chip, by arithmetic on its config: a model.
+"""Estimates what an experiment takes on each chip, by arithmetic on its config.
 
-It compiles and traces nothing. Of what is on a disk it reads configs and the heads of weights'
-files; for what is not, the published checkpoint's sizes are taken.
+It compiles and traces nothing. It reads configs and the headers of weights' files from the disk.
+For what is not on the disk, the published checkpoint's sizes are taken.
 """
 
 import dataclasses
@@ -22,35 +22,37 @@ from diffusionrl_jax.models.folders import published, tensor_files
 from diffusionrl_jax.models.text_to_image import describe_model
 from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM, is_on_host
 
-FLOAT = 4  # bytes
-IMAGES_OF_A_REWARD = 16  # What a reward network holds of an image, by the bytes of it, at most.
-OWLV2_IMAGE = 2.5 * 2**30  # It attends from 3,601 tokens to as many, in float32.
-# Of LoRA: factors by the denoiser's parameters and the rank; and bytes of the gradients of the
-# kernels that they change, by the denoiser's parameters.
+FLOAT = 4  # The bytes of a float32.
+# A reward network holds at most so many times the bytes of an image for each image.
+IMAGES_OF_A_REWARD = 16
+# The bytes that OWLv2 holds for each image: it attends from 3,601 tokens to as many, in float32.
+OWLV2_IMAGE = 2.5 * 2**30
+# For LoRA: how many numbers the factors have for each of the denoiser's parameters and each rank,
+# and the bytes of the gradients of the kernels that they change, for each of these parameters.
 FACTORS, CHANGED = 1 / 4000, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of an experiment.
+    """The sizes of an experiment.
 
     Attributes:
-      model: of the networks.
-      trained: number of those that are trained.
-      copies: how many float32 numbers the train state has for each.
-      rewards: number of parameters of each task's reward.
-      judges: of all that evaluation scores by, and no task does.
-      rewarded: bytes that scoring an image takes, of each task.
-      passes: of the denoiser for a sample.
-      itemsize: bytes of what the denoiser computes in.
-      kernel: whether attention to many tokens is a kernel that holds no probabilities.
-      latent, image, text: bytes of one of them; of the text for all passes.
-      decoded: bytes that decoding an image takes.
-      steps: of its chain that are kept of a sample.
-      updates: of each task.
-      tasks: how many.
-      kept_of_example, predictions, reward_gradient: as `Needs` has them.
-      pretrains, lora, on_host: whether there are the pretraining loss, LoRA, rewards on the host.
+      model: the sizes of the networks.
+      trained: the number of parameters that are trained.
+      copies: how many float32 numbers the train state has for each of these.
+      rewards: the number of parameters of each task's reward.
+      judges: the number of parameters of all rewards that evaluation scores by and no task does.
+      rewarded: the bytes that scoring an image takes, for each task.
+      passes: how many passes of the denoiser a sample takes at each step.
+      itemsize: the bytes of a number in the dtype that the denoiser computes in.
+      kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
+      latent, image, text: the bytes of one of them; those of the text are for all passes.
+      decoded: the bytes that decoding an image takes.
+      steps: how many steps of a sample's chain are kept.
+      updates: the number of updates for each task.
+      tasks: the number of tasks.
+      kept_of_example, predictions, reward_gradient: as in `Needs`.
+      pretrains, lora, on_host: whether there is a pretraining loss, LoRA, a reward on the host.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
@@ -86,7 +88,7 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 
 def _reward(scorer: Config) -> int:
-    """Parameters of a reward."""
+    """Returns the number of a reward's parameters."""
     if scorer.reward == WEIGHTED_SUM:
         return sum(map(_reward, scorer.options.scorers.values()))
     if scorer.reward == HOST_REWARD or not scorer.path:
@@ -104,11 +106,11 @@ def _is_owlv2(scorer: Config) -> bool:
 
 
 def sizes(config: Config, kernel: bool) -> Sizes:
-    """Of a config.
+    """Returns the sizes of a config's experiment.
 
     Args:
       config: see `experiments/config.py`.
-      kernel: whether `config.attention` "auto" is the kernel for TPUs.
+      kernel: whether `config.attention` "auto" means the kernel for TPUs.
 
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
@@ -158,10 +160,10 @@ class Division:
     """How an experiment is divided over chips, and over time.
 
     Attributes:
-      chips: how many.
-      share: samples of a task on each chip.
+      chips: the number of chips.
+      share: how many samples of a task each chip has.
       fsdp: over how many chips large parameters are split.
-      sample, decode, score, train: samples of a chip at a time.
+      sample, decode, score, train: how many samples a chip takes at a time.
       remat, gather: as `config.remat` and `config.mesh.gather`, but not "auto".
     """
 
@@ -177,15 +179,17 @@ class Division:
 
 
 def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
-    """Bytes that each chip holds throughout: parameters, the train state, the latents of pictures.
+    """Returns the bytes that each chip holds throughout.
+
+    They are those of the parameters, of the train state, and of the latents of pictures.
 
     Args:
-      sizes, division, trains: as of `needed`.
+      sizes, division, trains: as in `needed`.
     """
     frozen_split = division.fsdp if sizes.split_frozen else 1
     denoiser, frozen = sizes.model.denoiser, sizes.model.text_encoder + sizes.model.vae
     frozen += sum(sizes.rewards) + sizes.judges
-    # A checkpoint's parameters, where it is not trained, beside those that it started from.
+    # Where nothing is trained, a checkpoint's parameters are held beside those of the base model.
     state = sizes.copies * sizes.trained if trains else denoiser
     base = denoiser if sizes.holds_base or not trains else 0
     pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
@@ -193,17 +197,19 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
 
 
 def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:
-    """Bytes on each chip in each phase of an iteration; "whole step" is all of it as one program.
+    """Returns the bytes that are needed on each chip in each phase of an iteration.
+
+    "whole step" is for all phases as one program.
 
     Args:
-      sizes: of the experiment.
+      sizes: the experiment's sizes.
       division: how it is divided.
       trains: whether it is trained, or only sampled and scored.
     """
     always, share = held(sizes, division, trains), division.share
     is_split, is_cast = division.fsdp > 1, sizes.itemsize < FLOAT
-    # Split parameters are whole where they are used, the denoiser's kernels in what they are
-    # computed in. Where they are whole already the compiler casts them before the loop.
+    # Split parameters are whole where they are used, the denoiser's kernels in the dtype that it
+    # computes in. Where they are whole already, the compiler casts them before the loop.
     whole = lambda number: FLOAT * number if is_split and sizes.split_frozen else 0
     cast_anyway = lambda number: sizes.itemsize * number if is_cast else 0
     denoiser, text_encoder = sizes.model.denoiser, sizes.model.text_encoder
@@ -214,7 +220,7 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
     forward = sizes.passes * sizes.model.network.forward(sizes.itemsize, sizes.kernel)
     sampling = min(division.sample, samples) * forward
-    # What the loop over microbatches leaves is put in order once more.
+    # What the loop over microbatches leaves is held twice, as it is put in order.
     phases = {"sample": always + cast + cast_text + sampling + 2 * drawn}
 
     in_parts = trains and division.score < share and not sizes.on_host
@@ -232,18 +238,19 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
-    # Of the backward pass all activations are held: as a rule two more of each.
+    # All activations are held for the backward pass: as a rule two more of each.
     scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
     backwards = networks + 3 * scoring if sizes.reward_gradient else 0
     phases["prepare"] = always + drawn + updates + text + max(captions, reference, backwards)
 
     if division.gather == "blocks" and is_split:
-        # A block is gathered while the one before is used; its gradient is summed in full.
+        # A block is gathered while the one before is used. Its whole gradient is summed in float32.
         of_block = (3 * sizes.itemsize + FLOAT) * sizes.model.network.largest_block
         gradient = (CHANGED * denoiser if sizes.lora else FLOAT * sizes.trained) / division.fsdp
         together = of_block + gradient
     else:
-        # Of several microbatches the whole gradient is added up; of one it is split as it is made.
+        # With several microbatches the whole gradient is added up. With one it is split as it is
+        # made.
         own = sizes.trained if division.train < share else sizes.trained / division.fsdp
         together = cast + (CHANGED * denoiser if sizes.lora else FLOAT * own)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)

@@ -1,9 +1,10 @@
 """Chooses how an experiment is divided over the chips that are there, by arithmetic.
 
-Of `config.mesh.fsdp` and `gather`, `config.microbatch.*` and `config.remat` what is 0 or "auto" is
-chosen from the number of chips and their memory, by the model of `experiments/memory.py`; what a
-user sets is obeyed. None of them says what is computed, beyond rounding. On CPUs all is done at
-once but for sampling, as long as the machine has room for that.
+Where `config.mesh.fsdp` or a field of `config.microbatch` is 0, or `config.mesh.gather` or
+`config.remat` is "auto", it is chosen from the number of chips and their memory, as
+`experiments/memory.py` estimates what is needed. What a user sets is obeyed. None of these fields
+changes what is computed, beyond rounding. On CPUs all is done at once but for sampling, as long as
+the machine has room for that.
 """
 
 import dataclasses
@@ -27,31 +28,31 @@ from diffusionrl_jax.mistakes import UserError
 
 GIB = 2**30
 MICROBATCHES = ("sample", "decode", "score", "train")
-# Of the memory, what a plan uses if it can: the model is a few percent off.
+# A plan uses this part of the memory at most, if it can: the estimate is a few percent off.
 USED = 0.94
 # More chips than these share parameters only where they have to.
 FSDP = 16
-# Of the memory, what a state that is not split may take.
+# A state that is not split may take this part of the memory.
 WHOLE_STATE = 1 / 16
-# Samples at a time beyond which a denoiser of Stable Diffusion's size gains nothing, and below
-# which it reads its parameters more often than it should; smaller networks take more.
+# With more samples at a time a denoiser of Stable Diffusion's size gains nothing, and with fewer
+# it reads its parameters more often than it should. Smaller networks take more.
 MOST, FEWEST = 8, 4
 USUAL_VALUES = 64 * 64 * 320
-# Of the memory, what the images of one microbatch may take while they are scored, or decoded.
+# The images of one microbatch may take this part of the memory while they are scored, or decoded.
 SCORED, DECODED = 1 / 8, 1 / 6
-ON_A_CPU = 20  # In small pieces it samples faster.
+ON_A_CPU = 20  # A CPU samples faster in small pieces.
 LORA_RANK = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What an experiment runs on.
+    """The devices that an experiment runs on.
 
     Attributes:
-      count: of chips.
-      kind: their name.
+      count: the number of chips.
+      kind: the name of their kind.
       platform: "tpu", "gpu" or "cpu".
-      memory: bytes that each leaves to a program; None if that is not known.
+      memory: the bytes that each leaves to a program; None if that is not known.
     """
 
     count: int
@@ -64,7 +65,7 @@ class Devices:
 
 
 def devices_here() -> Devices:
-    """The devices of this program; every process is told of the least memory."""
+    """Returns the devices of this program. Every process is told of the least memory of any."""
     first = jax.devices()[0]
     found = [chips.memory_of_device(device) for device in jax.local_devices()]
     told = [limit for limit in found if limit is not None]
@@ -76,10 +77,10 @@ def devices_here() -> Devices:
 
 
 def devices_of_topology(topology: str) -> Devices:
-    """The chips of a topology such as v5e:4x4, or of GPUs such as h100-80gb:8.
+    """Returns the chips of a topology such as v5e:4x4, or of GPUs such as h100-80gb:8.
 
     Raises:
-      UserError: it is not known.
+      UserError: the topology is not known.
     """
     chip = chips.of_topology(topology)
     kind, _, shape = topology.partition(":")
@@ -92,14 +93,15 @@ def devices_of_topology(topology: str) -> Devices:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A choice, and what it takes.
+    """A choice of how an experiment is divided, and what it takes.
 
     Attributes:
-      devices: that it was made for.
+      devices: the devices that it was made for.
       division: the choice.
-      split: whether an iteration takes one program a phase, since as one it would not fit.
-      memory: bytes that each chip needs at the fullest; a model.
-      phase: where that is.
+      split: whether an iteration runs as one program for each phase. It does on CPUs, with rewards
+        on the host, where the config asks for it, and where a single program would not fit.
+      memory: an estimate of the bytes that each chip needs at the fullest.
+      phase: the phase in which it needs them.
     """
 
     devices: Devices
@@ -110,7 +112,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room by the model."""
+        """Whether there is room, by the estimate."""
         return self.devices.memory is None or self.memory <= self.devices.memory
 
     def __str__(self) -> str:
@@ -124,12 +126,12 @@ class Plan:
         return f"{text} GiB a chip"
 
     def to_json(self) -> dict:
-        """For config.json."""
+        """Returns the plan as config.json holds it."""
         return dataclasses.asdict(self)
 
 
 def usual_split(count: int) -> int:
-    """Over how many of so many chips parameters are split where the memory asks for no more."""
+    """Returns over how many of `count` chips parameters are split if memory asks for no more."""
     return largest_divisor(count, min(FSDP, count))
 
 
@@ -138,7 +140,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
-    """Values of fsdp, the best first."""
+    """Returns values of fsdp, the best first."""
     if config.mesh.fsdp:
         return [config.mesh.fsdp]
     divisors = _divisors(devices.count)
@@ -152,10 +154,10 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
 
 
 def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
-    """Pairs of remat and samples to train on at a time, the best first."""
+    """Yields pairs of remat and how many samples to train on at a time, the best first."""
     set_by_user = config.microbatch.train
     if not set_by_user and config.dtype != "float32":
-        set_by_user = config.microbatch.sample  # One number, or they would round differently.
+        set_by_user = config.microbatch.sample  # With two numbers they would round differently.
     values = max(1, sizes.model.network.read)
     most = max(MOST, MOST * USUAL_VALUES // values)
     possible = _trained(config, share)
@@ -166,26 +168,32 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
         few, many = [], [set_by_user]
     policies = ["none", "blocks", "full"] if config.remat == "auto" else [config.remat]
     for sizes_tried in (many, few):
-        # Nothing recomputed gains more than more samples at a time.
+        # To recompute nothing gains more than to take more samples at a time.
         yield from itertools.product(policies, sizes_tried)
 
 
 def _in_groups(config, share: int) -> list[int]:
-    """Numbers of samples that divide a chip's share and are whole groups; all of it if none is."""
+    """Returns the numbers of samples that divide a chip's share and are whole groups.
+
+    It is the whole share if there are none.
+    """
     groups = math.lcm(*(task.group_size for task in config.tasks.values()))
     return [size for size in _divisors(share) if size % groups == 0] or [share]
 
 
 def _trained(config, share: int) -> list[int]:
-    """How many samples may be trained on at a time."""
+    """Returns how many samples may be trained on at a time."""
     return _in_groups(config, share) if needs_of(config).groups else _divisors(share)
 
 
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
-    """How many images to score at a time: whole groups that divide a chip's share, or all of it."""
+    """Returns how many images to score at a time.
+
+    They are whole groups that divide a chip's share, or all of it.
+    """
     if chosen := config.microbatch.score:
         return chosen
-    assert devices.memory is not None  # Else nothing is chosen.
+    assert devices.memory is not None  # `choose` has refused to choose without it.
     possible = _in_groups(config, share)
     of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
     room = SCORED * devices.memory / of_image
@@ -193,16 +201,17 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
 
 
 def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) -> int:
+    """Returns how many images to decode at a time."""
     if chosen := config.microbatch.decode:
         return chosen
-    assert devices.memory is not None  # As in `_scored`.
+    assert devices.memory is not None  # See `_scored`.
     among = scored if scored < share else sizes.tasks * share
     room = int(DECODED * devices.memory / sizes.decoded)
     return largest_divisor(among, max(1, min(room, among)))
 
 
 def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
-    """All at once, but for sampling."""
+    """Returns the division on CPUs, where all is done at once but for sampling."""
     total = sizes.tasks * share
     if config.dtype == "float32":
         sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
@@ -226,8 +235,8 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
 
 
 def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
-    """Choices that what is set allows, the best first."""
-    # Blocks are gathered for every microbatch, and more than once: only where they have to be.
+    """Yields the choices that what is set allows, the best first."""
+    # Blocks are gathered for every microbatch, and more than once, so only where they have to be.
     gathers = ("whole", "blocks") if config.mesh.gather == "auto" else (config.mesh.gather,)
     for gather in gathers:
         for division in _gathered_whole(config, sizes, devices):
@@ -235,6 +244,7 @@ def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
 
 
 def _gathered_whole(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
+    """Yields the choices in which the denoiser is gathered as a whole, the best first."""
     share = max(1, config.batch_size // devices.count)
     if devices.platform == "cpu":
         yield _on_a_cpu(config, sizes, devices, share)
@@ -247,7 +257,7 @@ def _gathered_whole(config, sizes: Sizes, devices: Devices) -> Iterator[Division
             chips=devices.count,
             share=share,
             fsdp=fsdp,
-            # One number of both, where a task's samples are trained on all at once too.
+            # It is the same number as in training, also where that takes a task's samples at once.
             sample=config.microbatch.sample or min(size, share),
             decode=decoded,
             score=scored,
@@ -257,7 +267,7 @@ def _gathered_whole(config, sizes: Sizes, devices: Devices) -> Iterator[Division
 
 
 def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bool) -> Plan:
-    """What a division takes, as one program where that is possible."""
+    """Returns the plan of a division, as one program where that is possible."""
     needed = memory.needed(sizes, division, trains)
     whole = needed.pop("whole step", 0)
     phase = max(needed, key=lambda name: needed[name])
@@ -270,11 +280,11 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
 
 
 def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
-    """The best division that fits; the one that needs least where none does.
+    """Returns the best plan that fits, or the one that needs least if none does.
 
     Args:
-      config: see `experiments/config.py`; what is set there is kept.
-      devices: what it is to run on.
+      config: see `experiments/config.py`. What is set in it is kept.
+      devices: the devices that it is to run on.
       trains: whether it is to be trained, or only sampled and scored.
 
     Raises:
@@ -302,7 +312,7 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
 
 
 def _is_automatic(config: Config) -> bool:
-    """Whether anything is left to the plan."""
+    """Returns whether anything is left to the plan."""
     sizes = [config.microbatch.get(name, 0) for name in MICROBATCHES]
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
@@ -317,17 +327,17 @@ def resolve(
     """Puts a plan in place of what a config leaves open.
 
     Args:
-      config: see `experiments/config.py`; it is not changed.
-      devices: what it is to run on; None for those that are here.
-      trains: as of `choose`.
-      refuse: whether what does not fit is an error, where anything is left open and the devices are
-        no CPUs; else it is a warning, and the plan is the one that needs least.
+      config: see `experiments/config.py`. It is not changed.
+      devices: the devices that it is to run on; None means those that are here.
+      trains: as in `choose`.
+      refuse: whether it is an error if the plan does not fit, where anything is left open and the
+        devices are no CPUs. Else there is a warning, and the plan is the one that needs least.
 
     Returns:
       A config with nothing left open, and the plan.
 
     Raises:
-      UserError: it does not fit, and what would.
+      UserError: the plan does not fit; it says what would.
       UserError, FileNotFoundError: as `choose`.
     """
     devices = devices or devices_here()
@@ -342,6 +352,7 @@ def resolve(
 
 
 def _filled(config: Config, plan: Plan) -> Config:
+    """Returns a config with what the plan has chosen."""
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
@@ -354,14 +365,15 @@ def _filled(config: Config, plan: Plan) -> Config:
 
 
 def propose(config: Config, devices: Devices) -> tuple[dict[str, int], Plan]:
-    """The least change with which a config fits, and the plan of that.
+    """Returns the least change with which a config fits, and the plan of the changed config.
 
     Args:
       config: see `experiments/config.py`.
-      devices: what it is to run on.
+      devices: the devices that it is to run on.
 
     Returns:
-      Fields to change, by dotted names: none where it fits as it is, or by none that are known.
+      The fields to change, by dotted names, with the plan. There are none if the config fits as it
+      is, or if no known change makes it fit.
     """
     plan = choose(config, devices)
     if plan.fits:
@@ -376,7 +388,7 @@ def propose(config: Config, devices: Devices) -> tuple[dict[str, int], Plan]:
 
 
 def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> str:
-    """What does not fit, and what would."""
+    """Returns a message that says what does not fit, and what would."""
     text = (
         f"{config.model} with the tasks {', '.join(config.tasks)} does not fit {devices}, by a "
         f"model of the memory: it takes {plan} in {plan.phase}, at least. Take more chips"
@@ -397,7 +409,10 @@ def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> st
 
 
 def _mends(config: Config, devices: Devices) -> Iterator[dict[str, int]]:
-    """Changes to a config that make it smaller, the least first: LoRA, then smaller batches."""
+    """Yields changes to a config that make it smaller, the least first.
+
+    The first is LoRA, then smaller batches follow.
+    """
     lora = {} if (config.get("lora") or {}).get("rank", 0) else {"lora.rank": LORA_RANK}
     if lora:
         yield lora

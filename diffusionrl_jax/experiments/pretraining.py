@@ -1,4 +1,4 @@
-"""From config.pretraining to the batches of latents that the pretraining loss takes."""
+"""Makes the batches of latents that the pretraining loss takes, from config.pretraining."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,31 +34,35 @@ from diffusionrl_jax.models.text_to_image import TextToImage
 LATENTS = "latents:"
 EMOJI = "emoji"
 PICTURES_PER_DEVICE = 64
-PIXELS_AT_ONCE = PICTURES_PER_DEVICE * 32**2  # on a device, while encoding
+PIXELS_AT_ONCE = PICTURES_PER_DEVICE * 32**2  # On a device, while it encodes.
 
 
 def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures | MappedPictures:
-    """The pictures that a config names, at the model's size.
+    """Opens the pictures that a config names, at the model's size.
 
     Args:
-      name: `emoji`, or as in `pictures.open_pictures`.
-      model: whose pictures are to be.
-      data_dir: where the emoji world's pictures are made.
+      name: `emoji`, or a name that `pictures.open_pictures` takes.
+      model: the model whose size the pictures are to have.
+      data_dir: the folder in which the emoji world's pictures are made.
 
     Raises:
       UserError, FileNotFoundError: there are no such pictures.
     """
     height, width, _ = model.image_shape
     if name == EMOJI:
-        if in_bucket(data_dir) or not is_utf8(data_dir):  # They are made and read on disks only,
-            data_dir = str(cache_folder())  # by names in UTF-8.
+        # They are made and read on disks alone, and by names in UTF-8.
+        if in_bucket(data_dir) or not is_utf8(data_dir):
+            data_dir = str(cache_folder())
         items = in_turn(lambda: world.load("train", data_dir))
         return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
     return open_pictures(name, height, width)
 
 
 def model_fingerprint(model: TextToImage, vae: Parameters, mesh: Mesh) -> str:
-    """What latents and token ids of a model depend on: the VAE, the tokenizer, the size."""
+    """Returns a digest of what a model's latents and token ids depend on.
+
+    They depend on the VAE, the tokenizer, and the size of pictures.
+    """
     vae = jax.device_put(vae, replicated(mesh))
     probe = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
     return latents.fingerprint(
@@ -67,13 +71,13 @@ def model_fingerprint(model: TextToImage, vae: Parameters, mesh: Mesh) -> str:
 
 
 def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -> str:
-    """What a model's text embeddings depend on beside the token ids."""
+    """Returns a digest of what a model's text embeddings depend on, beside the token ids."""
     configs = [model.configs[name] for name in model.networks if name in TEXT_ENCODERS]
     return latents.fingerprint(
         jax.device_put(text_encoder, replicated(mesh)),
         str(jnp.dtype(model.text_encoder.dtype)),
         str([config["hidden_act"] for config in configs]),
-        # What XL alone has beside the states.
+        # XL alone conditions on the size too, beside the states.
         str(model.image_shape),
     )
 
@@ -90,17 +94,18 @@ def encode_pictures(
 ) -> None:
     """Encodes pictures into a folder of latents, or what is still missing of it.
 
-    Every process reads the pictures that its devices encode. A warning says how many of their texts
-    the model reads a part of.
+    Every process reads the pictures that its devices encode. A warning says how many of the texts
+    are longer than what the model reads.
 
     Args:
-      source: of `open_source`.
-      model, vae: what encodes.
-      mesh: over whose devices.
-      folder: as of `latents.write_latents`, which also says what is raised.
-      encoder: of `model_fingerprint`.
+      source: the pictures, from `open_source`.
+      model, vae: the model that encodes, and its VAE's parameters.
+      mesh: the devices that encode.
+      folder: the folder, as in `latents.write_latents`, which also says what is raised.
+      encoder: the model's fingerprint, from `model_fingerprint`.
       progress: is told how many pictures are done.
-      text_encoder: embeds the texts, which are then kept beside their token ids.
+      text_encoder: the parameters that embed the texts, whose embeddings are then kept beside their
+        token ids; None keeps the ids alone.
     """
     vae = jax.device_put(vae, replicated(mesh))
     pictures, whole = batch_sharding(mesh), replicated(mesh)
@@ -116,7 +121,7 @@ def encode_pictures(
         texts = embed(text_encoder, ids) if text_encoder else {}
         return {"latent_mean": mean, "latent_std": std, "input_ids": gather(ids), **texts}
 
-    cut = set()  # By their hashes, for there may be millions.
+    cut = set()  # It holds hashes of the texts, since there may be millions.
 
     def tokenize(texts: list[str]) -> np.ndarray:
         cut.update(hash(texts[place]) for place in np.flatnonzero(model.are_cut(texts)))
@@ -149,21 +154,22 @@ def load_pictures(
     cache_dir: str,
     sources: Sequence[PromptSource],
 ) -> latents.LatentDataset | None:
-    """The pretraining pictures of a config as latents, encoded or drawn first if need be.
+    """Opens the pretraining pictures of a config as latents, encoded or drawn first if need be.
 
     Args:
       config: see `experiments/config.py`.
-      model: what encodes.
-      params: its denoiser's, "vae" and "text_encoder".
-      mesh: over whose devices.
-      cache_dir: where latents are kept, unless the config names a folder of them.
-      sources: of each task's prompts, for pictures that the base model draws.
+      model: the model that encodes or draws.
+      params: the parameters of its denoiser, "vae" and "text_encoder".
+      mesh: the devices.
+      cache_dir: the folder in which latents are kept, unless the config names a folder of them.
+      sources: the prompts of each task, for pictures that the base model draws.
 
     Returns:
       The latents; None if the pretraining loss has no weight.
 
     Raises:
-      UserError, FileNotFoundError: there are no such pictures, or latents of another model.
+      UserError, FileNotFoundError: there are no such pictures, or they are latents of another
+        model.
     """
     name = config.pretraining.pictures
     if not config.pretraining.weight:
@@ -190,7 +196,7 @@ def load_pictures(
         source = choose_pictures(config, model, params, mesh, sources)
     else:
         source = open_source(name, model, cache_dir)
-    # Other pictures or another model: another folder.
+    # Other pictures, or another model, have another folder.
     key = latents.fingerprint({}, source.fingerprint, encoder)
     folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
     if isinstance(source, BasePictures):
@@ -203,17 +209,17 @@ def load_pictures(
 def pretraining_batch(
     dataset: latents.LatentDataset, step: int, batch_size: int, seed: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """The pictures of an iteration, of which every process reads those of its devices alone.
+    """Returns the pictures of an iteration. Every process reads only those of its own devices.
 
     Args:
       dataset: the latents.
-      step: the iteration, from 0.
-      batch_size: how many, as many as samples of a task.
-      seed: of the order.
-      mesh: over whose devices the batch is split.
+      step: the iteration's number, from 0.
+      batch_size: how many pictures, which is as many as samples of a task.
+      seed: the seed of their order.
+      mesh: the devices over which the batch is split.
 
     Returns:
-      The fields of `LatentDataset.batch`, global arrays [batch_size, ...].
+      The fields of `LatentDataset.batch`, as global arrays [batch_size, ...].
     """
     sharding = batch_sharding(mesh)
     bounds = lambda index: index[0].indices(batch_size)[:2]

@@ -1,27 +1,30 @@
-"""What a field of a config, or a flag, may hold: a kind refuses a value, and describes itself."""
+"""The kinds of values that a field of a config, or a flag, may hold.
+
+A kind refuses a value, and describes itself.
+"""
 
 import dataclasses
 import math
 import numbers
 from typing import Any, Protocol
 
-LONGEST_SHOWN = 80  # Characters of a value.
+LONGEST_SHOWN = 80  # So many characters of a value are shown.
 
 
 class Kind(Protocol):
     """What a field may hold."""
 
     def takes(self, value: Any) -> bool:
-        """Whether it may hold a value."""
+        """Returns whether the field may hold a value."""
         ...
 
     def __str__(self) -> str:
-        """What it may hold, after "must be"."""
+        """Returns what the field may hold, in words that follow "must be"."""
         ...
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: as Python writes it, in a line and not longer than one."""
+    """Returns a value as messages show it: as Python writes it, in one line that is not long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
@@ -31,8 +34,8 @@ class Number:
     """A finite number.
 
     Attributes:
-      least, most: both may be held.
-      zero: what 0 means, which may be held even if it is less than the least; empty if it means
+      least, most: the bounds, both of which may be held.
+      zero: what 0 means. 0 may then be held even if it is below the least. It is empty if 0 means
         nothing of its own.
     """
 
@@ -41,10 +44,11 @@ class Number:
     zero: str = ""
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is such a number; see `Kind`."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
-        return bool(self.zero and value == 0) or self.least <= value <= self.most  # NaN is neither.
+        # No comparison with NaN holds.
+        return bool(self.zero and value == 0) or self.least <= value <= self.most
 
     def __str__(self) -> str:
         return f"a number from {_digits(self.least)} to {_digits(self.most)}{_or_zero(self)}"
@@ -52,14 +56,18 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A whole number; attributes as of `Number`."""
+    """A whole number.
+
+    Attributes:
+      least, most, zero: as in `Number`.
+    """
 
     least: int
     most: int
     zero: str = ""
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is such a whole number; see `Kind`."""
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             return False
         return bool(self.zero and value == 0) or self.least <= int(value) <= self.most
@@ -73,6 +81,7 @@ def _digits(number: float) -> str:
 
 
 def _or_zero(kind: Number | Whole) -> str:
+    """Returns what is said of 0 where it lies outside the bounds, and may be held."""
     if not kind.zero or kind.least <= 0:
         return ""
     return f", or 0, which {kind.zero}"
@@ -80,12 +89,16 @@ def _or_zero(kind: Number | Whole) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few names."""
+    """One of a few names.
+
+    Attributes:
+      names: the names.
+    """
 
     names: tuple[str, ...]
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is one of the names; see `Kind`."""
         return isinstance(value, str) and value in self.names
 
     def __str__(self) -> str:
@@ -103,7 +116,7 @@ class Text:
     may_be_empty: bool = False
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is such a text; see `Kind`."""
         return isinstance(value, str) and (self.may_be_empty or bool(value))
 
     def __str__(self) -> str:
@@ -115,7 +128,7 @@ class Switch:
     """True or False."""
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is True or False; see `Kind`."""
         return isinstance(value, bool)
 
     def __str__(self) -> str:
@@ -124,11 +137,11 @@ class Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A tuple or list of values of one kind, or a mapping from names to them.
+    """A tuple or list of values of one kind, or a mapping from names to such values.
 
     Attributes:
-      kind: of each.
-      least, most: how many.
+      kind: the kind of each value.
+      least, most: how many values there may be.
       by_name: whether it is a mapping.
     """
 
@@ -138,7 +151,7 @@ class Several:
     by_name: bool = False
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value holds values of the kind; see `Kind`."""
         if self.by_name:
             # A ConfigDict is no Mapping.
             values = list(value.values()) if hasattr(value, "values") else None
@@ -169,7 +182,7 @@ class Made:
     by: str
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`; what it holds is checked by itself."""
+        """Returns whether a value is a group of fields. What it holds is checked by itself."""
         return hasattr(value, "items")
 
     def __str__(self) -> str:
@@ -178,12 +191,16 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Optional:
-    """None, or what a kind takes."""
+    """None, or a value of another kind.
+
+    Attributes:
+      kind: the other kind.
+    """
 
     kind: Kind
 
     def takes(self, value: Any) -> bool:
-        """As of `Kind`."""
+        """Returns whether a value is None or of the kind; see `Kind`."""
         return value is None or self.kind.takes(value)
 
     def __str__(self) -> str:

@@ -24,19 +24,28 @@ class TrainStep(Protocol):
     def __call__(
         self, state: TrainState, frozen: Frozen, batch: Batch, following: Batch | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The new state and the metrics."""
+        """Makes one iteration, and returns the new state and the metrics.
+
+        Args:
+          state: the train state, which is donated.
+          frozen: the parameters that are not trained.
+          batch: what the host gives the iteration.
+          following: the batch of the next iteration, whose images may be drawn meanwhile, or None.
+        """
         ...
 
 
 def choose_execution(execution: str, scores_on_host: bool = False) -> str:
-    """Resolves "auto": fused, except on XLA's CPU backend, where phases run faster apart.
+    """Returns the execution that is meant by "auto": fused, except on XLA's CPU backend.
+
+    There phases run faster apart. Other executions are returned as they are.
 
     Args:
       execution: one of `EXECUTIONS`.
       scores_on_host: whether images leave the devices to be scored, which no fused program can do.
 
     Raises:
-      UserError: if there is no such execution, or it can't score on the host.
+      UserError: there is no such execution, or it can't score on the host.
     """
     if execution not in EXECUTIONS:
         raise UserError(f"config.execution={execution!r} must be one of {EXECUTIONS}.")
@@ -48,7 +57,7 @@ def choose_execution(execution: str, scores_on_host: bool = False) -> str:
 
 
 def fused_program(algorithm: Algorithm, state: TrainState) -> jax.stages.Wrapped:
-    """A whole iteration as one program, of (state, frozen, batch); its state is donated.
+    """Returns a whole iteration as one program of (state, frozen, batch), which donates its state.
 
     Args:
       algorithm: the iteration's functions.
@@ -63,15 +72,15 @@ def fused_program(algorithm: Algorithm, state: TrainState) -> jax.stages.Wrapped
 
 
 def phase_programs(algorithm: Algorithm, state: TrainState) -> Phases:
-    """An iteration's parts as programs of their own.
+    """Returns an iteration's parts as programs of their own.
 
     Args:
       algorithm: the iteration's functions.
-      state: the train state, or its shapes; where it is an argument it is donated.
+      state: the train state, or its shapes. Programs that take a state donate it.
 
     Returns:
-      The phases. `update` is of (state, frozen, examples, text, index): the slice is taken inside,
-      so that one program serves every update.
+      The phases. `update` takes (state, frozen, examples, text, index) and cuts the example out
+      itself, so that one program serves every update.
     """
     phases, mesh = algorithm.phases(), algorithm.mesh
     by_task, of_state = batch_sharding(mesh, axis=1), parameter_sharding(mesh, state)
@@ -98,15 +107,15 @@ def make_train_step(
 
     Args:
       algorithm: the iteration's functions.
-      state: the train state, or its shapes; its argument is donated.
+      state: the train state, or its shapes. The state that the iteration takes is donated.
       execution: "fused" or "split", from `choose_execution`.
-      timer: gets the seconds of each phase; fused there is one phase, "step".
+      timer: gets the seconds of each phase. A fused iteration has one phase, "step".
 
     Returns:
-      A function of (state, frozen, batch) that gives the new state and the metrics. A state that
-      samples ahead may come with the batch of the next iteration besides: its images are then drawn
-      while the scorers on the host still score this one's. What is computed is the same. A
-      `ScorerError` leaves the state as it was.
+      A function that takes (state, frozen, batch) and returns the new state and the metrics. Where
+      the state samples ahead, the next iteration's batch may be given as well: its images are then
+      drawn while the scorers on the host still score this one's. What is computed is the same. If
+      it raises `ScorerError`, the state is as it was.
     """
     if execution == "fused":
         fused = fused_program(algorithm, state)
@@ -122,14 +131,14 @@ def make_train_step(
 
 
 class SplitStep:
-    """A `TrainStep` of a program for each phase.
+    """A `TrainStep` with a program for each phase.
 
     Args:
-      algorithm, state, timer: as of `make_train_step`.
+      algorithm, state, timer: as in `make_train_step`.
 
     Attributes:
       drawn: what was drawn ahead and is scored meanwhile: a batch, its samples, and the scores that
-        are waited for; None if nothing was. For any other batch it is of no account.
+        are waited for; None if nothing was. It has no effect on any other batch.
     """
 
     def __init__(self, algorithm: Algorithm, state: TrainState, timer: PhaseTimer):
@@ -140,20 +149,26 @@ class SplitStep:
         self.drawn: tuple[Batch, Samples, PendingScores] | None = None
 
     def _draw(self, params, frozen, batch, step) -> Samples:
+        """Draws an iteration's samples, and waits for them."""
         with self.timer.phase("sample"):
             samples = self.programs.sample(params, frozen, batch.input_ids, step)
             return jax.block_until_ready(samples)
 
     def _ask(self, samples: Samples, batch: Batch) -> tuple[Batch, Samples, PendingScores]:
+        """Starts to score samples on the host.
+
+        Returns:
+          The batch, its samples, and the scores that are waited for.
+        """
         algorithm = self.algorithm
         scores = start_scoring(algorithm.rewards, samples.images, batch.questions, algorithm.mesh)
         return batch, samples, scores
 
     def __call__(self, state, frozen, batch, following=None):
-        """As `TrainStep`."""
+        """Makes one iteration, a phase at a time; see `TrainStep`."""
         programs, timer = self.programs, self.timer
         if self.drawn is None or self.drawn[0] is not batch:
-            self.drawn = None  # Its images are large.
+            self.drawn = None  # Images that were drawn ahead are large.
             samples = self._draw(state.sampling_params, frozen, batch, state.step)
             self.drawn = self._ask(samples, batch)
             del samples
@@ -199,6 +214,6 @@ class SplitStep:
 
 
 def _keep_params(state: TrainState) -> TrainState:
-    """Before the update: its parameters are those that draw the next iteration's images."""
+    """Keeps a copy of the parameters before the update, which draw the next iteration's images."""
     copy = lambda leaf: jax.numpy.array(leaf, copy=True)
     return state.remember({"sampling_params": jax.tree.map(copy, state.drawing_params)})

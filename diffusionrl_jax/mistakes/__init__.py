@@ -1,4 +1,4 @@
-"""What a person can mend, told apart from what is this project's own fault."""
+"""Tells what a person can mend apart from what is this project's own fault."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,13 +7,18 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake of the one who typed, wrote or named something: one line says it, and the mend.
 
-    Programs show it without a traceback. Whatever else is raised is a fault of ours, and shows
-    where it arose.
+    Programs show it without a traceback. Whatever else is raised is a fault of ours, and its
+    traceback shows where it arose.
     """
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What is said of a name that is not known, after it: the likeliest that was meant, or all."""
+    """Returns what is said of an unknown name, after it: the likeliest that was meant, or all.
+
+    Args:
+      name: the unknown name.
+      known: the names that are known.
+    """
     known = sorted(map(str, known))
     if close := difflib.get_close_matches(name, known, 1):
         return f"did you mean {close[0]}?"

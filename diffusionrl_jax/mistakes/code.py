@@ -17,20 +17,20 @@ LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", 
 def named_errors(what: str, mend: str) -> Iterator[None]:
     """Turns whatever somebody else's code raises into one error that names it and its line.
 
-    SystemExit too, which would end a run with the status that it likes, and without a line. An
-    interrupt is the user's.
+    That goes for SystemExit too, which would end a run with the status that it likes, and without a
+    line. An interrupt is the user's, and stays.
 
     Args:
-      what: has failed; the message begins with it.
-      mend: ends the message where no line of that code is to blame; elsewhere the line is to be
-        mended.
+      what: says what has failed; the message begins with it.
+      mend: the end of the message where no line of that code is to blame. Elsewhere the line is to
+        be mended.
 
     Raises:
       UserError: anything is raised.
     """
     try:
         yield
-    except (KeyboardInterrupt, UserError):  # The latter says already what it is.
+    except (KeyboardInterrupt, UserError):  # A UserError already says what is wrong.
         raise
     except BaseException as error:
         place = _place(error)
@@ -41,6 +41,9 @@ def named_errors(what: str, mend: str) -> Iterator[None]:
 @contextlib.contextmanager
 def without_exit(what: str) -> Iterator[None]:
     """Turns sys.exit in somebody else's code into an error that names it.
+
+    Args:
+      what: names that code; the message begins with it.
 
     Raises:
       UserError: SystemExit is raised.
@@ -53,7 +56,7 @@ def without_exit(what: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of that code which an error came from, rather than one of a library."""
+    """Returns the innermost line of that code which an error came from, not one of a library."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [

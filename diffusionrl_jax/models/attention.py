@@ -1,4 +1,4 @@
-"""Dot-product attention, by XLA or by a kernel that never holds the probability matrix.
+"""Computes dot-product attention, by XLA or by a kernel that never holds the probability matrix.
 
 The kernel is Pallas' on TPUs and cuDNN's on GPUs.
 """
@@ -16,11 +16,14 @@ from jax.sharding import Mesh, PartitionSpec
 from diffusionrl_jax.mistakes import UserError
 
 ATTENTION = ("auto", "dot_product", "splash", "cudnn")
-KERNEL_TOKENS = 1024  # below, the probabilities are small and XLA's fusions are as good
-LANES = 128  # the kernel's blocks of tokens are multiples of a TPU register's width
-LARGEST_BLOCK = 512  # 512 x 512 float32 logits are 1 MiB of the 16 MiB of a core's fast memory
+# With fewer tokens the probabilities are small, and XLA's fusions are as good.
+KERNEL_TOKENS = 1024
+# The kernel's blocks of tokens are multiples of the width of a TPU's register.
+LANES = 128
+# 512 x 512 float32 logits take 1 MiB of the 16 MiB of a core's fast memory.
+LARGEST_BLOCK = 512
 # What cuDNN's flash attention and its gradients take on every GPU that has them: heads of 8 to 128
-# numbers in steps of 8, of Ampere's compute capability or newer. Hopper takes larger heads.
+# numbers in steps of 8, on GPUs of Ampere's compute capability or newer. Hopper takes larger heads.
 CUDNN_HEAD_STEP, CUDNN_LARGEST_HEAD = 8, 128
 CUDNN_COMPUTE_CAPABILITY = 8.0
 
@@ -34,21 +37,22 @@ def attend(
     attention: str = "auto",
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """softmax(scale * query @ key) @ value of each head, with the softmax in float32.
+    """Computes softmax(scale * query @ key) @ value for each head, with the softmax in float32.
 
     Args:
       query: [batch, query tokens, heads, head size].
       key, value: [batch, tokens, heads, head size], of the query's dtype.
-      scale: of the logits.
-      attention: "dot_product" is `jax.nn.dot_product_attention`; "splash" the Pallas kernel
-        `jax.experimental.pallas.ops.tpu.splash_attention` where `takes_splash`, interpreted where
-        the mesh is not of TPUs; "cudnn" cuDNN's flash attention where `takes_cudnn`; "auto" is
-        "splash" on a mesh of TPUs, "cudnn" on one of GPUs that have it, else "dot_product".
-      mesh: the devices that the program is compiled for, over which the batch, or else the heads,
-        are split; XLA cannot split a kernel by itself. None means "auto" is "dot_product".
+      scale: the number by which the logits are multiplied.
+      attention: how it is computed. "dot_product" is `jax.nn.dot_product_attention`. "splash" is
+        the Pallas kernel `jax.experimental.pallas.ops.tpu.splash_attention`, interpreted where the
+        mesh is not of TPUs. "cudnn" is cuDNN's flash attention. "auto" is "splash" on a mesh of
+        TPUs, "cudnn" on a mesh of GPUs that have it, and "dot_product" elsewhere. Shapes and dtypes
+        that a kernel does not suit (`takes_splash`, `takes_cudnn`) are computed by "dot_product".
+      mesh: the devices that the program is compiled for. The batch, or else the heads, are split
+        over them, since XLA cannot split a kernel by itself. With None, "auto" is "dot_product".
 
     Returns:
-      Of the query's shape and dtype.
+      An array of the query's shape and dtype.
 
     Raises:
       UserError: as `choose`.
@@ -62,11 +66,11 @@ def attend(
 
 
 def choose(attention: str, mesh: Mesh | None) -> str:
-    """Resolves "auto", and checks the rest; see `attend`.
+    """Returns the attention that is meant, with "auto" resolved as `attend` says.
 
     Raises:
-      UserError: an attention that does not exist, a kernel without a mesh, or "cudnn" on a mesh of
-        other devices than GPUs that have it.
+      UserError: there is no such attention, a kernel is asked for without a mesh, or "cudnn" is
+        asked for on devices other than GPUs that have it.
     """
     if attention not in ATTENTION:
         raise UserError(f"attention {attention!r} is not one of {ATTENTION}.")
@@ -86,18 +90,26 @@ def choose(attention: str, mesh: Mesh | None) -> str:
 
 
 def takes_splash(query: tuple[int, ...], key: tuple[int, ...]) -> bool:
-    """Whether attention of these shapes, [batch, tokens, heads, head size], suits the kernel.
+    """Returns whether attention of these shapes suits the Pallas kernel.
 
-    It is for as many queries as keys, 1024 or more, in whole blocks of 128.
+    It suits as many queries as keys, 1024 or more, in whole blocks of 128.
+
+    Args:
+      query, key: the arrays' shapes, [batch, tokens, heads, head size].
     """
     return query == key and query[1] >= KERNEL_TOKENS and query[1] % LANES == 0
 
 
 def takes_cudnn(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Whether attention of these shapes, as of `takes_splash`, and dtype suits cuDNN's.
+    """Returns whether attention of these shapes and this dtype suits cuDNN's kernel.
 
-    It is for as many queries as keys, 1024 or more, in bfloat16 or float16, and heads of a multiple
-    of 8 up to 128, as `jax.nn.dot_product_attention` demands for its implementation "cudnn".
+    It suits as many queries as keys, 1024 or more, in bfloat16 or float16, and heads whose size is
+    a multiple of 8 up to 128, as `jax.nn.dot_product_attention` demands for its implementation
+    "cudnn".
+
+    Args:
+      query, key: the arrays' shapes, as in `takes_splash`.
+      dtype: the arrays' dtype.
     """
     is_long = query == key and query[1] >= KERNEL_TOKENS
     fits = query[3] % CUDNN_HEAD_STEP == 0 and query[3] <= CUDNN_LARGEST_HEAD
@@ -105,14 +117,15 @@ def takes_cudnn(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) 
 
 
 def block_size(tokens: int) -> int:
-    """The largest multiple of 128 up to 512 that divides the tokens."""
+    """Returns the largest multiple of 128, up to 512, that divides the number of tokens."""
     return max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if tokens % size == 0)
 
 
 def partition(batch: int, heads: int, mesh: Mesh) -> PartitionSpec:
-    """How [batch, heads, ...] is split: each mesh axis over the batch if it divides, or the heads.
+    """Returns how arrays [batch, heads, ...] are split over a mesh.
 
-    An axis that divides neither computes everything in each of its places.
+    Each axis of the mesh splits the batch if it divides it, or else the heads if it divides these.
+    Where an axis divides neither, each of its places computes everything.
     """
     over_batch, over_heads = [], []
     for axis, ways in mesh.shape.items():
@@ -130,7 +143,10 @@ def _is_tpu(mesh: Mesh) -> bool:
 
 
 def _has_cudnn(mesh: Mesh) -> bool:
-    """Whether a mesh is of GPUs with cuDNN's flash attention; AMD's have other capabilities."""
+    """Returns whether a mesh is of GPUs that have cuDNN's flash attention.
+
+    AMD's GPUs have other names for their capabilities.
+    """
     device = mesh.devices.flat[0]
     capability = str(getattr(device, "compute_capability", ""))
     is_number = re.fullmatch(r"\d+\.\d+", capability) is not None
@@ -141,8 +157,8 @@ def _has_cudnn(mesh: Mesh) -> bool:
 def _on_each_device(
     local: Callable[..., jax.Array], mesh: Mesh, arrays: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """`local` of each device's rows and heads of arrays [batch, tokens, heads, head size]."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:  # else the arrays are a device's own
+    """Applies `local` to each device's own rows and heads of [batch, tokens, heads, head size]."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:  # Else the arrays are a device's own.
         batch, _, heads, _ = arrays[0].shape
         rows, columns = partition(batch, heads, mesh)
         spec = PartitionSpec(rows, None, columns)
@@ -178,8 +194,8 @@ def _splash(query, key, value, scale, mesh):
             q_seq_shards=1,
             interpret=not _is_tpu(mesh),
         )
-        # Without residuals it gives one array.
+        # Without residuals the kernel returns one array.
         return cast(jax.Array, jax.vmap(kernel)(query, key, value)).swapaxes(1, 2)
 
-    # The kernel does not scale, and its backward pass is of the scaled query.
+    # The kernel does not scale, and its backward pass is that of the scaled query.
     return _on_each_device(local, mesh, (query * scale, key, value))

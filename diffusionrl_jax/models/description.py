@@ -1,4 +1,4 @@
-"""What a plan has to know of a model, before it is opened."""
+"""What a plan has to know of a model before the model is opened."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from typing import Protocol
 
 
 class Network(Protocol):
-    """A denoiser on one sample with one text.
+    """The arithmetic of a denoiser that runs on one sample with one text.
 
     Attributes:
-      operations: floating-point operations of a forward pass.
-      read: values that its first block reads.
-      largest_block: parameters of the block that has most, of those that are gathered together.
+      operations: the floating-point operations of a forward pass.
+      read: how many values the first block reads.
+      largest_block: the number of parameters of the largest block that is gathered as a whole.
     """
 
     @property
@@ -24,27 +24,38 @@ class Network(Protocol):
     def largest_block(self) -> int: ...
 
     def forward(self, itemsize: int, kernel: bool) -> float:
-        """Bytes that a forward pass holds."""
+        """Returns how many bytes a forward pass holds.
+
+        Args:
+          itemsize: the bytes of one value.
+          kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
+        """
         ...
 
     def backward(self, remat: str, itemsize: int, kernel: bool) -> float:
-        """Bytes that a backward pass holds."""
+        """Returns how many bytes a forward and backward pass holds.
+
+        Args:
+          remat: what is computed again for the backward pass, as `config.remat`.
+          itemsize, kernel: as in `forward`.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Sizes.
+    """The sizes of a model.
 
     Attributes:
-      denoiser: number of its parameters.
-      vae: number of its parameters.
-      text_encoder: number of its parameters.
+      denoiser: the number of the denoiser's parameters.
+      vae: the number of the VAE's parameters.
+      text_encoder: the number of all text encoders' parameters.
       network: the denoiser's arithmetic.
-      latent: numbers in one of them.
-      image: numbers in one of them.
-      text: numbers that one pass of the denoiser is conditioned on.
-      decoded: from the bytes of a number to those that decoding an image takes.
+      latent: how many numbers one latent has.
+      image: how many numbers one image has.
+      text: how many numbers one pass of the denoiser is conditioned on.
+      decoded: takes the bytes of one number, and returns the bytes that are held while one image is
+        decoded.
     """
 
     denoiser: int

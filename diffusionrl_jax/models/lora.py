@@ -1,14 +1,15 @@
-"""Low-rank adaptation of a denoiser (Hu et al., arXiv 2106.09685) as a view of its parameter tree.
+"""Adapts a denoiser by low-rank factors (Hu et al., 2106.09685), as a view of its parameter tree.
 
-What is trained is a tree of pairs of factors in the places of the kernels that they change:
+What is trained is a tree of pairs of factors, in the places of the kernels that they change:
 
     .../to_q/kernel                      [in, out]          frozen
     .../to_q/lora_A/kernel               [in, rank]         trained
     .../to_q/lora_B/kernel               [rank, out]        trained
 
 `Lora.merge` turns both into a tree like the denoiser's own. The networks know nothing of it, and
-whatever trains a tree of parameters trains the factors. A convolution's first factor has its
-window, the second is 1 by 1, as in PEFT: the project's mapping of names gives PEFT's names.
+whatever trains a tree of parameters trains the factors. The first factor of a convolution has the
+convolution's window, and the second is 1 by 1, as in PEFT, so that the project's mapping of names
+yields PEFT's names.
 """
 
 import dataclasses
@@ -38,12 +39,13 @@ class Lora:
     """Which kernels get factors, and of which size.
 
     Attributes:
-      rank: of the change to each kernel.
+      rank: the rank of the change to each kernel.
       alpha: the change is alpha / rank times the product of the factors.
-      targets: names of PyTorch's modules, or the ends of them: "to_q" is every query projection.
+      targets: the names of PyTorch's modules, or the ends of the names: "to_q" is every query
+        projection.
 
     Raises:
-      UserError: a rank below 1, an alpha that is not above 0, or no targets.
+      UserError: the rank is below 1, alpha is not above 0, or there are no targets.
     """
 
     rank: int
@@ -60,14 +62,18 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
+        """The number by which the product of the factors is multiplied."""
         return self.alpha / self.rank
 
     def kernels(self, base: Parameters) -> dict[Path, Any]:
-        """The kernels that get factors, by path.
+        """Returns the kernels that get factors, by their paths in the tree.
+
+        Args:
+          base: the denoiser's parameters; only their names are used.
 
         Raises:
-          UserError: a target that no module of the denoiser ends in; says what there is.
+          UserError: no module of the denoiser ends in one of the targets; it says what its modules
+            end in.
         """
         flat = flatten(base)
         names = {
@@ -89,11 +95,11 @@ class Lora:
         }
 
     def init(self, base: Parameters, seed: int) -> dict[str, Any]:
-        """Factors that change nothing yet: the first uniform as in PEFT, the second zero.
+        """Returns factors that change nothing yet: the first uniform as in PEFT, the second zero.
 
         Args:
-          base: the denoiser's parameters; only shapes are used.
-          seed: of the first factors.
+          base: the denoiser's parameters; only their shapes are used.
+          seed: the seed that the first factors are drawn with.
 
         Returns:
           A tree of float32 factors.
@@ -113,12 +119,12 @@ class Lora:
         return traverse_util.unflatten_dict(factors)
 
     def merge(self, base: Parameters, factors: Parameters) -> dict[str, Any]:
-        """The denoiser's parameters with the factors' change: base + scale * down @ up.
+        """Returns the denoiser's parameters with the factors' change: base + scale * down @ up.
 
         Args:
-          base: the denoiser's parameters, or a part of its tree that holds the kernels to change;
-            of a `Shard` a device's own part is changed.
-          factors: from `init`.
+          base: the denoiser's parameters, or a part of their tree that holds the kernels to change.
+            Where a kernel is a `Shard`, the device's own part of it is changed.
+          factors: the factors, from `init`.
 
         Returns:
           A tree of the base's structure, shapes and dtypes.
@@ -127,7 +133,7 @@ class Lora:
         for *path, kind, _ in flat:
             if kind == DOWN:
                 kernel = merged[*path, KERNEL]
-                # A TPU would by default multiply in bfloat16, and export something else.
+                # By default a TPU would multiply in bfloat16, and what is exported would differ.
                 change = jnp.matmul(
                     flat[*path, DOWN, KERNEL],
                     flat[*path, UP, KERNEL],
@@ -137,17 +143,17 @@ class Lora:
         return traverse_util.unflatten_dict(merged)
 
     def to_pytorch(self, factors: Parameters, denoiser: str) -> dict[str, np.ndarray]:
-        """The factors as diffusers' `load_lora_weights` takes them from a file.
+        """Returns the factors as diffusers' `load_lora_weights` takes them from a file.
 
-        The scale is multiplied into the second factors, for a file without an alpha is read with
+        The scale is multiplied into the second factors, since a file without an alpha is read with
         one that equals the rank.
 
         Args:
           factors: arrays that this process can read whole.
-          denoiser: its name in the pipeline, with which the file's names begin.
+          denoiser: the denoiser's name in the pipeline, with which the names in the file begin.
 
         Returns:
-          PyTorch name -> float32 host array.
+          A float32 host array for each PyTorch name.
         """
         state = weights.to_pytorch(factors, rename=lambda name: f"{denoiser}.{name}")
         return {
@@ -162,16 +168,16 @@ class Lora:
         denoiser: str,
         source: str = "the LoRA file",
     ) -> dict[str, Any]:
-        """The factors of a file: the inverse of `to_pytorch`.
+        """Returns the factors of a file. It is the inverse of `to_pytorch`.
 
         Args:
-          state: PyTorch name -> array.
-          base: the denoiser's parameters; only shapes are used.
-          denoiser: as of `to_pytorch`.
-          source: what errors call the state.
+          state: an array for each PyTorch name.
+          base: the denoiser's parameters; only their shapes are used.
+          denoiser: the denoiser's name in the pipeline, as in `to_pytorch`.
+          source: what errors call the file.
 
         Raises:
-          UserError: a tensor is missing, left over or misshapen; names it.
+          UserError: a tensor is missing, left over or of another shape; it names the tensor.
         """
         template = jax.eval_shape(lambda: self.init(base, seed=0))
         unscaled = {
@@ -183,11 +189,12 @@ class Lora:
 
 
 def _ends_in(name: str, target: str) -> bool:
+    """Returns whether the last parts of a module's name are the target."""
     return f".{name}".endswith(f".{target}")
 
 
 def _end(name: str) -> str:
-    """The last part of a module's name that is not a number, and what follows it."""
+    """Returns the last part of a module's name that is not a number, and what follows it."""
     found = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)
     assert found is not None  # No module has a number alone for its name.
     return found[0]

@@ -1,4 +1,4 @@
-"""Trees of parameters: counted, and drawn at random to train from scratch."""
+"""Counts trees of parameters, and draws them at random to train from scratch."""
 
 import math
 from collections.abc import Mapping
@@ -12,30 +12,30 @@ from flax import traverse_util
 
 Parameters = Mapping[str, Any]
 
-# Leaf name -> standard deviation from the parameter's shape, for training from scratch.
+# For each leaf's name, the standard deviation that a parameter of a shape is drawn with.
 INITIALISED = {
     "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
     "embedding": lambda shape: 0.02,
 }
-# Standard deviation of a standard normal cut off at -2 and 2.
+# The standard deviation of a standard normal distribution that is cut off at -2 and 2.
 TRUNCATED_DEVIATION = 0.87962566
 
 
 def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, Any]:
-    """Parameters for a template of shapes.
+    """Draws parameters for a template of shapes.
 
-    Kernels are drawn as Flax draws them by default (truncated normal, variance 1 / fan in),
-    embeddings with CLIP's standard deviation of 0.02; biases are 0 and scales 1.
+    Kernels are drawn as Flax draws them by default (truncated normal, variance 1 / fan in), and
+    embeddings with CLIP's standard deviation of 0.02. Biases are 0 and scales 1.
 
     Args:
-      template: the tree; its leaves need only a shape.
+      template: the tree, whose leaves need only a shape.
       rng: a PRNG key.
 
     Returns:
-      The same tree, of float32 host arrays.
+      A tree of the same structure, of float32 host arrays.
     """
-    # One draw for all: the modules' own initialisers, one random graph for each of hundreds of
-    # parameters, take a minute to compile even for a tiny model.
+    # All are drawn at once: the modules' own initialisers are one random graph for each of hundreds
+    # of parameters, and take a minute to compile even for a tiny model.
     flat = flatten(template)
     drawn = {path: leaf.shape for path, leaf in flat.items() if path[-1] in INITIALISED}
     ends = np.cumsum([math.prod(shape) for shape in drawn.values()])
@@ -52,15 +52,21 @@ def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, 
 
 
 def flatten(tree: Parameters) -> dict[tuple[str, ...], Any]:
-    """A tree's leaves by path: as flax has it, whose annotation names its empty node, too."""
+    """Returns a tree's leaves by their paths.
+
+    It is flax's `flatten_dict`, whose annotation also admits the empty node that never occurs here.
+    """
     return traverse_util.flatten_dict(tree)
 
 
 def apply(module: nn.Module, variables: Mapping[str, Any], *arguments, **options) -> Any:
-    """What a module says: as flax has it, whose annotation also names what is mutated."""
+    """Returns what a module computes.
+
+    It is flax's `apply`, whose annotation also admits the changed variables that never occur here.
+    """
     return module.apply(variables, *arguments, **options)
 
 
 def count(params: Parameters) -> int:
-    """How many numbers a tree of parameters, or of shapes, has."""
+    """Returns how many numbers a tree of parameters, or of shapes, has."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

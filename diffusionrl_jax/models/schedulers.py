@@ -1,7 +1,8 @@
-"""What a folder's scheduler says of the noise that its denoiser was trained on.
+"""Reads from a folder's scheduler what noise its denoiser was trained on.
 
-The classes are those of PyTorch's diffusers whose networks were trained by a schedule of betas over
-whole timesteps. Solvers differ between them, and the chain that is walked here is DDIM's for all.
+The classes that are read are those of PyTorch's diffusers whose networks were trained on a schedule
+of betas over whole timesteps. Their solvers differ, and the chain that is walked here is DDIM's for
+all of them.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
-# A field that a folder leaves out, or sets to null: DDIMScheduler's default of it.
+# DDIMScheduler's defaults of the fields that a folder leaves out, or sets to null.
 DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -31,7 +32,8 @@ DEFAULTS = {
 BETAS = ("beta_start", "beta_end", "beta_schedule")
 _CLIPS = {"clip_sample": True}
 _BETAS_OF_STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
-# The classes that are read -> their own defaults of the noise and of clipping, where others.
+# The classes that are read, each with the defaults of its noise and of clipping that are others
+# than those above.
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": _CLIPS,
     "DDPMScheduler": _CLIPS,
@@ -62,15 +64,20 @@ CHOICES = {
     "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": TIMESTEP_SPACINGS,
 }
-# Of noise that is no beta schedule over whole timesteps, or of what DDIM's chain does not do.
+# Values that stand for noise that is no beta schedule over whole timesteps, or for what DDIM's
+# chain does not do.
 REFUSED = {"thresholding": True, "use_flow_sigmas": True, "timestep_type": "continuous"}
 
 
 def check_class(name: Any, source: object) -> None:
     """Refuses a scheduler whose network was trained on other noise.
 
+    Args:
+      name: the scheduler's class.
+      source: the file that names it, for the message.
+
     Raises:
-      UserError: names the source, the class, and those that are read.
+      UserError: the class is not one of `SCHEDULERS`; it names the source, the class and those.
     """
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise UserError(
@@ -80,14 +87,15 @@ def check_class(name: Any, source: object) -> None:
 
 
 def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler") -> None:
-    """Refuses what DDIM's chain would get wrong.
+    """Refuses a scheduler that DDIM's chain would get wrong.
 
     Args:
-      config: contents of a scheduler_config.json.
+      config: the contents of a scheduler_config.json.
       source: that file, for messages.
 
     Raises:
-      UserError: names the source, the field and what it may hold.
+      UserError: a field is wrong or not supported; it names the source, the field and what the
+        field may hold.
     """
     fields.check_fields(config, KINDS, source)
     for field, known in CHOICES.items():
@@ -112,10 +120,10 @@ def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler")
 
 
 def with_defaults(config: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """The config with what it leaves out, or sets to null.
+    """Returns the config with the defaults of what it leaves out, or sets to null.
 
     Args:
-      config: contents of a scheduler_config.json.
-      name: of the scheduler's class, for its own defaults.
+      config: the contents of a scheduler_config.json.
+      name: the scheduler's class, which may have defaults of its own.
     """
     return {**DEFAULTS, **SCHEDULERS.get(name, {}), **fields.without_nulls(config)}

@@ -1,4 +1,4 @@
-"""Prompts as what the UNet is conditioned on: tokenizers, CLIP text encoders, XL's pair of them."""
+"""Turns prompts into what the UNet is conditioned on: tokenizers and CLIP text encoders."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from diffusionrl_jax.models.parameters import Parameters, apply
 
 @flax.struct.dataclass
 class Conditioning:
-    """What XL's UNet takes from a prompt (2307.01952); the other UNets take `states` alone.
+    """What XL's UNet takes from a prompt (2307.01952). The other UNets take `states` alone.
 
     Attributes:
-      states: [n, tokens, width], of both text encoders side by side.
-      pooled: [n, width'], of the second one.
-      time_ids: float32 [n, 6] in pixels: height and width of the original picture, top and left of
-        the crop, height and width of the crop.
+      states: the states of both text encoders, side by side, [n, tokens, width].
+      pooled: the projected state of the second text encoder, [n, width'].
+      time_ids: float32 [n, 6] in pixels: the height and width of the original picture, the top and
+        left of the crop, and the height and width of the crop.
     """
 
     states: jax.Array
@@ -34,21 +34,21 @@ class Conditioning:
     time_ids: jax.Array
 
 
-# A tree of arrays whose first axis is the prompt's; what it holds, this module and
-# `StableDiffusion` know alone.
+# A tree of arrays whose first axis is the prompt's. Only this module and `StableDiffusion` know
+# what it holds.
 Text = jax.Array | Conditioning
 STATES, POOLED, TIME_IDS = (f"text_{name}" for name in ("states", "pooled", "time_ids"))
 
 
 def text_to_arrays(text: Text) -> dict[str, jax.Array]:
-    """The text as named arrays, to be kept: "text_states", and of XL two more."""
+    """Returns the text as named arrays, to be kept: "text_states", and for XL two more."""
     if isinstance(text, Conditioning):
         return {STATES: text.states, POOLED: text.pooled, TIME_IDS: text.time_ids}
     return {STATES: text}
 
 
 def text_from_arrays(arrays: Mapping[str, jax.Array]) -> Text | None:
-    """The inverse of `text_to_arrays`; None where there is no text among the arrays."""
+    """Returns the text that `text_to_arrays` has named, or None where the arrays hold no text."""
     if POOLED in arrays:
         return Conditioning(arrays[STATES], arrays[POOLED], arrays[TIME_IDS])
     return arrays.get(STATES)
@@ -60,7 +60,14 @@ Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
 ) -> np.ndarray:
-    """Token ids int32 [len(prompts), length], truncated and padded; model_max_length by default."""
+    """Returns the prompts' token ids, truncated and padded, int32 [len(prompts), length].
+
+    Args:
+      tokenizer: the tokenizer.
+      prompts: any number of prompts.
+      length: how many tokens each prompt has in the end; None means the tokenizer's
+        model_max_length.
+    """
     ids = tokenizer(
         list(prompts),
         padding="max_length",
@@ -74,16 +81,17 @@ def tokenize(
 def are_cut(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
 ) -> np.ndarray:
-    """Which prompts have more tokens than `tokenize` leaves them: bool [len(prompts)].
+    """Returns which prompts have more tokens than `tokenize` leaves them, bool [len(prompts)].
 
     Args:
-      tokenizer: one that makes at most one token of a byte.
-      prompts: any number.
-      length: as of `tokenize`.
+      tokenizer: a tokenizer that makes at most one token of each byte.
+      prompts: any number of prompts.
+      length: the number of tokens, as in `tokenize`.
     """
     length = length or tokenizer.model_max_length
     room = length - tokenizer.num_special_tokens_to_add()
-    # Most are so short that nobody has to count. Others than ASCII may grow as they are normalised.
+    # Most prompts are so short that their tokens need not be counted. Prompts that are not ASCII
+    # may grow as they are normalised.
     cut = np.array([len(prompt) > room or not prompt.isascii() for prompt in prompts], bool)
     if cut.any():
         doubtful = [prompt for prompt, counts in zip(prompts, cut, strict=True) if counts]
@@ -93,6 +101,7 @@ def are_cut(
 
 
 def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **options):
+    """Returns a text encoder's output for token ids [n, tokens]."""
     # Padding is attended to, as Stable Diffusion was trained.
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
     mask = jnp.ones_like(input_ids)
@@ -100,18 +109,18 @@ def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **optio
 
 
 def last_states(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
-    """The last layer's states after the final normalisation: [n, tokens, width]."""
+    """Returns the last layer's states after the final normalisation, [n, tokens, width]."""
     return _apply(encoder, params, input_ids).last_hidden_state
 
 
 def penultimate_states(
     encoder: nn.Module, params: Parameters, input_ids: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The last layer's inputs, and the projected state of the end of the text.
+    """Returns the last layer's inputs, and the projected state of the end of the text.
 
     Returns:
-      [n, tokens, width] without the final normalisation, and [n, projection_dim], or None of an
-      encoder without a projection.
+      The inputs without the final normalisation, [n, tokens, width]; and the projected state, [n,
+      projection_dim], or None if the encoder has no projection.
     """
     output = _apply(encoder, params, input_ids, output_hidden_states=True)
     return output.hidden_states[-2], getattr(output, "text_embeds", None)
@@ -121,11 +130,11 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
     """Reads a tokenizer's folder, local or remote.
 
     Args:
-      folder: with the tokenizer's files, and perhaps others.
+      folder: a folder with the tokenizer's files, and perhaps others.
       kind: the tokenizer's class.
 
     Raises:
-      FileNotFoundError: there is no such folder, or a file of it is missing.
+      FileNotFoundError: there is no such folder, or a file in it is missing.
       UserError: as `tokenizer_files`.
     """
     if not folder.exists():
@@ -139,8 +148,8 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
         return cast(Tokenizer, kind.from_pretrained(local))
 
 
-# How CLIP takes a text apart (2103.00020), after it is normalised. The markers of a text's begin
-# and end stay whole where a prompt says them.
+# How CLIP takes a text apart (2103.00020), after it is normalised. The markers of a text's start
+# and end stay whole where a prompt contains them.
 PIECES = (
     *(r"<\|startoftext\|>", r"<\|endoftext\|>"),
     *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d"),
@@ -151,15 +160,16 @@ PIECES = (
 def load_clip_tokenizer(folder: epath.Path) -> CLIPTokenizerFast:
     """Reads CLIP's tokenizer, whose ids are those of transformers 5.
 
-    The CLIPTokenizer of transformers 4 gives others where ftfy is installed, and a tokenizer.json
-    may say others. From transformers 5 on, normalisation and pieces are the class's own, and only
-    the words, the merges and the added tokens are the folder's: so they are here.
+    The CLIPTokenizer of transformers 4 gives other ids where ftfy is installed, and so may a
+    tokenizer.json. From transformers 5 on, the class itself sets how a text is normalised and taken
+    apart, and only the words, the merges and the added tokens are the folder's. The same holds
+    here.
 
     Args:
-      folder: as of `load_tokenizer`.
+      folder: the tokenizer's folder, as in `load_tokenizer`.
 
     Raises:
-      FileNotFoundError: there is no such folder.
+      FileNotFoundError, UserError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(folder, CLIPTokenizerFast)
     backend = tokenizer.backend_tokenizer
@@ -179,12 +189,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: 
     """Refuses a tokenizer that knows tokens that its text encoder does not.
 
     Args:
-      tokenizer: of the text encoder.
+      tokenizer: the text encoder's tokenizer.
       vocab_size: how many tokens the text encoder's embedding has.
-      name: of the tokenizer, for the message.
+      name: what the message calls the tokenizer.
 
     Raises:
-      UserError: there is one; it would be read from beyond the embedding's end.
+      UserError: there is such a token, which would be looked up beyond the embedding's end.
     """
     unknown = {id: token for token, id in tokenizer.get_vocab().items() if id >= vocab_size}
     if unknown:

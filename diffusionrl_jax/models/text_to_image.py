@@ -1,4 +1,7 @@
-"""What every text-to-image model has in common: the protocol, and the families that satisfy it."""
+"""Says what every text-to-image model has in common, and opens and writes models of any family.
+
+The protocol is `TextToImage`; `FAMILIES` holds the families that satisfy it.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,28 +25,32 @@ from diffusionrl_jax.models.stable_diffusion.folder import (
 )
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
-Text = Any  # A tree of arrays whose first axis is the prompt's; the model alone knows what of.
+# A tree of arrays whose first axis is the prompt's. Only the model knows what the arrays are.
+Text = Any
 INDEX = "model_index.json"
 PROMPTS_AT_ONCE = 4096
 
 
 class TextToImage(Protocol):
-    """A model without its parameters; its methods are pure and can be jitted.
+    """A model without its parameters. Its methods are pure functions that can be jitted.
 
-    Parameters are a mapping with the denoiser's under `denoiser_name`, and "text_encoder" and
-    "vae". `stable_diffusion.model.StableDiffusion` is one.
+    The parameters are a mapping. It holds the denoiser's parameters under `denoiser_name`, the text
+    encoders' under "text_encoder" and the VAE's under "vae".
+    `stable_diffusion.model.StableDiffusion` satisfies this protocol.
 
     Attributes:
-      pipeline_name: the class of its pipeline in PyTorch's diffusers, a key of `FAMILIES`.
-      denoiser_name: of what is trained, as its folder names it: "unet", "transformer".
-      dtype: what the denoiser computes in.
-      latent_shape: of one latent, of any rank.
-      image_shape: (height, width, 3) of the image that it decodes to.
-      scheduler_config: what the folder says of the process that the denoiser was trained on.
-      networks: their folders' names.
-      configs: what the folder says of each of them, by name.
+      pipeline_name: the class of the model's pipeline in PyTorch's diffusers, a key of `FAMILIES`.
+      denoiser_name: the name that the model's folder gives to the network that is trained, such as
+        "unet" or "transformer".
+      dtype: the dtype in which the denoiser computes.
+      latent_shape: the shape of one latent, of any rank.
+      image_shape: the shape (height, width, 3) of the image that one latent decodes to.
+      scheduler_config: what the folder says of the noise process that the denoiser was trained on.
+      networks: the names of the folders of the model's networks.
+      configs: what the model's folder says of each network and of the scheduler, by name.
       text_encoder: the module that reads prompts.
-      scaling_factor: from what the VAE encodes to latents of unit variance.
+      scaling_factor: the number by which what the VAE encodes is multiplied, so that latents have
+        unit variance.
     """
 
     @property
@@ -77,50 +84,68 @@ class TextToImage(Protocol):
     def scaling_factor(self) -> float: ...
 
     def tokenize(self, prompts: Sequence[str], /) -> np.ndarray:
-        """Token ids, int32 [n, tokens]."""
+        """Returns the prompts' token ids, int32 [n, tokens]."""
         ...
 
     def are_cut(self, prompts: Sequence[str], /) -> np.ndarray:
-        """Which prompts are longer than what `tokenize` keeps of them, bool [n]."""
+        """Returns which prompts are longer than what `tokenize` keeps of them, bool [n]."""
         ...
 
     def encode_text(self, params: Parameters, input_ids: jax.Array, /) -> Text:
-        """What the denoiser is conditioned on, a tree of [n, ...] arrays."""
+        """Returns what the denoiser is conditioned on, a tree of [n, ...] arrays.
+
+        Args:
+          params: the parameters "text_encoder".
+          input_ids: int32 [n, tokens], from `tokenize`.
+        """
         ...
 
     def encode_empty(self, params: Parameters, input_ids: jax.Array, /) -> Text:
-        """What prompts are guided away from, of the empty prompt's ids; as `encode_text`."""
+        """Returns what prompts are guided away from, for the empty prompt's ids; see
+        `encode_text`.
+        """
         ...
 
     def denoise(
         self, params: Parameters, latents: jax.Array, times: jax.Array, text: Text, /
     ) -> jax.Array:
-        """What the denoiser says of latents [n, ...] at times [n], for P texts of each.
+        """Returns the denoiser's output for latents [n, ...] at times [n], with P texts for each
+        latent.
 
-        `text` has n * P rows, one sample's after another's, and so has the output, float32.
+        `text` has n * P rows, in which one latent's P rows come before the next one's. The output
+        has the same rows, float32 [n * P, ...].
         """
         ...
 
     def encode(self, params: Parameters, images: jax.Array, /) -> tuple[jax.Array, jax.Array]:
-        """Mean and deviation of the latents of images [n, height, width, 3] in [0, 1]."""
+        """Returns the mean and standard deviation, [n, ...] each, of the latents of images.
+
+        Args:
+          params: the parameters "vae".
+          images: [n, height, width, 3] in [0, 1].
+        """
         ...
 
     def decode(self, params: Parameters, latents: jax.Array, /) -> jax.Array:
-        """Images float32 [n, height, width, 3] in [0, 1] of latents [n, ...]."""
+        """Returns the images, float32 [n, height, width, 3] in [0, 1], of latents [n, ...]."""
         ...
 
     def same_networks(self, other: "TextToImage", /) -> bool:
-        """Whether both differ in their parameters alone, so that one program serves both."""
+        """Returns whether the two models differ in nothing but their parameters.
+
+        One compiled program then serves both.
+        """
         ...
 
 
 def warn_of_cut(model: TextToImage, prompts: Iterable[str], name: str) -> None:
-    """Says, in one warning, how many prompts the model reads the beginning of only, if it does.
+    """Warns, once, of how many prompts are longer than what the model reads; says nothing if none
+    is.
 
     Args:
-      model: whose tokenizer cuts them.
-      prompts: any number; they are read a part at a time.
-      name: of the prompts, for the message.
+      model: the model whose tokenizer cuts the prompts.
+      prompts: any number of prompts, which are read a part at a time.
+      name: what the message calls the prompts.
     """
     prompts, count, cut = iter(prompts), 0, []
     while part := list(itertools.islice(prompts, PROMPTS_AT_ONCE)):
@@ -135,13 +160,14 @@ def warn_of_cut(model: TextToImage, prompts: Iterable[str], name: str) -> None:
 
 
 class Family(NamedTuple):
-    """How the folders of a kind of model are opened and written.
+    """How the folders of one kind of model are opened and written.
 
     Attributes:
-      describe: from what `config.model` names to its sizes, without opening its weights.
+      describe: takes what `config.model` names and returns the model's sizes, without opening its
+        weights.
       denoiser: the name of the denoiser's folder.
-      read: as `stable_diffusion.folder.load_stable_diffusion`.
-      write: as `stable_diffusion.folder.save_stable_diffusion`.
+      read: reads a folder, as `stable_diffusion.folder.load_stable_diffusion` does.
+      write: writes a folder, as `stable_diffusion.folder.save_stable_diffusion` does.
     """
 
     describe: Callable[..., Description]
@@ -153,7 +179,7 @@ class Family(NamedTuple):
 STABLE_DIFFUSION = Family(
     describe, StableDiffusion.denoiser_name, load_stable_diffusion, save_stable_diffusion
 )
-# By the pipeline's class in a folder's model_index.json.
+# The families, by the class of the pipeline in a folder's model_index.json.
 FAMILIES = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION,
@@ -162,10 +188,12 @@ DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
 
 
 def family_of(folder: epath.Path) -> Family:
-    """The family of a folder, by its model_index.json; Stable Diffusion's where it has none.
+    """Returns the family of a folder, by the pipeline's class in its model_index.json.
+
+    It is Stable Diffusion's where the folder has no such file.
 
     Raises:
-      UserError: no family is known for its pipeline.
+      UserError: no family is known for the folder's pipeline.
     """
     index = folder / INDEX
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
@@ -178,7 +206,15 @@ def family_of(folder: epath.Path) -> Family:
 
 
 def describe_model(name: str, size: tuple[int, int] | None = None) -> Description:
-    """The sizes of a model that is here, or published; see the family's `describe`."""
+    """Returns the sizes of a model that is here, or of a published one.
+
+    Args:
+      name: what `config.model` names; see the family's `describe`.
+      size: the height and width of the pictures in pixels; None means the UNet's own size.
+
+    Raises:
+      UserError, FileNotFoundError: as the family's `describe`.
+    """
     folder = resolve(name, "config.model") if name else None
     if folder is not None and folder.exists():
         return family_of(folder).describe(name, size)
@@ -190,7 +226,7 @@ def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
 
     Args:
       path: a folder in diffusers' layout, local or `gs://`, or a hub id.
-      **options: as of `stable_diffusion.folder.load_stable_diffusion`.
+      **options: the options of `stable_diffusion.folder.load_stable_diffusion`.
 
     Returns:
       The model, and its parameters.
@@ -207,7 +243,7 @@ def save_model(path: epath.Path, model: TextToImage, params: Parameters, *option
 
     Args:
       path: the folder.
-      model, params: what is written.
-      *options: further arguments of `stable_diffusion.folder.save_stable_diffusion`.
+      model, params: the model, and the parameters that are written.
+      *options: the further arguments of `stable_diffusion.folder.save_stable_diffusion`.
     """
     FAMILIES[model.pipeline_name].write(path, model, params, *options)

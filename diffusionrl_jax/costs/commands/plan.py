@@ -27,7 +27,7 @@ from diffusionrl_jax.experiments import planning
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:1x1", "v6e:2x4", "v5p:2x2x1")
 SLICES = (*SLICES, "v4:2x2x2")
-# The rows that are shown unless others are asked for: config -> slices.
+# The rows that are shown unless others are asked for: the slices of each config.
 USUAL = {
     "configs/hps.py": SLICES,
     "configs/joint.py": SLICES,
@@ -93,7 +93,7 @@ def markdown(
     """Returns the table as Markdown.
 
     Args:
-      wanted: the configs' files -> the topologies that each is shown for.
+      wanted: for each config's file, the topologies that it is shown for.
       compiled: a folder for the results of compiling; None compiles nothing.
       quick: whether to compile with less effort.
 

@@ -11,17 +11,19 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import vocabulary
 
-SPRITE_SIZE = 64  # of the atlas, pixels
-IMAGE_SIZE = 32  # of a picture, pixels
-PAIR_SIZES = (14, 16)  # of an object in a pair, or of a small single one, pixels
-LARGE_SIZES = (25, 31)  # of an object alone, pixels
+# Sizes are in pixels; of two, they are the least and the largest.
+SPRITE_SIZE = 64  # That of a sprite in the atlas.
+IMAGE_SIZE = 32  # That of a picture.
+PAIR_SIZES = (14, 16)  # Those of an object in a pair, or of a small single one.
+LARGE_SIZES = (25, 31)  # Those of an object alone.
 PORTRAIT_SIZES = (30, 32)
 KIND_FREQUENCIES = {"single": 0.40, "pair": 0.34, "portrait": 0.26}
-LARGE_FREQUENCY = 0.5  # of the pictures of one object
-# Objects that are never in a pair are drawn alone more often: all are seen about as often in all.
+LARGE_FREQUENCY = 0.5  # How many of the pictures of one object show it large.
+# Objects that are never in a pair are drawn alone more often, so that all objects are seen about as
+# often.
 ALONE = tuple(vocabulary.OBJECTS) + 3 * vocabulary.HELD_OUT_OBJECTS
-# How one object is spoken of: "an apple", "a portrait of an apple", or "an apple next to nothing",
-# "nothing next to an apple"; so every noun is read, and drawn, where one of a pair stands.
+# How one object is spoken of: "an apple", "a portrait of an apple", or "an apple next to nothing"
+# and "nothing next to an apple", so that every noun is read, and drawn, where one of a pair stands.
 SINGLE_WORDS = {"plain": 0.3, "portrait": 0.3, "beside nothing": 0.4}
 
 
@@ -30,13 +32,13 @@ class Example:
     """A picture with everything that is known about it.
 
     Attributes:
-      image: uint8 [32, 32, 3], RGB.
+      image: the picture, uint8 [32, 32, 3], RGB.
       prompt: what it shows, in words.
       kind: "single", "pair" or "portrait".
       objects: the objects' names, in the prompt's order; empty for portraits.
-      boxes: of each object (left, top, right, bottom) in pixels.
-      occupation: the person's, or "".
-      tone: index into `vocabulary.TONES`, or -1 where there is no person.
+      boxes: each object's (left, top, right, bottom) in pixels.
+      occupation: the person's occupation, or "".
+      tone: the place of the person's tone in `vocabulary.TONES`, or -1 where there is no person.
     """
 
     image: np.ndarray
@@ -50,6 +52,7 @@ class Example:
 
 @functools.cache
 def _atlas() -> tuple[Image.Image, dict[str, list[int]]]:
+    """Returns the picture of all sprites, and the left and top corner of each by its name."""
     folder = assets.resolve("asset:emoji")
     with Image.open(folder / "sprites.png", formats=["PNG"]) as image:
         atlas = image.convert("RGBA")
@@ -58,7 +61,15 @@ def _atlas() -> tuple[Image.Image, dict[str, list[int]]]:
 
 @functools.cache
 def sprite(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A sprite as (colour times opacity, opacity): float32 [size, size, 3] and [size, size, 1]."""
+    """Returns a sprite as colour times opacity, and opacity.
+
+    Args:
+      name: the sprite's name.
+      size: its height and width in pixels.
+
+    Returns:
+      float32 [size, size, 3] and [size, size, 1], in [0, 1].
+    """
     atlas, corners = _atlas()
     left, top = corners[name]
     tile = atlas.crop((left, top, left + SPRITE_SIZE, top + SPRITE_SIZE))
@@ -76,7 +87,7 @@ def draw(placements: list[tuple[str, int, int, int]]) -> np.ndarray:
     """Pastes sprites on white.
 
     Args:
-      placements: (sprite name, size, left, top) in pixels, inside the picture.
+      placements: for each sprite (name, size, left, top), in pixels inside the picture.
 
     Returns:
       uint8 [32, 32, 3].
@@ -98,7 +109,7 @@ def _offset(rng: np.random.Generator, room: int) -> int:
 
 
 def random_single(rng: np.random.Generator, noun: str) -> Example:
-    """One object, large or as small as in a pair, anywhere in the picture."""
+    """Draws one object, large or as small as in a pair, anywhere in the picture."""
     size = _size(rng, LARGE_SIZES if rng.random() < LARGE_FREQUENCY else PAIR_SIZES)
     left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
     return Example(
@@ -111,7 +122,7 @@ def random_single(rng: np.random.Generator, noun: str) -> Example:
 
 
 def _half_placements(rng: np.random.Generator, nouns: tuple[str, ...]) -> list:
-    """Of one or two objects, each in its half of the picture; either may be the left one."""
+    """Places one or two objects, each in its half of the picture; either may be the left half."""
     halves = (0, IMAGE_SIZE // 2) if rng.random() < 0.5 else (IMAGE_SIZE // 2, 0)
     placements = []
     for noun, half in zip(nouns, halves, strict=False):
@@ -126,7 +137,7 @@ def _boxes(placements: list[tuple[str, int, int, int]]) -> tuple[tuple[int, int,
 
 
 def random_pair(rng: np.random.Generator, first: str, relation: str, second: str) -> Example:
-    """Two objects, each in its half of the picture; either may be the left one."""
+    """Draws two objects, each in its half of the picture. Either may be the left one."""
     placements = _half_placements(rng, (first, second))
     return Example(
         image=draw(placements),
@@ -138,13 +149,19 @@ def random_pair(rng: np.random.Generator, first: str, relation: str, second: str
 
 
 def beside_nothing(noun: str, relation: str) -> tuple[str, str]:
-    """The prompts "an apple next to nothing" and "nothing next to an apple"."""
+    """Returns the prompts "an apple next to nothing" and "nothing next to an apple"."""
     named = f"{prompts.article(noun)} {noun}"
     return f"{named} {relation} nothing", f"nothing {relation} {named}"
 
 
 def random_beside_nothing(rng: np.random.Generator, noun: str, prompt: str) -> Example:
-    """One object as in a pair whose other half is empty; the prompt from `beside_nothing`."""
+    """Draws one object as in a pair whose other half is empty.
+
+    Args:
+      rng: numpy's generator.
+      noun: the object.
+      prompt: the prompt, from `beside_nothing`.
+    """
     placements = _half_placements(rng, (noun,))
     return Example(
         image=draw(placements),
@@ -156,7 +173,13 @@ def random_beside_nothing(rng: np.random.Generator, noun: str, prompt: str) -> E
 
 
 def random_portrait(rng: np.random.Generator, occupation: str, tone: int) -> Example:
-    """A person at work who fills the picture; `tone` is an index into `vocabulary.TONES`."""
+    """Draws a person at work who fills the picture.
+
+    Args:
+      rng: numpy's generator.
+      occupation: the person's occupation.
+      tone: the place of the person's tone in `vocabulary.TONES`.
+    """
     size = _size(rng, PORTRAIT_SIZES)
     left, top = _offset(rng, IMAGE_SIZE - size), _offset(rng, IMAGE_SIZE - size)
     return Example(
@@ -182,12 +205,12 @@ def random_example(
     kind: str | None = None,
     plain: bool = False,
 ) -> Example:
-    """Draws a pretraining picture: no held-out object in a pair, and no held-out pair.
+    """Draws a pretraining picture, with no held-out object in a pair, and no held-out pair.
 
     Args:
-      rng: numpy's generator; the picture is a function of its state alone.
+      rng: numpy's generator. The picture is a function of its state alone.
       kind: "single", "pair" or "portrait"; None draws it by `KIND_FREQUENCIES`.
-      plain: whether one object is spoken of by its name alone, else by `SINGLE_WORDS`.
+      plain: whether one object is spoken of by its name alone, rather than by `SINGLE_WORDS`.
     """
     if kind is None:
         kind = _draw(rng, KIND_FREQUENCIES)

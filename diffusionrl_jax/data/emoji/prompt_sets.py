@@ -7,14 +7,14 @@ from diffusionrl_jax.data.emoji import pictures, vocabulary
 
 
 def pairs(seed: int) -> prompts.PromptSource:
-    """Two seen objects, in a pair that is not held out: for training."""
+    """Returns prompts of two seen objects whose pair is not held out, for training."""
     return prompts.PairPrompts(
         vocabulary.SEEN_OBJECTS, prompts.RELATIONS, seed, exclude=vocabulary.is_held_out_pair
     )
 
 
 def beside_nothing(seed: int) -> prompts.PromptSource:
-    """An object that no pair holds, in the words of a pair: "a lemon next to nothing"."""
+    """Returns prompts of objects that no pair holds, in its words: "a lemon next to nothing"."""
     return prompts.ShuffledPrompts(
         [
             prompt
@@ -27,43 +27,46 @@ def beside_nothing(seed: int) -> prompts.PromptSource:
 
 
 def compositions(seed: int) -> prompts.PromptSource:
-    """Pairs, and the objects that pairs leave out, beside nothing: every object, for training."""
+    """Returns prompts of pairs, and of the objects that no pair holds, beside nothing.
+
+    Together they name all objects. They are for training.
+    """
     return prompts.MixturePrompts([pairs(seed), beside_nothing(seed)], (2, 1))
 
 
 def new_pairs(seed: int) -> prompts.PromptSource:
-    """Two objects that were seen in pairs, but never in this one."""
+    """Returns prompts of two objects that were seen in pairs, but never in this one."""
     is_known = lambda first, second: not vocabulary.is_held_out_pair(first, second)
     return prompts.PairPrompts(vocabulary.SEEN_OBJECTS, prompts.RELATIONS, seed, exclude=is_known)
 
 
 def unseen_pairs(seed: int) -> prompts.PromptSource:
-    """Two objects that were never seen in any pair."""
+    """Returns prompts of two objects that were never seen in any pair."""
     return prompts.PairPrompts(vocabulary.HELD_OUT_OBJECTS, prompts.RELATIONS, seed)
 
 
 def singles(seed: int) -> prompts.PromptSource:
-    """One object, any."""
+    """Returns prompts of one object, of all that there are."""
     return prompts.TemplatePrompts("{article} {noun}", tuple(vocabulary.OBJECTS), seed)
 
 
 def portraits(seed: int) -> prompts.PromptSource:
-    """People at work, in the occupations that are not held out: for training."""
+    """Returns prompts of people at work, in occupations that are not held out, for training."""
     return prompts.TemplatePrompts(prompts.PORTRAIT, vocabulary.SEEN_OCCUPATIONS, seed)
 
 
 def unseen_portraits(seed: int) -> prompts.PromptSource:
-    """People at work, in occupations that reinforcement learning never sees."""
+    """Returns prompts of people at work, in occupations that reinforcement learning never sees."""
     return prompts.TemplatePrompts(prompts.PORTRAIT, vocabulary.HELD_OUT_OCCUPATIONS, seed)
 
 
 def everything(seed: int) -> prompts.PromptSource:
-    """What people might ask for: singles, pairs and portraits of the training sets."""
+    """Returns prompts that people might write: singles, pairs, portraits of the training sets."""
     return prompts.MixturePrompts([singles(seed), pairs(seed), portraits(seed)], (1, 2, 1))
 
 
 def everything_unseen(seed: int) -> prompts.PromptSource:
-    """The same from the held-out sets."""
+    """Returns prompts that people might write, of the held-out sets."""
     return prompts.MixturePrompts([new_pairs(seed), unseen_portraits(seed)], (3, 1))
 
 

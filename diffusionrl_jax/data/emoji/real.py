@@ -1,4 +1,4 @@
-"""Real pictures of the emoji world's prompts: the upper end of what a model can score."""
+"""Draws real pictures of the emoji world's prompts: the upper end of what a model can score."""
 
 import dataclasses
 import re
@@ -18,7 +18,10 @@ SINGLE = re.compile(r"(a portrait of )?an? (?P<noun>.+)")
 
 
 def draw_prompt(rng: np.random.Generator, prompt: str) -> pictures.Example | None:
-    """A picture of a prompt, people with a tone drawn uniformly; None if it can't be drawn."""
+    """Draws a picture of a prompt, people with a uniformly drawn tone.
+
+    It returns None for a prompt that can't be drawn.
+    """
     if match := PAIR.fullmatch(prompt):
         if match["first"] in vocabulary.OBJECTS and match["second"] in vocabulary.OBJECTS:
             return pictures.random_pair(rng, match["first"], match["relation"], match["second"])
@@ -36,7 +39,15 @@ def draw_prompt(rng: np.random.Generator, prompt: str) -> pictures.Example | Non
 
 
 def draw_prompts(prompts: Sequence[str], seed: int) -> np.ndarray | None:
-    """A picture of each prompt: uint8 [n, 32, 32, 3]; None if there is one that can't be drawn."""
+    """Draws a picture of each prompt.
+
+    Args:
+      prompts: the prompts.
+      seed: the seed of the pictures.
+
+    Returns:
+      uint8 [n, 32, 32, 3]; None if there is a prompt that can't be drawn.
+    """
     examples = [
         draw_prompt(np.random.default_rng((seed, index)), prompt)
         for index, prompt in enumerate(prompts)

@@ -18,13 +18,13 @@ from diffusionrl_jax.data.emoji import pictures, vocabulary
 FONT = flags.DEFINE_string(
     "font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf", "Noto Color Emoji, a CBDT font."
 )
-FONT_SIZE = 109  # the only size of the font's bitmaps, pixels
+FONT_SIZE = 109  # The font's bitmaps have only this size, in pixels.
 COLUMNS = 16
 
 
 def sequences() -> dict[str, str]:
-    """Sprite names and their emoji: objects by noun, people as `judge/dark`."""
-    # Where the package is not installed, a type checker takes this folder for it.
+    """Returns the emoji of each sprite's name: objects by noun, people as `judge/dark`."""
+    # Where the package emoji is not installed, a type checker takes this folder for it.
     qualified = emoji.STATUS["fully_qualified"]  # pyright: ignore[reportAttributeAccessIssue]
     by_name = {
         entry["en"].strip(":"): sequence
@@ -39,7 +39,7 @@ def sequences() -> dict[str, str]:
 
 
 def render(sequence: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One emoji, cropped to its ink and centred on a transparent square of the atlas' size."""
+    """Draws one emoji, cropped to its ink and centred on a transparent square of sprite size."""
     canvas = Image.new("RGBA", (2 * FONT_SIZE, 2 * FONT_SIZE))
     ImageDraw.Draw(canvas).text((20, 20), sequence, font=font, embedded_color=True)
     ink = canvas.crop(canvas.getbbox())

@@ -1,6 +1,6 @@
 """What exists in the emoji world, and what is held out of which part of it.
 
-Every noun maps to the emoji's English CLDR name as the `emoji` package spells it.
+Every noun maps to the emoji's English CLDR name, as the `emoji` package spells it.
 """
 
 import hashlib
@@ -112,7 +112,8 @@ OBJECTS = {
     "zebra": "zebra",
 }
 
-# Drawn alone, never in a pair: neither in the pretraining pictures nor in the training prompts.
+# These are drawn alone and never in a pair, neither in the pretraining pictures nor in the training
+# prompts.
 HELD_OUT_OBJECTS = (
     "balloon",
     "bicycle",
@@ -163,8 +164,8 @@ OCCUPATIONS = {
     "wizard": "mage",
 }
 
-# Known to the pretrained model, as every occupation is to Stable Diffusion, but never a prompt of
-# reinforcement learning.
+# These are known to the pretrained model, as every occupation is to Stable Diffusion, but are never
+# in a prompt of reinforcement learning.
 HELD_OUT_OCCUPATIONS = ("farmer", "firefighter", "pilot", "scientist", "singer", "waiter")
 SEEN_OCCUPATIONS = tuple(name for name in OCCUPATIONS if name not in HELD_OUT_OCCUPATIONS)
 
@@ -174,7 +175,7 @@ TONE_FREQUENCIES = (0.60, 0.16, 0.08, 0.08, 0.08)
 
 
 def is_held_out_pair(first: str, second: str) -> bool:
-    """Whether the unordered pair of objects never appears in training: one pair in seven.
+    """Returns whether the unordered pair of objects never appears in training: one pair in seven.
 
     The choice hashes the two names, so that it never changes when the lists grow.
     """

@@ -20,7 +20,7 @@ WRITING = "write() failed: "
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [height, width, 3] picture."""
+    """Returns the PNG bytes of a picture, uint8 [height, width, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
@@ -69,11 +69,12 @@ class EmojiWorld(tfds.core.GeneratorBasedBuilder):
 
 
 def load(split: str, data_dir: str):
-    """A random-access source of the split's examples, built on first use.
+    """Opens a random-access source of a split's examples, which is built on first use.
 
     Args:
       split: "train" or "test".
-      data_dir: where the built files live. What is there and is not what was written is made anew.
+      data_dir: the folder of the built files. What is there and is not what was written is made
+        anew.
 
     Returns:
       A sequence of {"image": uint8 [32, 32, 3], "prompt": bytes, "kind": int}.
@@ -83,7 +84,7 @@ def load(split: str, data_dir: str):
     """
     root = epath.Path(data_dir)
     folder = root / EmojiWorld.name / str(EmojiWorld.VERSION)
-    # Before tensorflow-datasets looks at it, which fails where it is damaged.
+    # This comes before tensorflow-datasets looks at the folder, which fails where it is damaged.
     if not _is_whole(folder):
         if folder.exists():
             logging.warning("%s is not what was written there, and is made anew.", folder)
@@ -101,7 +102,7 @@ def _build(root: epath.Path, folder: epath.Path) -> None:
             builder = EmojiWorld(data_dir=partial, file_format="array_record")
             try:
                 builder.download_and_prepare()
-            except RuntimeError as error:  # Of the writer of array_record files.
+            except RuntimeError as error:  # The writer of array_record files raises it.
                 if WRITING not in str(error):
                     raise
                 reason = str(error).partition(WRITING)[2].partition(";")[0]
@@ -117,7 +118,7 @@ def _build(root: epath.Path, folder: epath.Path) -> None:
 
 
 def _is_whole(folder: epath.Path) -> bool:
-    """Whether a folder holds what was written there, and nothing else."""
+    """Returns whether a folder holds what was written there, and nothing else."""
     try:
         return json.loads((folder / DIGESTS).read_text()) == _digests(folder)
     except (OSError, ValueError):
@@ -125,6 +126,6 @@ def _is_whole(folder: epath.Path) -> bool:
 
 
 def _digests(folder: epath.Path) -> dict[str, str]:
-    """Name of each file but the digests' own -> SHA-256 in hexadecimal."""
+    """Returns the SHA-256 of each file but the digests' own, by its name, in hexadecimal."""
     files = [path for path in sorted(folder.iterdir()) if path.name != DIGESTS]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,1 +1,1 @@
-"""Folders and files of models: found, fetched, read and written."""
+"""Finds, fetches, reads and writes the folders and files of models."""

@@ -1,6 +1,7 @@
-"""What a pipeline's folder has beside the networks that draw: a safety checker, and its input.
+"""Copies what a pipeline's folder has beside its networks: a safety checker, and its input.
 
-They are neither trained nor run here, and taken along so that an export is as whole as its base.
+They are neither trained nor run here. They are taken along so that an export is as whole as its
+base.
 """
 
 from absl import logging
@@ -16,12 +17,12 @@ STEM = "model"
 
 
 def copy_companions(base: epath.Path, path: epath.Path, dtype: str) -> dict[str, object]:
-    """Copies the companions that a folder has; a warning names one that it lacks the files of.
+    """Copies the companions that a folder has, and warns of one whose files it lacks.
 
     Args:
       base: a folder in diffusers' layout.
-      path: the folder to write.
-      dtype: what weights are stored as; see `weights.write_safetensors`.
+      path: the folder that is written.
+      dtype: the dtype in which weights are stored; see `weights.write_safetensors`.
 
     Returns:
       The fields of model_index.json that speak of what was copied.
@@ -32,7 +33,7 @@ def copy_companions(base: epath.Path, path: epath.Path, dtype: str) -> dict[str,
     """
     index = base / "model_index.json"
     pipeline = read_json(index) if index.exists() else {}
-    # A pipeline without one has [null, null].
+    # A pipeline without one states [null, null].
     named = [name for name in COMPANIONS if any(pipeline.get(name) or ())]
     copied = {name: pipeline[name] for name in named if _copy(base / name, path / name, dtype)}
     if "safety_checker" in copied:
@@ -41,7 +42,7 @@ def copy_companions(base: epath.Path, path: epath.Path, dtype: str) -> dict[str,
 
 
 def _copy(source: epath.Path, target: epath.Path, dtype: str) -> bool:
-    """Copies a folder of JSON and perhaps weights; whether it had all that it takes."""
+    """Copies a folder of JSON files and perhaps weights, and returns whether it was whole."""
     files = {file.name: file for file in source.iterdir()} if source.exists() else {}
     is_network = "config.json" in files
     if not files or (is_network and not any(name.endswith(".safetensors") for name in files)):

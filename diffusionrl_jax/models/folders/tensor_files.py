@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: of one network or several, in one piece or in shards."""
+"""Reads the safetensors files of a checkpoint: of one network or several, whole or in shards."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from diffusionrl_jax.data.stored_tensors import StoredTensor
 from diffusionrl_jax.mistakes import UserError
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# In this order: of a full and a half precision file, the full one is meant.
+# The order counts: where there are files of full and of half precision, the full one is read.
 VARIANTS = ("", ".fp16")
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
@@ -28,10 +28,13 @@ CONVERSION = (
 
 
 def read_header(path) -> dict[str, StoredTensor]:
-    """As `stored_tensors.read_header`, without the metadata.
+    """Reads where each tensor of a safetensors file lies; see `stored_tensors.read_header`.
+
+    Returns:
+      Where the tensor lies in the file, for each PyTorch name.
 
     Raises:
-      FileNotFoundError: there is no such file; where there is a pickled one, says how to convert
+      FileNotFoundError: there is no such file; where there is a pickled one, it says how to convert
         it.
       UserError: the file is truncated or corrupt, or holds a dtype that is not supported.
     """
@@ -42,19 +45,20 @@ def read_header(path) -> dict[str, StoredTensor]:
 
 
 def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, StoredTensor]]:
-    """The tensors of several networks' folders, whichever way they are stored.
+    """Reads where the tensors of several networks lie, whichever way they are stored.
 
     Args:
-      folders: of each network, local or remote, with its weights' file without the suffix ("model",
-        "diffusion_pytorch_model"). Read is the first there is of `candidates`.
+      folders: the folder of each network, local or remote, with the name of its weights' file
+        without the suffix ("model", "diffusion_pytorch_model"). The first of `candidates` that
+        exists is read.
 
     Returns:
-      Name of the folder -> PyTorch name -> where the tensor lies.
+      For each folder's name, where the tensor of each PyTorch name lies.
 
     Raises:
       FileNotFoundError: there are no such files, or a shard is missing; where there are pickled
-        ones, says how to convert them.
-      UserError: a file is truncated or corrupt, or a shard lacks what the index says it has.
+        ones, it says how to convert them.
+      UserError: a file is truncated or corrupt, or the shards are not those of their index.
     """
     opened = {
         folder.name: tensors
@@ -72,13 +76,13 @@ def open_networks(folders: Mapping[epath.Path, str]) -> dict[str, dict[str, Stor
 
 
 def candidates(stem: str) -> list[str]:
-    """The files that a network may be stored as, the preferred one first.
+    """Returns the names of the files that a network may be stored as, the preferred one first.
 
-    Full precision is before half. Of a network in shards that lies in one file as well, diffusers
-    reads the shards, by their index, and transformers the file.
+    Full precision comes before half precision. Where a network lies in shards and in one file as
+    well, diffusers reads the shards, by their index, and transformers reads the file.
 
     Args:
-      stem: the weights' file without the suffix.
+      stem: the name of the weights' file without the suffix.
     """
     files = []
     for variant in VARIANTS:
@@ -89,6 +93,7 @@ def candidates(stem: str) -> list[str]:
 
 
 def _open_network(folder: epath.Path, stem: str) -> dict[str, StoredTensor] | None:
+    """Returns where a network's tensors lie, or None where its folder has none of the files."""
     for name in candidates(stem):
         file = folder / name
         if file.exists():
@@ -97,6 +102,7 @@ def _open_network(folder: epath.Path, stem: str) -> dict[str, StoredTensor] | No
 
 
 def _open_shards(index: epath.Path) -> dict[str, StoredTensor]:
+    """Returns where the tensors of all shards that an index names lie."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name)
@@ -122,21 +128,21 @@ def _open_shards(index: epath.Path) -> dict[str, StoredTensor]:
 
 
 def write_json(path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object, for people to read; its folder is made."""
+    """Writes a JSON object, laid out for people to read, and makes the folder that it lies in."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def some(names: Iterable[str], limit: int = 4) -> str:
-    """The first few names, quoted, and how many more there are."""
+    """Returns the first few names, quoted, and how many more there are."""
     names = sorted(names)
     shown = ", ".join(repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def _missing(files: Sequence[epath.Path]) -> str:
-    """What to do about weights' files that do not exist."""
+    """Returns a message that says what to do about weights' files that do not exist."""
     pickled = {file: _pickled(file) for file in files}
     commands = [
         " ".join([CONVERSION, *(shlex.quote(str(name)) for name in [*sources, file])])
@@ -167,11 +173,11 @@ def _missing(files: Sequence[epath.Path]) -> str:
 
 
 def _pickled(file: epath.Path) -> list[epath.Path]:
-    """The pickled files with the same weights: one, or all shards of one precision."""
+    """Returns the pickled files that hold the same weights: one, or all shards of one precision."""
     if not file.parent.exists():
         return []
     found = sorted(path for path in file.parent.iterdir() if path.suffix in PICKLED_SUFFIXES)
-    # transformers calls its pickles pytorch_model; other variants hold the same weights again, and
+    # transformers calls its pickles pytorch_model. Other variants hold the same weights again, and
     # are named before or, by older versions, after the shard's number.
     pattern = rf"({file.stem}|pytorch_model)(\.\w+)?(-\d+-of-\d+)?(\.\w+)?"
     variants: dict[tuple[str, bool, str], list[epath.Path]] = {}

@@ -1,4 +1,4 @@
-"""The files of a CLIP tokenizer's folder, whichever version of transformers has saved it."""
+"""Reads the files of a CLIP tokenizer's folder, whichever version of transformers has saved it."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ _KINDS = {
         ("bos_token", "eos_token", "pad_token", "unk_token"),
         Kind("a text, or an object with its content", _is_token),
     ),
-    # A tokenizer without a limit has 10^30, which JSON may hold as a real number.
+    # A tokenizer without a limit states 10^30, which JSON may hold as a real number.
     "model_max_length": Kind(
         f"a whole number of {LEAST_LENGTH} or more",
         lambda value: is_whole(value, LEAST_LENGTH) or value == 1e30,
@@ -51,10 +51,16 @@ _KINDS = {
 
 
 def read_files(folder: epath.Path) -> dict[str, bytes]:
-    """A tokenizer's files: name -> content, of all that say something of it.
+    """Reads the files of a tokenizer's folder.
+
+    Args:
+      folder: a folder, local or remote.
+
+    Returns:
+      The content of each JSON and text file, by the file's name.
 
     Raises:
-      UserError: a file does not hold what it should; names the file and the field.
+      UserError: a file does not hold what it should; it names the file and the field.
     """
     found = [entry for entry in folder.iterdir() if entry.suffix in (".json", ".txt")]
     return {
@@ -64,29 +70,29 @@ def read_files(folder: epath.Path) -> dict[str, bytes]:
 
 
 def _read_special(file: epath.Path) -> bytes:
-    """A file that says which tokens are special, as transformers 4 takes it."""
+    """Returns a file that says which tokens are special, as transformers 4 takes it."""
     fields = without_nulls(read_json(file))
-    if isinstance(fields.get(EXTRA), list):  # As transformers 5 has it.
+    if isinstance(fields.get(EXTRA), list):  # transformers 5 saves them so.
         fields["additional_special_tokens"] = fields.pop(EXTRA)
     check_fields(fields, _KINDS, file)
     return json.dumps(fields).encode()
 
 
 def read_clip_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
-    """A CLIP tokenizer's files, with the two that say what its words are.
+    """Reads a CLIP tokenizer's files, with the two that say what its words are.
 
-    transformers 5 saves the words in tokenizer.json alone, and earlier versions in vocab.json and
-    merges.txt, which are read where they are there.
+    transformers 5 saves the words in tokenizer.json alone. Earlier versions save them in vocab.json
+    and merges.txt, which are read where both are there.
 
     Args:
-      folder: local or remote.
+      folder: a folder, local or remote.
 
     Returns:
-      As `read_files`, with vocab.json and merges.txt.
+      The content of each file, as `read_files` returns it, with vocab.json and merges.txt.
 
     Raises:
       FileNotFoundError: a file does not exist.
-      UserError: a file does not hold what it should; names the file and the field.
+      UserError: a file does not hold what it should; it names the file and the field.
     """
     files = read_files(folder)
     if VOCABULARY in files and MERGES in files:
@@ -127,7 +133,7 @@ def _check_merges(file: epath.Path) -> None:
 
 
 def _from_whole(file: epath.Path) -> tuple[bytes, bytes]:
-    """The contents of vocab.json and merges.txt that a tokenizer.json amounts to."""
+    """Returns the contents of vocab.json and merges.txt that a tokenizer.json amounts to."""
     fields = read_json(file)
     model = fields.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":

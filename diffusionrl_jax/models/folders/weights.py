@@ -1,8 +1,9 @@
-"""Published PyTorch checkpoints as Flax parameters and back: one name-and-layout mapping.
+"""Turns published PyTorch checkpoints into Flax parameters and back, by one mapping.
 
-The mapping is computed from the Flax side only: a parameter's path in the Flax tree determines its
-PyTorch name, and its leaf name and rank determine its layout. Reading looks every name up,
-exporting writes every name out, so the two are inverse to each other by construction:
+The mapping is of names and layouts, and is computed from the Flax side alone: a parameter's path in
+the Flax tree determines its PyTorch name, and its leaf name and rank determine its layout. Reading
+looks every name up, exporting writes every name out, so that the two are inverse to each other by
+construction:
 
     Flax path                               PyTorch name                        layout
     down_blocks_0/resnets_0/conv1/kernel    down_blocks.0.resnets.0.conv1.weight
@@ -36,7 +37,7 @@ Path = tuple[str, ...]
 Rename = Callable[[str], str]
 Tensor = np.ndarray | StoredTensor
 
-# Buffers that older checkpoints store beside the weights; Flax computes them.
+# Buffers that older checkpoints store beside the weights, and that Flax computes.
 BUFFERS = (r"(^|\.)position_ids$",)
 
 WEIGHTS_LEAVES = ("kernel", "scale", "embedding")
@@ -46,14 +47,15 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
     """Reads every tensor of a safetensors file.
 
     Args:
-      path: a local or remote (`gs://`) file.
-      upcast: floating tensors become float32, whatever they are stored as; integers stay.
+      path: a file, local or remote (`gs://`).
+      upcast: whether floating tensors become float32, whatever they are stored as. Integers stay.
 
     Returns:
-      PyTorch name -> array, in PyTorch's layout.
+      The array of each PyTorch name, in PyTorch's layout.
 
     Raises:
-      FileNotFoundError: there is no such file; says so when only a pickled one lies beside.
+      FileNotFoundError: there is no such file; where there is a pickled one, it says how to convert
+        it.
       UserError: the file is truncated or corrupt, holds a dtype that is not supported, or a number
         that is not finite, or not in float32.
     """
@@ -67,15 +69,15 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32") -> None:
-    """Writes tensors as a safetensors file that PyTorch libraries open.
+    """Writes tensors as a safetensors file that PyTorch's libraries open.
 
     Args:
-      path: the file to write, local or remote; its folder is made.
-      state: PyTorch name -> array in PyTorch's layout.
-      dtype: "float32", "float16" or "bfloat16", for the floating tensors.
+      path: the file to write, local or remote. Its folder is made.
+      state: the array of each PyTorch name, in PyTorch's layout.
+      dtype: the dtype in which floating tensors are stored: "float32", "float16" or "bfloat16".
 
     Raises:
-      UserError: a finite value that float16 cannot hold, or an unknown dtype.
+      UserError: a finite value is beyond the range of the dtype, or there is no such dtype.
     """
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UserError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
@@ -91,8 +93,8 @@ def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32")
                     f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
                 )
             tensor = stored
-        # safetensors reads raw memory and does not look at strides. (ascontiguousarray would make
-        # a vector of a scalar.)
+        # safetensors reads raw memory, and does not look at strides. `ascontiguousarray` would make
+        # a vector of a scalar.
         tensors[name] = np.asarray(tensor, order="C")
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,9 +103,9 @@ def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32")
 
 
 def pytorch_name(path: Iterable[str]) -> str:
-    """The PyTorch name of the parameter at a Flax path.
+    """Returns the PyTorch name of the parameter at a Flax path.
 
-    `to_out_0` is `to_out.0`: Flax cannot hold a list of submodules and numbers their names.
+    `to_out_0` becomes `to_out.0`: Flax cannot hold a list of submodules, and numbers their names.
     `linear_1` stays, since PyTorch calls it so as well.
     """
     *modules, leaf = path
@@ -115,7 +117,7 @@ def pytorch_name(path: Iterable[str]) -> str:
 
 
 def substitution(*pairs: tuple[str, str]) -> Rename:
-    """A rename made of regular expressions: each (pattern, replacement) is applied in turn."""
+    """Returns a rename that applies each (pattern, replacement) in turn, as regular expressions."""
 
     def rename(name: str) -> str:
         for pattern, replacement in pairs:
@@ -127,12 +129,12 @@ def substitution(*pairs: tuple[str, str]) -> Rename:
 
 @dataclasses.dataclass(frozen=True)
 class FusedProjections:
-    """Attention's projections of queries, keys and values, stored as one tensor.
+    """Attention's projections of queries, keys and values, where they are stored as one tensor.
 
     Attributes:
-      fused: the one tensor's name, with {module} and {leaf} (weight or bias).
-      part: a part's name, with {module}, {role} and {leaf}.
-      roles: of the parts, in the order in which they are stacked.
+      fused: the one tensor's name, with {module} and {leaf} (weight or bias) in it.
+      part: the name of each part, with {module}, {role} and {leaf} in it.
+      roles: the parts' roles, in the order in which they are stacked.
     """
 
     fused: str
@@ -141,12 +143,13 @@ class FusedProjections:
 
     @staticmethod
     def _match(template: str, name: str) -> dict[str, str] | None:
+        """Returns the module and the leaf of a name that the template fits, or None."""
         pattern = re.escape(template).replace(r"\{module\}", "(?P<module>.*)")
         match = re.fullmatch(pattern.replace(r"\{leaf\}", "(?P<leaf>weight|bias)"), name)
         return match and match.groupdict()
 
     def split(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The state with each fused tensor as its three parts (views)."""
+        """Returns the state with each fused tensor as its three parts, which are views."""
         result = {}
         for name, tensor in state.items():
             if fields := self._match(self.fused, name):
@@ -157,7 +160,7 @@ class FusedProjections:
         return result
 
     def join(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inverse of `split`."""
+        """Returns the state with the three parts as one tensor. It is the inverse of `split`."""
         result = dict(state)
         for name in state:
             if fields := self._match(self.part.replace("{role}", self.roles[0]), name):
@@ -175,24 +178,23 @@ def match(
     ignore: Iterable[str] = BUFFERS,
     source: str = "the checkpoint",
 ) -> dict[Path, Tensor]:
-    """Which tensor of a PyTorch state is which Flax parameter; none is read.
+    """Finds which tensor of a PyTorch state is which Flax parameter, and reads none of them.
 
     Args:
-      state: PyTorch name -> array in PyTorch's layout, or where it lies in a file.
-      template: the Flax tree; its leaves need only a shape and a dtype (`jax.eval_shape` of the
+      state: for each PyTorch name the array, in PyTorch's layout, or where it lies in a file.
+      template: the Flax tree, whose leaves need only a shape and a dtype (`jax.eval_shape` of the
         init).
-      rename: from `pytorch_name`'s result to the checkpoint's name, where a checkpoint has names
-        of its own. Must not send two parameters to one name.
-      ignore: regular expressions (`re.search`) for tensors that may be left over: buffers, unused
-        heads.
-      source: what errors call the checkpoint: its file.
+      rename: takes the result of `pytorch_name` and returns the checkpoint's name, where a
+        checkpoint has names of its own. It must not send two parameters to one name.
+      ignore: regular expressions (`re.search`) for tensors that may be left over, such as buffers
+        and unused heads.
+      source: what errors call the checkpoint, which is its file.
 
     Returns:
-      Path in the Flax tree -> the tensor, as it is in the state.
+      For each path in the Flax tree the tensor, as it is in the state.
 
     Raises:
-      UserError: a tensor is missing, left over, of integers, or has another shape than the
-        model's.
+      UserError: a tensor is missing, left over, of integers, or of another shape than the model's.
     """
     flat, names = _named(template, rename)
     missing = [name for name in names.values() if name not in state]
@@ -238,18 +240,18 @@ def to_flax(
     source: str = "the checkpoint",
     shardings: Any = None,
 ) -> dict[str, Any]:
-    """Flax parameters from a PyTorch state, one tensor after another.
+    """Returns Flax parameters from a PyTorch state, one tensor after another.
 
     A tensor that lies in a file is read when its turn comes, and dropped once it is placed.
 
     Args:
-      state, template, rename, ignore, source: as for `match`.
+      state, template, rename, ignore, source: as in `match`.
       shardings: a tree like the template, of the sharding that each parameter is placed under; None
         keeps all on the host.
 
     Returns:
-      A tree with the template's structure, shapes and dtypes: of `jax.Array`s, or of host arrays
-      (views where only the layout differs).
+      A tree with the template's structure, shapes and dtypes: of `jax.Array`s where there are
+      shardings, or else of host arrays, which are views where only the layout differs.
 
     Raises:
       UserError: as `match`, before anything is read; or a number is not finite, or not in the
@@ -262,7 +264,7 @@ def to_flax(
     params = {}
     for path, tensor in matched.items():
         leaf, value = leaves[path], np.asarray(tensor)
-        if not isinstance(tensor, StoredTensor):  # These were looked at when they were read.
+        if not isinstance(tensor, StoredTensor):  # A stored tensor is checked as it is read.
             check_finite(value, names[path], source)
         value = _cast(value, leaf.dtype, names[path], source)
         value = _to_flax_layout(value, path[-1], len(leaf.shape))
@@ -273,7 +275,7 @@ def to_flax(
 
 
 def _cast(tensor: np.ndarray, dtype: Any, name: str, source: Any) -> np.ndarray:
-    """A finite tensor in another dtype; refused if it is not finite there."""
+    """Returns a finite tensor in another dtype, and refuses it if it is not finite there."""
     with np.errstate(over="ignore"):
         cast = tensor.astype(dtype, copy=False)
     is_narrower = cast.dtype.itemsize < tensor.dtype.itemsize
@@ -281,23 +283,27 @@ def _cast(tensor: np.ndarray, dtype: Any, name: str, source: Any) -> np.ndarray:
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Each process hands its devices their own parts; all of them have read the whole."""
+    """Places an array on the devices. Each process hands its own devices their parts.
+
+    Every process has read the whole array.
+    """
     placed = jax.make_array_from_callback(
         value.shape, sharding, lambda index: np.ascontiguousarray(value[index])
     )
-    # Otherwise the host reads ahead of the transfers, and holds what waits for them.
+    # Otherwise the host would read ahead of the transfers, and hold all that waits for them.
     return placed.block_until_ready()
 
 
 def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str, np.ndarray]:
-    """The PyTorch state of Flax parameters: the inverse of `to_flax` with the same `rename`.
+    """Returns the PyTorch state of Flax parameters: the inverse of `to_flax` of the same `rename`.
 
     Args:
       params: the Flax tree, of arrays that this process can read whole.
-      rename: as for `to_flax`.
+      rename: as in `to_flax`.
 
     Returns:
-      PyTorch name -> host array in PyTorch's layout (a view where only the layout differs).
+      For each PyTorch name the host array in PyTorch's layout, a view where only the layout
+      differs.
     """
     flat, names = _named(params, rename)
     flat = jax.device_get(flat)
@@ -311,7 +317,11 @@ def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str,
 
 
 def _named(tree: Parameters, rename: Rename | None):
-    """The flattened tree, and the checkpoint's name of every path in it."""
+    """Returns the flattened tree, and the checkpoint's name of every path in it.
+
+    Raises:
+      UserError: the renaming sends two parameters to one name.
+    """
     flat = flatten(tree)
     names = {path: pytorch_name(path) for path in flat}
     if rename is not None:
@@ -326,7 +336,10 @@ def _named(tree: Parameters, rename: Rename | None):
 
 
 def _to_pytorch_axes(rank: int) -> tuple[int, ...]:
-    """Axes from Flax's [*window, in, out] to PyTorch's [out, in, *window]; rank 1 stays."""
+    """Returns the axes that turn Flax's [*window, in, out] into PyTorch's [out, in, *window].
+
+    Arrays of rank 1 stay.
+    """
     return (rank - 1, rank - 2, *range(rank - 2)) if rank >= 2 else tuple(range(rank))
 
 
@@ -337,7 +350,7 @@ def _to_pytorch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
 
 
 def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a linear layer and a 1x1 convolution are the same."""
+    """Returns the shape in which a linear layer and a 1x1 convolution are the same."""
     return tuple(shape[:2]) if len(shape) == 4 and tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 
@@ -346,11 +359,17 @@ def _is_floating(tensor: Tensor) -> bool:
 
 
 def _to_flax_layout(tensor: np.ndarray, leaf: str, rank: int) -> np.ndarray:
-    """A PyTorch tensor in Flax's layout; `rank` is the Flax parameter's."""
+    """Returns a PyTorch tensor in Flax's layout.
+
+    Args:
+      tensor: the tensor, in PyTorch's layout.
+      leaf: the last part of the Flax parameter's path.
+      rank: the rank of the Flax parameter.
+    """
     if leaf != "kernel" or tensor.ndim < 2:
         return tensor
-    # The same projection is stored as a linear layer by some checkpoints and as a 1x1 convolution
-    # by others (proj_in, the VAE's attention): the model's own choice decides.
+    # Some checkpoints store a projection (proj_in, the VAE's attention) as a linear layer, and
+    # others store the same one as a 1x1 convolution: the model's own choice decides.
     if rank == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
         tensor = tensor[:, :, 0, 0]
     elif rank == 4 and tensor.ndim == 2:

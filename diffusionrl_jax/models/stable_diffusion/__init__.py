@@ -1,1 +1,1 @@
-"""Stable Diffusion 1.5, 2 and XL."""
+"""Stable Diffusion 1.x, 2.x and XL: their networks, and the folders that hold them."""

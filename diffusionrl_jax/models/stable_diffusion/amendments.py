@@ -1,19 +1,19 @@
-"""What PyTorch's pipelines amend, ignore and prefer as they open a folder, and so is done here.
+"""What PyTorch's pipelines amend, ignore and prefer as they open a folder, done here as they do it.
 
 It follows `StableDiffusionPipeline` and `StableDiffusionXLPipeline` of diffusers 0.39 to 0.42 and
-the CLIP models of transformers 4 and 5, as docs/compatibility.md tells in full:
+the CLIP models of transformers 4 and 5. docs/compatibility.md tells it in full:
 
-- The pipeline's class in model_index.json decides which networks there are: other folders beside
-  them are passed over. The classes of its parts are those of model_index.json and of their configs.
+- The pipeline's class in model_index.json decides which networks there are. Other folders beside
+  them are passed over. The classes of the parts are those of model_index.json and of their configs.
 - `StableDiffusionPipeline` takes a scheduler's steps_offset to be 1 and its clip_sample to be
-  false, whatever it says, and a UNet's sample_size below 64 to be 64 if it was saved before
-  diffusers 0.9. `StableDiffusionXLPipeline` amends nothing.
-- A field that is left out has the default of the PyTorch class (`DEFAULTS`, and `schedulers.py`).
-  Where PyTorch fails on a field that is null, it is taken to be left out.
-- Of a CLIP model with other towers, the text encoder reads its own (`PASSED_OVER`); of its config,
-  `text_config`.
+  false, whatever the scheduler's config says, and a UNet's sample_size below 64 to be 64 if the
+  UNet was saved before diffusers 0.9. `StableDiffusionXLPipeline` amends nothing.
+- A field that is left out has the default of the PyTorch class (`DEFAULTS`, and `schedulers.py`). A
+  field that is null is taken to be left out, also where PyTorch fails on it.
+- Where a text encoder is stored with the other towers of a CLIP model, these are passed over
+  (`networks.PASSED_OVER`), and of the whole model's config `text_config` is read.
 
-A folder that is exported says all of this of itself.
+A folder that is exported states all of this in its own configs.
 """
 
 import re
@@ -28,11 +28,11 @@ PIPELINE = "StableDiffusionPipeline"
 PIPELINE_XL = "StableDiffusionXLPipeline"
 
 AMENDED_SCHEDULER = {PIPELINE: {"steps_offset": 1, "clip_sample": False}, PIPELINE_XL: {}}
-# A UNet of before this version of diffusers that says less than this size was meant to say it.
+# A UNet saved before this version of diffusers that states a smaller size was meant to state this.
 SAMPLE_SIZE_SINCE = (0, 9)
 SAMPLE_SIZE = 64
 
-# Fields that the networks are built from -> the PyTorch class's defaults.
+# The PyTorch classes' defaults of the fields that the networks are built from.
 _CLIP = {
     "hidden_act": "quick_gelu",
     "hidden_size": 512,
@@ -43,7 +43,7 @@ _CLIP = {
     "projection_dim": 512,
     "vocab_size": 49408,
 }
-# What transformers' configs have for other models, and a text encoder has no use for.
+# Fields that transformers' configs have for other models, and that a text encoder has no use for.
 NOT_OF_TEXT = ("dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "unet": {
@@ -75,10 +75,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def amend_scheduler(config: Mapping[str, Any], pipeline: str, name: str) -> dict[str, Any]:
-    """A scheduler's config as the pipeline uses it, with every field that its chain depends on.
+    """Returns a scheduler's config as the pipeline uses it, with every field its chain depends on.
 
     Args:
-      config: contents of scheduler_config.json.
+      config: the contents of scheduler_config.json.
       pipeline: the pipeline's class.
       name: the scheduler's class.
     """
@@ -87,11 +87,11 @@ def amend_scheduler(config: Mapping[str, Any], pipeline: str, name: str) -> dict
 
 
 def amend_network(name: str, config: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
-    """A network's config as the pipeline uses it, with every field that it is built from.
+    """Returns a network's config as the pipeline uses it, with every field that it is built from.
 
     Args:
-      name: of the network, a key of `DEFAULTS`.
-      config: contents of its config.json.
+      name: the network's name, a key of `DEFAULTS`.
+      config: the contents of its config.json.
       pipeline: the pipeline's class.
     """
     if config.get("model_type") == "clip" and isinstance(config.get("text_config"), Mapping):
@@ -105,7 +105,7 @@ def amend_network(name: str, config: Mapping[str, Any], pipeline: str) -> dict[s
 
 
 def _is_before_sample_size(config: Mapping[str, Any]) -> bool:
-    """Whether a UNet's config is of the time when all of them said 32."""
+    """Returns whether a UNet's config dates from when all stated a sample_size of 32."""
     saved = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version")))
     size = config.get("sample_size")
     is_small = type(size) is int and size < SAMPLE_SIZE

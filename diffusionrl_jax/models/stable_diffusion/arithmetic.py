@@ -1,37 +1,39 @@
-"""What a UNet computes and holds, by arithmetic on its config alone.
+"""Computes what a UNet computes and holds, by arithmetic on its config alone.
 
-Operations are those of its matrix products and convolutions. What is held is a model: so many
+Operations are those of its matrix products and convolutions. What is held is estimated: so many
 values for each channel of each pixel in each kind of block, fitted to programs that were compiled
-for TPUs (docs/performance.md). Both take no time, and so a program can choose by them as it starts.
+for TPUs (docs/performance.md). Both take no time, so that a program can choose by them as it
+starts.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 
-# Values of each channel of a pixel that a residual block keeps for its backward pass, of what it
-# reads and of what it writes; and that a layer of a transformer keeps.
+# How many values a residual block keeps for its backward pass, for each channel of each pixel that
+# it reads and for each that it writes; and how many a layer of a transformer keeps for each.
 KEPT_READ, KEPT_WRITTEN, KEPT_OF_LAYER = 3, 4, 28
-# What is alive while a block is differentiated, or computed forward, by what its backward pass asks
-# for; and the same of its attention's probabilities where these are held.
+# What is alive while a block is differentiated, or computed forward, as a multiple of what its
+# backward pass asks for; and as a multiple of its attention's probabilities, where these are held.
 DIFFERENTIATED, COMPUTED = 2.5, 0.5
 MATRICES = 3
-# Values of the last level but one alive in the VAE's decoder, for each pixel of the image.
+# How many values are alive in the VAE's decoder, for each pixel of the image and each channel of
+# the decoder's last level but one.
 DECODED = 5
-# The Pallas kernel holds no probabilities of so many tokens; see `models/attention.py`.
+# From so many tokens on, the Pallas kernel holds no probabilities; see `models/attention.py`.
 KERNEL_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A residual block, or one layer of a transformer, on one sample.
+    """A residual block, or one layer of a transformer, that runs on one sample.
 
     Attributes:
-      operations: floating-point operations of its forward pass.
-      read: values that it reads.
-      kept: values that its backward pass asks for.
-      tokens, heads: of its self-attention; 0 without.
-      parameters: how many it has, but for biases and scales.
+      operations: the floating-point operations of its forward pass.
+      read: how many values it reads.
+      kept: how many values its backward pass asks for.
+      tokens, heads: the tokens and the heads of its self-attention; 0 if it has none.
+      parameters: how many parameters it has, without biases and scales.
     """
 
     operations: float
@@ -42,7 +44,11 @@ class Block:
     parameters: int = 0
 
     def probabilities(self, kernel: bool) -> int:
-        """Bytes of the float32 probabilities that its self-attention holds."""
+        """Returns the bytes of the float32 probabilities that its self-attention holds.
+
+        Args:
+          kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
+        """
         if kernel and self.tokens >= KERNEL_TOKENS:
             return 0
         return 4 * self.heads * self.tokens**2
@@ -50,12 +56,12 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A UNet on one sample with one text.
+    """A UNet that runs on one sample with one text.
 
     Attributes:
       parts: the blocks of each down, middle and up block.
-      operations: of all of it, in a forward pass.
-      skips: values that the down blocks hand on to the up blocks.
+      operations: the floating-point operations of a forward pass of the whole UNet.
+      skips: how many values the down blocks hand on to the up blocks.
     """
 
     parts: tuple[tuple[Block, ...], ...]
@@ -64,20 +70,20 @@ class Network:
 
     @property
     def read(self) -> int:
-        """Values that its first block reads."""
+        """The number of values that the first block reads."""
         return self.parts[0][0].read
 
     @property
     def largest_block(self) -> int:
-        """Parameters of the block that has most."""
+        """The number of parameters of the largest block."""
         return max(block.parameters for blocks in self.parts for block in blocks)
 
     def forward(self, itemsize: int, kernel: bool) -> float:
-        """Bytes alive in a forward pass.
+        """Returns the bytes that are alive in a forward pass.
 
         Args:
-          itemsize: bytes of a value.
-          kernel: whether attention to many tokens is a kernel that holds no probabilities.
+          itemsize: the bytes of one value.
+          kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
         """
         blocks = [block for part in self.parts for block in part]
         return itemsize * self.skips + max(
@@ -86,11 +92,11 @@ class Network:
         )
 
     def backward(self, remat: str, itemsize: int, kernel: bool) -> float:
-        """Bytes alive in a forward and backward pass.
+        """Returns the bytes that are alive in a forward and backward pass.
 
         Args:
-          remat: as `config.remat`, but not "auto".
-          itemsize, kernel: as of `forward`.
+          remat: what is computed again for the backward pass, as `config.remat`, but not "auto".
+          itemsize, kernel: as in `forward`.
         """
         blocks = [block for part in self.parts for block in part]
         one = max(
@@ -108,23 +114,25 @@ class Network:
         return max(held, one)
 
 
-# Height and width.
+# A height and a width.
 Sides = tuple[int, int]
 
 
 def _convolution(sides: Sides, read: int, written: int, missed: int = 2) -> float:
-    """Operations of a convolution of 3 by 3, without the products with the zeros around.
+    """Returns the operations of a 3 by 3 convolution, without products with the zeros around.
 
     Args:
-      sides: of what it writes.
-      read, written: channels.
-      missed: rows of its window that lie outside; 1 where it halves the side.
+      sides: the height and width of what it writes.
+      read, written: the numbers of channels that it reads and writes.
+      missed: how many rows of its windows, counted down one column, lie outside: 2, or 1 where it
+        halves the side.
     """
     height, width = (3 * side - missed for side in sides)
     return 2.0 * height * width * read * written
 
 
 def _residual(sides: Sides, read: int, written: int) -> Block:
+    """Returns the residual block that reads and writes these numbers of channels."""
     pixels = math.prod(sides)
     operations = _convolution(sides, read, written) + _convolution(sides, written, written)
     if read != written:
@@ -137,10 +145,19 @@ def _residual(sides: Sides, read: int, written: int) -> Block:
 def _transformer(
     pixels: int, width: int, heads: int, layers: int, text: tuple[int, int]
 ) -> list[Block]:
-    """The layers of a transformer; its projections in and out count to the first."""
+    """Returns the layers of a transformer. Its projections in and out count to the first one.
+
+    Args:
+      pixels: how many pixels, which are its tokens, it reads.
+      width: the number of channels.
+      heads: the number of heads of its attention.
+      layers: the number of its layers.
+      text: the number of a text's tokens, and the width of each.
+    """
     tokens, text_width = text
-    # Queries, keys, values and outputs to itself, queries and outputs to the text, 8 + 4 widths in
-    # the gated layers behind; then the products with the text's and with each other's.
+    # Self-attention has queries, keys, values and outputs, cross-attention queries and outputs, and
+    # the gated layers behind have 8 + 4 widths. Then come the keys and values of the text, and the
+    # products of attention with the pixels' and with the text's.
     of_layer = 2.0 * pixels * width**2 * (4 + 2 + 12)
     of_layer += 2.0 * tokens * text_width * width * 2 + 4.0 * pixels * width * (pixels + tokens)
     projections = 2.0 * pixels * width**2 * 2
@@ -159,12 +176,12 @@ def _transformer(
 
 
 def network(config: Mapping, tokens: int, sides: Sides) -> Network:
-    """A UNet's blocks.
+    """Returns the blocks of a UNet, with their operations.
 
     Args:
       config: the fields of the UNet's config.json.
-      tokens: of a text.
-      sides: of a latent.
+      tokens: the number of tokens of a text.
+      sides: the height and width of a latent.
     """
     widths = tuple(config["block_out_channels"])
     levels, layers = len(widths), config["layers_per_block"]
@@ -217,12 +234,12 @@ def _of_each_level(value, levels: int) -> tuple[int, ...]:
 
 
 def decoder(config: Mapping, pixels: int, itemsize: int) -> float:
-    """Bytes alive while a VAE decodes one image; a model.
+    """Returns an estimate of the bytes that are alive while a VAE decodes one image.
 
     Args:
       config: the fields of the VAE's config.json.
-      pixels: of the image.
-      itemsize: bytes of a value.
+      pixels: the number of the image's pixels.
+      itemsize: the bytes of one value.
     """
     widths = config["block_out_channels"]
     return DECODED * pixels * widths[min(1, len(widths) - 1)] * itemsize

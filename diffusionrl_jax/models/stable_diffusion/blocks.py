@@ -1,7 +1,7 @@
-"""The UNet's blocks: what is computed again for the backward pass, and gathered together.
+"""The UNet's blocks: what is computed again for the backward pass, and what is gathered together.
 
-A block is gathered where it is used, in the forward and again in the backward pass, wherever its
-parameters are `distributed.shards.Shard`s; whatever rematerialisation is asked for.
+Wherever a block's parameters are `distributed.shards.Shard`s, they are gathered where the block is
+used, in the forward and again in the backward pass, whatever rematerialisation is asked for.
 """
 
 import flax.linen as nn
@@ -26,21 +26,22 @@ LEVELS = (
     FlaxUNetMidBlock2DCrossAttn,
     FlaxUpBlock2D,
 )
-# What has parameters outside of any block: the first and last convolutions, those between levels,
-# the time's embedding, a transformer's projections.
+# The kinds of layers that have parameters outside of any block: the first and last convolutions,
+# those between levels, the time's embedding, a transformer's projections.
 LAYERS = (nn.Conv, nn.Dense, nn.GroupNorm, nn.LayerNorm)
-# Policy -> the modules that keep only their inputs for the backward pass. One checkpoint around the
-# whole UNet would save nothing: its backward pass would hold what "none" holds.
+# For each policy, the modules that keep only their inputs for the backward pass. One checkpoint
+# around the whole UNet would save nothing: its backward pass would hold what "none" holds.
 REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
 
 
 def rematerialisation(kinds: tuple[type, ...]):
-    """An interceptor that recomputes modules of these kinds, and gathers blocks, where it has to.
+    """Returns an interceptor that recomputes modules of these kinds, and gathers parameters.
 
     In the backward pass each module of these kinds is computed again. Of other blocks and layers
-    that hold shards all is kept but the gathered parameters.
+    whose parameters are shards, everything is kept for the backward pass but the gathered
+    parameters.
     """
-    # Inside `nn.remat` the module is called again and intercepted again: this is how it is known.
+    # Inside `nn.remat` the module is called again, and intercepted again: its path here tells so.
     within = set()
 
     def interceptor(next_function, args, kwargs, context):
@@ -69,7 +70,10 @@ def rematerialisation(kinds: tuple[type, ...]):
 
 
 def _gathering(call):
-    """A module's call, with its parameters gathered once what it is called with is there."""
+    """Returns a module's call that gathers the module's parameters first, all at once.
+
+    It waits with that until the arrays that the module is called with are there.
+    """
 
     def gathered(module, args, arrays):
         first = jax.tree.leaves((args, arrays))[0]

@@ -1,4 +1,4 @@
-"""The networks of Stable Diffusion from their configs."""
+"""Builds the networks of Stable Diffusion from their configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,24 +35,25 @@ def build_stable_diffusion(
     tokenizer_2: CLIPTokenizerFast | None = None,
     **options,
 ) -> StableDiffusion:
-    """The networks that the configs describe.
+    """Builds the networks that the configs describe.
 
     Args:
       configs: as `StableDiffusion.configs`. The UNet's `attention_head_dim` is, in spite of its
-        name, the number of heads: PyTorch and Flax agree on that.
+        name, the number of heads, in PyTorch as in Flax.
       tokenizer: a CLIP tokenizer with `model_max_length` set.
-      dtype: what the networks compute in; their parameters are float32 all the same.
-      tokenizer_2: of XL's second text encoder.
+      dtype: the dtype in which the networks compute. Their parameters are float32 all the same.
+      tokenizer_2: the tokenizer of XL's second text encoder.
       **options: `remat`, `convolution`, `attention`, `mesh` and `size` of `StableDiffusion`.
 
     Raises:
-      UserError: a size or a config that Flax would compute wrongly, or networks that do not fit.
+      UserError: a size does not fit the networks, Flax would compute a config wrongly, the networks do not fit each other, or a
+        tokenizer does not fit its text encoder.
     """
     checks.check_unet(configs["unet"])
     checks.check_vae(configs["vae"])
     tokenizers = {"text_encoder": tokenizer}
     if SECOND in configs:
-        assert tokenizer_2 is not None  # It goes with its text encoder.
+        assert tokenizer_2 is not None  # A second text encoder comes with its tokenizer.
         tokenizers[SECOND] = tokenizer_2
     for name in tokenizers:
         checks.check_text_encoder(configs[name], f"{name} config")
@@ -97,17 +98,24 @@ def init_stable_diffusion(
     dtype=jnp.float32,
     **options,
 ) -> tuple[StableDiffusion, dict[str, Any]]:
-    """As `build_stable_diffusion`, with random parameters, to train from scratch.
+    """Builds the networks, and draws parameters at random to train them from scratch.
+
+    Args:
+      configs, tokenizer, dtype, **options: as in `build_stable_diffusion`.
+      rng: a PRNG key.
 
     Returns:
       The model, and its parameters as float32 host arrays; see `load_stable_diffusion`.
+
+    Raises:
+      UserError: as `build_stable_diffusion`.
     """
     model = build_stable_diffusion(configs, tokenizer, dtype, **options)
     return model, random_parameters(parameter_template(model), rng)
 
 
 def parameter_template(model: StableDiffusion) -> dict[str, Any]:
-    """The shapes and dtypes of a model's parameters, as `load_stable_diffusion` returns them."""
+    """Returns the shapes and dtypes of the parameters that `load_stable_diffusion` returns."""
 
     def template(name):
         network = getattr(model, name)

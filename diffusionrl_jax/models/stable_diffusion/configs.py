@@ -25,18 +25,18 @@ SCHEDULER = "scheduler"
 
 
 def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
-    """The configs of a folder's networks and scheduler, amended as PyTorch's pipeline does.
+    """Reads the configs of a folder's networks and scheduler, amended as PyTorch's pipeline does.
 
     Args:
       path: the folder, local or remote.
 
     Returns:
-      The fields of each network, of "scheduler", and of XL of "pipeline"; see
-      `stable_diffusion.build_stable_diffusion`.
+      The fields of each network and of "scheduler", and for XL those of "pipeline"; see
+      `StableDiffusion.configs`.
 
     Raises:
       FileNotFoundError: a file does not exist.
-      UserError: a folder that is not supported; names the file and the field.
+      UserError: the folder is not supported; it names the file and the field.
     """
     if (path / SECOND).exists() and not (path / "text_encoder").exists():
         raise UserError(f"{path} only has XL's second text encoder: refiners are not supported.")
@@ -50,7 +50,7 @@ def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_pipeline(path: epath.Path) -> tuple[str, dict[str, Any]]:
-    """The pipeline's class, and its model_index.json, which only XL has to have."""
+    """Returns the pipeline's class, and its model_index.json, which only XL has to have."""
     index = path / INDEX
     if not index.exists() and not (path / SECOND).exists():
         return PIPELINE, {}
@@ -61,7 +61,7 @@ def _read_pipeline(path: epath.Path) -> tuple[str, dict[str, Any]]:
 
 
 def _part_class(index: Mapping[str, Any], name: str) -> str | None:
-    """The class that model_index.json says a part is of; None where it says none."""
+    """Returns the class that model_index.json states for a part, or None where it states none."""
     entry = index.get(name)
     return entry[-1] if isinstance(entry, list) and entry else None
 
@@ -106,7 +106,10 @@ def _read_scheduler(path: epath.Path, pipeline: str, index: Mapping[str, Any]) -
 
 
 def warn_of_unknown_noise(path: epath.Path) -> None:
-    """Says so where a folder's scheduler leaves out all of its noise, and its class's is taken."""
+    """Warns where a folder's scheduler states nothing of its noise.
+
+    Its class's defaults are then taken.
+    """
     file = path / SCHEDULER / "scheduler_config.json"
     config = read_json(file)
     if all(config.get(field) is None for field in BETAS):
@@ -118,11 +121,11 @@ def warn_of_unknown_noise(path: epath.Path) -> None:
 
 
 def read_tokenizers(path: epath.Path, configs: Mapping[str, Any]) -> dict[str, CLIPTokenizerFast]:
-    """The options "tokenizer" and, of XL, "tokenizer_2" of `build_stable_diffusion`.
+    """Reads the options "tokenizer", and for XL "tokenizer_2", of `build_stable_diffusion`.
 
     Args:
       path: the folder, local or remote.
-      configs: from `read_configs`.
+      configs: the folder's configs, from `read_configs`.
 
     Raises:
       FileNotFoundError, UserError: as `text_encoders.load_clip_tokenizer`.

@@ -19,7 +19,7 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 def convolution(
     inputs: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]
 ) -> jax.Array:
-    """Cross-correlation, as `lax.conv_general_dilated` computes it.
+    """Computes a cross-correlation, as `lax.conv_general_dilated` does.
 
     Args:
       inputs: [batch, height, width, in].
@@ -66,7 +66,10 @@ def _input_gradient(inputs, kernel, strides, padding, cotangent):
 
 
 def _kernel_gradient(inputs, kernel, strides, padding, cotangent):
-    """One [in, positions] @ [positions, out] product per tap, accumulated in float32."""
+    """Returns the kernel's gradient, one product [in, positions] @ [positions, out] for each tap.
+
+    The products are accumulated in float32.
+    """
     height, width = kernel.shape[:2]
     batch, out_height, out_width, features = cotangent.shape
     channels = inputs.shape[-1]
@@ -102,9 +105,10 @@ convolution.defvjp(_forward, _backward)
 def conv_general_dilated(
     lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
 ) -> jax.Array:
-    """`convolution` with the signature that `flax.linen.Conv(conv_general_dilated=...)` calls.
+    """Computes `convolution`, with the signature that flax.linen.Conv calls it by.
 
-    Anything but a plain 2D convolution (dilated, grouped, other rank) goes to `lax`.
+    It is for `flax.linen.Conv(conv_general_dilated=...)`. Anything but a plain 2D convolution
+    (dilated, grouped, of another rank) goes to `lax`.
     """
     plain = (
         lhs.ndim == 4

@@ -1,4 +1,7 @@
-"""How large a Stable Diffusion is, by its folder's configs and the heads of its weights' files."""
+"""Describes how large a Stable Diffusion is, without reading its weights.
+
+The sizes come from its folder's configs and from the headers of its weights' files.
+"""
 
 import math
 from collections.abc import Mapping
@@ -15,11 +18,11 @@ from diffusionrl_jax.models.stable_diffusion.model import latent_size, vae_facto
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> Description:
-    """Of a folder, here or on the hub; where it is not here, the published checkpoint's.
+    """Returns the sizes of a model in a folder, or of a published checkpoint that is not here.
 
     Args:
-      name: as of `config.model`.
-      size: of the pictures, height and width in pixels; None is the UNet's own.
+      name: a folder, here or on the hub, as `config.model` names it.
+      size: the height and width of the pictures in pixels; None means the UNet's own size.
 
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
@@ -44,6 +47,10 @@ def describe(name: str, size: tuple[int, int] | None = None) -> Description:
 
 
 def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    """Returns a model's configs, and the number of parameters of each of its networks.
+
+    XL's second text encoder is counted to the first.
+    """
     if not name:
         raise UserError("config.model is empty: name a diffusers folder or a hub id.")
     short = published.short_name(name)

@@ -35,24 +35,25 @@ def load_stable_diffusion(
 ) -> tuple[StableDiffusion, dict[str, Any]]:
     """Reads a folder in diffusers' layout, with safetensors weights.
 
-    All headers are checked before any weight is read. Weights are then read one tensor at a time.
+    The headers of all files are checked before any weight is read. The weights are then read one
+    tensor at a time.
 
     Args:
-      path: a folder with tokenizer/, text_encoder/, unet/, vae/, scheduler/ (of XL also
-        tokenizer_2/, text_encoder_2/, model_index.json): local, `gs://`, or a Hugging Face hub id.
-        Weights may be sharded, or stored in half precision (`*.fp16.safetensors`).
-      dtype: what the networks compute in.
-      sharding: from the tree of the parameters' shapes to the tree of their shardings; each is
-        placed on its devices as it is read. None keeps all on the host.
+      path: a folder with tokenizer/, text_encoder/, unet/, vae/ and scheduler/ (for XL also
+        tokenizer_2/, text_encoder_2/ and model_index.json): local, `gs://`, or a Hugging Face hub
+        id. Its weights may be sharded, or stored in half precision (`*.fp16.safetensors`).
+      dtype: the dtype in which the networks compute.
+      sharding: takes the tree of the parameters' shapes and returns the tree of their shardings.
+        Each parameter is placed on its devices as it is read. With None all stay on the host.
       **options: `remat`, `convolution`, `attention`, `mesh` and `size` of `StableDiffusion`.
 
     Returns:
-      The model, and its float32 parameters {"unet", "vae", "text_encoder"}; of XL "text_encoder"
+      The model, and its float32 parameters {"unet", "vae", "text_encoder"}. For XL, "text_encoder"
       holds those of {"text_encoder", "text_encoder_2"}.
 
     Raises:
       FileNotFoundError: the folder or a file in it does not exist.
-      UserError: an unsupported config, or weights that do not fit it; see `folders/weights.py`.
+      UserError: a config is not supported, or the weights do not fit it; see `folders/weights.py`.
     """
     path = hub.locate(path)
     configs = read_configs(path)
@@ -74,11 +75,17 @@ def save_stable_diffusion(
     """Writes a folder that PyTorch's `DiffusionPipeline.from_pretrained` opens.
 
     Args:
-      path: the folder, local or remote; made where it does not exist, files in it overwritten.
+      path: the folder, local or remote. It is made where it does not exist, and files in it are
+        overwritten.
       model: the model.
-      params: "unet", "vae", "text_encoder" -> parameters.
-      dtype: "float32", "float16" or "bfloat16": what the weights are stored as.
-      base: a folder from which a safety checker is taken along; see `models/folders/companions.py`.
+      params: the parameters, under "unet", "vae" and "text_encoder".
+      dtype: the dtype in which the weights are stored: "float32", "float16" or "bfloat16".
+      base: a folder whose safety checker is taken along, if there is one; see
+        `models/folders/companions.py`.
+
+    Raises:
+      UserError: a weight is beyond the range of `dtype`, or there is no such dtype.
+      FileNotFoundError, UserError: as `copy_companions`.
     """
     path = epath.Path(path)
     version = diffusers.__version__
@@ -109,7 +116,7 @@ def save_stable_diffusion(
         weights.write_safetensors(file, state, dtype)
     for name, tokenizer in tokenizers.items():
         text_encoders.save_tokenizer(path / name, tokenizer)
-    # The last, so that a folder that lacks files has no index.
+    # The index is written last, so that a folder that lacks files has none.
     write_json(
         path / "model_index.json",
         {

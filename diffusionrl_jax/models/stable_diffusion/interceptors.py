@@ -1,9 +1,9 @@
-"""What diffusers' Flax modules lack, added from outside with `flax.linen.intercept_methods`.
+"""Adds what diffusers' Flax modules lack, from outside with `flax.linen.intercept_methods`.
 
 The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), UNet and VAE compute
 attention with an explicit probability matrix in the compute dtype, and the UNet can neither be
-rematerialised nor take several texts for a sample. The modules and their parameter names stay
-diffusers'; only these calls are replaced.
+rematerialised nor take several texts for a sample. The modules and the names of their parameters
+stay diffusers'. Only these calls are replaced.
 """
 
 import contextlib
@@ -40,19 +40,19 @@ def interception(
     attention: str = "auto",
     mesh: Mesh | None = None,
 ) -> Iterator[None]:
-    """Everything below, for the `apply` calls traced inside this context.
+    """Puts all of this module's changes around the `apply` calls that are traced in this context.
 
     Args:
-      remat: "none"; "blocks": transformer and residual blocks of the UNet keep only their inputs
-        for the backward pass; "full": so do the down, mid and up blocks that these lie in, whose
-        insides are then computed three times.
-      convolution: "xla", or "taps": kernel gradients by `convolution.py`, for training on the CPU
-        inside a scan.
+      remat: what is computed again for the backward pass. With "none" nothing is. With "blocks" the
+        UNet's transformer and residual blocks keep only their inputs. With "full" the down, middle
+        and up blocks that these lie in do so as well, and their insides are computed three times.
+      convolution: "xla", or "taps" for the kernel gradients of `convolution.py`, which are for
+        training on the CPU inside a scan.
       attention, mesh: "auto", "dot_product", "splash" or "cudnn", and the devices that the program
         is compiled for; see `models/attention.py`.
 
     Raises:
-      UserError: an option that does not exist.
+      UserError: there is no such option, or the attention is not for these devices.
     """
     if remat not in REMATERIALISATION:
         raise UserError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
@@ -66,7 +66,7 @@ def interception(
     if convolution == "taps":
         interceptors.append(tap_convolution)
     interceptors.append(rematerialisation(REMATERIALISATION[remat]))
-    # Last, and so within rematerialisation: inputs are kept before they are repeated.
+    # This is the last, and so within rematerialisation: inputs are kept before they are repeated.
     interceptors.append(several_texts)
     with contextlib.ExitStack() as stack:
         for interceptor in interceptors:
@@ -84,7 +84,7 @@ def _set(module: nn.Module, name: str, value) -> None:
 
 
 def exact_gelu(next_function, args, kwargs, context):
-    """The erf GELU in the feed-forward layers, as in PyTorch; diffusers' Flax uses the tanh one."""
+    """Computes the feed-forward layers' GELU by erf, as PyTorch does; diffusers' Flax uses tanh."""
     module = context.module
     if not _is_call(context, FlaxGEGLU):
         return next_function(*args, **kwargs)
@@ -96,7 +96,7 @@ def exact_gelu(next_function, args, kwargs, context):
 
 
 def transformer_epsilon(next_function, args, kwargs, context):
-    """Epsilon 1e-6 in the transformers' GroupNorm, as in PyTorch; diffusers' Flax has 1e-5."""
+    """Sets the epsilon of the transformers' GroupNorm to 1e-6, as in PyTorch; Flax's is 1e-5."""
     module = context.module
     if _is_call(context, nn.GroupNorm) and isinstance(module.parent, FlaxTransformer2DModel):
         _set(module, "epsilon", 1e-6)
@@ -104,7 +104,7 @@ def transformer_epsilon(next_function, args, kwargs, context):
 
 
 def float32_attention(attention: str, mesh: Mesh | None):
-    """An interceptor that computes the UNet's and the VAE's attention with `attend`."""
+    """Returns an interceptor that computes the UNet's and the VAE's attention with `attend`."""
 
     def attended(module, hidden_states, context, heads, scale):
         context = hidden_states if context is None else context
@@ -144,7 +144,7 @@ def float32_attention(attention: str, mesh: Mesh | None):
 
 
 def tap_convolution(next_function, args, kwargs, context):
-    """Kernel gradients as matrix products; see `models/stable_diffusion/convolution.py`."""
+    """Computes kernel gradients as matrix products; see `convolution.py`."""
     if _is_call(context, nn.Conv):
         _set(context.module, "conv_general_dilated", taps.conv_general_dilated)
     return next_function(*args, **kwargs)
@@ -154,7 +154,8 @@ def several_texts(next_function, args, kwargs, context):
     """Lets P rows of text, one after another, share one row of latents and timesteps.
 
     What comes before the first cross-attention is computed once. There every row is repeated P
-    times, and so is later what meets the repeated ones: a skip connection, the time's embedding.
+    times, and so is, later, whatever meets the repeated rows: a skip connection, the time's
+    embedding.
     """
 
     def transformer(hidden_states, text, **options):
@@ -178,4 +179,5 @@ def several_texts(next_function, args, kwargs, context):
 
 
 def _repeat(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Repeats each row of an array so often that it has as many rows as another."""
     return jnp.repeat(array, len(like) // len(array), axis=0)

@@ -64,22 +64,25 @@ def latent_size(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StableDiffusion:
-    """The networks without their parameters; methods are pure and can be jitted.
+    """The networks of Stable Diffusion without their parameters.
+
+    Its methods are pure functions that can be jitted. It satisfies `text_to_image.TextToImage`.
 
     Attributes:
-      unet: a linen module, computing in the dtype it was built with.
-      vae: likewise.
-      text_encoder: likewise.
-      tokenizer: a CLIP tokenizer.
-      configs: "unet", "vae", "text_encoder", "scheduler" -> the JSON of diffusers' folder; of XL
-        also "text_encoder_2" and "pipeline", the model_index.json.
+      unet: the UNet, a linen module that computes in the dtype that it was built with.
+      vae: the VAE, likewise.
+      text_encoder: the text encoder, likewise.
+      tokenizer: the text encoder's CLIP tokenizer.
+      configs: the fields of the JSON files of diffusers' folder, under "unet", "vae",
+        "text_encoder" and "scheduler"; for XL also under "text_encoder_2" and, those of
+        model_index.json, "pipeline".
       remat: "none", "blocks" or "full"; see `interceptors.py`.
       convolution: "xla" or "taps"; see `convolution.py`.
       attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
-      mesh: over which the batch is split, for `attention`.
-      text_encoder_2: XL's second one.
-      tokenizer_2: XL's second one.
-      size: height and width in pixels; None is the size that the UNet was trained for.
+      mesh: the devices over which the batch is split, for `attention`.
+      text_encoder_2: XL's second text encoder; None in other models.
+      tokenizer_2: the tokenizer of XL's second text encoder; None in other models.
+      size: the height and width of the pictures in pixels; None means the UNet's own size.
     """
 
     unet: nn.Module
@@ -99,44 +102,44 @@ class StableDiffusion:
 
     @property
     def pipeline_name(self) -> str:
-        """The class of the pipeline in PyTorch's diffusers."""
+        """The class of the model's pipeline in PyTorch's diffusers."""
         xl = self.text_encoder_2 is not None
         return "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What the UNet computes in."""
+        """The dtype in which the UNet computes."""
         return self.unet.dtype
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The folder's parts that have weights."""
+        """The names of the folder's parts that have weights."""
         return NETWORKS if self.text_encoder_2 is None else NETWORKS_XL
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
-        """The noise schedule's fields (`beta_start`, `prediction_type`, ...)."""
+        """The fields of the noise schedule (`beta_start`, `prediction_type`, ...)."""
         return self.configs["scheduler"]
 
     @property
     def scaling_factor(self) -> float:
-        """What the VAE's latents are multiplied by, to have unit variance."""
+        """The number that the VAE's latents are multiplied by, so that they have unit variance."""
         return self.configs["vae"].get("scaling_factor", VAE_SCALING_FACTOR)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Returns (channels, height, width) of one latent."""
+        """The shape (channels, height, width) of a latent."""
         return (self.configs["unet"]["in_channels"], *latent_size(self.configs, self.size))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3) of the image that a latent of `latent_shape` decodes to."""
+        """The shape (height, width, 3) of the image that a latent of `latent_shape` decodes to."""
         _, height, width = self.latent_shape
         factor = vae_factor(self.configs["vae"])
         return (factor * height, factor * width, 3)
 
     def interception(self) -> contextlib.AbstractContextManager[None]:
-        """The interceptors under which `unet.apply` and `vae.apply` are to be traced."""
+        """Returns the interceptors under which `unet.apply` and `vae.apply` are to be traced."""
         return interception(
             remat=self.remat,
             convolution=self.convolution,
@@ -145,21 +148,27 @@ class StableDiffusion:
         )
 
     def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
-        """Token ids int32 [len(prompts), tokens], truncated and padded; XL's of both tokenizers."""
+        """Returns the prompts' token ids, truncated and padded, int32 [len(prompts), tokens].
+
+        For XL, the ids of the second tokenizer follow those of the first in each row.
+        """
         ids = text_encoders.tokenize(self.tokenizer, prompts)
         if self.tokenizer_2 is None:
             return ids
         return np.concatenate([ids, text_encoders.tokenize(self.tokenizer_2, prompts)], axis=1)
 
     def are_cut(self, prompts: Sequence[str]) -> np.ndarray:
-        """Which prompts are longer than the ids of `tokenize`, of one tokenizer or the other."""
+        """Returns which prompts are longer than the ids of `tokenize`, bool [len(prompts)].
+
+        For XL, it is enough that one of the two tokenizers cuts them.
+        """
         cut = text_encoders.are_cut(self.tokenizer, prompts)
         if self.tokenizer_2 is None:
             return cut
         return cut | text_encoders.are_cut(self.tokenizer_2, prompts)
 
     def encode_text(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Text:
-        """What the UNet is conditioned on.
+        """Returns what the UNet is conditioned on.
 
         Args:
           text_encoder_params: the parameters "text_encoder".
@@ -167,8 +176,8 @@ class StableDiffusion:
             was trained.
 
         Returns:
-          In the compute dtype, the last hidden state [n, tokens, width]. Of XL the `Conditioning`
-          of an uncropped picture of the size that is drawn.
+          The last hidden state [n, tokens, width], in the compute dtype. For XL it is the
+          `Conditioning` of an uncropped picture of the size that is drawn.
         """
         if self.text_encoder_2 is None:
             return text_encoders.last_states(self.text_encoder, text_encoder_params, input_ids)
@@ -186,15 +195,15 @@ class StableDiffusion:
         return Conditioning(states, pooled, jnp.broadcast_to(time_ids, (len(states), 6)))
 
     def encode_empty(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Text:
-        """What prompts are guided away from.
+        """Returns what prompts are guided away from.
 
         Args:
           text_encoder_params: the parameters "text_encoder".
-          input_ids: int32 [n, tokens], the empty prompt's.
+          input_ids: the empty prompt's ids, int32 [n, tokens].
 
         Returns:
-          As `encode_text`; of XL zeros, where the folder asks for them as the published one does. A
-          prompt that happens to be empty is no less encoded.
+          What `encode_text` returns, but for XL zeros if the folder asks for them, as the published
+          one does. A prompt that happens to be empty is encoded like any other.
         """
         text = self.encode_text(text_encoder_params, input_ids)
         if not isinstance(text, Conditioning):
@@ -211,14 +220,14 @@ class StableDiffusion:
         timesteps: jax.Array,
         text: Text,
     ) -> jax.Array:
-        """The UNet's output: noise, velocity or sample, as `prediction_type` says.
+        """Returns the UNet's output: noise, velocity or sample, as `prediction_type` states.
 
         Args:
           unet_params: the parameters "unet".
           latents: [n, channels, height, width].
-          timesteps: int32 [n], training timesteps in [0, 1000).
-          text: n * P prompts, from `encode_text`: P for each sample, one sample's after another's.
-            What does not depend on the text is computed once for all P.
+          timesteps: training timesteps in [0, 1000), int32 [n].
+          text: n * P prompts from `encode_text`, P for each sample; one sample's come before the
+            next one's. What does not depend on the text is computed once for all P.
 
         Returns:
           float32 [n * P, channels, height, width].
@@ -238,14 +247,14 @@ class StableDiffusion:
         return output.sample.astype(jnp.float32)
 
     def encode(self, vae_params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The latents' distribution.
+        """Returns the distribution of images' latents.
 
         Args:
           vae_params: the parameters "vae".
           images: [n, height, width, 3] in [0, 1].
 
         Returns:
-          mean and standard deviation, float32 [n, channels, height', width'] each, already
+          The mean and the standard deviation, float32 [n, channels, height', width'] each, already
           multiplied by the scaling factor.
         """
         pixels = (2 * images - 1).transpose(0, 3, 1, 2)
@@ -258,7 +267,7 @@ class StableDiffusion:
         )
 
     def decode(self, vae_params: Parameters, latents: jax.Array) -> jax.Array:
-        """Images from latents.
+        """Returns the images that latents decode to.
 
         Args:
           vae_params: the parameters "vae".
@@ -267,14 +276,17 @@ class StableDiffusion:
         Returns:
           float32 [n, height', width', 3], clipped to [0, 1].
         """
-        # Channels last: given channels first, FlaxAutoencoderKL guesses the layout from the width.
+        # Channels come last: given them first, FlaxAutoencoderKL guesses the layout by the width.
         unscaled = latents.transpose(0, 2, 3, 1) / self.scaling_factor
         with self.interception():
             decoded = apply(self.vae, {"params": vae_params}, unscaled, method=self.vae.decode)
         return jnp.clip((decoded.sample.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
 
     def same_networks(self, other: object) -> bool:
-        """Whether both differ in their parameters alone, so that one program serves both."""
+        """Returns whether the two models differ in nothing but their parameters.
+
+        One compiled program then serves both.
+        """
         if not isinstance(other, StableDiffusion):
             return False
         configs, others = (
@@ -290,7 +302,7 @@ class StableDiffusion:
 
 
 def _matters(field: str) -> bool:
-    """Whether a field of a diffusers or transformers config says what is computed."""
+    """Returns whether a field of a diffusers or transformers config says what is computed."""
     return not field.startswith("_") and field not in (
         "architectures",
         "dtype",

@@ -1,7 +1,8 @@
-"""Which diffusers and CLIP configurations the Flax modules compute as PyTorch does.
+"""Checks that the Flax modules compute a diffusers or CLIP configuration as PyTorch does.
 
-diffusers' Flax classes drop every field they do not know without a word and then compute something
-else than the PyTorch model. These checks refuse such configurations before any weight is read.
+diffusers' Flax classes drop every field that they do not know without a word, and then compute
+something else than the PyTorch model. These checks refuse such configurations before any weight is
+read.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ from diffusionrl_jax.models.folders.fields import (
 
 Config = Mapping[str, Any]
 
-# Field -> the values for which Flax computes what PyTorch computes. None stands for absent too.
+# For each field, the values for which Flax computes what PyTorch computes. None stands for an
+# absent field too.
 UNET_FIELDS = {
     "act_fn": ("silu", None),
     "addition_embed_type": (None, "text_time"),
@@ -77,7 +79,7 @@ VAE_BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",),
     "up_block_types": ("UpDecoderBlock2D",),
 }
-# Left out of a config, these would fall back to defaults that differ between the libraries.
+# Fields that would fall back, where they are left out, to defaults that differ between libraries.
 UNET_REQUIRED = (
     "attention_head_dim",
     "block_out_channels",
@@ -100,7 +102,7 @@ TEXT_REQUIRED = (
     "num_hidden_layers",
     "vocab_size",
 )
-# Field -> what it may hold.
+# What each field may hold.
 UNET_KINDS = {
     "addition_time_embed_dim": WHOLE,
     "attention_head_dim": WHOLE_OR_WHOLES,
@@ -141,7 +143,7 @@ TEXT_KINDS = {
     "num_hidden_layers": LAYERS,
     "layer_norm_eps": ABOVE_ZERO,
 }
-# Original size, crop, target size: two numbers each.
+# XL's time ids are the original size, the crop and the target size, two numbers each.
 TIME_IDS = 6
 VAE_REQUIRED = ("block_out_channels", "latent_channels", "layers_per_block", *VAE_BLOCKS)
 DEFAULTS = {"mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32}
@@ -151,11 +153,11 @@ def check_unet(config: Config, source: object = "UNet config") -> None:
     """Refuses a UNet that FlaxUNet2DConditionModel would compute wrongly, or not at all.
 
     Args:
-      config: contents of its config.json.
+      config: the contents of its config.json.
       source: that file, for messages.
 
     Raises:
-      UserError: names the source and the field.
+      UserError: the UNet is not supported; it names the source and the field.
     """
     _check(config, source, UNET_REQUIRED, UNET_KINDS, UNET_FIELDS, UNET_BLOCKS)
     channels = config["block_out_channels"]
@@ -189,7 +191,7 @@ def check_unet(config: Config, source: object = "UNet config") -> None:
 
 
 def check_vae(config: Config, source: object = "VAE config") -> None:
-    """As `check_unet`, of FlaxAutoencoderKL."""
+    """Refuses a VAE that FlaxAutoencoderKL would compute wrongly; see `check_unet`."""
     _check(config, source, VAE_REQUIRED, VAE_KINDS, VAE_FIELDS, VAE_BLOCKS)
     groups = config.get("norm_num_groups", 32)
     if any(channels % groups for channels in config["block_out_channels"]):
@@ -200,7 +202,7 @@ def check_vae(config: Config, source: object = "VAE config") -> None:
 
 
 def check_text_encoder(config: Config, source: object) -> None:
-    """As `check_unet`, of transformers' Flax CLIP."""
+    """Refuses a text encoder that Flax CLIP would compute wrongly; see `check_unet`."""
     _check(config, source, TEXT_REQUIRED, TEXT_KINDS, TEXT_FIELDS, {})
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if width % heads:
@@ -210,7 +212,15 @@ def check_text_encoder(config: Config, source: object) -> None:
 
 
 def check_together(unet: Config, vae: Config, text: Config, text_2: Config | None = None) -> None:
-    """Raises a UserError if the networks do not fit each other; `text_2` is of XL."""
+    """Refuses networks that do not fit each other.
+
+    Args:
+      unet, vae, text: the contents of the networks' config.json.
+      text_2: that of XL's second text encoder.
+
+    Raises:
+      UserError: two of them do not fit each other; it names both and the field.
+    """
     if unet["in_channels"] != vae["latent_channels"]:
         raise UserError(
             f"The UNet takes {unet['in_channels']} channels and the VAE makes "
@@ -246,6 +256,16 @@ def check_together(unet: Config, vae: Config, text: Config, text_2: Config | Non
 
 
 def _check(config, source, required, kinds, fields, blocks) -> None:
+    """Refuses a config that lacks a field, or has one whose value is not supported.
+
+    Args:
+      config: the contents of a config.json.
+      source: that file, for messages.
+      required: the fields that must be there.
+      kinds: what each field may hold.
+      fields: for each field, the values for which Flax computes what PyTorch computes.
+      blocks: for each list of blocks, the classes that it may name.
+    """
     absent = [field for field in required if config.get(field) is None]
     if absent:
         raise UserError(f"{source}: {', '.join(absent)} missing; add them to config.json.")

@@ -1,1 +1,1 @@
-"""Networks that rewards are made of."""
+"""The networks that rewards are made of."""

@@ -1,7 +1,7 @@
-"""BLIP's image-grounded text encoder (arXiv 2201.12086): a ViT, and a BERT that looks at it.
+"""BLIP's image-grounded text encoder (2201.12086): a ViT, and a BERT that attends to its output.
 
-Built on transformers' FlaxViTModule and FlaxBertModule; parameter names on disk are those of
-BLIP's own code, which ImageReward.pt keeps.
+It is built on transformers' FlaxViTModule and FlaxBertModule. The names of its parameters on disk
+are those of BLIP's own code, which ImageReward.pt keeps.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from transformers.models.vit.modeling_flax_vit import FlaxViTModule
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import apply
 
-# ImageReward-v1.0: ViT-L/16 at 224 pixels, and BERT base with [DEC] and [ENC] added.
+# ImageReward-v1.0 has a ViT-L/16 at 224 pixels, and a BERT base with [DEC] and [ENC] added.
 VISION_DEFAULTS = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -54,14 +54,25 @@ PROJECTIONS = weights.FusedProjections(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blip:
-    """The image encoder and the text encoder."""
+    """BLIP's two networks without their parameters.
+
+    Attributes:
+      vision: the image encoder.
+      text: the text encoder, which attends to the picture.
+    """
 
     vision: FlaxViTModule
     text: FlaxBertModule
 
 
 def build(vision_config: Mapping, text_config: Mapping, dtype: jnp.dtype = jnp.float32) -> Blip:
-    """The model; what the configs (ViTConfig's and BertConfig's fields) omit is ImageReward's."""
+    """Builds the model.
+
+    Args:
+      vision_config: ViTConfig's fields. What they leave out is ImageReward's.
+      text_config: BertConfig's fields. What they leave out is ImageReward's.
+      dtype: the dtype in which both networks compute.
+    """
     vision = ViTConfig(**{**VISION_DEFAULTS, **vision_config})
     text = BertConfig(
         **{**TEXT_DEFAULTS, **text_config},
@@ -93,22 +104,25 @@ def _init(model: Blip, key: jax.Array) -> dict:
 
 
 def init(model: Blip, key: jax.Array) -> dict:
-    """Fresh parameters {"vision": ..., "text": ...}: transformers' trees without token types."""
+    """Draws fresh parameters {"vision", "text"}.
+
+    They are transformers' trees, without the table of token types.
+    """
     return jax.jit(_init, static_argnums=0)(model, key)
 
 
 def template(model: Blip) -> dict:
-    """Shapes of the parameters."""
+    """Returns the shapes and dtypes of the parameters, in the tree that `init` draws."""
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
 def encode_image(model: Blip, params: Mapping, pixels: jax.Array) -> jax.Array:
-    """The picture's tokens, class token first.
+    """Returns the picture's tokens, with the class token first.
 
     Args:
       model: the two encoders.
-      params: {"vision": ..., "text": ...}.
-      pixels: normalised float [n, size, size, 3].
+      params: the parameters {"vision", "text"}.
+      pixels: normalised pixels, float [n, size, size, 3].
 
     Returns:
       [n, 1 + patches, vision width].
@@ -119,19 +133,19 @@ def encode_image(model: Blip, params: Mapping, pixels: jax.Array) -> jax.Array:
 def encode_text(
     model: Blip, params: Mapping, image: jax.Array, input_ids: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """The text, read with an eye on the picture.
+    """Encodes a text that attends to the picture.
 
     Args:
       model: the two encoders.
-      params: {"vision": ..., "text": ...}.
-      image: from `encode_image`.
-      input_ids: int32 [n, tokens], [CLS] first.
+      params: the parameters {"vision", "text"}.
+      image: the picture's tokens, from `encode_image`.
+      input_ids: the text's tokens with [CLS] first, int32 [n, tokens].
       mask: int32 [n, tokens], 0 on padding.
 
     Returns:
-      float32 [n, text width], the last layer's state of [CLS].
+      The last layer's state of [CLS], float32 [n, text width].
     """
-    # BLIP's BERT has no token types: a table of zeros is the same.
+    # BLIP's BERT has no token types, for which a table of zeros stands.
     width = model.text.config.hidden_size
     embeddings = {
         **params["text"]["embeddings"],

@@ -35,12 +35,18 @@ OPEN_CLIP_PROJECTIONS = weights.FusedProjections(
     part="{module}.attn.{role}_proj.{leaf}",
     roles=("q", "k", "v"),
 )
-# Matrices that open_clip multiplies from the right, and linear layers store transposed.
+# Matrices that open_clip multiplies from the right, and that linear layers store transposed.
 OPEN_CLIP_MATRICES = ("visual.proj", "text_projection")
 
 
 def split_open_clip(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An open_clip state, its fused projections split and its joint space's as linear layers."""
+    """Returns an open_clip state as transformers' layers have it.
+
+    Its fused projections are split, and its projections into the joint space become linear layers.
+
+    Args:
+      state: the array of each PyTorch name.
+    """
     state = OPEN_CLIP_PROJECTIONS.split(state)
     for name in OPEN_CLIP_MATRICES:
         if name in state:
@@ -49,7 +55,7 @@ def split_open_clip(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def join_open_clip(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `split_open_clip`."""
+    """Returns a state as open_clip has it. It is the inverse of `split_open_clip`."""
     state = OPEN_CLIP_PROJECTIONS.join(state)
     for name in OPEN_CLIP_MATRICES:
         if f"{name}.weight" in state:
@@ -58,24 +64,34 @@ def join_open_clip(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def vision_tower(config: Mapping, dtype: jnp.dtype = jnp.float32) -> FlaxCLIPVisionModule:
-    """The image tower; `config` holds CLIPVisionConfig's fields."""
+    """Builds the image tower.
+
+    Args:
+      config: CLIPVisionConfig's fields.
+      dtype: the dtype in which it computes.
+    """
     return FlaxCLIPVisionModule(CLIPVisionConfig(**config), dtype=dtype)
 
 
 def text_tower(config: Mapping, dtype: jnp.dtype = jnp.float32) -> FlaxCLIPTextModule:
-    """The text tower; `config` holds CLIPTextConfig's fields."""
+    """Builds the text tower.
+
+    Args:
+      config: CLIPTextConfig's fields.
+      dtype: the dtype in which it computes.
+    """
     return FlaxCLIPTextModule(CLIPTextConfig(**config), dtype=dtype)
 
 
 def vision_template(tower: FlaxCLIPVisionModule) -> dict:
-    """Shapes of the image tower's parameters: {"vision_model": ...}."""
+    """Returns the shapes of the image tower's parameters, {"vision_model": ...}."""
     size = tower.config.image_size
     pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(tower.init, jax.random.key(0), pixels)["params"]
 
 
 def text_template(tower: FlaxCLIPTextModule) -> dict:
-    """Shapes of the text tower's parameters: {"text_model": ...}."""
+    """Returns the shapes of the text tower's parameters, {"text_model": ...}."""
     tokens = jax.ShapeDtypeStruct((1, tower.config.max_position_embeddings), jnp.int32)
     return jax.eval_shape(tower.init, jax.random.key(0), tokens, tokens, tokens)["params"]
 
@@ -85,12 +101,12 @@ def _tower_params(params: Mapping, name: str) -> dict:
 
 
 def image_tokens(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array) -> jax.Array:
-    """The last layer's tokens, class token first, before the final normalisation.
+    """Returns the last layer's tokens, class token first, before the final normalisation.
 
     Args:
       tower: the image tower.
-      params: holds "vision_model"; other entries are ignored.
-      pixels: normalised float [n, size, size, 3].
+      params: a tree that holds "vision_model". Other entries are ignored.
+      pixels: normalised pixels, float [n, size, size, 3].
 
     Returns:
       [n, 1 + patches, width].
@@ -99,19 +115,23 @@ def image_tokens(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array
 
 
 def pooled_image(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array) -> jax.Array:
-    """The class token after the final normalisation: [n, width]; arguments as `image_tokens`."""
+    """Returns the class token after the final normalisation, [n, width].
+
+    Args:
+      tower, params, pixels: as in `image_tokens`.
+    """
     return apply(tower, _tower_params(params, "vision_model"), pixels).pooler_output
 
 
 def pooled_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array) -> jax.Array:
-    """The end-of-text token's state after the final normalisation.
+    """Returns the end-of-text token's state after the final normalisation.
 
     No padding mask is needed: attention is causal, and padding comes after the end of the text.
 
     Args:
       tower: the text tower.
-      params: holds "text_model"; other entries are ignored.
-      input_ids: int32 [n, tokens].
+      params: a tree that holds "text_model". Other entries are ignored.
+      input_ids: the text's tokens, int32 [n, tokens].
 
     Returns:
       [n, width].
@@ -125,7 +145,13 @@ def pooled_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """The two towers and the width of their joint space."""
+    """CLIP's two towers without their parameters.
+
+    Attributes:
+      vision: the image tower.
+      text: the text tower.
+      width: the width of their joint space.
+    """
 
     vision: FlaxCLIPVisionModule
     text: FlaxCLIPTextModule
@@ -133,9 +159,14 @@ class Clip:
 
 
 def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> Clip:
-    """The model of a CLIPConfig: `vision_config`, `text_config`, `projection_dim`."""
+    """Builds the model that a CLIPConfig describes.
+
+    Args:
+      config: CLIPConfig's fields: `vision_config`, `text_config` and `projection_dim`.
+      dtype: the dtype in which both towers compute.
+    """
     described: Any = CLIPConfig(**config)
-    # With eos_token_id 2, transformers takes the token of the highest id as the end: CLIP's way.
+    # With eos_token_id 2, transformers takes the token of the highest id as the end, as CLIP does.
     text = described.text_config.to_dict() | {"eos_token_id": 2}
     return Clip(
         vision=vision_tower(described.vision_config.to_dict(), dtype),
@@ -145,12 +176,12 @@ def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> Clip:
 
 
 def projection_template(tower: FlaxCLIPVisionModule | FlaxCLIPTextModule, width: int) -> dict:
-    """Shapes of a tower's projection into a joint space of that width: {"kernel"}."""
+    """Returns the shape of a tower's projection, {"kernel"}, into a joint space of that width."""
     return {"kernel": jax.ShapeDtypeStruct((tower.config.hidden_size, width), jnp.float32)}
 
 
 def template(model: Clip) -> dict:
-    """Shapes of all parameters, named as transformers' CLIPModel's."""
+    """Returns the shapes of all parameters, named as those of transformers' CLIPModel."""
     return {
         **vision_template(model.vision),
         **text_template(model.text),
@@ -165,12 +196,12 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 def embed_image(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array) -> jax.Array:
-    """A picture's embedding in the joint space, of norm 1.
+    """Returns a picture's embedding in the joint space, of norm 1.
 
     Args:
       tower: the image tower.
-      params: holds "vision_model" and "visual_projection"; other entries are ignored.
-      pixels: normalised float [n, size, size, 3].
+      params: a tree that holds "vision_model" and "visual_projection". Other entries are ignored.
+      pixels: normalised pixels, float [n, size, size, 3].
 
     Returns:
       float32 [n, width].
@@ -180,12 +211,12 @@ def embed_image(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array)
 
 
 def embed_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array) -> jax.Array:
-    """A text's embedding in the joint space, of norm 1.
+    """Returns a text's embedding in the joint space, of norm 1.
 
     Args:
       tower: the text tower.
-      params: holds "text_model" and "text_projection"; other entries are ignored.
-      input_ids: int32 [n, tokens], with the end of the text before the padding.
+      params: a tree that holds "text_model" and "text_projection". Other entries are ignored.
+      input_ids: the text's tokens, with the end of the text before the padding, int32 [n, tokens].
 
     Returns:
       float32 [n, width].

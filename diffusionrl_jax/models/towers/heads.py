@@ -1,4 +1,4 @@
-"""Linear heads on the towers: the shapes of their parameters, and their application."""
+"""Applies linear heads to what the towers say, and gives the shapes of the heads' parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def dense_template(inputs: int, outputs: int) -> dict:
-    """Shapes of a linear layer's parameters: {"kernel", "bias"}."""
+    """Returns the shapes of a linear layer's parameters, {"kernel", "bias"}."""
     return {
         "kernel": jax.ShapeDtypeStruct((inputs, outputs), jnp.float32),
         "bias": jax.ShapeDtypeStruct((outputs,), jnp.float32),
@@ -15,19 +15,19 @@ def dense_template(inputs: int, outputs: int) -> dict:
 
 
 def dense(params: Mapping, inputs: jax.Array) -> jax.Array:
-    """inputs [..., inputs] @ kernel + bias: [..., outputs]."""
+    """Computes inputs @ kernel + bias, from [..., inputs] to [..., outputs]."""
     return inputs @ params["kernel"] + params["bias"]
 
 
 def stack_template(widths: Sequence[int]) -> dict:
-    """Shapes of a stack of linear layers without activations.
+    """Returns the shapes of a stack of linear layers without activations.
 
     Args:
-      widths: of the input, the hidden layers and the output.
+      widths: the widths of the input, of the hidden layers and of the output.
 
     Returns:
       {"layers_0": ..., "layers_2": ...}, by the numbers of ImageReward.pt and of LAION's aesthetic
-      head: these have dropout at the numbers left out, and none before the last layer.
+      head. These have dropout at the numbers left out, and none before the last layer.
     """
     count = len(widths) - 1
     numbers = [*range(0, 2 * count - 2, 2), max(0, 2 * count - 3)]
@@ -36,10 +36,10 @@ def stack_template(widths: Sequence[int]) -> dict:
 
 
 def stack(params: Mapping, inputs: jax.Array) -> jax.Array:
-    """Applies the layers of `stack_template` in turn: [..., inputs] to [..., outputs].
+    """Applies the layers of `stack_template` in turn, from [..., inputs] to [..., outputs].
 
     Args:
-      params: holds the layers; other entries are ignored.
+      params: a tree that holds the layers. Other entries are ignored.
       inputs: [..., inputs].
     """
     names = [name for name in params if name.startswith("layers_")]

@@ -1,9 +1,10 @@
 """OWL-ViT's and OWLv2's open-vocabulary classification of image patches.
 
-Minderer et al., arXiv 2205.06230 and 2306.09683: CLIP towers, a normalisation and the class head.
-The box head is left out, since a score needs no boxes, and so is OWLv2's objectness head, which
-tells objects from background without a query. Parameter names follow transformers'
-OwlViTForObjectDetection and Owlv2ForObjectDetection, which otherwise are the same network.
+They are Minderer et al., 2205.06230 and 2306.09683: CLIP towers, a normalisation and the class
+head. The box head is left out, since a score needs no boxes, and so is OWLv2's objectness head,
+which tells objects from background without a query. The names of the parameters are those of
+transformers' OwlViTForObjectDetection and Owlv2ForObjectDetection, which otherwise are the same
+network.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import apply
 from diffusionrl_jax.models.towers import clip, heads
 
-EPSILON = 1e-6  # of the norms, as in OwlViTClassPredictionHead
+EPSILON = 1e-6  # It is added to the norms, as in OwlViTClassPredictionHead.
 CONFIGS = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
 # Tensors of the published checkpoints that a score does not need.
 UNUSED = (
@@ -30,9 +31,9 @@ UNUSED = (
     r"^owl(vit|v2)\.logit_scale$",
     *weights.BUFFERS,
 )
-# CLIP's own module misspells it, and OWL-ViT does not.
+# CLIP's own module misspells this layer's name, and OWL-ViT's does not.
 _SPELLING = (r"\.pre_layrnorm\.", ".pre_layernorm.")
-# From the names of `template` to a checkpoint's, by its model_type.
+# The renames from the names of `template` to a checkpoint's, by the checkpoint's model_type.
 RENAMES = {
     "owlvit": weights.substitution(_SPELLING),
     "owlv2": weights.substitution(_SPELLING, (r"^owlvit\.", "owlv2.")),
@@ -41,11 +42,11 @@ RENAMES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwlViT:
-    """The two towers; the head's parameters stand beside theirs in the tree.
+    """The detector's two towers. The parameters of its head stand beside theirs in the tree.
 
     Attributes:
       vision, text: the towers.
-      model_type: "owlvit" or "owlv2", which differ in their preprocessing.
+      model_type: "owlvit" or "owlv2", which differ in how pictures are prepared for them.
     """
 
     vision: FlaxCLIPVisionModule
@@ -54,15 +55,15 @@ class OwlViT:
 
 
 def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
-    """The model from OwlViTConfig's or Owlv2Config's fields.
+    """Builds the model from OwlViTConfig's or Owlv2Config's fields.
 
     Args:
-      config: "vision_config" and "text_config"; what they leave out is transformers' default.
-        "model_type" is "owlvit" where it is not given.
-      dtype: of the towers' computation.
+      config: "vision_config" and "text_config", in which what is left out is transformers' default,
+        and "model_type", which is "owlvit" where it is left out.
+      dtype: the dtype in which the towers compute.
 
     Raises:
-      UserError: if the model_type is another.
+      UserError: the model_type is another.
     """
     model_type = config.get("model_type", "owlvit")
     if model_type not in CONFIGS:
@@ -72,7 +73,8 @@ def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
     filled = CONFIGS[model_type](
         vision_config=dict(config["vision_config"]), text_config=dict(config["text_config"])
     )
-    # With eos_token_id 2, transformers takes the token of the highest id as the end: OWL-ViT's way.
+    # With eos_token_id 2, transformers takes the token of the highest id as the end, as OWL-ViT
+    # does.
     text = filled.text_config.to_dict() | {"eos_token_id": 2}
     return OwlViT(
         vision=clip.vision_tower(filled.vision_config.to_dict(), dtype),
@@ -82,7 +84,7 @@ def build(config: Mapping, dtype: jnp.dtype = jnp.float32) -> OwlViT:
 
 
 def template(model: OwlViT) -> dict:
-    """Shapes of all parameters, named and nested as the checkpoint's keys are."""
+    """Returns the shapes of all parameters, named and nested as the checkpoint's keys are."""
     width, text_width = model.vision.config.hidden_size, model.text.config.hidden_size
     projection = jax.ShapeDtypeStruct((text_width, text_width), jnp.float32)
     scale = jax.ShapeDtypeStruct((width,), jnp.float32)
@@ -110,12 +112,12 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 def embed_queries(model: OwlViT, params: Mapping, input_ids: jax.Array) -> jax.Array:
-    """Query embeddings of norm 1.
+    """Returns the queries' embeddings, of norm 1.
 
     Args:
       model: the towers.
       params: the full tree of `template`.
-      input_ids: int32 [queries, tokens], padded with 0; the end-of-text id is the largest.
+      input_ids: int32 [queries, tokens], padded with 0. The end-of-text id is the largest.
 
     Returns:
       float32 [queries, text width].
@@ -126,12 +128,12 @@ def embed_queries(model: OwlViT, params: Mapping, input_ids: jax.Array) -> jax.A
 
 
 def patch_features(model: OwlViT, params: Mapping, pixels: jax.Array) -> jax.Array:
-    """Patch tokens merged with the class token: float32 [n, patches, width].
+    """Returns the patches' tokens, each merged with the class token, float32 [n, patches, width].
 
     Args:
       model: the towers.
-      params: the tree of `template`; the text tower is not needed.
-      pixels: normalised float [n, size, size, 3].
+      params: the tree of `template`. The text tower is not needed.
+      pixels: normalised pixels, float [n, size, size, 3].
     """
     epsilon = model.vision.config.layer_norm_eps
     tokens = clip.image_tokens(model.vision, params["owlvit"], pixels).astype(jnp.float32)
@@ -140,12 +142,13 @@ def patch_features(model: OwlViT, params: Mapping, pixels: jax.Array) -> jax.Arr
 
 
 def class_logits(params: Mapping, features: jax.Array, queries: jax.Array) -> jax.Array:
-    """How well each patch fits each query.
+    """Returns how well each patch fits each query.
 
     Args:
-      params: holds "class_head".
-      features: float32 [n, patches, width], from `patch_features`.
-      queries: float32 [n, queries, text width], or [queries, text width] for all pictures.
+      params: a tree that holds "class_head".
+      features: the patches' features, float32 [n, patches, width], from `patch_features`.
+      queries: the queries' embeddings, float32 [n, queries, text width], or [queries, text width]
+        if they are the same for all pictures.
 
     Returns:
       float32 [n, patches, queries].

@@ -1,6 +1,6 @@
-"""An independent observer of the emoji world, for evaluation only: never a reward.
+"""An independent observer of the emoji world, which is for evaluation only and never a reward.
 
-A small convolutional network with an architecture of its own, so that a policy that fools the
+It is a small convolutional network with an architecture of its own, so that a policy that fools the
 reward models (CLIP-like towers) does not thereby fool the observer.
 """
 
@@ -17,12 +17,14 @@ from diffusionrl_jax.models.parameters import apply
 
 
 class RecogniserModule(nn.Module):
-    """3x3 convolutions in residual pairs; labels by the maximum over places, tone by the mean.
+    """Convolutions of 3x3 in residual pairs, with a head for labels and one for tones.
+
+    A label's logit is the smooth maximum over all places, and a tone's is of the mean.
 
     Attributes:
-      widths: channels of the stages; each stage halves the picture.
-      labels: how many labels.
-      tones: how many tones.
+      widths: the channels of each stage. Each stage halves the picture.
+      labels: how many labels there are.
+      tones: how many tones there are.
     """
 
     widths: tuple[int, ...]
@@ -31,7 +33,11 @@ class RecogniserModule(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [n, H, W, 3] in [0, 1] to logits float32 [n, labels] and [n, tones]."""
+        """Returns the logits of labels and of tones, float32 [n, labels] and [n, tones].
+
+        Args:
+          images: [n, H, W, 3] in [0, 1].
+        """
         hidden = 2 * images - 1
         for width in self.widths:
             hidden = nn.Conv(width, (3, 3), strides=(2, 2))(hidden)
@@ -49,12 +55,12 @@ class RecogniserModule(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recogniser:
-    """The network and what its outputs mean.
+    """The observer's network, and what its outputs mean.
 
     Attributes:
       module: the network.
-      labels: names of objects and occupations.
-      tones: names of skin tones.
+      labels: the names of objects and occupations.
+      tones: the names of skin tones.
     """
 
     module: RecogniserModule
@@ -62,29 +68,30 @@ class Recogniser:
     tones: tuple[str, ...]
 
     def recognise(self, params: Mapping, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the pictures show.
+        """Returns what the pictures show.
 
         Args:
-          params: from `load_recogniser`.
+          params: the network's parameters, from `load_recogniser`.
           images: float [n, H, W, 3] in [0, 1].
 
         Returns:
-          float32 [n, labels], the independent probability of each object and occupation; float32
-          [n, tones], probabilities that sum to 1 (meaningless where there is no person).
+          The probability of each object and occupation, independently of the others, float32 [n,
+          labels]; and probabilities of the tones that sum to 1, float32 [n, tones], which mean
+          nothing where there is no person.
         """
         labels, tones = apply(self.module, {"params": params}, images)
         return jax.nn.sigmoid(labels), jax.nn.softmax(tones)
 
 
 def build(config: Mapping) -> Recogniser:
-    """The recogniser that a config {"widths", "labels", "tones"} describes."""
+    """Builds the recogniser that a config {"widths", "labels", "tones"} describes."""
     labels, tones = tuple(config["labels"]), tuple(config["tones"])
     module = RecogniserModule(tuple(config["widths"]), len(labels), len(tones))
     return Recogniser(module, labels, tones)
 
 
 def template(recogniser: Recogniser) -> dict:
-    """Shapes of the parameters."""
+    """Returns the shapes of the network's parameters."""
     pixels = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     return jax.eval_shape(recogniser.module.init, jax.random.key(0), pixels)["params"]
 
@@ -93,7 +100,7 @@ def load_recogniser(path: str = "asset:emoji/recogniser") -> tuple[Recogniser, d
     """Opens a folder with config.json and model.safetensors.
 
     Raises:
-      FileNotFoundError, UserError: if a file or a tensor is missing or does not fit.
+      FileNotFoundError, UserError: a file or a tensor is missing, or does not fit.
     """
     folder = resolve(path, "The recogniser's folder")
     config = read_json(folder / "config.json")
