@@ -46,8 +46,8 @@ def build_stable_diffusion(
       **options: `remat`, `convolution`, `attention`, `mesh` and `size` of `StableDiffusion`.
 
     Raises:
-      UserError: a size does not fit the networks, Flax would compute a config wrongly, the networks do not fit each other, or a
-        tokenizer does not fit its text encoder.
+      UserError: a size does not fit the networks, Flax would compute a config wrongly, the networks
+        do not fit each other, or a tokenizer does not fit its text encoder.
     """
     checks.check_unet(configs["unet"])
     checks.check_vae(configs["vae"])
