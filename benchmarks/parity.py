@@ -45,6 +45,9 @@ class EmptyTokenizer:
         ids[:, 0] = START
         return SimpleNamespace(input_ids=ids)
 
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
 
 def networks(configs: Mapping, part: str) -> tuple[str, ...]:
     """The networks of a part that the model has."""

@@ -54,6 +54,11 @@ TINY_XL = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Whole programs first: their files take longest, and one must not be left for the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_cache(tmp_path_factory):
     """Indices of prompts are kept for the session, by programs that tests start too."""

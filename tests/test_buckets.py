@@ -23,7 +23,7 @@ WORKDIR = "gs://bucket/runs/first"
 def test_what_is_written_once(bucket):
     prepare_folder(WORKDIR, "--workdir")
     assert not bucket, "the probe is removed"
-    write_run_information(WORKDIR, {"seed": 3})
+    write_run_information(WORKDIR, {"seed": 3, "model": "a", "tasks": {}, "evaluation": {}})
     assert trained.read_config(WORKDIR).seed == 3
     assert set(bucket) == {f"{WORKDIR}/config.json", f"{WORKDIR}/versions.json"}
 

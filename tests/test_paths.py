@@ -80,7 +80,12 @@ def test_every_program_with_a_name_that_is_hard_to_read(start, config_file, make
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("main", ["--config={config}", "--workdir="], "--workdir is empty"),
+        pytest.param(
+            "main",
+            ["--config={config}", "--workdir="],
+            "--workdir is empty",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "sample",
             ["--model={model}", "--prompts=a", "--output=/none/x.png"],

@@ -303,8 +303,18 @@ def test_a_reward_that_is_never_a_number(make_config, tmp_path, monkeypatch):
     ("program", "arguments", "message"),
     [
         ("main", ["--config.sampler.stesp=3"], "stesp"),
-        ("main", ["--config.batch_size=7"], "config.batch_size (task small)=7"),
-        ("export", ["--checkpoint=/no/run", "--output={folder}"], "/no/run is neither the workdir"),
+        pytest.param(
+            "main",
+            ["--config.batch_size=7"],
+            "config.batch_size (task small)=7",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "export",
+            ["--checkpoint=/no/run", "--output={folder}"],
+            "/no/run is neither the workdir",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "sample",
             ["--model=/no/such/folder", "--prompts=a cat"],

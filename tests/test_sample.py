@@ -13,9 +13,9 @@ from diffusionrl_jax import sample
 def read():
     """The prompts of a command line."""
 
-    def prompts(*arguments):
-        with flagsaver.flagsaver():
-            flags.FLAGS(["sample", "--model=x", *arguments])
+    def prompts(*prompts, file=""):
+        with flagsaver.flagsaver(prompts=list(prompts), prompt_file=file):
+            flags.FLAGS.mark_as_parsed()
             return sample.read_all_prompts()
 
     return prompts
@@ -28,17 +28,17 @@ def test_a_prompt_file_is_read_as_a_tasks(read, tmp_path):
     array.write_text(json.dumps(rows))
     table.write_text('caption,n\na cat,1\n"a dog",2\na cat,3\n')
     for path in (lines, array, table):
-        assert read(f"--prompt_file={path}?field=caption") == ["a cat", "a dog", "a cat"]
+        assert read(file=f"{path}?field=caption") == ["a cat", "a dog", "a cat"]
         with pytest.raises(ValueError, match="no (field|column) 'prompt', but .*caption"):
-            read(f"--prompt_file={path}")
+            read(file=str(path))
     (tmp_path / "p.txt").write_text("a cat\n\n a dog \n")
-    assert read(f"--prompt_file={tmp_path}/p.txt") == ["a cat", "a dog"]
+    assert read(file=f"{tmp_path}/p.txt") == ["a cat", "a dog"]
 
 
 def test_prompts_of_the_command_line(read, tmp_path):
-    assert read("--prompts=a cat; a dog;", "--prompts=a cat") == ["a cat", "a dog", "a cat"]
+    assert read("a cat; a dog;", "a cat") == ["a cat", "a dog", "a cat"]
     with pytest.raises(ValueError, match="holds no prompt"):
-        read("--prompts= ; ")
-    for arguments in ((), ("--prompts=a", f"--prompt_file={tmp_path}/p.txt")):
+        read(" ; ")
+    for prompts, file in (((), ""), (("a",), f"{tmp_path}/p.txt")):
         with pytest.raises(ValueError, match="Give either --prompts"):
-            read(*arguments)
+            read(*prompts, file=file)

@@ -41,6 +41,7 @@ def test_a_broken_checkpoint_is_passed_over(finished, make_config, tmp_path, cap
     assert steps_of(workdir) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, monkeypatch):
     """As the hosts of a slice are told to stop one after another."""
     wait, received = Checkpoints.wait, []
@@ -165,6 +166,7 @@ programs.run(main.main)
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills(compilation_cache, config_file, make_config, tmp_path):
     config = config_file(make_config(iterations=1000, **{"evaluation.every": 1000}))
     with launcher(compilation_cache, devices=2) as run:

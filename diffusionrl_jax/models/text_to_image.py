@@ -163,8 +163,8 @@ class Family(NamedTuple):
     """How the folders of one kind of model are opened and written.
 
     Attributes:
-      describe: takes what `config.model` names and returns the model's sizes, without opening its
-        weights.
+      describe: takes what `config.model` names and the pictures' (height, width), or None for the
+        model's own, and returns the model's sizes, without opening its weights.
       denoiser: the name of the denoiser's folder.
       read: reads a folder, as `stable_diffusion.folder.load_stable_diffusion` does.
       write: writes a folder, as `stable_diffusion.folder.save_stable_diffusion` does.

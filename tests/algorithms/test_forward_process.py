@@ -216,7 +216,7 @@ def test_refuses_what_does_not_fit(make_config, method, changes, message):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("nft", {}),
+        pytest.param("nft", {}, marks=pytest.mark.slow),
         pytest.param("awm", {"algorithm.awm.noises": 2}, marks=pytest.mark.slow),
         pytest.param(
             "nft", {"lora.rank": 2, "sampler.guidance_scale": 2.0}, marks=pytest.mark.slow

@@ -99,6 +99,7 @@ def test_refuses_what_does_not_fit(changes, message):
         objective(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_base", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_is_a_method_of_a_config(make_config, from_base):
     """By one flag; the base model draws, whatever has been learned, or the trained one."""

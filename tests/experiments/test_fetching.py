@@ -70,7 +70,7 @@ def test_only_what_is_read_is_fetched_and_only_once(hub, cache, caplog):
     caplog.set_level("INFO", logger="absl")
     folder = model_hub.locate(stand_in.STABLE_DIFFUSION)
     others = {"tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"}
-    others |= {"feature_extractor/preprocessor_config.json"}
+    others |= {"tokenizer/tokenizer.json", "feature_extractor/preprocessor_config.json"}
     assert READ <= hub.downloaded() <= READ | others
     assert "Fetching" in caplog.text and stand_in.STABLE_DIFFUSION in caplog.text
     load_stable_diffusion(folder)

@@ -205,6 +205,9 @@ class EmptyTokenizer:
     def __call__(self, prompts, **options):
         return types.SimpleNamespace(input_ids=np.zeros((len(prompts), TOKENS), np.int32))
 
+    def get_vocab(self):
+        return {}
+
 
 def random_networks(configs, **options):
     model, params = init_stable_diffusion(configs, jax.random.key(0), EmptyTokenizer(), **options)

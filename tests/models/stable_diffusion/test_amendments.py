@@ -144,7 +144,16 @@ def xl(tiny_xl_model):
     return Drawing(tiny_xl_model)
 
 
-@pytest.mark.parametrize("changes", SCHEDULERS.values(), ids=SCHEDULERS)
+def cases(changes, *quick):
+    """Parameters by name; those that are not named are slow."""
+    marks = lambda name: () if name in quick else pytest.mark.slow
+    return [pytest.param(fields, id=name, marks=marks(name)) for name, fields in changes.items()]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    cases(SCHEDULERS, "no steps_offset", "clip_sample", "only the class", "zero-terminal"),
+)
 def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatch):
     folder = changed(emoji.folder, tmp_path / "model", SCHEDULER, changes)
     for eta in (0.0, 1.0):
@@ -153,7 +162,7 @@ def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatc
         assert np.abs(emoji.ours(folder, eta) - theirs).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("changes", SCHEDULERS_XL.values(), ids=SCHEDULERS_XL)
+@pytest.mark.parametrize("changes", cases(SCHEDULERS_XL, "no steps_offset", "clip_sample"))
 def test_pictures_are_those_of_the_pipeline_of_xl(xl, changes, tmp_path, monkeypatch):
     folder = changed(xl.folder, tmp_path / "model", SCHEDULER, changes)
     ours = xl.ours(folder)
@@ -176,6 +185,7 @@ def test_a_size_that_is_not_halved_is_refused(size, use):
         load_stable_diffusion(EMOJI, size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
 def test_other_solvers_have_the_chain_of_the_same_noise(emoji, name, tmp_path, monkeypatch):
     folder = changed(emoji.folder, tmp_path / "model", SCHEDULER, {"_class_name": name})
