@@ -67,7 +67,7 @@ def config_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     named, fields = None, []
     arguments = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     for argument, following in itertools.pairwise([*arguments, None]):
-        if not argument.startswith("-"):
+        if argument is None or not argument.startswith("-"):
             continue
         name, equals, value = argument.lstrip("-").partition("=")
         if name == FLAG:

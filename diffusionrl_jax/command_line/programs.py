@@ -20,7 +20,7 @@ from diffusionrl_jax.mistakes import UserError
 BAD_INPUT = (UserError, OSError, FloatingPointError)
 
 
-def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
+def run(main: Callable[[Sequence[str]], None], arguments: list[str] | None = None) -> None:
     """Runs a program's main function, after it has read the program's flags.
 
     Args:

@@ -254,8 +254,14 @@ def make_batch(
             {"latent_mean": latents, "latent_std": latents, "input_ids": ids(count)},
             batch_sharding(mesh),
         )
-    batch = Batch(ids(len(config.tasks), count), inputs, pretraining, places)
-    return put_batch(batch, mesh, abstract_arrays)
+    return put_batch(
+        mesh,
+        abstract_arrays,
+        input_ids=ids(len(config.tasks), count),
+        reward_inputs=inputs,
+        prompt_places=places,
+        pretraining=pretraining,
+    )
 
 
 def build(config: Config, mesh: Mesh) -> AbstractExperiment:

@@ -78,19 +78,24 @@ def abstract_state(config: Config, denoiser: Parameters, mesh: Mesh) -> TrainSta
     return abstract_arrays(shapes, parameter_sharding(mesh, shapes))
 
 
-def put_batch(batch: Batch, mesh: Mesh, put: Put) -> Batch:
-    """Brings a batch to the devices, without its pictures, which come to them as they are read.
+def put_batch(
+    mesh: Mesh, put: Put, *, input_ids: Any, reward_inputs: Any, prompt_places: Any, **others: Any
+) -> Batch:
+    """Brings a batch to the devices.
 
     Args:
-      batch: arrays on the host, or shapes.
       mesh: the devices.
       put: brings a tree to the devices.
+      input_ids, reward_inputs, prompt_places: as `Batch` has them, arrays on the host or shapes.
+      **others: the other fields of `Batch`. Pictures are on the devices already, since they come to
+        them as they are read.
     """
     rows = batch_sharding(mesh)
-    return batch.replace(
-        input_ids=put(batch.input_ids, batch_sharding(mesh, axis=1)),
-        reward_inputs=put(batch.reward_inputs, rows),
-        prompt_places=put(batch.prompt_places, rows),
+    return Batch(
+        input_ids=put(input_ids, batch_sharding(mesh, axis=1)),
+        reward_inputs=put(reward_inputs, rows),
+        prompt_places=put(prompt_places, rows),
+        **others,
     )
 
 

@@ -83,14 +83,15 @@ def make_batch(
     pretraining = None
     if pictures is not None:
         pretraining = pretraining_batch(pictures, step, config.batch_size, config.seed, mesh)
-    batch = Batch(
+    return put_batch(
+        mesh,
+        place,
         input_ids=ids,
         reward_inputs=inputs,
-        pretraining=pretraining,
         prompt_places=numbers,
+        pretraining=pretraining,
         questions=_questions(config, rewards, texts, step),
     )
-    return put_batch(batch, mesh, place)
 
 
 def _questions(

@@ -273,7 +273,7 @@ def _check_group(name: str, values: Any, known: Mapping[str, Any], of_now: bool)
             _check_scorer(full, values[field])
         elif isinstance(kind, Mapping):
             _check_group(full, values[field], kind, of_now)
-        else:
+        elif kind is not None:
             _check_value(full, values[field], kind)
 
 

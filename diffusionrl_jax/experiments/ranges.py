@@ -48,7 +48,8 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
         # No comparison with NaN holds.
-        return bool(self.zero and value == 0) or self.least <= value <= self.most
+        number: Any = value
+        return bool(self.zero and number == 0) or self.least <= number <= self.most
 
     def __str__(self) -> str:
         return f"a number from {_digits(self.least)} to {_digits(self.most)}{_or_zero(self)}"

@@ -90,7 +90,6 @@ def noise_anew(
     keys, of_noise = (keys_of(own if places is None else places) for places in (None, sources))
     task = jnp.repeat(jnp.arange(tasks), count)
 
-    @jax.vmap
     def one(clean, keys, of_noise, number):
         halves = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(
@@ -100,6 +99,7 @@ def noise_anew(
         return process.noise(clean, noise, drawn), drawn, process.target(clean, noise, drawn)
 
     numbers = jnp.tile(jnp.arange(count), tasks)
-    of_updates = (each.reshape(tasks, size)[task] for each in (keys, of_noise))
-    shown, drawn, target = one(clean[task], *of_updates, numbers)
+    of_updates = lambda keys: keys.reshape(tasks, size)[task]
+    arguments = clean[task], of_updates(keys), of_updates(of_noise), numbers
+    shown, drawn, target = jax.vmap(one)(*arguments)
     return task, shown, drawn, target

@@ -191,7 +191,7 @@ class SplitStep:
                 return jax.block_until_ready(programs.prepare(*arguments))
 
         def updates(phases, state, frozen, prepared):
-            if ahead:
+            if next_samples is not None and following is not None:
                 self.drawn = self._ask(next_samples, following)
             if state.samples_ahead:
                 state = self.keep_params(state)

@@ -125,7 +125,7 @@ def _local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
 
 def start_scoring(
     rewards: Sequence[Reward],
-    images: jax.Array,
+    images: jax.Array | None,
     questions: Sequence[Questions],
     mesh: Mesh,
 ) -> PendingScores:
@@ -134,7 +134,8 @@ def start_scoring(
     Args:
       rewards: the rewards. One without a part on the host gets no fields.
       images: float32 [rewards, batch, height, width, 3] in [0, 1], split over the batch. An image
-        with a number that is not finite gets the score NaN.
+        with a number that is not finite gets the score NaN. None where they are decoded a
+        microbatch at a time, which no reward with a part on the host can have.
       questions: for each reward, what its scorers are told about all images of its batch. It is not
         read, and may be missing, where no reward has a part on the host.
       mesh: the devices over which the images are split.
@@ -153,8 +154,10 @@ def start_scoring(
     for index, fields in enumerate(scorers):
         answers.append({})
         if fields:
+            assert images is not None  # `Experience.decodes_to_score` sees to it.
             # All processes must start programs in the same order: here. The rest may take its time.
             local = in_background(_local_rows, *_as_bytes(images, index, mesh))
             for field, scorer in fields.items():
                 answers[-1][field] = in_background(ask, scorer, local, questions[index])
-    return PendingScores(mesh, images.shape[1], scorers, answers)
+    count = 0 if images is None else images.shape[1]
+    return PendingScores(mesh, count, scorers, answers)

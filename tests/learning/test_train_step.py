@@ -28,11 +28,12 @@ MICROBATCHES = {
 WAYS = {
     "split, mesh 2x4": ("split", {"fsdp": 4}),
     "one device, microbatches": ("fused", {"devices": 1} | MICROBATCHES),
+    "split, one device, microbatches": ("split", {"devices": 1} | MICROBATCHES),
     "split": ("split", {}),
     "mesh 2x4": ("fused", {"fsdp": 4}),
     "mesh 1x8": ("fused", {"fsdp": 8}),
 }
-FAST = ("split, mesh 2x4",)
+FAST = ("split, mesh 2x4", "split, one device, microbatches")
 
 
 def largest_difference(ours, theirs):
