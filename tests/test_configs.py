@@ -130,15 +130,8 @@ def test_unknown_worlds_and_tasks(name):
         importlib.import_module("configs.emoji").get_config("speed")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "joint",  # has the tasks of all others
-        pytest.param("hps", marks=pytest.mark.slow),
-        pytest.param("compositionality", marks=pytest.mark.slow),
-        pytest.param("fairness", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["joint", "hps", "compositionality", "fairness"])
 def test_starts_in_the_emoji_world(name, tiny_model, compilation_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(world, "SPLITS", {"train": 12})
     config = from_command_line(

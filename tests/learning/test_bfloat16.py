@@ -44,7 +44,7 @@ def sample_and_update(build, networks):
         state.params, setup.frozen, setup.batch.input_ids, 0
     )
     made = jax.jit(algorithm.prepare)(
-        setup.frozen, samples, jnp.array([[0.0, 1.0]]), setup.batch, 0, {}
+        state.params, setup.frozen, samples, jnp.array([[0.0, 1.0]]), setup.batch, 0, {}
     )
     updates, text = made.examples, made.text
     update = jax.jit(algorithm.update, donate_argnums=0)

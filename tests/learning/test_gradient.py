@@ -194,6 +194,7 @@ def test_balanced_timesteps_divide_the_log_ratio(case, alphas):
     np.testing.assert_allclose(metrics["approximate_kl"], 0.05**2 / 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_kl_to_the_base_model(case):
     algorithm = case["setup"].changed(numbers={"kl_weight": 0.3}).algorithm
     update = jax.jit(

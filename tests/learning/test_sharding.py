@@ -240,7 +240,7 @@ def assert_same_update(ours, theirs):
 @pytest.mark.parametrize(
     ("remat", "microbatch"),
     [
-        ("none", 1),
+        pytest.param("none", 1, marks=pytest.mark.slow),
         pytest.param("none", 0, marks=pytest.mark.slow),
         pytest.param("blocks", 0, marks=pytest.mark.slow),
         pytest.param("blocks", 1, marks=pytest.mark.slow),

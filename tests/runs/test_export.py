@@ -124,7 +124,8 @@ def exported(checkpoint, folder, function=export.export_pipeline, dtype="float32
     return folder
 
 
-@pytest.mark.parametrize("which", ["run", slow("lora_run"), slow("xl_run"), slow("xl_lora_run")])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["run", "lora_run", "xl_run", "xl_lora_run"])
 def test_pytorch_draws_the_same_pictures(which, request, tmp_path):
     workdir = request.getfixturevalue(which)
     ours, latents = sampled(workdir)
