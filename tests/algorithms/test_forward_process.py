@@ -285,8 +285,9 @@ def test_groups_are_compared_within_microbatches(in_groups, name):
         found.append((moved, jax.device_get(metrics)))
     (moved, metrics), (others, same) = found
     assert metrics["gradient_norm"].min() > 0
-    for metric in ("loss", "gradient_norm"):
-        np.testing.assert_allclose(metrics[metric], same[metric], rtol=1e-4)
+    np.testing.assert_allclose(metrics["gradient_norm"], same["gradient_norm"], rtol=1e-4)
+    # A mean of terms of either sign, of order one.
+    np.testing.assert_allclose(metrics["loss"], same["loss"], atol=1e-6)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved))
     for one, other in zip(*map(jax.tree.leaves, (moved, others)), strict=True):
         np.testing.assert_allclose(one / largest, other / largest, atol=1e-3)
