@@ -14,7 +14,6 @@ from diffusers.models.attention_flax import FlaxBasicTransformerBlock
 from jax.sharding import Mesh
 
 from diffusionrl_jax.costs.compiled import Cost, compile_program, topology_devices
-from diffusionrl_jax.costs.report import table
 from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.mesh import (
     abstract_arrays,
@@ -26,6 +25,7 @@ from diffusionrl_jax.distributed.mesh import (
 from diffusionrl_jax.distributed.microbatch import mean_over_microbatches
 from diffusionrl_jax.distributed.shards import shards
 from diffusionrl_jax.models.stable_diffusion.interceptors import interception
+from diffusionrl_jax.monitoring.markdown import table
 
 MIB = 2**20
 WIDTH, HEADS, TOKENS, TEXT_TOKENS, TEXT_WIDTH = 1280, 20, 64, 77, 2048

@@ -14,10 +14,10 @@ from absl import app, flags, logging
 
 from configs import emoji
 from diffusionrl_jax.costs import abstract, compiled, phases
-from diffusionrl_jax.costs.report import table
 from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.monitoring.markdown import table
 
 DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "How many; powers of two.")
 IMAGES = flags.DEFINE_integer("images", 40, "Of a task on each device; a multiple of 20.", 20)

@@ -6,6 +6,8 @@ from diffusionrl_jax.algorithms import (
     reward_gradient,
     reward_weighted,
 )
+from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.learning.algorithm import Needs
 
 # Name -> module or `Method`. Its `needs` takes the method's own config fields, its `make` a config
 # and a process.
@@ -18,3 +20,9 @@ ALGORITHMS = {
     "dgpo": forward_process.DGPO,
     "dpo": forward_process.DPO,
 }
+
+
+def needs_of(config: Config) -> Needs:
+    """Returns what the config's method takes."""
+    name = config.algorithm.name
+    return ALGORITHMS[name].needs(config.algorithm[name])

@@ -23,10 +23,17 @@ from diffusionrl_jax.learning.examples import Examples, noise_anew
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.state import DRAWING, TRAILING
+from diffusionrl_jax.learning.summary import means_by_task
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.parameters import Parameters
 
 # The least number that NFT divides an error by.
 LEAST_ERROR = 1e-5
+
+
+def _distance_to(name: str) -> str:
+    """Returns the name of the metric that is the mean squared difference from another's output."""
+    return f"distance_to_{name}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,24 +73,29 @@ class ForwardProcess:
     groups = False
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """The names of all outputs that the denoiser's is compared with."""
+        base = ("base",) if self.reference_weight and "base" not in self.others else ()
+        return (*self.others, *base)
+
+    @property
     def metrics(self) -> Mapping[str, str]:
         """How the values of several samples become one, for each metric; see `Objective`."""
-        return dict.fromkeys(("matching_error", *self.distances, *self.own_metrics), "mean")
+        distances = map(_distance_to, self.compared)
+        return dict.fromkeys(("matching_error", *distances, *self.own_metrics), "mean")
 
     @property
     def reference_share(self) -> float:
         """The factor of the distance to the base model in the loss."""
         return self.reference_weight
 
-    @property
-    def distances(self) -> tuple[str, ...]:
-        """The metrics that are mean squared differences from the outputs of others."""
-        base = ("base",) if self.reference_weight and "base" not in self.others else ()
-        return tuple(f"distance_to_{name}" for name in (*self.others, *base))
-
-    def parameters(self, name: str, scored: Scored):
-        """Returns the trained parameters with which one of `others` is computed."""
-        return scored.params if name == "old" else scored.memory[TRAILING]
+    def denoiser(self, name: str, experience: Experience, scored: Scored) -> Parameters:
+        """Returns the denoiser's parameters with which one of `compared` is computed."""
+        if name == "base":
+            assert scored.frozen.base is not None  # `needs` asks for it.
+            return scored.frozen.base
+        params = scored.params if name == "old" else scored.memory[TRAILING]
+        return experience.adaptation.denoiser(params, scored.frozen.base)
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
@@ -92,34 +104,21 @@ class ForwardProcess:
 
         The arguments and the result are those of `Objective.examples`.
         """
-        assert scored.samples.latents is not None  # `needs` asks for them.
-        # A sample that is not finite has no advantage, but must not poison the others' gradient.
-        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
-        firsts = draws.first_of_group(self.group_sizes, clean.shape[1])
-        sources = firsts if self.groups else None
-        arguments = self.process, clean, self.seed, scored.step, self.noises, sources
-        task, shown, times, target = noise_anew(*arguments)
-        most = self.most_advantage
-        own = {
-            "target": target,
-            "clean": clean[task],
-            "advantages": jnp.clip(scored.advantages, -most, most)[task] / most,
-        }
+        latents = scored.samples.latents
+        assert latents is not None  # `needs` asks for them.
+        firsts = draws.first_of_group(self.group_sizes, latents.shape[1])
+        arguments = self.process, latents, self.weights, self.seed, scored.step, self.noises
+        examples = noise_anew(*arguments, sources=firsts if self.groups else None)
+        task, most = examples.text, self.most_advantage
+        advantages = jnp.clip(scored.advantages, -most, most) / most
+        own = {**examples.own, "advantages": advantages[task]}
         if self.groups:
             own |= {"group": firsts[task], "valid": jnp.isfinite(scored.rewards)[task]}
-        weight = jnp.asarray(self.weights, jnp.float32)[task]
-        examples = Examples(shown, times, task, weight, jnp.zeros_like(task), own)
-        base, text = scored.frozen.base, scored.samples.text
         output = lambda output, latents, own: guide(output, self.guidance_scale)
-        of_trained = lambda name: experience.adaptation.denoiser(
-            self.parameters(name, scored), base
-        )
-        names = [metric.removeprefix("distance_to_") for metric in self.distances]
-        denoisers = {name: base if name == "base" else of_trained(name) for name in names}
-        said = {
-            name: predict(denoiser, examples, text, output) for name, denoiser in denoisers.items()
-        }
-        return dataclasses.replace(examples, own=own | said), None
+        for name in self.compared:
+            denoiser = self.denoiser(name, experience, scored)
+            own[name] = predict(denoiser, examples, scored.samples.text, output)
+        return dataclasses.replace(examples, own=own), None
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
@@ -131,9 +130,8 @@ class ForwardProcess:
         output = guide(output, self.guidance_scale)
         error = mean_square(output - example.own["target"])
         found = {"matching_error": error}
-        for metric in self.distances:
-            other = example.own[metric.removeprefix("distance_to_")]
-            found[metric] = mean_square(output - other)
+        for name in self.compared:
+            found[_distance_to(name)] = mean_square(output - example.own[name])
         loss, said = self.loss(output, error, example, active, found)
         if self.reference_weight:
             loss += self.reference_share * found["distance_to_base"]
@@ -158,16 +156,8 @@ class ForwardProcess:
         raise NotImplementedError
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Averages the metrics over each task's updates.
-
-        Returns:
-          "<task>/<metric>" for each task and metric.
-        """
-        return {
-            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
-            for row, task in enumerate(task_names)
-            for metric in ("loss", "gradient_norm", *self.metrics)
-        }
+        """Averages the loss, the gradient's norm and the metrics; see `means_by_task`."""
+        return means_by_task(values, task_names, ("loss", "gradient_norm", *self.metrics))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,10 +189,12 @@ class DiffusionNFT(ForwardProcess):
         """
         own = example.own
         of_latents = lambda output: self.process.clean(output, example.latents, example.times)
-        change = self.beta * (of_latents(output) - of_latents(own["old"]))
+        old = of_latents(own["old"])
+        change = self.beta * (of_latents(output) - old)
         losses = []
         for sign in (1, -1):
-            off = of_latents(own["old"]) + sign * change - own["clean"]
+            # The target is the output that means the sample's own latents.
+            off = old + sign * change - of_latents(own["target"])
             size = jnp.abs(jax.lax.stop_gradient(off)).mean(axis=tuple(range(1, off.ndim)))
             losses.append(mean_square(off) / jnp.maximum(size, LEAST_ERROR))
         share = (1 + own["advantages"]) / 2
@@ -340,13 +332,13 @@ class Method(NamedTuple):
 
     def needs(self, fields: Config) -> Needs:
         """Returns what the method needs, from its fields in `config.algorithm`."""
-        others = {*self.objective.others, *(["base"] if fields.reference_weight > 0 else [])}
+        others = {*self.objective.others} | ({"base"} if fields.reference_weight else set())
         return Needs(
             updates=fields.noises,
             latents=True,
             base="base" in others,
             follower=self.follower,
-            kept_of_example=2 + len(others),
+            kept_of_example=1 + len(others),
             predictions=len(others),
             groups=self.objective.groups,
         )

@@ -22,6 +22,7 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.learning.summary import means_by_task
 
 
 def needs(fields: Config) -> Needs:
@@ -163,12 +164,8 @@ class PolicyGradient:
         Returns:
           "<task>/<metric>" for each task and metric, and "ratio_check/mean" and "ratio_check/max".
         """
-        by_task = {name: rows.reshape(len(task_names), -1) for name, rows in values.items()}
-        of_task = {"loss", "gradient_norm", *self.metrics} - {"ratio_error", "largest_ratio_error"}
-        found = {
-            f"{task}/{metric}": by_task[metric][row].mean()
-            for row, task in enumerate(task_names)
-            for metric in of_task
-        }
+        of_task = ["loss", "gradient_norm", *self.metrics]
+        of_task = [name for name in of_task if name not in ("ratio_error", "largest_ratio_error")]
+        found = means_by_task(values, task_names, of_task)
         checked = {"mean": values["ratio_error"][0], "max": values["largest_ratio_error"][0]}
         return found | {f"ratio_check/{name}": value for name, value in checked.items()}

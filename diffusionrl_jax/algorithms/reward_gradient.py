@@ -20,15 +20,14 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, noise_anew
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.learning.summary import means_by_task
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards.scorers import without_gradient
 
 
 def needs(fields: Config) -> Needs:
     """Returns what the method needs, from `config.algorithm.draft_lv`."""
-    return Needs(
-        fields.noises, latents=True, kept_of_example=1, predictions=1, reward_gradient=True
-    )
+    return Needs(fields.noises, latents=True, predictions=1, reward_gradient=True)
 
 
 def make(config: Config, process: Process) -> "RewardGradient":
@@ -100,29 +99,26 @@ class RewardGradient:
         The arguments and the result are those of `Objective.examples`.
         """
         assert scored.samples.latents is not None  # `needs` asks for them.
-        # A sample that is not finite gets no direction, but must not poison the others' gradient.
-        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
-        arguments = self.process, clean, self.seed, scored.step, self.noises
-        task, shown, times, _ = noise_anew(*arguments, times=self.times)
-        weight = jnp.asarray(self.weights, jnp.float32)[task]
-        examples = Examples(shown, times, task, weight, jnp.zeros_like(task), {"times": times})
-        frozen = scored.frozen
+        arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
+        noised = noise_anew(*arguments, self.noises, times=self.times)
+        examples = dataclasses.replace(noised, own={"times": noised.times})
+        frozen, task = scored.frozen, examples.text
         denoiser = experience.adaptation.denoiser(scored.params, frozen.base)
         guesses = predict(denoiser, examples, scored.samples.text, self.guess)
+        by_task = guesses.reshape(len(self.weights), self.noises, *guesses.shape[1:])
         found = []
-        for number in range(len(self.weights)):
-            gradient = lambda guess, number=number: experience.reward_gradient(
-                number, frozen, guess, scored.batch.reward_inputs[number]
+        for number, inputs in enumerate(scored.batch.reward_inputs):
+            gradient = lambda guess, number=number, inputs=inputs: experience.reward_gradient(
+                number, frozen, guess, inputs
             )
-            found.append(
-                jax.lax.map(gradient, guesses.reshape(-1, self.noises, *clean.shape[1:])[number])
-            )
+            found.append(jax.lax.map(gradient, by_task[number]))
         rewards, directions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+        # A sample that is not finite gets no direction.
         valid = jnp.isfinite(scored.rewards)[task] & jnp.isfinite(rewards)
-        usable = valid.reshape(*valid.shape, *(1,) * (clean.ndim - 2)) & jnp.isfinite(directions)
+        usable = valid.reshape(*valid.shape, *(1,) * (directions.ndim - 2))
         own = {
-            "times": times,
-            "direction": jnp.where(usable, directions, 0),
+            "times": examples.times,
+            "direction": jnp.where(usable & jnp.isfinite(directions), directions, 0),
             "reward_of_guess": jnp.where(valid, rewards, 0),
         }
         return dataclasses.replace(examples, own=own), None
@@ -141,13 +137,5 @@ class RewardGradient:
         return jax.lax.stop_gradient(along) - along - reward, {"reward_of_guess": reward}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Averages the metrics over each task's updates.
-
-        Returns:
-          "<task>/<metric>" for each task and metric.
-        """
-        return {
-            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
-            for row, task in enumerate(task_names)
-            for metric in ("loss", "gradient_norm", *self.metrics)
-        }
+        """Averages "loss", "gradient_norm" and "reward_of_guess"; see `means_by_task`."""
+        return means_by_task(values, task_names, ("loss", "gradient_norm", *self.metrics))

@@ -18,6 +18,7 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, noise_anew
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
+from diffusionrl_jax.learning.summary import means_by_task
 from diffusionrl_jax.mistakes import UserError
 
 WEIGHTINGS = ("min_max", "softmax", "best")
@@ -117,15 +118,12 @@ class RewardWeighted:
         The arguments and the result are those of `Objective.examples`.
         """
         assert scored.samples.latents is not None  # `needs` asks for them.
-        # A sample that is not finite has no weight, and must not poison the others' gradient.
-        clean = jnp.nan_to_num(scored.samples.latents, nan=0.0, posinf=0.0, neginf=0.0)
-        arguments = self.process, clean, self.seed, scored.step, self.noises
-        task, shown, times, target = noise_anew(*arguments)
+        arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
+        examples = noise_anew(*arguments, self.noises)
         rows = zip(scored.rewards, self.group_sizes, strict=True)
         weights = jnp.stack([self.sample_weights(*row) for row in rows])
-        own = {"target": target, "sample_weight": weights[task]}
-        weight = jnp.asarray(self.weights, jnp.float32)[task]
-        return Examples(shown, times, task, weight, jnp.zeros_like(task), own), None
+        own = {**examples.own, "sample_weight": weights[examples.text]}
+        return dataclasses.replace(examples, own=own), None
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
@@ -139,13 +137,5 @@ class RewardWeighted:
         return weight * errors, {"sample_weight": weight}
 
     def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Averages the metrics over each task's updates.
-
-        Returns:
-          "<task>/loss", "<task>/gradient_norm" and "<task>/sample_weight" for each task.
-        """
-        return {
-            f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
-            for row, task in enumerate(task_names)
-            for metric in ("loss", "gradient_norm", "sample_weight")
-        }
+        """Averages "loss", "gradient_norm" and "sample_weight"; see `means_by_task`."""
+        return means_by_task(values, task_names, ("loss", "gradient_norm", *self.metrics))

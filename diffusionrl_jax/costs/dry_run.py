@@ -7,6 +7,7 @@ from diffusionrl_jax.costs import phases as phases_of
 from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.mistakes import UserError
@@ -43,7 +44,7 @@ def dry_run(
     """
     chip = chips.of_topology(topology)
     devices = compiled.topology_devices(topology)
-    config, plan = planning.resolve(config, planning.devices_of_topology(topology), refuse=False)
+    config, plan = planning.resolve(config, devices_of_topology(topology), refuse=False)
     logging.info("%s: %s.", topology, plan)
     mesh = make_mesh(config.mesh.fsdp, devices)
     experiment = abstract.build(config, mesh)

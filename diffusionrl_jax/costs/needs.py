@@ -3,12 +3,13 @@
 import dataclasses
 
 from diffusionrl_jax.costs import compiled, phases
-from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.costs.report import GIB
 from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.models.folders.published import HUB_IDS
+from diffusionrl_jax.monitoring.markdown import table
 
 # Column -> the phases that it adds up.
 COLUMNS = {

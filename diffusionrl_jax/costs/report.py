@@ -5,14 +5,9 @@ import dataclasses
 from diffusionrl_jax.costs.compiled import Cost, OutOfMemory
 from diffusionrl_jax.costs.roofline import PhaseCost, images_per_second
 from diffusionrl_jax.distributed.chips import Chip
+from diffusionrl_jax.monitoring.markdown import table
 
 GIB = 2**30
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table. Its source is not padded: some tables have a dozen columns."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,15 @@ from etils import epath
 
 from diffusionrl_jax.costs.dry_run import dry_run
 from diffusionrl_jax.costs.phases import WHOLE
-from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.costs.report import GIB
 from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import HUB_IDS
+from diffusionrl_jax.monitoring.markdown import table
 
 # Phases that are compiled together, since they share a program.
 TOGETHER = {"update": ["update", "pretrain"]}
@@ -59,16 +61,16 @@ def dry_runs(
     for model, topology, phase in itertools.product(models, topologies, phases):
         one = copied(config)
         one.model = HUB_IDS[model]
-        wanted.append((model, phase, Kept(folder, model, one, topology, phase, quick)))
-    for *_, kept in wanted:
+        wanted.append(Kept(folder, model, one, topology, phase, quick))
+    for kept in wanted:
         kept.check()
     results: dict[tuple[str, str], dict] = {}
-    for model, _, kept in wanted:
-        found = kept.result() | {"name": model}
-        earlier = results.get((model, kept.topology), {"phases": []})
+    for kept in wanted:
+        found = kept.result() | {"name": kept.name}
+        earlier = results.get((kept.name, kept.topology), {"phases": []})
         made = {name: found[name] for name in ("quick", "compiler")}
         phases_of_file = [part | made for part in found["phases"]]
-        results[model, kept.topology] = found | {"phases": earlier["phases"] + phases_of_file}
+        results[kept.name, kept.topology] = found | {"phases": earlier["phases"] + phases_of_file}
     return list(results.values())
 
 
@@ -105,7 +107,7 @@ class Kept:
     @functools.cached_property
     def _matters(self) -> dict:
         """The fields that the programs depend on, with the values that planning chooses."""
-        devices = planning.devices_of_topology(self.topology)
+        devices = devices_of_topology(self.topology)
         config, _ = planning.resolve(self.config, devices, refuse=False)
         fields = json.loads(config.to_json())
         return {name: value for name, value in fields.items() if name not in WITHOUT_EFFECT}

@@ -10,13 +10,13 @@ from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
 from diffusionrl_jax.costs import phases
-from diffusionrl_jax.costs.report import table
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import fetching, planning
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
+from diffusionrl_jax.monitoring.markdown import table
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from diffusionrl_jax.algorithms import ALGORITHMS
+from diffusionrl_jax.algorithms import ALGORITHMS, needs_of
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
 from diffusionrl_jax.learning.advantages import AdvantageRules
-from diffusionrl_jax.learning.algorithm import Algorithm, Needs
+from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.experience import Experience, Sampling
 from diffusionrl_jax.learning.gradient import Learner
 from diffusionrl_jax.learning.objectives import Objective, Objectives
@@ -54,12 +54,6 @@ def initial_state(
 def scores_on_host(config: Config) -> bool:
     """Returns whether images leave the devices to be scored for training."""
     return any(is_on_host(task.scorer) for task in config.tasks.values())
-
-
-def needs_of(config: Config) -> Needs:
-    """Returns what the config's method takes."""
-    name = config.algorithm.name
-    return ALGORITHMS[name].needs(config.algorithm[name])
 
 
 def needs_base(config: Config) -> bool:

@@ -5,11 +5,11 @@ import math
 import jax
 from etils import epath
 
+from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments.algorithm import needs_of
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
 from diffusionrl_jax.models.parameters import count

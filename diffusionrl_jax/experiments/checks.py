@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
-from diffusionrl_jax.algorithms import ALGORITHMS
+from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
@@ -64,7 +64,7 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
     _check_groups(config, mesh.size, "score", "its reward may compare them")
-    if ALGORITHMS[config.algorithm.name].needs(config.algorithm[config.algorithm.name]).groups:
+    if needs_of(config).groups:
         _check_groups(config, mesh.size, "train", f"{config.algorithm.name} compares them")
 
 

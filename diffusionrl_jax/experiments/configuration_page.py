@@ -15,6 +15,7 @@ from diffusionrl_jax.experiments.config import (
     make_task,
 )
 from diffusionrl_jax.experiments.ranges import Kind
+from diffusionrl_jax.monitoring.markdown import table
 
 NAME = "NAME"
 HEAD = """# What fields and flags may hold
@@ -35,7 +36,7 @@ def markdown() -> str:
     parts = [
         HEAD,
         "## Fields of a config\n",
-        _table(
+        table(
             ("field", "default", "may be", "0"),
             (
                 (
@@ -47,12 +48,12 @@ def markdown() -> str:
             ),
         ),
         f"\nA name that is your own is {NAME}. A scorer has these fields beside its options:\n",
-        _table(
+        table(
             ("field", "may be", "0"),
             ((f"`{name}`", *_cells(kind)) for name, kind in fields.SCORER_FIELDS.items()),
         ),
         "\n## Options of scorers\n",
-        _table(
+        table(
             ("reward", "option", "may be", "0"),
             (
                 (f"`{reward}`", f"`{name}`", *_cells(kind))
@@ -61,7 +62,7 @@ def markdown() -> str:
             ),
         ),
         "\n## Numbers of flags\n",
-        _table(
+        table(
             ("program", "flag", "may be", "0"),
             (
                 (f"`{program}`", f"`--{name}`", *_cells(kind))
@@ -97,12 +98,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 def _cells(kind: Kind) -> tuple[str, str]:
     """Returns what a field may be, and what 0 means."""
     return str(kind), getattr(kind, "zero", "")
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

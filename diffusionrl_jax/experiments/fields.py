@@ -21,10 +21,9 @@ from diffusionrl_jax.experiments.ranges import (
     Switch,
     Text,
     Whole,
-    shown,
 )
 from diffusionrl_jax.learning.execution import EXECUTIONS
-from diffusionrl_jax.mistakes import UserError, suggestion
+from diffusionrl_jax.mistakes import UserError, shown, suggestion
 from diffusionrl_jax.models.attention import ATTENTION
 from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION
 from diffusionrl_jax.models.stable_diffusion.interceptors import CONVOLUTION

@@ -12,10 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments.algorithm import needs_base, needs_of
+from diffusionrl_jax.experiments.algorithm import needs_base
 from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published, tensor_files

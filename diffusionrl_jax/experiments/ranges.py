@@ -8,8 +8,6 @@ import math
 import numbers
 from typing import Any, Protocol
 
-LONGEST_SHOWN = 80  # So many characters of a value are shown.
-
 
 class Kind(Protocol):
     """What a field may hold."""
@@ -21,12 +19,6 @@ class Kind(Protocol):
     def __str__(self) -> str:
         """Returns what the field may hold, in words that follow "must be"."""
         ...
-
-
-def shown(value: Any) -> str:
-    """Returns a value as messages show it: as Python writes it, in one line that is not long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 @dataclasses.dataclass(frozen=True)

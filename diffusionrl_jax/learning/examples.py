@@ -62,18 +62,22 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
 
 def noise_anew(
     process: Process,
-    clean: jax.Array,
+    latents: jax.Array,
+    weights: Sequence[float],
     seed: int,
     iteration: jax.Array,
     count: int,
+    *,
     sources: jax.Array | None = None,
     times: tuple[float, float] = (0.0, 1.0),
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> Examples:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
     Args:
       process: the process that draws the times and adds the noise.
-      clean: the latents where the chains ended, float32 [T, B, ...].
+      latents: the latents where the chains ended, float32 [T, B, ...]. A number that is not finite
+        is taken for 0, so that it cannot poison other samples' gradients.
+      weights: for each task, the factor of its loss.
       seed, iteration: as in `draws.keys`.
       count: how often each sample is noised; each time is an update.
       sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
@@ -81,13 +85,13 @@ def noise_anew(
       times: the shares of the training's times between which times are drawn.
 
     Returns:
-      The task of each update, int32 [T * count]; the noised latents, float32 [T * count, B, ...];
-      their times [T * count, B]; and what the denoiser should predict, of the latents' shape.
+      `count` updates for each task, in the order of the tasks, with what the denoiser should
+      predict as "target". `text` is the number of the task.
     """
+    clean = jnp.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)
     tasks, size = clean.shape[:2]
     own = jnp.arange(tasks * size).reshape(tasks, size)
     keys_of = lambda places: draws.keys(seed, iteration, draws.FORWARD, places.reshape(-1))
-    keys, of_noise = (keys_of(own if places is None else places) for places in (None, sources))
     task = jnp.repeat(jnp.arange(tasks), count)
 
     def one(clean, keys, of_noise, number):
@@ -99,7 +103,8 @@ def noise_anew(
         return process.noise(clean, noise, drawn), drawn, process.target(clean, noise, drawn)
 
     numbers = jnp.tile(jnp.arange(count), tasks)
-    of_updates = lambda keys: keys.reshape(tasks, size)[task]
-    arguments = clean[task], of_updates(keys), of_updates(of_noise), numbers
-    shown, drawn, target = jax.vmap(one)(*arguments)
-    return task, shown, drawn, target
+    of_updates = lambda places: keys_of(places).reshape(tasks, size)[task]
+    arguments = clean[task], of_updates(own), of_updates(own if sources is None else sources)
+    shown, drawn, target = jax.vmap(one)(*arguments, numbers)
+    weight = jnp.asarray(weights, jnp.float32)[task]
+    return Examples(shown, drawn, task, weight, jnp.zeros_like(task), {"target": target})

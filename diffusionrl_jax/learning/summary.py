@@ -1,6 +1,6 @@
 """Gathers an iteration's metrics by name, and stops a run whose numbers are not finite."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -30,6 +30,26 @@ def summarise(
     }
     result |= algorithm.summary(numbers, tuple(task_names))
     return {name: float(value) for name, value in result.items()}
+
+
+def means_by_task(
+    values: Mapping[str, np.ndarray], task_names: Sequence[str], metrics: Iterable[str]
+) -> dict[str, float]:
+    """Averages metrics of updates over those of each task.
+
+    Args:
+      values: each metric's values, [U], one task's updates after another's.
+      task_names: the tasks' names, in order.
+      metrics: the names of the metrics.
+
+    Returns:
+      "<task>/<metric>" for each task and metric.
+    """
+    return {
+        f"{task}/{metric}": values[metric].reshape(len(task_names), -1)[row].mean()
+        for row, task in enumerate(task_names)
+        for metric in metrics
+    }
 
 
 def check_finite(

@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_SHOWN = 80  # So many characters of a value are shown.
 
 
 class UserError(ValueError):
@@ -10,6 +13,12 @@ class UserError(ValueError):
     Programs show it without a traceback. Whatever else is raised is a fault of ours, and its
     traceback shows where it arose.
     """
+
+
+def shown(value: Any) -> str:
+    """Returns a value as messages show it: as Python writes it, in one line that is not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from diffusionrl_jax.algorithms.forward_process import (
     GroupPreference,
 )
 from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.experiments import experiment as experiments
@@ -62,7 +63,7 @@ def numbers():
 
 def example(made, numbers, **changes):
     arrays = vars(numbers) | changes
-    own = {name: arrays[name] for name in ("clean", "old", "base", "trailing", "advantages")}
+    own = {name: arrays[name] for name in ("old", "base", "trailing", "advantages")}
     arguments = numbers.clean, numbers.noise, numbers.times
     own |= {"group": np.array([0, 0, 0, 3, 3, 3]), "valid": np.ones(6, bool)}
     own["target"] = made.process.target(*arguments)
@@ -295,7 +296,7 @@ def test_groups_are_compared_within_microbatches(in_groups, name):
 
 def test_microbatches_hold_whole_groups(in_groups):
     config = in_groups("dpo", dtype="bfloat16")
-    devices = planning.Devices(8, "TPU v5 lite", "tpu", 16e9)
+    devices = Devices(8, "TPU v5 lite", "tpu", 16e9)
     assert planning.choose(config, devices).division.train % 2 == 0
     config.update(dtype="float32")
     config.microbatch.train = 1
@@ -311,7 +312,8 @@ def test_a_group_shares_its_noise_and_no_more():
     """Where a method compares; times are each sample's own."""
     process, clean = make_ddim(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
     sources = draws.first_of_group((3, 2), 6)
-    task, _, times, noise = noise_anew(process, clean, 0, 0, 2, sources)
+    found = noise_anew(process, clean, (1.0, 1.0), 0, 0, 2, sources=sources)
+    times, noise = found.times, found.own["target"]
     for update, size in zip(range(4), (3, 3, 2, 2), strict=True):
         groups = np.asarray(noise[update]).reshape(6 // size, size, -1)
         np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], size, axis=1))

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.experiments import announcement, experiment, planning
 from diffusionrl_jax.models.parameters import count
 
-TPU = planning.Devices(4, "TPU v5 lite", "tpu", 2**34)
+TPU = Devices(4, "TPU v5 lite", "tpu", 2**34)
 
 
 @pytest.fixture(scope="module")

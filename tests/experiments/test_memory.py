@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from diffusionrl_jax.costs import abstract, mathematics, phases
+from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import memory, planning
 from diffusionrl_jax.models.description import Description
@@ -153,7 +154,7 @@ def test_operations_against_the_jaxpr(make_config, size):
 @pytest.mark.parametrize("changes", [{}, {"pretraining.weight": 1.0, f"{FIELDS}.kl_weight": 0.5}])
 def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     config = make_config(**{"batch_size": 64, "pretraining.pictures": "emoji"} | changes)
-    devices = planning.Devices(8, "v5e", "tpu", 2**34)
+    devices = Devices(8, "v5e", "tpu", 2**34)
     config, plan = planning.resolve(config, devices)
     sizes = memory.sizes(config, kernel=True)
     made = phases.make_phases(abstract.build(config, make_mesh(config.mesh.fsdp)))

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import emoji, hps, joint
+from diffusionrl_jax.distributed.devices import Devices, devices_of_topology
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.runs import trained
@@ -16,7 +17,7 @@ GIB = 2**30
 
 
 def devices(count, memory=95 * GIB, platform="tpu"):
-    return planning.Devices(count, "v5p", platform, memory)
+    return Devices(count, "v5p", platform, memory)
 
 
 @pytest.mark.parametrize(
@@ -102,21 +103,21 @@ def test_blocks_are_gathered_only_where_the_whole_does_not_fit():
 
 
 def test_one_line_with_its_reason():
-    plan = planning.choose(hps.get_config(), planning.devices_of_topology("v6e:2x4"))
+    plan = planning.choose(hps.get_config(), devices_of_topology("v6e:2x4"))
     assert str(plan).startswith("fsdp 8, microbatches of 8: ")
     assert str(plan).endswith(" of 31.24 GiB a chip")
 
 
 def test_lora_is_proposed_by_name():
     with pytest.raises(ValueError, match=r"does not fit 1 v5e chip.*--config\.lora\.rank=16 \("):
-        planning.resolve(hps.get_config(), planning.devices_of_topology("v5e:1x1"))
+        planning.resolve(hps.get_config(), devices_of_topology("v5e:1x1"))
 
 
 def test_a_smaller_batch_is_proposed():
     config = joint.get_config()
     config.lora.rank = 16
     with pytest.raises(ValueError, match=r"or --config\.batch_size=\d+ \("):
-        planning.resolve(config, planning.devices_of_topology("v5e:1x1"))
+        planning.resolve(config, devices_of_topology("v5e:1x1"))
 
 
 def test_memory_that_is_not_known():
@@ -133,7 +134,7 @@ def test_batches_that_do_not_divide_are_refused():
 @pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:2xa", "v9:2x2"])
 def test_unknown_topologies(topology):
     with pytest.raises(ValueError, match="topology"):
-        planning.devices_of_topology(topology)
+        devices_of_topology(topology)
 
 
 def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):

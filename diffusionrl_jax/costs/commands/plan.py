@@ -19,11 +19,13 @@ from absl import flags
 from diffusionrl_jax.command_line import programs
 from diffusionrl_jax.command_line.configs import read_config
 from diffusionrl_jax.costs import slices
-from diffusionrl_jax.costs.report import GIB, table
+from diffusionrl_jax.costs.report import GIB
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.monitoring.markdown import table
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:1x1", "v6e:2x4", "v5p:2x2x1")
 SLICES = (*SLICES, "v4:2x2x2")
@@ -49,10 +51,10 @@ def row(name: str, config: Config, topology: str, compiled: str | None, quick: b
     Args:
       name: the config's name in the table.
       config: the experiment, see `experiments/config.py`.
-      topology: the slice, as `planning.devices_of_topology` knows it.
+      topology: the slice, as `devices_of_topology` knows it.
       compiled, quick: as in `markdown`.
     """
-    changes, plan = planning.propose(config, planning.devices_of_topology(topology))
+    changes, plan = planning.propose(config, devices_of_topology(topology))
     division, memory = plan.division, plan.devices.memory
     assert memory is not None  # It is known for topologies.
     whole = lambda size, of: "all" if size >= of else str(size)

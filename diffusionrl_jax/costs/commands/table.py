@@ -20,7 +20,8 @@ from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.needs import markdown, needs
 from diffusionrl_jax.data.files import prepare_file, prepare_folder, write_whole
 from diffusionrl_jax.distributed import chips
-from diffusionrl_jax.experiments import fields, planning
+from diffusionrl_jax.distributed.devices import devices_of_topology
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError, suggestion
 from diffusionrl_jax.models.folders.published import HUB_IDS
 
@@ -47,7 +48,7 @@ def main(_):
             if model not in HUB_IDS:
                 raise UserError(f"--models={model!r} is not known: {suggestion(model, HUB_IDS)}")
         for topology in TOPOLOGIES.value:
-            planning.devices_of_topology(topology)  # Refuses what is none.
+            devices_of_topology(topology)  # Refuses what is none.
         output = JSON.value is not None and prepare_file(JSON.value, "--json")
         folder = COMPILED.value and str(prepare_folder(COMPILED.value, "--compiled"))
         found = []

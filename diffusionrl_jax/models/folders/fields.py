@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes import UserError, shown
 
-SHOWN_CHARACTERS = 80
 # No network is larger than this, and to build one would take for ever.
 MOST, MOST_LAYERS = 10**6, 1000
 
@@ -81,7 +80,4 @@ def check_fields(config: Mapping[str, Any], kinds: Mapping[str, Kind], source: o
     for field, kind in kinds.items():
         value = config.get(field)
         if value is not None and not kind.holds(value):
-            shown = repr(value)
-            if len(shown) > SHOWN_CHARACTERS:
-                shown = f"{shown[:SHOWN_CHARACTERS]}..."
-            raise UserError(f"{source}: {field} is {shown}, and must be {kind.text}.")
+            raise UserError(f"{source}: {field} is {shown(value)}, and must be {kind.text}.")
