@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from configs import emoji
 from diffusionrl_jax.algorithms.reward_weighted import RewardWeighted
 from diffusionrl_jax.diffusion.ddim import make_ddim
 from diffusionrl_jax.experiments import experiment as experiments
@@ -118,23 +117,3 @@ def test_it_is_a_method_of_a_config(make_config, from_base):
     assert metrics["gradient_norm"].min() > 0
     after = sample(state.params, made.frozen, batch.input_ids, 0).latents
     assert np.array_equal(before, after) == from_base
-
-
-@pytest.mark.slow
-def test_training_raises_the_reward(compilation_cache):
-    """The emoji world's preference, of the trained model's own samples."""
-    config = emoji.get_config("preference")
-    config.algorithm.name = "reward_weighted"
-    config.algorithm.reward_weighted.update(from_base=False, noises=4, weighting="softmax")
-    config.algorithm.reward_weighted.temperature = 0.2
-    config.update_from_flattened_dict({"batch_size": 160, "pretraining.weight": 0.0})
-    config, _ = planning.resolve(config)
-    made = experiments.build(config)
-    state, rewards = made.init_state(), []
-    step = make_train_step(made.algorithm, made.abstract_state(), "split", PhaseTimer())
-    for iteration in range(16):
-        state, metrics = step(state, made.frozen, made.batch(iteration))
-        rewards.append(float(metrics["reward_mean"][0]))
-    print(f"reward weighted: {np.round(rewards, 3)}")
-    # 160 pictures of other prompts each: a mean's standard error is about 0.05.
-    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.1

@@ -2,10 +2,10 @@
 
 import pytest
 
-from diffusionrl_jax.costs import compiled, report, slices
+from diffusionrl_jax.costs import compiled, slices
 from diffusionrl_jax.costs.phases import WHOLE
 from diffusionrl_jax.costs.roofline import PhaseCost
-from diffusionrl_jax.distributed import chips
+from tests.costs.dry_runs import dry_run_of
 
 COST = compiled.Cost(
     arguments=0,
@@ -32,26 +32,10 @@ def compilations(monkeypatch):
         only = [WHOLE] if whole else only
         asked.append((config.model, topology, *only))
         fits = topology != "v5e:2x2" or "update" not in only
-        return report.DryRun(
-            model=config.model,
-            topology=topology,
-            compiler="libtpu 1.2",
-            chip=chips.of_topology(topology),
-            chips=4,
-            fsdp=1,
-            microbatch={"sample": 1},
-            remat="none",
-            planned=2.0**30,
-            images=80,
-            whole=whole,
-            partial=True,
-            quick=quick,
-            assumed=(),
-            phases=tuple(
-                PhaseCost(name, 2, COST if fits else TOO_LARGE, 2**30, 0, needed=98.5e12)
-                for name in only
-            ),
-        )
+        cost = COST if fits else TOO_LARGE
+        changes = {"model": config.model, "topology": topology, "whole": whole, "quick": quick}
+        costs = {name: PhaseCost(name, 2, cost, 2**30, 0, needed=98.5e12) for name in only}
+        return dry_run_of(costs.values(), partial=True, **changes)
 
     monkeypatch.setattr(slices, "dry_run", dry_run)
     return asked

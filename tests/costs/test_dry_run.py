@@ -6,12 +6,13 @@ import json
 import jax
 import pytest
 
-from diffusionrl_jax.costs import abstract, compiled, dry_run, phases, program_text, report
+from diffusionrl_jax.costs import abstract, compiled, dry_run, phases, program_text
 from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed import mesh as meshes
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.models.parameters import count
+from tests.costs.dry_runs import dry_run_of
 
 FIELDS = "algorithm.policy_gradient"
 
@@ -192,25 +193,9 @@ COST = compiled.Cost(
 
 
 def result_of(*costs):
-    return report.DryRun(
-        model="a model",
-        topology="v5e:2x2",
-        compiler="libtpu 1.2",
-        chip=chips.CHIPS["v5e"],
-        chips=4,
-        fsdp=1,
-        microbatch={"sample": 1},
-        remat="none",
-        planned=2.0**30,
-        images=80,
-        whole=False,
-        partial=False,
-        quick=False,
-        assumed=(),
-        phases=tuple(
-            PhaseCost(f"phase {index}", 2, cost, 3 * 2**30, 2**30, needed=98.5e12)
-            for index, cost in enumerate(costs)
-        ),
+    return dry_run_of(
+        PhaseCost(f"phase {index}", 2, cost, 3 * 2**30, 2**30, needed=98.5e12)
+        for index, cost in enumerate(costs)
     )
 
 
