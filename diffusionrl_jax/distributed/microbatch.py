@@ -53,7 +53,9 @@ def split(tree, count: int, mesh: Mesh, axis: int = 0):
     def one(array):
         shape = array.shape
         rest = shape[axis + 1 :]
-        array = array.reshape(*shape[:axis], mesh.size, count, -1, *rest)
+        # Sizes are not left to be inferred: samples of which no step is kept are empty arrays.
+        each = shape[axis] // (mesh.size * count)
+        array = array.reshape(*shape[:axis], mesh.size, count, each, *rest)
         array = array.swapaxes(axis, axis + 1)
         array = array.reshape(*shape[:axis], count, shape[axis] // count, *rest)
         array = jnp.moveaxis(array, axis, 0)
@@ -70,7 +72,8 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
         array = jnp.moveaxis(array, 0, axis)
         shape = array.shape
         batch, rest = count * shape[axis + 1], shape[axis + 2 :]
-        array = array.reshape(*shape[:axis], count, mesh.size, -1, *rest)
+        each = shape[axis + 1] // mesh.size
+        array = array.reshape(*shape[:axis], count, mesh.size, each, *rest)
         array = array.swapaxes(axis, axis + 1).reshape(*shape[:axis], batch, *rest)
         spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))

@@ -47,6 +47,13 @@ def test_split_keeps_every_device_its_share_and_merge_undoes_it(axis, fsdp):
     assert back.sharding.is_equivalent_to(whole.sharding, whole.ndim)
 
 
+def test_empty_arrays_are_split_and_merged():
+    mesh, empty = make_mesh(), jnp.zeros((32, 0))  # Samples of which no step is kept.
+    parts = split(empty, 2, mesh)
+    assert parts.shape == (2, 16, 0)
+    assert merge(parts, 2, mesh).shape == empty.shape
+
+
 def test_splitting_moves_nothing_between_devices():
     mesh = make_mesh()
     sharding = batch_sharding(mesh)
