@@ -1,74 +1,9 @@
 """The reward models' training pictures and losses, against closed forms."""
 
-import math
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.ndimage
 
-from diffusionrl_jax.data.emoji import vocabulary
-from diffusionrl_jax.emoji_world import reward_evaluation, reward_objectives, reward_pictures
-
-
-def test_preference_loss_of_two_candidates():
-    scores, qualities = jnp.array([[0.7, -0.2]]), jnp.array([[1.0, 0.5]])
-    preferred = 1 / (1 + math.exp(-reward_objectives.PREFERENCE_SHARPNESS * 0.5))
-    predicted = 1 / (1 + math.exp(-0.9))
-    expected = -preferred * math.log(predicted) - (1 - preferred) * math.log(1 - predicted)
-    loss = reward_objectives.preference_loss(scores, qualities)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-
-
-def test_preference_loss_is_least_at_scores_proportional_to_quality():
-    qualities = jnp.array([[1.0, 0.4, 0.0]])
-    best = reward_objectives.preference_loss(
-        reward_objectives.PREFERENCE_SHARPNESS * qualities, qualities
-    )
-    for scores in (qualities, 8 * qualities, -qualities):
-        assert reward_objectives.preference_loss(scores, qualities) > best
-
-
-def test_blur_is_gaussian():
-    image = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
-    expected = scipy.ndimage.gaussian_filter(image, (1.5, 1.5, 0), truncate=8)
-    # Away from the borders, where the two extend the picture differently.
-    middle = slice(12, 20)
-    ours = reward_pictures.blur(image, 1.5)
-    np.testing.assert_allclose(ours[middle, middle], expected[middle, middle], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", reward_pictures.SPOILS)
-def test_spoils_grow_with_strength(kind):
-    examples = reward_pictures.draw(3, 8)
-    images = reward_pictures.as_float(np.stack([example.image for example in examples]))
-
-    def damage(strength):
-        rng = np.random.default_rng(1)
-        spoiled = [
-            reward_pictures.spoil(rng, image, other, kind, strength)
-            for image, other in zip(images, images[::-1], strict=True)
-        ]
-        assert np.min(spoiled) >= 0 and np.max(spoiled) <= 1
-        return np.abs(np.stack(spoiled) - images).mean()
-
-    assert damage(0.2) < damage(0.9)
-
-
-def test_held_out_pairs_are_held_out():
-    for example in reward_pictures.draw(0, 50, reward_pictures.trained_pair):
-        assert not vocabulary.is_held_out_pair(*example.objects)
-    for example in reward_pictures.draw(0, 50, reward_pictures.unseen_pair):
-        assert vocabulary.is_held_out_pair(*example.objects)
-        assert set(example.objects) & set(vocabulary.HELD_OUT_OBJECTS)
-
-
-def test_hard_negatives_of_pairs_share_an_object():
-    pool = reward_pictures.make_pool(reward_pictures.draw(0, 600))
-    rng = np.random.default_rng(0)
-    pairs = [row for row, example in enumerate(pool.examples) if example.kind == "pair"]
-    negatives = [pool.hard_negative(rng, row) for row in pairs[:50]]
-    assert np.mean([fraction == 0.5 for _, fraction in negatives]) > 0.9
+from diffusionrl_jax.emoji_world import reward_evaluation
 
 
 def test_average_precision_of_a_known_ranking():

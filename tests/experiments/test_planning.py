@@ -131,12 +131,6 @@ def test_batches_that_do_not_divide_are_refused():
         planning.choose(config, devices(3))
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:2xa", "v9:2x2"])
-def test_unknown_topologies(topology):
-    with pytest.raises(ValueError, match="topology"):
-        devices_of_topology(topology)
-
-
 def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):
     config = make_config()
     for count in (1, 8):
