@@ -132,10 +132,12 @@ def make_algorithm(
         decode=microbatch.decode,
         score=microbatch.score,
         noise_groups=tuple(
-            # Where no step is trained on, images that share all other noise would be alike.
-            task.group_size if task.shared_noise and needs.steps else 1
+            # Where no step is credited with its noise, images that share all other noise would be
+            # alike.
+            task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
             for task in tasks.values()
         ),
+        late_steps=needs.late_steps,
         keeps_latents=needs.latents,
         from_base=needs.drawn_by_base,
     )

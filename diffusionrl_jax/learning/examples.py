@@ -60,6 +60,39 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def by_update(array: jax.Array) -> jax.Array:
+    """Reorders what K steps of each sample have, [T, B, K, ...], to [T * K, B, ...]."""
+    tasks, size, count = array.shape[:3]
+    return jnp.moveaxis(array, 2, 1).reshape(tasks * count, size, *array.shape[3:])
+
+
+def of_steps(
+    process: Process, latents: jax.Array, trained: jax.Array, weights: Sequence[float]
+) -> Examples:
+    """Shows the denoiser what it was shown at K steps of each sample's chain.
+
+    Args:
+      process: the chain.
+      latents: the latents before these steps, float32 [T, B, K, ...].
+      trained: the steps' positions in the chain, int32 [T, B, K].
+      weights: for each task, the factor of its loss.
+
+    Returns:
+      One update for each task and step, one task after another, with the positions as
+      "step_index". `text` is the number of the task.
+    """
+    tasks, _, count = trained.shape
+    task, step_index = jnp.repeat(jnp.arange(tasks), count), by_update(trained)
+    return Examples(
+        latents=by_update(latents),
+        times=process.times[step_index],
+        text=task,
+        weight=jnp.asarray(weights, jnp.float32)[task],
+        objective=jnp.zeros_like(task),
+        own={"step_index": step_index},
+    )
+
+
 def noise_anew(
     process: Process,
     latents: jax.Array,
