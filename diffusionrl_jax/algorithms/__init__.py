@@ -4,6 +4,7 @@ from diffusionrl_jax.algorithms import (
     centred_reward,
     draft_k,
     forward_process,
+    offline_preference,
     policy_gradient,
     raft,
     refl,
@@ -27,6 +28,7 @@ ALGORITHMS = {
     "dgpo": forward_process.DGPO,
     "crd": centred_reward.CRD,
     "dpo": forward_process.DPO,
+    "dpo_offline": offline_preference,
 }
 
 

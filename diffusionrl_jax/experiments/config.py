@@ -133,6 +133,12 @@ def get_config() -> Config:
     config.algorithm.dpo.beta = 2000.0  # How strongly the policy is held to the base model.
     config.algorithm.dpo.most_advantage = 5.0
     config.algorithm.dpo.reference_weight = 0.0
+    # Diffusion-DPO on pictures that people chose between; no images are drawn.
+    config.algorithm.dpo_offline = ml_collections.ConfigDict()
+    # A parquet file, or a folder of some, with the columns of Pick-a-Pic; docs/methods.md.
+    config.algorithm.dpo_offline.pairs = ""
+    config.algorithm.dpo_offline.noises = 1
+    config.algorithm.dpo_offline.beta = 2000.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
@@ -264,18 +270,20 @@ def make_scorer(reward: str, path: str = "", **options) -> Config:
     )
 
 
-def make_weighted_sum(**parts: tuple) -> Config:
+def make_weighted_sum(*, normalised: bool = False, **parts: tuple) -> Config:
     """Returns the config of a scorer that adds up others, each times its weight.
 
-    Scores are added as they are, on the others' own scales.
-
     Args:
+      normalised: whether each score is normalised by those of its prompt's images before the sum,
+        as in GDPO. Scores are else added as they are, on the others' own scales. The mean of what
+        is normalised is always 0: scorers of evaluation tell how the rewards grow.
       **parts: for each name, a scorer from `make_scorer` and its weight. A weight below 0 makes a
         penalty.
     """
     scorers = {name: scorer for name, (scorer, _) in parts.items()}
     weights = {name: float(weight) for name, (_, weight) in parts.items()}
-    return make_scorer("weighted_sum", scorers=scorers, weights=weights)
+    options = {"normalised": True} if normalised else {}
+    return make_scorer("weighted_sum", scorers=scorers, weights=weights, **options)
 
 
 def make_task(
@@ -299,8 +307,11 @@ def make_task(
       group_size: how many images of each prompt stand next to each other in the batch.
       weight: the weight of the task's loss.
       normalisation: how rewards are normalised: over the "batch", as in the paper (Eq. 10); less
-        the mean of the "group" of images of one prompt; or by the mean and deviation of the last
-        rewards of the same "prompt", as DDPO does, which suits prompts that come back often.
+        the mean of the "group" of images of one prompt; by "group_mean", which leaves out the
+        deviation, for rewards that are 0 or 1; by "win_rate", the share of its prompt's other
+        images that an image beats, so that tiny differences count no more than others; or by the
+        mean and deviation of the last rewards of the same "prompt", as DDPO does, which suits
+        prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited. Methods that train
         on no step of the chain draw all noise apart.

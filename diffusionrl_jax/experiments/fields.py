@@ -22,6 +22,7 @@ from diffusionrl_jax.experiments.ranges import (
     Text,
     Whole,
 )
+from diffusionrl_jax.learning.advantages import BY_GROUP
 from diffusionrl_jax.learning.execution import EXECUTIONS
 from diffusionrl_jax.mistakes import UserError, shown, suggestion
 from diffusionrl_jax.models.attention import ATTENTION
@@ -33,7 +34,7 @@ from diffusionrl_jax.rewards.statistical_parity import CREDITS
 
 DTYPES = ("float32", "bfloat16")
 GATHER = ("auto", "whole", "blocks")
-NORMALISATIONS = ("batch", "group", "prompt")
+NORMALISATIONS = ("batch", *BY_GROUP, "prompt")
 # JAX's random numbers are seeded by an int32; each evaluation set adds its number to its seed.
 LARGEST_SEED, LARGEST_EVALUATION_SEED = 2**31 - 1, 2**31 - 2**16
 # It and 1 are different float32 numbers, as is needed of a probability, a decay, a moment's rate.
@@ -102,6 +103,9 @@ FIELDS: dict[str, Kind] = {
     "algorithm.crd.beta": Number(1e-6, 1e6),
     **_forward_process("dpo", follows=False),
     "algorithm.dpo.beta": Number(1e-6, 1e6),
+    "algorithm.dpo_offline.pairs": Text(may_be_empty=True),
+    "algorithm.dpo_offline.noises": NOISES,
+    "algorithm.dpo_offline.beta": Number(1e-6, 1e6),
     "algorithm.draft_lv.noises": NOISES,
     "algorithm.draft_lv.least_time": Number(0, 1, "is the least noise"),
     "algorithm.draft_lv.most_time": Number(0.001, 1),
@@ -194,6 +198,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     WEIGHTED_SUM: {
         "scorers": Several(SCORER, 1, by_name=True),
         "weights": Several(Number(-WEIGHT, WEIGHT), 1, by_name=True),
+        "normalised": Switch(),
     },
 }
 # The flags that are numbers, by program.
@@ -313,7 +318,7 @@ def _check_scorer(name: str, scorer: Any) -> None:
             raise UserError(f"{name}: {reward} has no option {option}: {suggestion(option, known)}")
         _check_value(f"{name}.options.{option}", value, known[option])
     if reward == WEIGHTED_SUM:
-        if missing := sorted(set(known) - set(options)):
+        if missing := sorted({"scorers", "weights"} - set(options)):
             raise UserError(f"{made}: it has no {' and no '.join(missing)}.")
         for part, described in options["scorers"].items():
             _check_scorer(f"{name}.options.scorers.{part}", described)

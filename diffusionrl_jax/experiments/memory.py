@@ -53,7 +53,8 @@ class Sizes:
       updates: the number of updates for each task.
       tasks: the number of tasks.
       kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
-      pretrains, lora, on_host: whether there is a pretraining loss, LoRA, a reward on the host.
+      lora, on_host: whether there is LoRA, a reward on the host.
+      pretrains: how many updates are on pictures that are not drawn.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
@@ -77,7 +78,7 @@ class Sizes:
     kept_of_example: int
     predictions: int
     reward_gradient: bool
-    pretrains: bool
+    pretrains: int
     holds_base: bool
     lora: bool
     on_host: bool
@@ -144,12 +145,12 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         text=itemsize * number * model.text,
         decoded=model.decoded(itemsize),
         steps=needs.steps,
-        updates=needs.updates,
+        updates=0 if needs.pairs else needs.updates,
         tasks=len(config.tasks),
         kept_of_example=needs.kept_of_example,
         predictions=needs.predictions,
         reward_gradient=needs.reward_gradient,
-        pretrains=bool(config.pretraining.weight),
+        pretrains=bool(config.pretraining.weight) + needs.updates * needs.pairs,
         holds_base=needs_base(config),
         lora=bool(rank),
         on_host=on_host,

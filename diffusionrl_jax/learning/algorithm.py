@@ -30,6 +30,8 @@ class Needs(NamedTuple):
       reward_gradient: whether rewards are differentiated by the latents that are scored.
       predictions: how often the denoiser runs without a gradient on what is trained on.
       chain_gradient: whether gradients are pulled back through steps of the chain.
+      pairs: whether pairs of pictures are learned from, and nothing is drawn. There are `updates`
+        on them, and none of the tasks.
     """
 
     updates: int
@@ -44,6 +46,7 @@ class Needs(NamedTuple):
     reward_gradient: bool = False
     late_steps: int = 0
     chain_gradient: bool = False
+    pairs: bool = False
 
 
 class Algorithm(Protocol):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import rollout
 
 # Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING, FORWARD = range(4)
+SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING = range(5)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
@@ -23,8 +23,8 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
     Args:
       seed: the run's seed.
       iteration: the iteration's number, int32 scalar.
-      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, or `FORWARD`, which is for samples that are
-        noised anew.
+      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, `FORWARD`, which is for samples that are
+        noised anew, or `ENCODING`, which is for the latents of pictures in pairs.
       samples: the samples' places in the global batch, int32 [n].
 
     Returns:

@@ -103,6 +103,7 @@ def noise_anew(
     *,
     sources: jax.Array | None = None,
     times: tuple[float, float] = (0.0, 1.0),
+    shares_times: bool = False,
 ) -> Examples:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
@@ -114,8 +115,9 @@ def noise_anew(
       seed, iteration: as in `draws.keys`.
       count: how often each sample is noised; each time is an update.
       sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
-        gives each sample its own noise. Times are always each sample's own.
+        gives each sample its own noise.
       times: the shares of the training's times between which times are drawn.
+      shares_times: whether each sample takes that sample's time, too, and not its own.
 
     Returns:
       `count` updates for each task, in the order of the tasks, with what the denoiser should
@@ -137,7 +139,9 @@ def noise_anew(
 
     numbers = jnp.tile(jnp.arange(count), tasks)
     of_updates = lambda places: keys_of(places).reshape(tasks, size)[task]
-    arguments = clean[task], of_updates(own), of_updates(own if sources is None else sources)
+    sources = own if sources is None else sources
+    of_times = of_updates(sources if shares_times else own)
+    arguments = clean[task], of_times, of_updates(sources)
     shown, drawn, target = jax.vmap(one)(*arguments, numbers)
     weight = jnp.asarray(weights, jnp.float32)[task]
     return Examples(shown, drawn, task, weight, jnp.zeros_like(task), {"target": target})

@@ -53,6 +53,7 @@ class Sampling:
       keeps_latents: whether the final latents are trained on, too.
       from_base: whether the samples are drawn by the model that training started from, whatever has
         been learned since.
+      draws: whether there are samples at all. A method that learns from pictures alone has none.
     """
 
     seed: int
@@ -66,6 +67,7 @@ class Sampling:
     keeps_latents: bool = False
     from_base: bool = False
     late_steps: int = 0
+    draws: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -223,6 +225,8 @@ class Experience:
 
         The arguments are those of `draw`. The arrays of the result are [T, B, ...].
         """
+        if not self.sampling.draws:
+            return Samples(None, None, None)
         tasks, batch, _ = input_ids.shape
         latents, steps, text = self.draw(params, frozen, input_ids, step)
         later, keeps = self.decodes_to_score(batch), self.sampling.keeps_latents
@@ -243,6 +247,8 @@ class Experience:
         Returns:
           float32 [T, B]; NaN where a picture is not finite, see `rewards.scoring.score`.
         """
+        if samples.text is None:
+            return jnp.zeros((len(self.rewards), 0))
         scores = []
         for task, params in enumerate(frozen.rewards):
             inputs = reward_inputs[task]

@@ -10,7 +10,7 @@ import numpy as np
 from configs import common
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.diffusion.ddim import make_ddim
-from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
 from diffusionrl_jax.experiments.algorithm import initial_state, make_algorithm, needs_base
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.iteration import Batch, Frozen
@@ -75,6 +75,15 @@ class Brightness:
         return images.mean((1, 2, 3))
 
 
+def pairs(ids):
+    """Of two neighbours people have chosen the brighter."""
+    rng = np.random.default_rng(0)
+    mean = DEVIATION * rng.standard_normal((len(ids), *Toy.latent_shape)).astype(np.float32)
+    mean += np.resize(np.float32([0.5, -0.5]), len(ids))[:, None, None, None]
+    captions = np.repeat(ids[::2], 2, axis=0)
+    return {"latent_mean": mean, "latent_std": np.zeros_like(mean), "input_ids": captions}
+
+
 def make(name, prediction_type="epsilon", devices=1, tasks=1, **changes):
     """What a method is run with: config, algorithm, frozen, batch, state, and a train step.
 
@@ -90,6 +99,7 @@ def make(name, prediction_type="epsilon", devices=1, tasks=1, **changes):
     config.algorithm.name = name
     config.algorithm.policy_gradient.update(timesteps_per_iteration=2, clip_range=0.1)
     config.algorithm.refl.late_steps = 2
+    config.algorithm.dpo_offline.pairs = "the batch's"
     config.pretraining.weight = 0.0
     config.optimizer.update(learning_rate=0.02, weight_decay=0.0)
     config.sampler.update(steps=4, eta=1.0, guidance_scale=1.0)
@@ -102,8 +112,10 @@ def make(name, prediction_type="epsilon", devices=1, tasks=1, **changes):
     frozen = Frozen({}, {}, ({},) * tasks, model.tokenize([""])[0], base)
     prompts = np.repeat(["cat", "zebra", "a"], 4)[np.arange(config.batch_size) % 12]
     ids = np.stack([model.tokenize(prompts)] * tasks)
-    batch = Batch(jnp.asarray(ids), ({},) * tasks, None)
+    batch = Batch(jnp.asarray(ids), ({},) * tasks, None, pairs=pairs(ids[0]))
     state = initial_state(config, params)
+    # Where it stays: the step is compiled once.
+    state = jax.device_put(state, parameter_sharding(mesh, state))
     step = make_train_step(algorithm, state, "fused", PhaseTimer())
     return types.SimpleNamespace(
         config=config, algorithm=algorithm, frozen=frozen, batch=batch, state=state, step=step
@@ -114,3 +126,11 @@ def method(config):
     """The objective of a config."""
     process = make_ddim(NOISE_SCHEDULE, config.sampler.steps)
     return ALGORITHMS[config.algorithm.name].make(config, process)
+
+
+def expected_reward(params):
+    """The mean brightness of what the model knows, of three prompts, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    means = params["level"] + params["slope"] * np.array([3, 5, 1]) / 10
+    brightness = 1 / (1 + np.exp(-(means[:, None] + DEVIATION * nodes)))
+    return (brightness * weights).sum() / weights.sum() / 3
