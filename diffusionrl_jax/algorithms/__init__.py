@@ -1,8 +1,13 @@
 """The methods of learning, by the name that a config gives them in `config.algorithm.name`."""
 
 from diffusionrl_jax.algorithms import (
+    centred_reward,
+    draft_k,
     forward_process,
+    offline_preference,
     policy_gradient,
+    raft,
+    refl,
     reward_gradient,
     reward_weighted,
 )
@@ -14,11 +19,16 @@ from diffusionrl_jax.learning.algorithm import Needs
 ALGORITHMS = {
     "policy_gradient": policy_gradient,
     "reward_weighted": reward_weighted,
+    "raft": raft,
     "draft_lv": reward_gradient,
+    "refl": refl,
+    "draft_k": draft_k,
     "nft": forward_process.NFT,
     "awm": forward_process.AWM,
     "dgpo": forward_process.DGPO,
+    "crd": centred_reward.CRD,
     "dpo": forward_process.DPO,
+    "dpo_offline": offline_preference,
 }
 
 

@@ -42,6 +42,33 @@ def clipped_surrogate(
     )
 
 
+def masked_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, divergence: jax.Array, most: float
+) -> SurrogateLoss:
+    """Computes -w A, without a gradient where the policy has gone far enough (2606.11025).
+
+    That is where the divergence is above `most`, and the ratio w has already moved in the direction
+    of the advantage A.
+
+    Args:
+      log_ratio, advantages: as in `clipped_surrogate`.
+      divergence: how far the policy is from the one that took the step, float32 [batch].
+      most: the largest divergence at which samples are moved on.
+
+    Returns:
+      The loss of each sample, and whether it has no gradient.
+    """
+    chex.assert_equal_shape([log_ratio, advantages, divergence])
+    ratio = jnp.exp(log_ratio)
+    moved = jnp.where(advantages > 0, ratio > 1, ratio < 1)
+    masked = moved & (divergence > most)
+    gain = ratio * advantages
+    return SurrogateLoss(
+        loss=-jnp.where(masked, jax.lax.stop_gradient(gain), gain),
+        clipped=masked.astype(jnp.float32),
+    )
+
+
 def mean_square(difference: jax.Array) -> jax.Array:
     """Returns the mean square over a latent's elements, float32 [batch], of [batch, ...]."""
     return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.algorithms.losses import clipped_surrogate
+from diffusionrl_jax.algorithms.losses import clipped_surrogate, masked_surrogate
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.gaussian import Gaussian
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process, sensitivity
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.examples import Examples, by_update, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.summary import means_by_task
@@ -29,7 +29,8 @@ def needs(fields: Config) -> Needs:
     """Returns what the method needs, from the fields of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
     near = fields.kl_weight > 0
-    return Needs(count, steps=count, base=near, kept_of_example=1 + near, predictions=int(near))
+    kept = 1 + near + (fields.remove_ratio_bias or fields.most_divergence > 0)
+    return Needs(count, steps=count, base=near, kept_of_example=kept, predictions=int(near))
 
 
 def make(config: Config, process: Process) -> "PolicyGradient":
@@ -43,6 +44,8 @@ def make(config: Config, process: Process) -> "PolicyGradient":
         clip_range=fields.clip_range,
         balance_timesteps=fields.balance_timesteps,
         kl_weight=fields.kl_weight,
+        remove_ratio_bias=fields.remove_ratio_bias,
+        most_divergence=fields.most_divergence,
     )
 
 
@@ -60,6 +63,13 @@ class PolicyGradient:
         clipped.
       kl_weight: the factor of the KL divergence from the base model at the steps trained on; 0
         leaves it out.
+      remove_ratio_bias: whether the mean of the log-ratio under the policy that took the steps,
+        which is minus the divergence from it, is taken out before the ratio is clipped (GRPO-Guard,
+        2510.22319). What is left is the product of the drawn noise and the mean's movement in
+        standard deviations. The rest of the paper's scaling is `balance_timesteps`.
+      most_divergence: the KL divergence, in nats per element, from the policy that took a step,
+        above which the step is not moved further in the direction of its advantage; it takes the
+        place of the clip range (Flow-DPPO, 2606.11025). 0 clips.
     """
 
     process: Process
@@ -69,12 +79,20 @@ class PolicyGradient:
     clip_range: float
     balance_timesteps: bool = False
     kl_weight: float = 0.0
+    remove_ratio_bias: bool = False
+    most_divergence: float = 0.0
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether the means of the steps that were taken are needed."""
+        return self.remove_ratio_bias or self.most_divergence > 0
 
     @property
     def metrics(self) -> Mapping[str, str]:
         """How the values of several samples become one, for each metric; see `Objective`."""
         means = ("ratio", "ratio_error", "clip_fraction", "approximate_kl")
         means += ("kl_to_base",) if self.kl_weight else ()
+        means += ("kl_to_old",) if self.compares_means else ()
         return dict.fromkeys(means, "mean") | {"largest_ratio_error": "max"}
 
     def step(self, output: jax.Array, latents: jax.Array, step_index: jax.Array) -> Gaussian:
@@ -94,28 +112,21 @@ class PolicyGradient:
 
         The arguments and the result are those of `Objective.examples`.
         """
-        _, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
-        tasks, size, count = trained.shape
-
-        def by_update(array):
-            """Reorders [T, B, K, ...] to [T * K, B, ...]."""
-            return jnp.moveaxis(array, 2, 1).reshape(tasks * count, size, *array.shape[3:])
-
-        steps, task = scored.samples.steps, jnp.repeat(jnp.arange(tasks), count)
-        step_index = by_update(trained)
-        examples = Examples(
-            latents=by_update(steps.latents),
-            times=self.process.times[step_index],
-            text=task,
-            weight=jnp.asarray(self.weights, jnp.float32)[task],
-            objective=jnp.zeros_like(task),
-            own={
-                "target": by_update(steps.following),
-                "step_index": step_index,
-                "old_log_prob": by_update(steps.log_probs),
-                "advantages": scored.advantages[task],
-            },
-        )
+        firsts, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
+        steps = scored.samples.steps
+        examples = of_steps(self.process, steps.latents, trained, self.weights)
+        own = {
+            "target": by_update(steps.following),
+            "old_log_prob": by_update(steps.log_probs),
+            "advantages": scored.advantages[examples.text],
+        }
+        if self.compares_means:
+            noise = by_update(experience.noise_of_steps(scored.step, firsts, trained))
+            taken = jax.vmap(lambda *step: self.process.step(*step, self.eta))
+            # Only the mean depends on the denoiser's output.
+            step = taken(jnp.zeros_like(noise), examples.latents, examples.own["step_index"])
+            own["old_mean"] = own["target"] - step.std * noise
+        examples = dataclasses.replace(examples, own=examples.own | own)
         if self.kl_weight:
             mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
             reference = predict(scored.frozen.base, examples, scored.samples.text, mean)
@@ -135,17 +146,24 @@ class PolicyGradient:
         step = self.step(output, example.latents, own["step_index"])
         # There is no ratio for others' examples: an overflow there would poison the gradient.
         log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
-        compared = log_ratio
+        compared, advantages, distances = log_ratio, own["advantages"], {}
+        to = lambda name: step.kl_to(jnp.where(active, own[name], step.mean))
+        if self.compares_means:
+            distances["kl_to_old"] = to("old_mean")
+        if self.remove_ratio_bias:
+            compared += distances["kl_to_old"]
         if self.balance_timesteps:
             compared /= sensitivity(self.process, self.eta)[own["step_index"]]
-        surrogate = clipped_surrogate(compared, own["advantages"], self.clip_range)
-        loss, to_base = surrogate.loss, {}
+        if most := self.most_divergence:
+            surrogate = masked_surrogate(compared, advantages, distances["kl_to_old"], most)
+        else:
+            surrogate = clipped_surrogate(compared, advantages, self.clip_range)
+        loss = surrogate.loss
         if self.kl_weight:
-            divergence = step.kl_to(jnp.where(active, own["reference_mean"], step.mean))
-            loss += self.kl_weight * divergence
-            to_base = {"kl_to_base": divergence}
+            distances["kl_to_base"] = to("reference_mean")
+            loss += self.kl_weight * distances["kl_to_base"]
         ratio_error = jnp.abs(jnp.expm1(log_ratio))
-        return loss, to_base | {
+        return loss, distances | {
             "ratio": jnp.exp(log_ratio),
             "ratio_error": ratio_error,
             "largest_ratio_error": ratio_error,

@@ -50,18 +50,12 @@ class Pretraining:
 
         The arguments and the result are those of `Objective.examples`.
         """
-        pictures, model = scored.batch.pretraining, experience.model
+        pictures = scored.batch.pretraining
         assert pictures is not None
         places = jnp.arange(len(pictures["input_ids"]))
         keys = draws.keys(self.seed, scored.step, draws.PRETRAINING, places)
         examples, dropped = self.noised(pictures, keys)
-        text_encoder = gather_parameters(scored.frozen.text_encoder, experience.mesh)
-        captions = text_from_arrays(pictures)
-        if captions is None:
-            encode = functools.partial(model.encode_text, text_encoder)
-            count = microbatch_count(len(places), self.microbatch, experience.mesh.size)
-            captions = map_microbatches(encode, pictures["input_ids"], count, experience.mesh)
-        empty = model.encode_empty(text_encoder, scored.frozen.empty_ids[None])
+        captions, empty = encode_captions(pictures, experience, scored, self.microbatch)
         captions = drop_text(captions, empty, dropped)
         both = conditions(captions, empty, self.guidance_scale)
         return examples, jax.tree.map(lambda array: array[None], both)
@@ -117,6 +111,30 @@ class Pretraining:
     ) -> dict[str, float]:
         """Returns "pretraining/loss" and "pretraining/gradient_norm" of the update."""
         return {f"pretraining/{name}": values[name][-1] for name in ("loss", "gradient_norm")}
+
+
+def encode_captions(
+    pictures: Mapping[str, jax.Array], experience: Experience, scored: Scored, microbatch: int
+) -> tuple[Text, Text]:
+    """Returns the text of pictures' captions, and that of the empty prompt.
+
+    Args:
+      pictures: "input_ids", int32 [B, tokens], or the text itself where it was encoded in advance.
+      experience, scored: as in `Objective.examples`.
+      microbatch: how many captions each device encodes at a time; 0 means all at once.
+
+    Returns:
+      Trees of [B, ...] and of [1, ...].
+    """
+    model, mesh = experience.model, experience.mesh
+    text_encoder = gather_parameters(scored.frozen.text_encoder, mesh)
+    captions = text_from_arrays(pictures)
+    if captions is None:
+        encode = functools.partial(model.encode_text, text_encoder)
+        ids = pictures["input_ids"]
+        count = microbatch_count(len(ids), microbatch, mesh.size)
+        captions = map_microbatches(encode, ids, count, mesh)
+    return captions, model.encode_empty(text_encoder, scored.frozen.empty_ids[None])
 
 
 def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:

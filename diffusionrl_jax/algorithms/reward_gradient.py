@@ -1,10 +1,13 @@
-"""Learns from a reward's own gradient: DRaFT-LV (2309.17400), for rewards that have one.
+"""Learns from a reward's own gradient: DRaFT-LV (2309.17400), and what such methods share.
 
-A sample's final latents are noised anew, and the denoiser's guess of the clean latents is decoded
-and scored. The reward's gradient with respect to that guess says in which direction the guess
-should move. It is computed once an iteration, before the updates, so that no update holds the VAE
-or a reward model. At the parameters that drew the samples, the loss has the reward's own gradient
-with respect to the denoiser's parameters.
+The denoiser's output leads to latents, here to its guess of the clean ones, and these are decoded
+and scored. The reward's gradient with respect to these latents says in which direction they should
+move. It is computed once an iteration, before the updates, so that no update holds the VAE or a
+reward model. At the parameters that drew the samples, the loss has the reward's own gradient with
+respect to the denoiser's parameters.
+
+In DRaFT-LV the denoiser is shown a sample's final latents, noised anew. In `refl` and `draft_k` it
+is shown latents of the chain.
 """
 
 import dataclasses
@@ -36,13 +39,8 @@ def make(config: Config, process: Process) -> "RewardGradient":
     Raises:
       UserError: a field does not fit, or a task's reward has no gradient.
     """
-    fields, tasks = config.algorithm.draft_lv, config.tasks
-    for name, task in tasks.items():
-        if parts := without_gradient(task.scorer):
-            raise UserError(
-                f"config.algorithm.name='draft_lv' learns from the reward's gradient, and task "
-                f"{name}'s {', '.join(parts)} has none: take another method, or leave the task out."
-            )
+    check_gradients(config)
+    fields = config.algorithm.draft_lv
     least, most = fields.least_time, fields.most_time
     if not 0 <= least < most <= 1 or fields.noises < 1:
         raise UserError(
@@ -53,43 +51,149 @@ def make(config: Config, process: Process) -> "RewardGradient":
         process=process,
         seed=config.seed,
         guidance_scale=config.sampler.guidance_scale,
-        weights=tuple(task.weight for task in tasks.values()),
+        weights=tuple(task.weight for task in config.tasks.values()),
         noises=fields.noises,
         times=(least, most),
     )
 
 
+def check_gradients(config: Config) -> None:
+    """Refuses a config whose method differentiates rewards, where a task's reward has no gradient.
+
+    Raises:
+      UserError: a task's reward has none; it names the task and the reward.
+    """
+    for name, task in config.tasks.items():
+        if parts := without_gradient(task.scorer):
+            raise UserError(
+                f"config.algorithm.name={config.algorithm.name!r} learns from the reward's "
+                f"gradient, and task {name}'s {', '.join(parts)} has none: take another method, or "
+                "leave the task out."
+            )
+
+
+def reward_gradients(
+    experience: Experience, scored: Scored, latents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Decodes and scores latents, and differentiates the scores by them.
+
+    Args:
+      experience: what decodes and scores.
+      scored: the iteration's samples, whose prompts the latents are of.
+      latents: float32 [T, N, B, ...], N latents for each of a task's samples.
+
+    Returns:
+      The scores, float32 [T * N, B], and their gradients, float32 [T * N, B, ...]. Both are 0 where
+      a sample or its score is not finite.
+    """
+    found = []
+    for number, inputs in enumerate(scored.batch.reward_inputs):
+        gradient = lambda latents, number=number, inputs=inputs: experience.reward_gradient(
+            number, scored.frozen, latents, inputs
+        )
+        found.append(jax.lax.map(gradient, latents[number]))
+    rewards, gradients = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+    of_samples = jnp.repeat(jnp.isfinite(scored.rewards), latents.shape[1], axis=0)
+    valid = of_samples & jnp.isfinite(rewards)
+    usable = valid.reshape(*valid.shape, *(1,) * (gradients.ndim - 2)) & jnp.isfinite(gradients)
+    return jnp.where(valid, rewards, 0), jnp.where(usable, gradients, 0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class RewardGradient:
-    """The `Objective` minus the reward of the denoiser's guess, made linear in the guess.
+class ThroughReward:
+    """What the `Objective`s have in common whose loss is made linear in latents that are scored.
+
+    `RewardGradient`, `refl.RewardFeedback` and `draft_k.ChainGradient` are these objectives.
 
     Attributes:
-      process: the process that noises the samples.
+      process: the process that the denoiser was trained on.
       seed: the run's seed.
-      guidance_scale: the scale of classifier-free guidance, with which the guess is made too.
+      guidance_scale: the scale of classifier-free guidance, with which guesses are made too.
       weights: for each task, the factor of its loss.
-      noises: how many times each sample is noised in an iteration; each time is an update.
-      times: samples are noised to a time between these two shares of the training's times.
     """
 
     process: Process
     seed: int
     guidance_scale: float
     weights: tuple[float, ...]
-    noises: int
-    times: tuple[float, float]
 
     metrics = {"reward_of_guess": "mean"}
 
-    def guess(self, output: jax.Array, latents: jax.Array, own: Mapping) -> jax.Array:
-        """Returns the clean latents, float32 [B, ...], that the denoiser's output means.
+    def reached(self, output: jax.Array, latents: jax.Array, own: Mapping) -> jax.Array:
+        """Returns the latents that the denoiser's output leads to: its guess of the clean ones.
 
         Args:
           output: the denoiser's output, float32 [B, P, ...].
           latents: what the denoiser was shown, float32 [B, ...].
           own: the examples' own arrays, with "times" [B].
+
+        Returns:
+          float32 [B, ...].
         """
         return self.process.clean(guide(output, self.guidance_scale), latents, own["times"])
+
+    def cost(self, rewards: jax.Array) -> jax.Array:
+        """Returns what is made small, of the rewards' shape: minus the reward."""
+        return -rewards
+
+    def towards(self, rewards: jax.Array, gradients: jax.Array) -> dict[str, jax.Array]:
+        """Returns the arrays that the loss takes of an example, by name.
+
+        Args:
+          rewards: float32 [U, B].
+          gradients: the rewards' gradients by the latents that are reached, float32 [U, B, ...].
+        """
+        slopes = jax.vmap(jax.vmap(jax.grad(self.cost)))(rewards)
+        slopes = slopes.reshape(*slopes.shape, *(1,) * (gradients.ndim - slopes.ndim))
+        return {"direction": -slopes * gradients, "reward_of_guess": rewards}
+
+    def examples_of_guesses(
+        self, examples: Examples, experience: Experience, scored: Scored, predict: Callable
+    ) -> Examples:
+        """Guesses clean latents, scores the guesses, and adds the gradients to the examples.
+
+        Args:
+          examples: what the denoiser is shown, the tasks' updates one after another, equally many
+            of each.
+          experience, scored, predict: as in `Objective.examples`.
+        """
+        examples = dataclasses.replace(examples, own={"times": examples.times})
+        denoiser = experience.adaptation.denoiser(scored.params, scored.frozen.base)
+        guesses = predict(denoiser, examples, scored.samples.text, self.reached)
+        by_task = guesses.reshape(len(self.weights), -1, *guesses.shape[1:])
+        found = self.towards(*reward_gradients(experience, scored, by_task))
+        return dataclasses.replace(examples, own=examples.own | found)
+
+    def __call__(
+        self, output: jax.Array, example: Examples, active: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the cost, [B], with the gradient of the reward's, and the metrics.
+
+        The arguments and the result are those of `Objective.__call__`.
+        """
+        own = example.own
+        reached = self.reached(output, example.latents, own)
+        along = (own["direction"] * reached).sum(axis=tuple(range(1, reached.ndim)))
+        reward = own["reward_of_guess"]
+        loss = jax.lax.stop_gradient(along) - along + self.cost(reward)
+        return loss, {"reward_of_guess": reward}
+
+    def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
+        """Averages "loss", "gradient_norm" and "reward_of_guess"; see `means_by_task`."""
+        return means_by_task(values, task_names, ("loss", "gradient_norm", *self.metrics))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RewardGradient(ThroughReward):
+    """The `Objective` minus the reward of the denoiser's guess of noised samples (DRaFT-LV).
+
+    Attributes:
+      noises: how many times each sample is noised in an iteration; each time is an update.
+      times: samples are noised to a time between these two shares of the training's times.
+    """
+
+    noises: int
+    times: tuple[float, float]
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
@@ -101,41 +205,4 @@ class RewardGradient:
         assert scored.samples.latents is not None  # `needs` asks for them.
         arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
         noised = noise_anew(*arguments, self.noises, times=self.times)
-        examples = dataclasses.replace(noised, own={"times": noised.times})
-        frozen, task = scored.frozen, examples.text
-        denoiser = experience.adaptation.denoiser(scored.params, frozen.base)
-        guesses = predict(denoiser, examples, scored.samples.text, self.guess)
-        by_task = guesses.reshape(len(self.weights), self.noises, *guesses.shape[1:])
-        found = []
-        for number, inputs in enumerate(scored.batch.reward_inputs):
-            gradient = lambda guess, number=number, inputs=inputs: experience.reward_gradient(
-                number, frozen, guess, inputs
-            )
-            found.append(jax.lax.map(gradient, by_task[number]))
-        rewards, directions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-        # A sample that is not finite gets no direction.
-        valid = jnp.isfinite(scored.rewards)[task] & jnp.isfinite(rewards)
-        usable = valid.reshape(*valid.shape, *(1,) * (directions.ndim - 2))
-        own = {
-            "times": examples.times,
-            "direction": jnp.where(usable & jnp.isfinite(directions), directions, 0),
-            "reward_of_guess": jnp.where(valid, rewards, 0),
-        }
-        return dataclasses.replace(examples, own=own), None
-
-    def __call__(
-        self, output: jax.Array, example: Examples, active: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        """Returns minus the reward of the guess, [B], with the reward's gradient, and the metrics.
-
-        The arguments and the result are those of `Objective.__call__`.
-        """
-        own = example.own
-        guess = self.guess(output, example.latents, own)
-        along = (own["direction"] * guess).sum(axis=tuple(range(1, guess.ndim)))
-        reward = own["reward_of_guess"]
-        return jax.lax.stop_gradient(along) - along - reward, {"reward_of_guess": reward}
-
-    def summary(self, values: Mapping, task_names: Sequence[str]) -> dict[str, float]:
-        """Averages "loss", "gradient_norm" and "reward_of_guess"; see `means_by_task`."""
-        return means_by_task(values, task_names, ("loss", "gradient_norm", *self.metrics))
+        return self.examples_of_guesses(noised, experience, scored, predict), None

@@ -31,16 +31,27 @@ def needs(fields: Config) -> Needs:
 
 def make(config: Config, process: Process) -> "RewardWeighted":
     """Makes the objective that a config describes, for the process that draws its samples."""
-    fields, tasks = config.algorithm.reward_weighted, config.tasks.values()
+    fields = config.algorithm.reward_weighted
+    names = "weighting", "temperature", "noises"
+    return make_objective(config, process, **{name: fields[name] for name in names})
+
+
+def make_objective(config: Config, process: Process, **fields) -> "RewardWeighted":
+    """Makes the objective for a config's tasks.
+
+    Args:
+      config: see `experiments/config.py`.
+      process: the process that draws the samples.
+      **fields: the attributes of `RewardWeighted` that say how samples are weighted and noised.
+    """
+    tasks = config.tasks.values()
     return RewardWeighted(
         process=process,
         seed=config.seed,
         weights=tuple(task.weight for task in tasks),
         group_sizes=tuple(task.group_size for task in tasks),
-        weighting=fields.weighting,
-        temperature=fields.temperature,
-        noises=fields.noises,
         text_dropout=config.pretraining.text_dropout,
+        **fields,
     )
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from transformers import BertTokenizer
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.distributed.mesh import (
@@ -195,7 +196,7 @@ def make_reward(scorer: Config, group_size: int) -> tuple[Reward, Shapes, tuple[
         }
         rewards = {name: reward for name, (reward, _, _) in parts.items()}
         return (
-            WeightedSum(rewards, scorer.options.weights.to_dict()),
+            scorers.make_sum(scorer, rewards, group_size),
             {name: params for name, (_, params, _) in parts.items()},
             sum((assumed for _, _, assumed in parts.values()), ()),
         )
@@ -247,13 +248,16 @@ def make_batch(
             place_of_each if task.normalisation == "prompt" else None
             for task in config.tasks.values()
         )
-    pretraining = None
-    if config.pretraining.weight:
+    pretraining = pairs = None
+    needs_pairs = needs_of(config).pairs
+    if config.pretraining.weight or needs_pairs:
         latents = jax.ShapeDtypeStruct((count, *model.latent_shape), jnp.float32)
-        pretraining = abstract_arrays(
+        pictures = abstract_arrays(
             {"latent_mean": latents, "latent_std": latents, "input_ids": ids(count)},
             batch_sharding(mesh),
         )
+        pretraining = pictures if config.pretraining.weight else None
+        pairs = pictures if needs_pairs else None
     return put_batch(
         mesh,
         abstract_arrays,
@@ -261,6 +265,7 @@ def make_batch(
         reward_inputs=inputs,
         prompt_places=places,
         pretraining=pretraining,
+        pairs=pairs,
     )
 
 

@@ -106,6 +106,8 @@ class _Recorder:
 
     def sample(self, params, frozen, input_ids, step) -> Samples:
         experience, (tasks, count) = self.experiment.algorithm.experience, input_ids.shape[:2]
+        if not experience.sampling.draws:
+            return experience.sample(params, frozen, input_ids, step)
         arguments = params, frozen, input_ids, step
         drawn = self._add("sample", experience.draw, *arguments, out_shardings=self.rows)
         latents, steps, text = abstract_arrays(drawn, self.rows)
@@ -124,6 +126,8 @@ class _Recorder:
 
     def score(self, frozen, samples, reward_inputs) -> Shapes:
         experience, names = self.experiment.algorithm.experience, self.experiment.task_names
+        if samples.text is None:
+            return jax.ShapeDtypeStruct((len(names), 0), jnp.float32)
         later = samples.images is None
         scored = samples.latents if later else samples.images
         networks = (frozen.vae,) if later else ()

@@ -86,7 +86,7 @@ class LatentDataset:
         return {field: tensor.shape[1:] for field, tensor in self._header(0).fields.items()}
 
     def batch(
-        self, step: int, batch_size: int, seed: int, rows: slice = slice(None)
+        self, step: int, batch_size: int, seed: int, rows: slice = slice(None), together: int = 1
     ) -> dict[str, np.ndarray]:
         """Returns the global batch of a step, or some rows of it. It is a pure function.
 
@@ -95,6 +95,8 @@ class LatentDataset:
           batch_size: how many pictures the batch has.
           seed: the seed of the order, which is another in each epoch.
           rows: the rows of the batch to read; a host reads its own alone.
+          together: how many neighbours in the source's order stay neighbours: pairs for 2. It
+            divides the number of pictures, and batch_size.
 
         Returns:
           latent_mean and latent_std, float32 [rows, ...], with the VAE's scaling factor applied;
@@ -103,9 +105,11 @@ class LatentDataset:
         Raises:
           UserError: as `read`.
         """
-        order = _order(len(self), seed)
+        order = _order(len(self) // together, seed)
         places = range(step * batch_size, (step + 1) * batch_size)[rows]
-        return self.read([int(order[place]) for place in places])
+        return self.read(
+            [int(order[place // together]) * together + place % together for place in places]
+        )
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Returns the pictures of these indices.

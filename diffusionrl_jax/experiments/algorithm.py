@@ -10,7 +10,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
-from diffusionrl_jax.learning.advantages import AdvantageRules
+from diffusionrl_jax.learning.advantages import BY_GROUP, AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.experience import Experience, Sampling
 from diffusionrl_jax.learning.gradient import Learner
@@ -63,7 +63,9 @@ def needs_base(config: Config) -> bool:
 
 def updates_per_iteration(config: Config) -> int:
     """Returns how many steps of the optimiser an iteration takes."""
-    return len(config.tasks) * needs_of(config).updates + (1 if config.pretraining.weight else 0)
+    needs = needs_of(config)
+    times = 1 if needs.pairs else len(config.tasks)
+    return times * needs.updates + (1 if config.pretraining.weight else 0)
 
 
 def _advantage_group(name: str, task: Config) -> int:
@@ -72,11 +74,12 @@ def _advantage_group(name: str, task: Config) -> int:
     Raises:
       UserError: the task is normalised by group, and its groups have fewer than 2 samples.
     """
-    if task.normalisation != "group":
+    if task.normalisation not in BY_GROUP:
         return 0
     if task.group_size < 2:
         raise UserError(
-            f"config.tasks.{name} is normalised by group: set its group_size to 2 or more."
+            f"config.tasks.{name} is normalised by {task.normalisation.replace('_', ' ')}: set its "
+            "group_size to 2 or more."
         )
     return task.group_size
 
@@ -132,10 +135,13 @@ def make_algorithm(
         decode=microbatch.decode,
         score=microbatch.score,
         noise_groups=tuple(
-            # Where no step is trained on, images that share all other noise would be alike.
-            task.group_size if task.shared_noise and needs.steps else 1
+            # Where no step is credited with its noise, images that share all other noise would be
+            # alike.
+            task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
             for task in tasks.values()
         ),
+        late_steps=needs.late_steps,
+        draws=not needs.pairs,
         keeps_latents=needs.latents,
         from_base=needs.drawn_by_base,
     )
@@ -153,6 +159,7 @@ def make_algorithm(
             groups=tuple(_advantage_group(name, tasks[name]) for name in tasks),
             prompt_min_count=tuple(task.prompt_min_count for task in tasks.values()),
             mesh=mesh,
+            normalisations=tuple(task.normalisation for task in tasks.values()),
         ),
         objectives=objectives,
         learner=learner,

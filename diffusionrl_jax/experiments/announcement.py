@@ -30,11 +30,11 @@ def iteration_operations(experiment: Experiment) -> float:
     """
     config, needs = experiment.config, needs_of(experiment.config)
     once = describe_model(config.model, checks.size(config)).network.operations
-    images = config.batch_size * len(experiment.task_names)
+    images = config.batch_size * (1 if needs.pairs else len(experiment.task_names))
     trained = images * needs.updates
     if config.pretraining.weight:
         trained += config.batch_size
-    sampled = images * config.sampler.steps
+    sampled = 0 if needs.pairs else images * config.sampler.steps
     if needs.base and needs.steps:
         sampled += images * needs.steps
     return once * passes(config.sampler.guidance_scale) * (sampled + PASSES_OF_AN_UPDATE * trained)

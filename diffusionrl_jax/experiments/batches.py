@@ -56,6 +56,7 @@ def make_batch(
     places: Sequence[Mapping[str, int] | None],
     pictures: LatentDataset | None,
     step: int,
+    pairs: LatentDataset | None = None,
 ) -> Batch:
     """Returns what an iteration takes from the host, a pure function of the config and the step.
 
@@ -65,6 +66,7 @@ def make_batch(
       rewards, sources, places: one of each per task; see `Experiment`.
       pictures: the pictures of the pretraining loss, or None.
       step: the iteration's number, from 0.
+      pairs: the pairs of pictures that the method learns from, or None.
     """
     mesh, names = policy.mesh, tuple(config.tasks)
     texts = [
@@ -83,6 +85,9 @@ def make_batch(
     pretraining = None
     if pictures is not None:
         pretraining = pretraining_batch(pictures, step, config.batch_size, config.seed, mesh)
+    chosen = None
+    if pairs is not None:
+        chosen = pretraining_batch(pairs, step, config.batch_size, config.seed, mesh, together=2)
     return put_batch(
         mesh,
         place,
@@ -90,6 +95,7 @@ def make_batch(
         reward_inputs=inputs,
         prompt_places=numbers,
         pretraining=pretraining,
+        pairs=chosen,
         questions=_questions(config, rewards, texts, step),
     )
 

@@ -64,8 +64,11 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
     _check_groups(config, mesh.size, "score", "its reward may compare them")
-    if needs_of(config).groups:
+    needs = needs_of(config)
+    if needs.groups:
         _check_groups(config, mesh.size, "train", f"{config.algorithm.name} compares them")
+    if needs.pairs:
+        _check_pairs(config, mesh.size)
 
 
 def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -199,6 +202,21 @@ def _check_groups(config: Config, devices: int, field: str, reason: str) -> None
                 f"config.batch_size={config.batch_size} must be a multiple of {unit}, whole groups "
                 f"of task {name} on each of {devices} devices: {reason}."
             )
+
+
+def _check_pairs(config: Config, devices: int) -> None:
+    """Refuses a division that takes pairs apart."""
+    size, share = config.microbatch.train, config.batch_size // devices
+    reason = f"{config.algorithm.name} learns from pairs"
+    if share % 2:
+        raise UserError(
+            f"config.batch_size={config.batch_size} must be a multiple of {2 * devices}, whole "
+            f"pairs on each of {devices} devices: {reason}."
+        )
+    if 0 < size < share and size % 2:
+        raise UserError(
+            f"config.microbatch.train={size} must be even, or 0 to be chosen: {reason}."
+        )
 
 
 def check_task_prompts(

@@ -53,6 +53,11 @@ def get_config() -> Config:
     config.algorithm.policy_gradient.clip_range = 1e-4
     # Whether a log-ratio is divided by how strongly the denoiser's output moves it at its timestep.
     config.algorithm.policy_gradient.balance_timesteps = False
+    # GRPO-Guard: whether a log-ratio's bias, which is below 0, is taken out before it is clipped.
+    config.algorithm.policy_gradient.remove_ratio_bias = False
+    # Flow-DPPO: above this divergence from the policy that drew it, a step is not moved further. It
+    # takes the place of clipping; the paper has 1e-5, and 0 clips.
+    config.algorithm.policy_gradient.most_divergence = 0.0
     # The weight of the KL to the base model, at the steps that are trained on; 0 means none.
     config.algorithm.policy_gradient.kl_weight = 0.0
     # Reward weighted training: the denoising loss of a model's samples, weighted by their rewards.
@@ -63,6 +68,9 @@ def get_config() -> Config:
     config.algorithm.reward_weighted.noises = 5  # Updates per task and iteration.
     # Whether the base model draws the samples, rather than the one that is trained.
     config.algorithm.reward_weighted.from_base = True
+    # RAFT: the same with each prompt's best sample alone, drawn by the model that is trained.
+    config.algorithm.raft = ml_collections.ConfigDict()
+    config.algorithm.raft.noises = 5  # Updates per task and iteration.
 
     # DRaFT-LV: the gradient of the reward itself, by the denoiser's guess of the clean latents.
     config.algorithm.draft_lv = ml_collections.ConfigDict()
@@ -70,6 +78,16 @@ def get_config() -> Config:
     # Samples are noised, before the guess, to a time between these shares of the training's times.
     config.algorithm.draft_lv.least_time = 0.2
     config.algorithm.draft_lv.most_time = 0.6
+    # ReFL: the gradient of the reward of a guess before one of the chain's last steps.
+    config.algorithm.refl = ml_collections.ConfigDict()
+    config.algorithm.refl.late_steps = 10  # The step is one of so many last ones, at random.
+    config.algorithm.refl.enough = 2.0  # Rewards have no gradient from here on.
+    config.algorithm.refl.scale = 1e-3
+    # DRaFT-K: the gradient of the reward through the last steps of the chain.
+    config.algorithm.draft_k = ml_collections.ConfigDict()
+    config.algorithm.draft_k.steps = 1  # K; each is an update per task and iteration.
+    # Whether each sample's number of steps is drawn, from 1 to K, as in AlignProp.
+    config.algorithm.draft_k.random_steps = False
     # DiffusionNFT: the denoising loss, towards good samples and away from bad ones.
     config.algorithm.nft = ml_collections.ConfigDict()
     config.algorithm.nft.noises = 1  # Updates per task and iteration.
@@ -101,12 +119,26 @@ def get_config() -> Config:
     config.algorithm.dgpo.reference_weight = 0.02
     config.algorithm.dgpo.decay_rate = 0.001  # For the average that ratios are taken to.
     config.algorithm.dgpo.largest_decay = 0.3
+    # Centred reward distillation: differences of rewards and of denoising losses become alike.
+    config.algorithm.crd = ml_collections.ConfigDict()
+    config.algorithm.crd.noises = 1
+    config.algorithm.crd.beta = 1.0  # How much the denoising loss counts beside the reward.
+    config.algorithm.crd.most_advantage = 5.0
+    config.algorithm.crd.reference_weight = 0.1
+    config.algorithm.crd.decay_rate = 0.005  # For the average that losses are compared with.
+    config.algorithm.crd.largest_decay = 0.999
     # Diffusion-DPO on the best and the worst of each prompt's samples.
     config.algorithm.dpo = ml_collections.ConfigDict()
     config.algorithm.dpo.noises = 1
     config.algorithm.dpo.beta = 2000.0  # How strongly the policy is held to the base model.
     config.algorithm.dpo.most_advantage = 5.0
     config.algorithm.dpo.reference_weight = 0.0
+    # Diffusion-DPO on pictures that people chose between; no images are drawn.
+    config.algorithm.dpo_offline = ml_collections.ConfigDict()
+    # A parquet file, or a folder of some, with the columns of Pick-a-Pic; docs/methods.md.
+    config.algorithm.dpo_offline.pairs = ""
+    config.algorithm.dpo_offline.noises = 1
+    config.algorithm.dpo_offline.beta = 2000.0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6
@@ -238,18 +270,20 @@ def make_scorer(reward: str, path: str = "", **options) -> Config:
     )
 
 
-def make_weighted_sum(**parts: tuple) -> Config:
+def make_weighted_sum(*, normalised: bool = False, **parts: tuple) -> Config:
     """Returns the config of a scorer that adds up others, each times its weight.
 
-    Scores are added as they are, on the others' own scales.
-
     Args:
+      normalised: whether each score is normalised by those of its prompt's images before the sum,
+        as in GDPO. Scores are else added as they are, on the others' own scales. The mean of what
+        is normalised is always 0: scorers of evaluation tell how the rewards grow.
       **parts: for each name, a scorer from `make_scorer` and its weight. A weight below 0 makes a
         penalty.
     """
     scorers = {name: scorer for name, (scorer, _) in parts.items()}
     weights = {name: float(weight) for name, (_, weight) in parts.items()}
-    return make_scorer("weighted_sum", scorers=scorers, weights=weights)
+    options = {"normalised": True} if normalised else {}
+    return make_scorer("weighted_sum", scorers=scorers, weights=weights, **options)
 
 
 def make_task(
@@ -273,8 +307,11 @@ def make_task(
       group_size: how many images of each prompt stand next to each other in the batch.
       weight: the weight of the task's loss.
       normalisation: how rewards are normalised: over the "batch", as in the paper (Eq. 10); less
-        the mean of the "group" of images of one prompt; or by the mean and deviation of the last
-        rewards of the same "prompt", as DDPO does, which suits prompts that come back often.
+        the mean of the "group" of images of one prompt; by "group_mean", which leaves out the
+        deviation, for rewards that are 0 or 1; by "win_rate", the share of its prompt's other
+        images that an image beats, so that tiny differences count no more than others; or by the
+        mean and deviation of the last rewards of the same "prompt", as DDPO does, which suits
+        prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited. Methods that train
         on no step of the chain draw all noise apart.

@@ -17,7 +17,7 @@ from diffusionrl_jax.experiments import assembly, checks
 from diffusionrl_jax.experiments.algorithm import initial_state
 from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
 from diffusionrl_jax.experiments.loading import load_policy, start_factors
-from diffusionrl_jax.experiments.pretraining import load_pictures
+from diffusionrl_jax.experiments.pretraining import load_pairs, load_pictures
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
@@ -54,6 +54,8 @@ class Experiment:
       task_names: the tasks' names, in the order of training.
       sources: the prompts, one source per task.
       pictures: the pictures of the pretraining loss; None without it, and before `with_pictures`.
+      pairs: the pairs of pictures that the method learns from; None where it learns from none, and
+        before `with_pictures`.
       prompt_places: for each task, the number of each of its prompts, or None if its rewards are
         not normalised by prompt.
       factors: LoRA's factors that training starts from, on the host; None where they are drawn.
@@ -68,9 +70,10 @@ class Experiment:
     pictures: LatentDataset | None
     prompt_places: tuple[Mapping[str, int] | None, ...]
     factors: Parameters | None = None
+    pairs: LatentDataset | None = None
 
     def with_pictures(self, cache_dir: str) -> "Experiment":
-        """Opens the pretraining pictures. They are encoded or drawn first, which may take long.
+        """Opens the pictures that are trained on. They are encoded or drawn first, at length.
 
         Args:
           cache_dir: the folder in which pictures and their latents are kept.
@@ -83,7 +86,8 @@ class Experiment:
         pictures = load_pictures(
             self.config, policy.model, policy.params, policy.mesh, cache_dir, self.sources
         )
-        return dataclasses.replace(self, pictures=pictures)
+        pairs = load_pairs(self.config, policy.model, policy.params["vae"], policy.mesh, cache_dir)
+        return dataclasses.replace(self, pictures=pictures, pairs=pairs)
 
     def without_base(self) -> "Experiment":
         """Returns the experiment without the denoiser that it started from.
@@ -96,7 +100,7 @@ class Experiment:
         """Returns what iteration `step` takes from the host, a pure function of config and step."""
         return make_batch(
             *(self.config, self.policy, self.algorithm.rewards, self.sources, self.prompt_places),
-            *(self.pictures, step),
+            *(self.pictures, step, self.pairs),
         )
 
     def abstract_state(self) -> TrainState:

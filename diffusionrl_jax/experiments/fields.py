@@ -22,6 +22,7 @@ from diffusionrl_jax.experiments.ranges import (
     Text,
     Whole,
 )
+from diffusionrl_jax.learning.advantages import BY_GROUP
 from diffusionrl_jax.learning.execution import EXECUTIONS
 from diffusionrl_jax.mistakes import UserError, shown, suggestion
 from diffusionrl_jax.models.attention import ATTENTION
@@ -33,7 +34,7 @@ from diffusionrl_jax.rewards.statistical_parity import CREDITS
 
 DTYPES = ("float32", "bfloat16")
 GATHER = ("auto", "whole", "blocks")
-NORMALISATIONS = ("batch", "group", "prompt")
+NORMALISATIONS = ("batch", *BY_GROUP, "prompt")
 # JAX's random numbers are seeded by an int32; each evaluation set adds its number to its seed.
 LARGEST_SEED, LARGEST_EVALUATION_SEED = 2**31 - 1, 2**31 - 2**16
 # It and 1 are different float32 numbers, as is needed of a probability, a decay, a moment's rate.
@@ -82,11 +83,14 @@ FIELDS: dict[str, Kind] = {
     "algorithm.policy_gradient.timesteps_per_iteration": Whole(0, 1000, "trains no policy"),
     "algorithm.policy_gradient.clip_range": CLIP_RANGE,
     "algorithm.policy_gradient.balance_timesteps": Switch(),
+    "algorithm.policy_gradient.remove_ratio_bias": Switch(),
+    "algorithm.policy_gradient.most_divergence": Number(0, 1e3, "clips the ratio"),
     "algorithm.policy_gradient.kl_weight": Number(0, LOSS_WEIGHT, "is no KL to the base model"),
     "algorithm.reward_weighted.weighting": Choice(WEIGHTINGS),
     "algorithm.reward_weighted.temperature": Number(1e-6, 1e6),
     "algorithm.reward_weighted.noises": NOISES,
     "algorithm.reward_weighted.from_base": Switch(),
+    "algorithm.raft.noises": NOISES,
     **_forward_process("nft"),
     "algorithm.nft.beta": Number(1e-6, 1),
     **_forward_process("awm"),
@@ -95,11 +99,21 @@ FIELDS: dict[str, Kind] = {
     **_forward_process("dgpo"),
     "algorithm.dgpo.beta": Number(0, 1e6, "weighs all groups alike"),
     "algorithm.dgpo.clip_range": CLIP_RANGE,
+    **_forward_process("crd"),
+    "algorithm.crd.beta": Number(1e-6, 1e6),
     **_forward_process("dpo", follows=False),
     "algorithm.dpo.beta": Number(1e-6, 1e6),
+    "algorithm.dpo_offline.pairs": Text(may_be_empty=True),
+    "algorithm.dpo_offline.noises": NOISES,
+    "algorithm.dpo_offline.beta": Number(1e-6, 1e6),
     "algorithm.draft_lv.noises": NOISES,
     "algorithm.draft_lv.least_time": Number(0, 1, "is the least noise"),
     "algorithm.draft_lv.most_time": Number(0.001, 1),
+    "algorithm.refl.late_steps": Whole(1, 1000),
+    "algorithm.refl.enough": Number(-WEIGHT, WEIGHT),
+    "algorithm.refl.scale": Number(1e-6, LOSS_WEIGHT),
+    "algorithm.draft_k.steps": Whole(1, 1000),
+    "algorithm.draft_k.random_steps": Switch(),
     "optimizer.learning_rate": Number(0, 0.1, "changes nothing"),
     "optimizer.warmup_iterations": Whole(0, MANY, "begins with the whole rate"),
     "optimizer.decay_iterations": Whole(0, MANY, "keeps the rate"),
@@ -184,6 +198,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     WEIGHTED_SUM: {
         "scorers": Several(SCORER, 1, by_name=True),
         "weights": Several(Number(-WEIGHT, WEIGHT), 1, by_name=True),
+        "normalised": Switch(),
     },
 }
 # The flags that are numbers, by program.
@@ -303,7 +318,7 @@ def _check_scorer(name: str, scorer: Any) -> None:
             raise UserError(f"{name}: {reward} has no option {option}: {suggestion(option, known)}")
         _check_value(f"{name}.options.{option}", value, known[option])
     if reward == WEIGHTED_SUM:
-        if missing := sorted(set(known) - set(options)):
+        if missing := sorted({"scorers", "weights"} - set(options)):
             raise UserError(f"{made}: it has no {' and no '.join(missing)}.")
         for part, described in options["scorers"].items():
             _check_scorer(f"{name}.options.scorers.{part}", described)

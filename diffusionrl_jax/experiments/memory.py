@@ -52,8 +52,9 @@ class Sizes:
       steps: how many steps of a sample's chain are kept.
       updates: the number of updates for each task.
       tasks: the number of tasks.
-      kept_of_example, predictions, reward_gradient: as in `Needs`.
-      pretrains, lora, on_host: whether there is a pretraining loss, LoRA, a reward on the host.
+      kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
+      lora, on_host: whether there is LoRA, a reward on the host.
+      pretrains: how many updates are on pictures that are not drawn.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
     """
@@ -77,11 +78,12 @@ class Sizes:
     kept_of_example: int
     predictions: int
     reward_gradient: bool
-    pretrains: bool
+    pretrains: int
     holds_base: bool
     lora: bool
     on_host: bool
     split_frozen: bool
+    chain_gradient: bool = False
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -143,16 +145,17 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         text=itemsize * number * model.text,
         decoded=model.decoded(itemsize),
         steps=needs.steps,
-        updates=needs.updates,
+        updates=0 if needs.pairs else needs.updates,
         tasks=len(config.tasks),
         kept_of_example=needs.kept_of_example,
         predictions=needs.predictions,
         reward_gradient=needs.reward_gradient,
-        pretrains=bool(config.pretraining.weight),
+        pretrains=bool(config.pretraining.weight) + needs.updates * needs.pairs,
         holds_base=needs_base(config),
         lora=bool(rank),
         on_host=on_host,
         split_frozen=config.mesh.split_frozen,
+        chain_gradient=needs.chain_gradient,
     )
 
 
@@ -242,8 +245,6 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     # All activations are held for the backward pass: as a rule two more of each.
     scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
     backwards = networks + 3 * scoring if sizes.reward_gradient else 0
-    phases["prepare"] = always + drawn + updates + text + max(captions, reference, backwards)
-
     if division.gather == "blocks" and is_split:
         # A block is gathered while the one before is used. Its whole gradient is summed in float32.
         of_block = (3 * sizes.itemsize + FLOAT) * sizes.model.network.largest_block
@@ -257,6 +258,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     activations = min(division.train, share) * sizes.passes * backward
     one = share * (3 * sizes.latent + sizes.text)
+    # Through the chain a gradient is pulled back as in an update, but for the parameters' own.
+    chain = cast + activations if sizes.chain_gradient else 0
+    phases["prepare"] = always + drawn + updates + text
+    phases["prepare"] += max(captions, reference, backwards, chain)
     phases["update"] = always + updates + text + one + together + activations
     # One program frees the samples later, and keeps the cast parameters of both loops.
     phases["whole step"] = phases["update"] + drawn + cast

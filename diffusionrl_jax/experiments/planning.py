@@ -134,7 +134,10 @@ def _in_groups(config, share: int) -> list[int]:
 
 def _trained(config, share: int) -> list[int]:
     """Returns how many samples may be trained on at a time."""
-    return _in_groups(config, share) if needs_of(config).groups else _divisors(share)
+    needs = needs_of(config)
+    if needs.pairs:
+        return [size for size in _divisors(share) if size % 2 == 0] or [share]
+    return _in_groups(config, share) if needs.groups else _divisors(share)
 
 
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:

@@ -10,10 +10,12 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data import latent_files, latents
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.data.files import as_path, in_bucket, is_utf8
+from diffusionrl_jax.data.pairs import ChosenPictures
 from diffusionrl_jax.data.pictures import MappedPictures, RecordPictures, open_pictures
 from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.data.prompts import PromptSource
@@ -32,6 +34,7 @@ from diffusionrl_jax.models.text_encoders import text_to_arrays
 from diffusionrl_jax.models.text_to_image import TextToImage
 
 LATENTS = "latents:"
+MEND = "start the same command again, which makes it anew"
 EMOJI = "emoji"
 PICTURES_PER_DEVICE = 64
 PIXELS_AT_ONCE = PICTURES_PER_DEVICE * 32**2  # On a device, while it encodes.
@@ -83,7 +86,7 @@ def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -
 
 
 def encode_pictures(
-    source: RecordPictures | MappedPictures,
+    source: latents.Pictures,
     model: TextToImage,
     vae: Parameters,
     mesh: Mesh,
@@ -196,18 +199,56 @@ def load_pictures(
         source = choose_pictures(config, model, params, mesh, sources)
     else:
         source = open_source(name, model, cache_dir)
-    # Other pictures, or another model, have another folder.
-    key = latents.fingerprint({}, source.fingerprint, encoder)
-    folder = epath.Path(cache_dir) / f"latents-{key[:16]}"
+    folder = _folder(source.fingerprint, encoder, cache_dir)
     if isinstance(source, BasePictures):
         draw_pictures(source, config, model, params, mesh, folder, encoder)
     else:
         encode_pictures(source, model, params["vae"], mesh, folder, encoder)
-    return latents.LatentDataset(folder, "start the same command again, which makes it anew")
+    return latents.LatentDataset(folder, MEND)
+
+
+def load_pairs(
+    config: Config, model: TextToImage, vae: Parameters, mesh: Mesh, cache_dir: str
+) -> latents.LatentDataset | None:
+    """Opens the pairs of pictures that a config's method learns from, encoded first if need be.
+
+    Args:
+      config: see `experiments/config.py`.
+      model, vae: the model that encodes, and its VAE's parameters.
+      mesh: the devices that encode.
+      cache_dir: the folder in which latents are kept.
+
+    Returns:
+      The latents, of which neighbours are pairs, the chosen picture first; None if the method
+      learns from no pairs.
+
+    Raises:
+      UserError, FileNotFoundError: there are no such pictures.
+    """
+    if not needs_of(config).pairs:
+        return None
+    height, width, _ = model.image_shape
+    field = f"config.algorithm.{config.algorithm.name}.pairs"
+    source = ChosenPictures(config.algorithm[config.algorithm.name].pairs, height, width, field)
+    encoder = model_fingerprint(model, vae, mesh)
+    folder = _folder(source.fingerprint, encoder, cache_dir)
+    encode_pictures(source, model, vae, mesh, folder, encoder)
+    return latents.LatentDataset(folder, MEND)
+
+
+def _folder(pictures: str, encoder: str, cache_dir: str) -> epath.Path:
+    """Returns the folder of pictures' latents: others, or another model, have another one."""
+    key = latents.fingerprint({}, pictures, encoder)
+    return epath.Path(cache_dir) / f"latents-{key[:16]}"
 
 
 def pretraining_batch(
-    dataset: latents.LatentDataset, step: int, batch_size: int, seed: int, mesh: Mesh
+    dataset: latents.LatentDataset,
+    step: int,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh,
+    together: int = 1,
 ) -> dict[str, jax.Array]:
     """Returns the pictures of an iteration. Every process reads only those of its own devices.
 
@@ -217,6 +258,7 @@ def pretraining_batch(
       batch_size: how many pictures, which is as many as samples of a task.
       seed: the seed of their order.
       mesh: the devices over which the batch is split.
+      together: as in `LatentDataset.batch`.
 
     Returns:
       The fields of `LatentDataset.batch`, as global arrays [batch_size, ...].
@@ -224,7 +266,7 @@ def pretraining_batch(
     sharding = batch_sharding(mesh)
     bounds = lambda index: index[0].indices(batch_size)[:2]
     parts = {
-        (rows.start, rows.stop): dataset.batch(step, batch_size, seed, rows)
+        (rows.start, rows.stop): dataset.batch(step, batch_size, seed, rows, together)
         for rows in local_slices(sharding, batch_size)
     }
 

@@ -12,6 +12,9 @@ from jax.sharding import Mesh
 from diffusionrl_jax.learning.iteration import Batch
 from diffusionrl_jax.learning.prompt_statistics import Moments, advance
 
+# The ways in which rewards are normalised by their group.
+BY_GROUP = ("group", "group_mean", "win_rate")
+
 
 @flax.struct.dataclass
 class Advantages:
@@ -86,6 +89,57 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     return dataclasses.replace(batch_normalised(rewards, clip), values=centred.values)
 
 
+def group_centred(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
+    """Subtracts the mean of each prompt's images, and divides by nothing.
+
+    For rewards that are 0 or 1: a deviation would blow up the few that differ from the rest.
+
+    Args:
+      rewards: float32 [batch]; the `group_size` samples of a prompt are neighbours.
+      group_size: how many samples each prompt has; it divides the batch.
+      clip: the largest absolute advantage.
+
+    Returns:
+      The advantages, with the mean and standard deviation of the whole batch's rewards.
+    """
+    groups = rewards.reshape(-1, group_size)
+    valid = jnp.isfinite(groups)
+    mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
+    centred = jnp.where(valid & ~_all_equal(groups, valid), groups - mean, 0)
+    values = jnp.clip(centred.reshape(-1), -clip, clip)
+    return dataclasses.replace(batch_normalised(rewards, clip), values=values)
+
+
+def win_rates(rewards: jax.Array, group_size: int) -> jax.Array:
+    """Returns the share of its prompt's other images that each image beats (Pref-GRPO, 2508.20751).
+
+    Args:
+      rewards: float32 [batch]; the `group_size` samples of a prompt are neighbours.
+      group_size: how many samples each prompt has; it divides the batch.
+
+    Returns:
+      float32 [batch] in [0, 1], where a draw is half a win; NaN for rewards that are not finite,
+      which neither win nor lose.
+    """
+    groups = rewards.reshape(-1, group_size)
+    valid = jnp.isfinite(groups)
+    own, other = groups[:, :, None], groups[:, None, :]
+    wins = jnp.where(valid[:, None, :], (own > other) + 0.5 * (own == other), 0).sum(axis=2)
+    others = valid.sum(axis=1, keepdims=True) - 1
+    # An image draws with itself.
+    rates = jnp.where(others > 0, (wins - 0.5) / jnp.maximum(others, 1), 0.5)
+    return jnp.where(valid, rates, jnp.nan).reshape(-1)
+
+
+def win_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
+    """Normalises win rates as `group_normalised` does rewards; see `win_rates`."""
+    wins = group_normalised(win_rates(rewards, group_size), group_size, clip)
+    return dataclasses.replace(batch_normalised(rewards, clip), values=wins.values)
+
+
+OF_GROUPS = dict(zip(BY_GROUP, (group_normalised, group_centred, win_normalised), strict=True))
+
+
 def prompt_normalised(rewards: jax.Array, moments: Moments, clip: float) -> Advantages:
     """Normalises rewards by their prompt's last rewards' mean and deviation (DDPO, 2305.13301).
 
@@ -109,6 +163,7 @@ def normalise(
     group_sizes: Sequence[int],
     clip: float,
     moments: Sequence[Moments | None] = (),
+    normalisations: Sequence[str] = (),
 ) -> Advantages:
     """Computes every task's advantages, each task's by its own rule.
 
@@ -118,20 +173,24 @@ def normalise(
       clip: the largest absolute advantage.
       moments: for each task, the moments of `prompt_normalised`, which then goes before the group
         size, or None. It may be empty if no task has any.
+      normalisations: for each task with a group size, one of `BY_GROUP`; those of other tasks are
+        not read. Empty means "group" for all.
 
     Returns:
       The advantages; `values` and `valid` are [tasks, batch], the mean and deviation [tasks].
     """
 
-    def one(row, group_size, moments):
+    def one(row, group_size, moments, normalisation):
         if moments is not None:
             return prompt_normalised(row, moments, clip)
-        return (
-            group_normalised(row, group_size, clip) if group_size else batch_normalised(row, clip)
-        )
+        if group_size:
+            return OF_GROUPS[normalisation](row, group_size, clip)
+        return batch_normalised(row, clip)
 
     moments = moments or (None,) * len(group_sizes)
-    by_task = [one(*task) for task in zip(rewards, group_sizes, moments, strict=True)]
+    normalisations = normalisations or ("group",) * len(group_sizes)
+    rows = zip(rewards, group_sizes, moments, normalisations, strict=True)
+    by_task = [one(*task) for task in rows]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
 
 
@@ -155,12 +214,14 @@ class AdvantageRules:
       prompt_min_count: for each task whose prompts' past rewards are kept in the state, how many of
         them a prompt needs before it is normalised by them. It has no effect on other tasks.
       mesh: the devices over which the state is split.
+      normalisations: as in `normalise`.
     """
 
     clip: float
     groups: tuple[int, ...]
     prompt_min_count: tuple[int, ...]
     mesh: Mesh
+    normalisations: tuple[str, ...] = ()
 
     def __call__(
         self, rewards: jax.Array, batch: Batch, memory: Mapping[str, Any]
@@ -180,5 +241,5 @@ class AdvantageRules:
         past, moments = advance(
             past, batch.prompt_places, rewards, self.prompt_min_count, self.mesh
         )
-        advantages = normalise(rewards, self.groups, self.clip, moments)
+        advantages = normalise(rewards, self.groups, self.clip, moments, self.normalisations)
         return advantages, {"past_rewards": past} if past else {}

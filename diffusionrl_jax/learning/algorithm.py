@@ -17,6 +17,7 @@ class Needs(NamedTuple):
     Attributes:
       updates: how many updates an iteration makes for each task.
       steps: K, how many steps of each sample's chain are kept to be trained on.
+      late_steps: among how many last steps of the chain these are; see `experience.Sampling`.
       latents: whether the samples' final latents are trained on.
       base: whether the denoiser that training started from is needed.
       drawn_by_base: whether that denoiser draws the samples.
@@ -28,6 +29,9 @@ class Needs(NamedTuple):
         groups.
       reward_gradient: whether rewards are differentiated by the latents that are scored.
       predictions: how often the denoiser runs without a gradient on what is trained on.
+      chain_gradient: whether gradients are pulled back through steps of the chain.
+      pairs: whether pairs of pictures are learned from, and nothing is drawn. There are `updates`
+        on them, and none of the tasks.
     """
 
     updates: int
@@ -40,6 +44,9 @@ class Needs(NamedTuple):
     predictions: int = 0
     groups: bool = False
     reward_gradient: bool = False
+    late_steps: int = 0
+    chain_gradient: bool = False
+    pairs: bool = False
 
 
 class Algorithm(Protocol):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import rollout
 
 # Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING, FORWARD = range(4)
+SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING = range(5)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
@@ -23,8 +23,8 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
     Args:
       seed: the run's seed.
       iteration: the iteration's number, int32 scalar.
-      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, or `FORWARD`, which is for samples that are
-        noised anew.
+      stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, `FORWARD`, which is for samples that are
+        noised anew, or `ENCODING`, which is for the latents of pictures in pairs.
       samples: the samples' places in the global batch, int32 [n].
 
     Returns:
@@ -48,7 +48,7 @@ def first_of_group(noise_groups: Sequence[int], batch: int) -> jax.Array:
 
 
 def trained_steps(
-    seed: int, iteration: jax.Array, firsts: jax.Array, stochastic_steps: int, count: int
+    seed: int, iteration: jax.Array, firsts: jax.Array, last: int, count: int, first: int = 0
 ) -> jax.Array:
     """Draws the steps of its chain that each sample is trained on, without replacement.
 
@@ -57,16 +57,17 @@ def trained_steps(
     Args:
       seed, iteration: as in `keys`.
       firsts: int32 [T, B], from `first_of_group`.
-      stochastic_steps: how many steps of the chain, from its start, add noise. Only these are
-        drawn.
+      last: only steps before this position of the chain are drawn. Where steps must have noise, it
+        is the number of those that have.
       count: K, the number of steps that each sample is trained on.
+      first: the position of the first step that may be drawn.
 
     Returns:
       Positions in the chain, int32 [T, B, K].
     """
     streams = keys(seed, iteration, TIMESTEPS, firsts.reshape(-1))
-    chosen = jax.vmap(lambda key: jax.random.permutation(key, stochastic_steps))(streams)
-    return chosen[:, :count].reshape(*firsts.shape, count)
+    chosen = jax.vmap(lambda key: jax.random.permutation(key, last - first))(streams)
+    return first + chosen[:, :count].reshape(*firsts.shape, count)
 
 
 def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Array:

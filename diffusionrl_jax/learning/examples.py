@@ -60,6 +60,39 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def by_update(array: jax.Array) -> jax.Array:
+    """Reorders what K steps of each sample have, [T, B, K, ...], to [T * K, B, ...]."""
+    tasks, size, count = array.shape[:3]
+    return jnp.moveaxis(array, 2, 1).reshape(tasks * count, size, *array.shape[3:])
+
+
+def of_steps(
+    process: Process, latents: jax.Array, trained: jax.Array, weights: Sequence[float]
+) -> Examples:
+    """Shows the denoiser what it was shown at K steps of each sample's chain.
+
+    Args:
+      process: the chain.
+      latents: the latents before these steps, float32 [T, B, K, ...].
+      trained: the steps' positions in the chain, int32 [T, B, K].
+      weights: for each task, the factor of its loss.
+
+    Returns:
+      One update for each task and step, one task after another, with the positions as
+      "step_index". `text` is the number of the task.
+    """
+    tasks, _, count = trained.shape
+    task, step_index = jnp.repeat(jnp.arange(tasks), count), by_update(trained)
+    return Examples(
+        latents=by_update(latents),
+        times=process.times[step_index],
+        text=task,
+        weight=jnp.asarray(weights, jnp.float32)[task],
+        objective=jnp.zeros_like(task),
+        own={"step_index": step_index},
+    )
+
+
 def noise_anew(
     process: Process,
     latents: jax.Array,
@@ -70,6 +103,7 @@ def noise_anew(
     *,
     sources: jax.Array | None = None,
     times: tuple[float, float] = (0.0, 1.0),
+    shares_times: bool = False,
 ) -> Examples:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
@@ -81,8 +115,9 @@ def noise_anew(
       seed, iteration: as in `draws.keys`.
       count: how often each sample is noised; each time is an update.
       sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
-        gives each sample its own noise. Times are always each sample's own.
+        gives each sample its own noise.
       times: the shares of the training's times between which times are drawn.
+      shares_times: whether each sample takes that sample's time, too, and not its own.
 
     Returns:
       `count` updates for each task, in the order of the tasks, with what the denoiser should
@@ -104,7 +139,9 @@ def noise_anew(
 
     numbers = jnp.tile(jnp.arange(count), tasks)
     of_updates = lambda places: keys_of(places).reshape(tasks, size)[task]
-    arguments = clean[task], of_updates(own), of_updates(own if sources is None else sources)
+    sources = own if sources is None else sources
+    of_times = of_updates(sources if shares_times else own)
+    arguments = clean[task], of_times, of_updates(sources)
     shown, drawn, target = jax.vmap(one)(*arguments, numbers)
     weight = jnp.asarray(weights, jnp.float32)[task]
     return Examples(shown, drawn, task, weight, jnp.zeros_like(task), {"target": target})

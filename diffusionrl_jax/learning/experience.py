@@ -42,6 +42,8 @@ class Sampling:
       eta: how much noise the chain's steps add, as in `rollout`.
       guidance_scale: the scale of classifier-free guidance, as in `rollout`.
       steps_kept: K, for how many steps of each chain the latents before and after are kept.
+      late_steps: these K are drawn among so many last steps of the chain, whether or not they have
+        noise, and are kept in the chain's order; 0 draws them among all steps that have noise.
       sample: how many samples each device draws at a time; 0 means all at once.
       decode: how many samples each device decodes at a time; 0 means all at once.
       score: how many samples each device scores at a time; 0 means all at once.
@@ -51,6 +53,7 @@ class Sampling:
       keeps_latents: whether the final latents are trained on, too.
       from_base: whether the samples are drawn by the model that training started from, whatever has
         been learned since.
+      draws: whether there are samples at all. A method that learns from pictures alone has none.
     """
 
     seed: int
@@ -63,6 +66,8 @@ class Sampling:
     noise_groups: tuple[int, ...] = ()
     keeps_latents: bool = False
     from_base: bool = False
+    late_steps: int = 0
+    draws: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +94,11 @@ class Experience:
     mesh: Mesh
 
     def __post_init__(self):
-        count, steps = self.sampling.steps_kept, self.process.stochastic_steps
+        count, late = self.sampling.steps_kept, self.sampling.late_steps
+        assert not late or count <= late <= self.process.steps  # Methods have looked at it.
+        if late:
+            return
+        steps = self.process.stochastic_steps
         if not 0 <= count <= steps:
             raise UserError(
                 f"timesteps_per_iteration={count} must be between 0 and {steps}: of the "
@@ -109,10 +118,34 @@ class Experience:
         """
         numbers = self.sampling
         firsts = draws.first_of_group(numbers.noise_groups or (1,) * len(self.rewards), batch)
-        trained = draws.trained_steps(
-            numbers.seed, step, firsts, self.process.stochastic_steps, numbers.steps_kept
-        )
-        return firsts, trained
+        arguments = numbers.seed, step, firsts
+        if late := numbers.late_steps:
+            last = self.process.steps
+            chosen = draws.trained_steps(*arguments, last, numbers.steps_kept, last - late)
+            return firsts, jnp.sort(chosen, axis=2)
+        last = self.process.stochastic_steps
+        return firsts, draws.trained_steps(*arguments, last, numbers.steps_kept)
+
+    def noise_of_steps(self, step: jax.Array, firsts: jax.Array, trained: jax.Array) -> jax.Array:
+        """Draws the noise of steps once more, which is cheaper than to keep it.
+
+        Args:
+          step: the iteration's number, int32 scalar.
+          firsts, trained: from `trained_steps`.
+
+        Returns:
+          The standard normal numbers that the steps added, float32 [T, B, K, ...].
+        """
+        sources = draws.noise_sources(firsts, trained, self.process.steps)
+        shape = self.model.latent_shape
+        of_step = lambda keys, place: jax.random.normal(keys[place], shape)
+        of_sample = jax.vmap(of_step, (None, 0))
+
+        def of_task(sources, trained):
+            keys = draws.noise_keys(self.sampling.seed, step, sources)
+            return jax.vmap(of_sample)(keys, trained)
+
+        return jax.vmap(of_task)(sources, trained)
 
     def _map(self, function, tree, count: int, per_device: int):
         """Applies a function to `count` samples, `per_device` at a time on each device."""
@@ -192,6 +225,8 @@ class Experience:
 
         The arguments are those of `draw`. The arrays of the result are [T, B, ...].
         """
+        if not self.sampling.draws:
+            return Samples(None, None, None)
         tasks, batch, _ = input_ids.shape
         latents, steps, text = self.draw(params, frozen, input_ids, step)
         later, keeps = self.decodes_to_score(batch), self.sampling.keeps_latents
@@ -212,6 +247,8 @@ class Experience:
         Returns:
           float32 [T, B]; NaN where a picture is not finite, see `rewards.scoring.score`.
         """
+        if samples.text is None:
+            return jnp.zeros((len(self.rewards), 0))
         scores = []
         for task, params in enumerate(frozen.rewards):
             inputs = reward_inputs[task]

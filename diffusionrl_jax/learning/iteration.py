@@ -47,6 +47,8 @@ class Batch:
       prompt_places: for each task, the place of each sample's prompt among the task's prompts,
         int32 [B], or None if the task's rewards are not normalised by prompt; empty if no task's
         are.
+      pairs: the pictures of a method that learns from pairs, as those of the pretraining loss; of
+        two neighbours the first was chosen. None for other methods.
       questions: for each task, what its scorers on the host are told. It stays on the host.
     """
 
@@ -54,6 +56,7 @@ class Batch:
     reward_inputs: tuple[Any, ...]
     pretraining: Mapping[str, jax.Array] | None
     prompt_places: tuple[jax.Array | None, ...] = ()
+    pairs: Mapping[str, jax.Array] | None = None
     questions: tuple[Questions, ...] = flax.struct.field(pytree_node=False, default=())
 
 
@@ -62,17 +65,18 @@ class Samples:
     """What an iteration has drawn.
 
     Attributes:
-      steps: the steps that are trained on, arrays [T, B, K, ...].
+      steps: the steps that are trained on, arrays [T, B, K, ...]; None where nothing is drawn.
       images: float32 [T, B, height, width, 3] in [0, 1]; None once they are scored, and where they
         are decoded only to be scored.
-      text: what the denoiser was conditioned on, a tree of [T, B, P, ...].
+      text: what the denoiser was conditioned on, a tree of [T, B, P, ...]; None where nothing is
+        drawn.
       latents: where the chains ended, float32 [T, B, ...]; None where nothing needs them.
       keeps_latents: whether the final latents are trained on.
     """
 
-    steps: Steps
+    steps: Steps | None
     images: jax.Array | None
-    text: Text
+    text: Text | None
     latents: jax.Array | None = None
     keeps_latents: bool = flax.struct.field(pytree_node=False, default=False)
 

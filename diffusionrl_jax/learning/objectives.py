@@ -183,9 +183,13 @@ class Objectives:
           The examples, in the order in which they are trained on, with their text, the changed
           parts of the memory, and the rewards' metrics.
         """
-        advantages, kept = self.rules(rewards, batch, memory)
-        scored = Scored(samples, advantages.values, rewards, step, batch, frozen, params, memory)
-        parts, texts, rows = [], [samples.text], len(rewards)
+        if drawn := samples.text is not None:
+            advantages, kept = self.rules(rewards, batch, memory)
+            values, of_rewards = advantages.values, reward_metrics(advantages)
+        else:
+            values, kept, of_rewards = rewards, {}, {}
+        scored = Scored(samples, values, rewards, step, batch, frozen, params, memory)
+        parts, texts, rows = [], [samples.text] if drawn else [], len(rewards) if drawn else 0
         for place, objective in enumerate(self.objectives):
             part, text = objective.examples(self.experience, scored, self._predict)
             if text is not None:
@@ -195,7 +199,7 @@ class Objectives:
             parts.append(dataclasses.replace(part, objective=jnp.full(len(part.weight), place)))
         text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)
         examples = self._shard(concatenate(parts))
-        return Prepared(examples, self._shard(text), kept, reward_metrics(advantages))
+        return Prepared(examples, self._shard(text), kept, of_rewards)
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""

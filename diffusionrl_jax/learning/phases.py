@@ -21,7 +21,7 @@ class Prepared:
       examples: arrays [U, B, ...], in the order in which they are trained on.
       text: the rows of text [R, B, P, ...] to which the examples refer.
       memory: the parts of the train state's memory that have changed.
-      metrics: the rewards' metrics, [T] each.
+      metrics: the rewards' metrics, [T] each; none where nothing is drawn.
     """
 
     examples: Examples

@@ -1,5 +1,6 @@
 """Gathers an iteration's metrics by name, and stops a run whose numbers are not finite."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -19,14 +20,15 @@ def summarise(
       algorithm: the method, which says how its updates' metrics are logged.
 
     Returns:
-      "<task>/reward_mean", "<task>/reward_std" and "<task>/invalid_rewards", and what the algorithm
-      logs of its updates, under names of its own.
+      "<task>/reward_mean", "<task>/reward_std" and "<task>/invalid_rewards", unless nothing is
+      drawn, and what the algorithm logs of its updates, under names of its own.
     """
     numbers = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
     result = {
         f"{name}/{metric}": numbers[metric][task]
         for task, name in enumerate(task_names)
         for metric in ("reward_mean", "reward_std", "invalid_rewards")
+        if metric in numbers
     }
     result |= algorithm.summary(numbers, tuple(task_names))
     return {name: float(value) for name, value in result.items()}
@@ -52,6 +54,25 @@ def means_by_task(
     }
 
 
+def gradient_rms(norms: np.ndarray, parameters: int, clip: float) -> float:
+    """Returns the least root mean square of the gradients of an iteration's updates, once clipped.
+
+    Adam divides by the gradients' size plus its epsilon: where they are smaller than that, steps
+    are smaller than the learning rate says.
+
+    Args:
+      norms: the gradients' norms before they are clipped, [U].
+      parameters: how many numbers a gradient has.
+      clip: the largest norm; 0 does not clip.
+
+    Returns:
+      It in the loss's units; updates without a gradient are left out, and it is 0 if none has any.
+    """
+    clipped = np.minimum(norms, clip) if clip else norms
+    there = clipped[clipped > 0]
+    return float(there.min() / math.sqrt(parameters)) if len(there) else 0.0
+
+
 def check_finite(
     values: Mapping[str, float],
     metrics: Mapping[str, jax.Array],
@@ -70,7 +91,7 @@ def check_finite(
       FloatingPointError: a gradient's norm is not finite, or no reward of a task is.
     """
     for task, name in enumerate(task_names):
-        if metrics["invalid_rewards"][task] == batch_size:
+        if "invalid_rewards" in metrics and metrics["invalid_rewards"][task] == batch_size:
             raise FloatingPointError(
                 f"All {batch_size} rewards of task {name!r} are NaN or infinite: check its reward "
                 "model."

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -56,8 +56,9 @@ def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
             name: load_scorer(part, group_size) for name, part in scorer.options.scorers.items()
         }
         rewards = {name: reward for name, (reward, _) in parts.items()}
-        reward = WeightedSum(rewards, scorer.options.weights.to_dict())
-        return reward, {name: params for name, (_, params) in parts.items()}
+        return make_sum(scorer, rewards, group_size), {
+            name: params for name, (_, params) in parts.items()
+        }
     kind = _reward_class(scorer)
     options: dict[str, Any] = dict(scorer.options)
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -70,6 +71,22 @@ def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
     with named_errors(f"{scorer.reward} cannot be loaded", "mend its load"):
         reward, params = kind.load(scorer.path, **options)
     return reward, params
+
+
+def make_sum(scorer: Config, rewards: Mapping[str, Reward], group_size: int) -> WeightedSum:
+    """Returns the sum that a scorer describes.
+
+    Args:
+      scorer: the scorer, from `make_weighted_sum`.
+      rewards: name -> reward.
+      group_size: how many images each prompt has.
+
+    Raises:
+      UserError: as `WeightedSum`.
+    """
+    options = scorer.options
+    by = group_size if options.get("normalised", False) else 0
+    return WeightedSum(rewards, options.weights.to_dict(), by)
 
 
 def prepare(reward: Reward, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -124,6 +141,9 @@ def check_scorer(scorer: Config) -> None:
 def without_gradient(scorer: Config) -> list[str]:
     """Returns the names of a scorer's rewards whose scores have no gradient by the pictures."""
     if scorer.reward == WEIGHTED_SUM:
+        # Of scores that always add up to 0, the sum over a group has no gradient.
+        if scorer.options.get("normalised", False):
+            return ["normalised weighted_sum"]
         return sum(map(without_gradient, scorer.options.scorers.values()), [])
     kind = _reward_class(scorer)
     return [] if getattr(kind, "has_gradient", True) else [scorer.reward]

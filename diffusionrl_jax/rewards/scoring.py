@@ -84,5 +84,5 @@ def check_shapes(
 def _group_size(reward: Reward) -> int:
     """Returns how many neighbours a reward, or a part of it, compares; 1 if it compares none."""
     if isinstance(reward, WeightedSum):
-        return math.lcm(*map(_group_size, reward.rewards.values()))
+        return math.lcm(reward.normalised_by or 1, *map(_group_size, reward.rewards.values()))
     return getattr(reward, "group_size", 1) if getattr(reward, "compares_pictures", True) else 1

@@ -24,6 +24,7 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
 from diffusionrl_jax.rewards.host_reward import ScorerError
@@ -180,6 +181,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
     timer = PhaseTimer()
     step = make_train_step(experiment.algorithm, state, execution, timer)
     images_per_step = config.batch_size * len(experiment.task_names)
+    parameters, optimizer, is_small = count(state.params), config.optimizer, False
 
     def evaluate(state) -> tuple[dict[str, float], dict]:
         with timer.phase("evaluation"):
@@ -210,8 +212,20 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                 values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)
                 summary.check_finite(values, metrics, experiment.task_names, config.batch_size)
                 checkpoints.check()  # Stop before computing what cannot be saved.
+                rms = summary.gradient_rms(
+                    metrics["gradient_norm"], parameters, optimizer.gradient_clip
+                )
+                values["gradient_rms"] = rms
+                if 0 < rms < optimizer.epsilon and not is_small:
+                    is_small = True  # It is told once.
+                    logging.warning(
+                        "Gradients' root mean square, %.1e, is below config.optimizer.epsilon=%.1e:"
+                        " steps are smaller than the learning rate says. Lower the epsilon.",
+                        *(rms, optimizer.epsilon),
+                    )
                 values["images_per_second"] = images_per_step / (time.monotonic() - begun)
-                rewards = {name: values[f"{name}/reward_mean"] for name in experiment.task_names}
+                means = {name: f"{name}/reward_mean" for name in experiment.task_names}
+                rewards = {name: values[mean] for name, mean in means.items() if mean in values}
                 progress.update(rewards, values["images_per_second"])
                 stopping, last = guard.should_stop(), done == config.iterations
                 # A checkpoint gets no score but that of an evaluation of its own parameters.

@@ -35,3 +35,17 @@ def test_pretraining_loss_is_the_mean_squared_error(passes):
     expected = errors[:, 0] if passes == 1 else 0.75 * errors[:, 0] + 0.25 * errors[:, 1]
     result = losses.pretraining(jnp.asarray(output), jnp.asarray(target), 0.25)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_masked_surrogate_closed_form():
+    """Where the divergence is too large and the ratio has moved with the advantage: no gradient."""
+    ratio = np.array([1.3, 1.3, 1.3, 1.3, 0.7, 0.7, 0.7, 1.0], np.float32)
+    advantages = np.array([2.0, 2.0, -2.0, 0.0, -2.0, -2.0, 2.0, 2.0], np.float32)
+    divergence = np.array([2.0, 0.5, 2.0, 2.0, 2.0, 0.5, 2.0, 2.0], np.float32)
+    masked = np.array([1, 0, 0, 0, 1, 0, 0, 0])
+    surrogate = lambda log_ratio: losses.masked_surrogate(log_ratio, advantages, divergence, 1.0)
+    result = surrogate(np.log(ratio))
+    np.testing.assert_allclose(result.loss, -ratio * advantages, rtol=1e-6)
+    np.testing.assert_array_equal(result.clipped, masked)
+    gradient = jax.grad(lambda log_ratio: surrogate(log_ratio).loss.sum())(jnp.log(ratio))
+    np.testing.assert_allclose(gradient, -(1 - masked) * ratio * advantages, rtol=1e-6)

@@ -1,13 +1,21 @@
-"""Every method raises the reward that it is given, in the emoji world."""
+"""Every method raises the reward that it is given: a toy's, and in the emoji world."""
 
+import contextlib
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import emoji
+from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
+from diffusionrl_jax.runs import trained
+from tests.algorithms import toy
 
 WEIGHTED = {"from_base": False, "noises": 4, "weighting": "softmax", "temperature": 0.2}
 WITHOUT_NOISE = {"sampler.eta": 0.0}
@@ -21,6 +29,71 @@ METHODS = {
     "awm": (WITHOUT_NOISE, 12, 4),
     "draft_lv": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10, 3),
 }
+
+
+@pytest.fixture
+def cheap_noise(hasty):
+    """Random numbers whose programs compile in half of the time."""
+    usual = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "unsafe_rbg")
+    yield
+    jax.config.update("jax_default_prng_impl", usual)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_parameters_learn_the_reward(name, cheap_noise):
+    """In ten iterations of 16 pictures, each with its own noise."""
+    made = toy.make(name)
+    state, before = made.state, toy.expected_reward(made.state.params)
+    for _ in range(10):
+        state, metrics = made.step(state, made.frozen, made.batch)
+    after = toy.expected_reward(state.params)
+    print(f"{name}: {before:.3f} to {after:.3f}, level {state.params['level']:.3f}")
+    # The rates allow for at most 0.05.
+    assert after > before + 0.01 and state.params["level"] > 0
+    assert np.isfinite(jax.device_get(metrics["loss"])).all()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_two_images_share_noise_unless_the_config_says_so(name):
+    """And then only where a step is credited with its own noise."""
+    for shared in (False, True):
+        changes = {f"tasks.task{number}.shared_noise": shared for number in range(2)}
+        experience = toy.make(name, tasks=2, **changes).algorithm.experience
+        firsts, trained = experience.trained_steps(3, 16)
+        steps = experience.process.steps
+        sources = np.asarray(draws.noise_sources(firsts, trained, steps))
+        own = np.broadcast_to(np.arange(32).reshape(2, 16, 1), sources.shape)
+        alike = name == "policy_gradient" and shared
+        assert (sources == own).all() != alike
+        keys = draws.noise_keys(experience.sampling.seed, 3, jnp.asarray(own.reshape(32, -1)))
+        assert len(np.unique(jax.random.key_data(keys).reshape(-1, 2), axis=0)) == keys.size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_run_goes_on_from_a_checkpoint_to_the_bit(name, hasty, tmp_path):
+    """On eight devices with an average of the parameters and past rewards of two tasks."""
+    prompts = {"normalisation": "prompt", "prompt_min_count": 2, "most_prompts": 3}
+    changes = {f"tasks.task1.{field}": value for field, value in prompts.items()}
+    changes |= {"ema_decay": 0.5, "batch_size": 32}
+    made = toy.make(name, devices=8, tasks=2, **changes)
+    places = jnp.asarray(np.repeat([0, 1, 2], 4)[np.arange(32) % 12])
+    batch = made.batch.replace(prompt_places=(None, places))
+    state = made.state
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    for _ in range(2):
+        state, _ = made.step(state, made.frozen, batch)
+    with contextlib.closing(trained.open_checkpoints(str(tmp_path), made.config)) as kept:
+        kept.save(2, state.saved(), {"best": 0.0})
+        kept.wait()
+        _, again = trained.restore_state(kept, abstract)
+    finals = [made.step(each, made.frozen, batch)[0] for each in (state, again)]
+    assert finals[0].step == 3
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get(finals))
+    assert jax.tree.structure(finals[0]) == jax.tree.structure(finals[1])
 
 
 @pytest.mark.slow

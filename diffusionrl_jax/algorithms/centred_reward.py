@@ -1,0 +1,55 @@
+"""Centred reward distillation (CRD, 2603.14128): rewards and their likeness agree within a group.
+
+Of a policy that is best for a reward, at a given distance from another policy, the reward follows
+up to a number that is the same for all samples of a prompt: how much likelier the policy makes a
+sample, beside the other one. Minus the denoising error stands for how likely a sample is. Taking
+the mean of a prompt's samples away from both makes the number vanish, and what is left of both is
+made equal.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffusionrl_jax.algorithms.forward_process import ForwardProcess, Method, of_group
+from diffusionrl_jax.algorithms.losses import mean_square
+from diffusionrl_jax.learning.state import TRAILING
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CentredReward(ForwardProcess):
+    """The squared difference of beta times the implied reward and the advantage, both centred.
+
+    The implied reward is how much smaller the denoiser's error is than that of an average of its
+    parameters that trails it. The paper's base model is guided where it is compared with; here all
+    are guided as the samples are drawn.
+
+    Attributes:
+      beta: how much the implied reward counts: the larger, the nearer the policy stays.
+    """
+
+    beta: float = 1.0
+
+    others = ("trailing",)
+    own_metrics = ("implied_reward",)
+    groups = True
+
+    def loss(self, output, error, example, active, found):
+        """Computes the square of the difference for each sample, 0 for those without a reward.
+
+        The arguments and the result are those of `ForwardProcess.loss`.
+        """
+        own = example.own
+        valid, group = own["valid"], own["group"]
+        count = jnp.maximum(of_group(valid.astype(jnp.float32), group), 1)
+        centred = lambda values: values - of_group(jnp.where(valid, values, 0), group) / count
+        before = mean_square(own["trailing"] - own["target"])
+        implied = jnp.where(active, before - error, 0)
+        wanted = own["advantages"] * self.most_advantage
+        off = self.beta * centred(implied) - centred(wanted)
+        loss = jnp.where(valid, jnp.square(off), 0)
+        return loss, {"implied_reward": jax.lax.stop_gradient(implied)}
+
+
+CRD = Method("crd", CentredReward, TRAILING)

@@ -1,0 +1,50 @@
+"""RAFT is a setting of the reward weighted loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusionrl_jax.algorithms.pretraining import Pretraining
+from tests.algorithms import toy
+
+
+def test_the_best_of_each_prompt_is_learned_from_alone():
+    made = toy.make("raft", **{"algorithm.raft.noises": 3})
+    (objective,) = made.algorithm.objectives
+    rewards = jnp.asarray(np.random.default_rng(0).standard_normal(16), jnp.float32)
+    weights = np.asarray(objective.sample_weights(rewards, 4)).reshape(4, 4)
+    np.testing.assert_array_equal(weights.argmax(1), np.asarray(rewards).reshape(4, 4).argmax(1))
+    np.testing.assert_array_equal(weights.sum(1), 1)
+    assert objective.noises == 3 and made.frozen.base is None
+
+
+def test_refuses_single_images():
+    with pytest.raises(ValueError, match="'raft' takes the best .* group_size of task task0 to 2"):
+        toy.make("raft", **{"tasks.task0.group_size": 1})
+
+
+def test_equal_weights_are_the_pretraining_loss(hasty):
+    """Value and gradient to the bit, of both texts, where all rewards are the same."""
+    changes = {"sampler.guidance_scale": 2.0, "pretraining.text_dropout": 0.3}
+    made = toy.make("reward_weighted", **changes)
+    algorithm, params = made.algorithm, made.state.params
+    samples = jax.jit(algorithm.phases().sample)(params, made.frozen, made.batch.input_ids, 0)
+    arguments = params, made.frozen, samples.trained_on(), jnp.full((1, 16), 0.7), made.batch, 0, {}
+    prepared = jax.jit(algorithm.phases().prepare)(*arguments)
+    example, text = (
+        jax.tree.map(lambda leaf: leaf[0], tree) for tree in (prepared.examples, prepared.text)
+    )
+    (weighted,) = algorithm.objectives
+    plain = Pretraining(weighted.process, weighted.seed, 2.0, 1.0, 0.3)
+    found = []
+    for objective in (weighted, plain):
+        loss = dataclasses.replace(algorithm, objectives=(objective,)).loss
+        of_params = jax.value_and_grad(
+            lambda params, loss=loss: loss(params, None, example, text)[0]
+        )
+        found.append(jax.device_get(jax.jit(of_params)(params)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert np.abs(found[0][1]["level"]) > 1e-3
