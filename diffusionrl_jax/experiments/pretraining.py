@@ -54,7 +54,8 @@ def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures 
         if in_bucket(data_dir) or not is_utf8(data_dir):
             data_dir = str(cache_folder())
         items = in_turn(lambda: world.load("train", data_dir))
-        return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
+        fingerprint = f"emoji {world.EmojiWorld.VERSION} {len(items)}"
+        return MappedPictures(items, fingerprint, height, width)
     return open_pictures(name, height, width)
 
 

@@ -50,7 +50,6 @@ FIELDS = [
     (UNET, {"sample_size": 8.5}, "sample_size is 8.5, and must be a whole number"),
     (UNET, {"sample_size": [8, 8]}, r"sample_size is \[8, 8\], and must be a whole number"),
     (UNET, {"sample_size": None}, "sample_size missing"),
-    (UNET, {"sample_size": 7}, "sample_size is 7, .* use a multiple of 2"),
     (UNET, {"cross_attention_dim": [64, 64]}, "cross_attention_dim is .*, and must be"),
     (UNET, {"in_channels": 0}, "in_channels is 0, and must be"),
     (UNET, {"transformer_layers_per_block": "x"}, "transformer_layers_per_block is x"),
