@@ -143,8 +143,10 @@ def encode_pictures(
         text_model=text_fingerprint(model, text_encoder, mesh) if text_encoder else None,
         rows=[row for part in parts for row in range(part.start, part.stop)],
     )
-    if cut:
-        logging.warning("%d captions are longer than what the model reads, and are cut.", len(cut))
+    # Each process has read its own pictures.
+    count = int(gather(np.array(len(cut))).sum())
+    if count and jax.process_index() == 0:
+        logging.warning("%d captions are longer than what the model reads, and are cut.", count)
 
 
 def load_pictures(
