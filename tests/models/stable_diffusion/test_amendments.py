@@ -55,8 +55,16 @@ SCHEDULERS = {
     "no betas": dict.fromkeys(("beta_start", "beta_end", "beta_schedule"), ABSENT),
     "only the class": dict.fromkeys((*schedulers.DEFAULTS, "_diffusers_version"), ABSENT),
     "velocity": {"prediction_type": "v_prediction"},
+    "clean latents": {"prediction_type": "sample"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "betas one by one": {"trained_betas": np.geomspace(1e-4, 2e-2, 1000).tolist()},
     "zero-terminal": {
         "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    "zero-terminal, clean latents": {
+        "prediction_type": "sample",
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     },

@@ -75,7 +75,7 @@ FIELDS = [
     (SCHEDULER, {"num_train_timesteps": 0}, "num_train_timesteps is 0, and must be"),
     (SCHEDULER, {"num_train_timesteps": 10.5}, "num_train_timesteps is 10.5, and must be"),
     (SCHEDULER, {"timestep_spacing": ["x"]}, "timestep_spacing .* is not one of leading"),
-    (SCHEDULER, {"prediction_type": "sample"}, "prediction_type 'sample' is not one of"),
+    (SCHEDULER, {"prediction_type": "flow"}, "prediction_type 'flow' is not one of"),
     (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is for prediction_type"),
     (SCHEDULER, {"thresholding": True}, "thresholding True is not supported"),
     (TOKENIZER, {"model_max_length": 0}, "model_max_length is 0, and must be a whole number of 2"),
