@@ -145,6 +145,39 @@ def test_two_programs_in_one_workdir(start, config_file, make_config, tmp_path):
     assert status == 0, output
 
 
+# Interrupted twice as it begins to save.
+INTERRUPTED = """
+import signal
+from diffusionrl_jax import main
+from diffusionrl_jax.command_line import programs
+from diffusionrl_jax.runs import checkpoints
+
+save = checkpoints.Checkpoints.save
+
+def save_and_interrupt(self, step, *arguments):
+    if step == 2:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    return save(self, step, *arguments)
+
+checkpoints.Checkpoints.save = save_and_interrupt
+programs.run(main.main)
+"""
+
+
+@pytest.mark.slow
+def test_two_interrupts_while_it_saves(compilation_cache, config_file, make_config, tmp_path):
+    config = config_file(make_config(iterations=1000, **{"evaluation.every": 1000}))
+    with launcher(compilation_cache, devices=2) as run:
+        arguments = f"--config={config}", f"--workdir={tmp_path}"
+        status, output = finish(run("-c", INTERRUPTED, *arguments))
+    assert status == 128 + signal.SIGINT, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1] == "interrupted"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    assert steps_of(tmp_path) == [0, 1, 2]
+
+
 # From the second save on no file may grow: as on a disk that is full, or where a quota ends.
 FULL_DISK = """
 import resource, signal

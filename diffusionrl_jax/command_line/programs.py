@@ -83,6 +83,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # One more would print a traceback.
         processes.fail("interrupted", status=128 + signal.SIGINT)
     except Exception as error:
         is_joined = jax.distributed.is_initialized()

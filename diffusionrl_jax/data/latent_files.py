@@ -22,7 +22,9 @@ from diffusionrl_jax.data.stored_tensors import StoredTensor, read_header
 from diffusionrl_jax.mistakes import UserError
 
 INDEX = "index.json"
-INDEX_FIELDS = ("model", "pictures", "pictures_per_file", "sizes")
+# What lies in a folder depends on how pictures and texts are read, too: one more for each change of
+# these. Before 2, what is transparent was not put on one colour, and some texts had other tokens.
+VERSION = 2
 COMMAND = "python -m diffusionrl_jax.cache_latents"
 READERS = 16
 DIGESTS = "digest"
@@ -37,13 +39,13 @@ class Header:
     Attributes:
       fields: where each field of the pictures lies, [pictures, ...].
       about: the file's metadata.
-      digests: uint8 [pictures, DIGEST_BYTES]; None in a file of an earlier version.
+      digests: uint8 [pictures, DIGEST_BYTES].
       digest: the digest of the header's own bytes, in hexadecimal.
     """
 
     fields: Mapping[str, StoredTensor]
     about: Mapping[str, str]
-    digests: np.ndarray | None
+    digests: np.ndarray
     digest: str
 
     def begin_digest(self, picture: int):
@@ -51,9 +53,8 @@ class Header:
         return begin_digest(self.fields, self.about, picture)
 
     def fits(self, row: int, digest) -> bool:
-        """Returns whether a picture's digest is the file's own; true if the file has no digests."""
-        found = digest.digest()[:DIGEST_BYTES]
-        return self.digests is None or found == self.digests[row].tobytes()
+        """Returns whether a picture's digest is the file's own."""
+        return digest.digest()[:DIGEST_BYTES] == self.digests[row].tobytes()
 
 
 def file_name(number: int, count: int) -> str:
@@ -86,17 +87,14 @@ def open_header(path: epath.Path) -> Header:
         length = file.read(8)
         head = length + file.read(int.from_bytes(length, "little"))
     ends = [tensor.start + tensor.nbytes for tensor in tensors.values()]
-    stored = tensors.pop(DIGESTS, None)
     counts = {tensor.shape[:1] for tensor in tensors.values()}
-    digests = None
-    if stored is not None:
-        counts.add(stored.shape[:1])
-        digests = np.asarray(stored)
+    stored = tensors.pop(DIGESTS, None)
+    digests = None if stored is None else np.asarray(stored)
     if (
-        len(counts) != 1
-        or counts == {()}
+        digests is None
+        or (digests.dtype, *digests.shape[1:]) != (np.uint8, DIGEST_BYTES)
+        or len(counts) != 1
         or path.stat().length != max(ends)
-        or (digests is not None and (digests.dtype, *digests.shape[1:]) != (np.uint8, DIGEST_BYTES))
     ):
         raise UserError(f"{path} is not a whole file of latents.")
     return Header(tensors, about, digests, hashlib.sha256(head).hexdigest())
@@ -141,25 +139,32 @@ def read_row(file: IO[bytes], tensor: StoredTensor, row: int) -> bytes:
 
 
 def read_index(path: epath.Path) -> dict[str, Any]:
-    """Reads the index, and compares it with its digest if it has one.
+    """Reads the index, and compares it with its digest.
 
     Returns:
       The index without its digest.
 
     Raises:
-      UserError: it is damaged, or something else.
+      UserError: it is damaged, something else, or of an earlier version.
     """
     try:
         index = json.loads(path.read_text())
-        digest = index.pop("digest", None)
-        known = index_digest(index) if "headers" in index else None  # Unlike earlier versions.
-        if digest != known or not index.keys() >= set(INDEX_FIELDS):
+        digest, version = index.pop("digest", None), index.get("version")
+        if version == VERSION and digest != index_digest(index):
             raise ValueError
-        return index
+        if not index.keys() >= {"model", "pictures"}:
+            raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f"{path} is not what {COMMAND} wrote: remove it, and start that again."
         ) from None
+    if version != VERSION:
+        raise UserError(
+            f"{path}: the latents are of version {version or 1}, which read transparent pictures "
+            f"and some texts otherwise than version {VERSION} of here: start {COMMAND} again, "
+            "which makes them anew."
+        )
+    return index
 
 
 def index_digest(index: Mapping[str, Any]) -> str:
@@ -180,7 +185,7 @@ def are_whole(
       pictures_per_file: how many pictures each file but the last has.
 
     Returns:
-      bool [files]; also False for files of an earlier version, which have no digests.
+      bool [files]; also False for files of an earlier version.
 
     Raises:
       UserError: a file is of another model or of other pictures.
@@ -208,7 +213,7 @@ def are_whole(
 def _matching_header(
     path: epath.Path | None, about: Mapping[str, str], first: int
 ) -> Header | None:
-    """Returns the header of a file that is there, has digests and may be whole, or else None."""
+    """Returns the header of a file of this version that may be whole, or else None."""
     if path is None:
         return None
     try:
@@ -216,15 +221,15 @@ def _matching_header(
     except ValueError:
         return None
     if dict(header.about) == dict(about):
-        return header if header.digests is not None else None
-    if header.digests is None or _is_whole(path, header, first, rows=1):
+        return header
+    versions = {values.get("made_from", "").partition(" ")[0] for values in (about, header.about)}
+    if len(versions) == 1 and _is_whole(path, header, first, rows=1):
         raise other_latents(path)
-    return None  # The metadata is damaged.
+    return None  # The metadata is damaged, or of an earlier version.
 
 
 def _is_whole(path: epath.Path, header: Header, first: int, rows: int | None = None) -> bool:
     """Returns whether a file's pictures are as written. The first has the number `first`."""
-    assert header.digests is not None
     chosen = range(len(header.digests))[:rows]
     found = [header.begin_digest(first + row) for row in chosen]
     with path.open("rb") as file:

@@ -48,8 +48,8 @@ class LatentDataset:
 
     Raises:
       FileNotFoundError: there is no such folder, or its encoding was not completed.
-      UserError: a file is missing, cut short, or not the one that was written. What is read later
-        raises it where a picture is not what was written.
+      UserError: a file is missing, cut short, not the one that was written, or of an earlier
+        version. What is read later raises it where a picture is not what was written.
     """
 
     def __init__(self, folder: str | epath.Path, mend: str | None = None):
@@ -59,16 +59,10 @@ class LatentDataset:
         if not (self._folder / latent_files.INDEX).exists():
             raise FileNotFoundError(f"{folder} holds no complete latents: (re)start {command}.")
         index = latent_files.read_index(self._folder / latent_files.INDEX)
-        self.model, self.text_model = index["model"], index.get("text_model")
+        self.model, self.text_model = index["model"], index["text_model"]
         self._count = index["pictures"]
         self._per_file, self._sizes = index["pictures_per_file"], index["sizes"]
-        self._header_digests = index.get("headers")
-        if self._header_digests is None:
-            logging.warning(
-                "The latents in %s are of an earlier version, without digests: damage that leaves"
-                " a file's size alone is not seen. %s writes them anew.",
-                *(folder, command),
-            )
+        self._header_digests = index["headers"]
         self._readers = concurrent.futures.ThreadPoolExecutor(latent_files.READERS)
         paths = latent_files.file_paths(self._folder, len(self._sizes))
         found_sizes = self._readers.map(latent_files.size, paths)
@@ -142,12 +136,11 @@ class LatentDataset:
         """Returns the header of a file, which is read and checked once."""
         if number not in self._headers:
             path = self._folder / latent_files.file_name(number, len(self._sizes))
-            digests = self._header_digests
             try:
                 header = latent_files.open_header(path)
             except ValueError:
                 raise self._damaged(path, "its header is not whole") from None
-            if digests is not None and header.digest != digests[number]:
+            if header.digest != self._header_digests[number]:
                 raise self._damaged(path, "its header is not what was written")
             self._headers[number] = header
         return self._headers[number]
@@ -205,8 +198,8 @@ def write_latents(
     """Encodes all pictures and texts of a random-access source into a folder.
 
     What an earlier, interrupted call left there is kept, if it still is what was written. Files of
-    an earlier version, without digests, are made anew. If there are several processes, all must
-    call it, with the same folder, and the first alone writes.
+    an earlier version are made anew. If there are several processes, all must call it, with the
+    same folder, and the first alone writes.
 
     Args:
       source: a source with a length and a `fingerprint`, whose items are pairs of a picture, uint8
@@ -276,7 +269,9 @@ def write_files(
     folder = epath.Path(folder)
     parts = [model, made_by, count, pictures_per_file]
     parts += [text_model] if text_model else []
-    about = {"made_from": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    # One entry alone: safetensors writes several in any order.
+    about = {"made_from": f"{latent_files.VERSION} {digest}"}
     paths = latent_files.file_paths(folder, -(-count // pictures_per_file))
     there = {path.name: path for path in matching(folder, "latents-*.safetensors")}
     if other := there.keys() - {path.name for path in paths}:
@@ -287,8 +282,7 @@ def write_files(
     missing = [number for number, is_whole in enumerate(are_whole) if not is_whole]
     if damaged := [paths[number].name for number in missing if paths[number].name in there]:
         logging.warning(
-            "%d files in %s, such as %s, are damaged, or of an earlier version without digests;"
-            " they are made anew.",
+            "%d files in %s, such as %s, are damaged, or of an earlier version, and made anew.",
             *(len(damaged), folder, damaged[0]),
         )
     is_writer = jax.process_index() == 0
@@ -314,6 +308,7 @@ def write_files(
             sizes = list(readers.map(latent_files.size, paths))
             headers = [header.digest for header in readers.map(latent_files.open_header, paths)]
         index = {
+            "version": latent_files.VERSION,
             "model": model,
             "text_model": text_model,
             "pictures": count,

@@ -183,12 +183,14 @@ class MappedPictures(Sequence):
     """The pictures of a sequence of mappings, as tensorflow-datasets' `as_data_source` gives them.
 
     Args:
-      items: mappings with "image", uint8 [height, width, 3], and "prompt", UTF-8 bytes.
+      items: mappings with "image", uint8 [any height, any width, 3], and "prompt", UTF-8 bytes.
       fingerprint: tells these pictures from others.
+      height, width: the size of every picture; see `fit`.
     """
 
-    def __init__(self, items: Sequence[Mapping], fingerprint: str):
+    def __init__(self, items: Sequence[Mapping], fingerprint: str, height: int, width: int):
         self._items, self.fingerprint = items, fingerprint
+        self._size = height, width
 
     def __len__(self) -> int:
         return len(self._items)
@@ -196,4 +198,5 @@ class MappedPictures(Sequence):
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
         """Returns a picture, uint8 [height, width, 3], and its text."""
         item = self._items[index]
-        return item["image"], item["prompt"].decode("utf-8")
+        picture = fit(Image.fromarray(item["image"]), *self._size)
+        return picture, item["prompt"].decode("utf-8")

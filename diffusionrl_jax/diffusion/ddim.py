@@ -1,4 +1,4 @@
-"""DDIM (2010.02502): the chain of models that predict noise or velocity, as diffusers walks it."""
+"""DDIM (2010.02502), the chain of models of a beta schedule, as diffusers walks it."""
 
 import math
 from collections.abc import Mapping
@@ -26,8 +26,9 @@ class DDIM:
       training_alpha_bar: the same at each training timestep, float32 [T].
       stochastic_steps: how many steps, from the first, have noise where eta is not 0. These are all
         S, or S - 1 where the last one leads onto alpha_bar = 1 or stays where it is.
-      prediction_type: what the network predicts, "epsilon" or "v_prediction". alpha_bar may be 0,
-        where noise alone is denoised, only if it predicts a velocity (2305.08891).
+      prediction_type: what the network predicts: "epsilon", the noise, "v_prediction", the
+        velocity, or "sample", the clean latents. alpha_bar may be 0, where noise alone is denoised,
+        only if it does not predict the noise (2305.08891).
       clip_sample_range: a step takes the guess of the clean latents to lie within this distance of
         0; infinity where nothing is clipped.
     """
@@ -69,12 +70,14 @@ class DDIM:
         return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1 - alpha_bar) * noise
 
     def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """Returns what the network should predict: the noise, or the velocity (2202.00512).
+        """Returns what the network should predict: noise, velocity (2202.00512) or clean latents.
 
         Arguments and result have the shapes of those of `noise`.
         """
         if self.prediction_type == "epsilon":
             return noise
+        if self.prediction_type == "sample":
+            return clean
         alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
         return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * clean
 
@@ -97,6 +100,8 @@ class DDIM:
         signal, noise_level = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
         if self.prediction_type == "epsilon":
             return (latents - noise_level * output) / signal, output
+        if self.prediction_type == "sample":
+            return output, (latents - signal * output) / noise_level
         clean = signal * latents - noise_level * output
         return clean, signal * output + noise_level * latents
 
@@ -136,12 +141,25 @@ def _alpha_bar(config: Mapping[str, Any]) -> np.ndarray:
     """
     start, end, count = (config[name] for name in ("beta_start", "beta_end", "num_train_timesteps"))
     # The checkpoints were trained with betas in float32.
-    if config["beta_schedule"] == "linear":
+    if config["trained_betas"] is not None:
+        betas = np.asarray(config["trained_betas"], np.float32)
+    elif config["beta_schedule"] == "squaredcos_cap_v2":
+        betas = _cosine_betas(count)
+    elif config["beta_schedule"] == "linear":
         betas = np.linspace(start, end, count, dtype=np.float32)
     else:
         betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
     alpha_bar = np.cumprod(1.0 - betas, dtype=np.float32)
     return _with_zero_at_the_end(alpha_bar) if config["rescale_betas_zero_snr"] else alpha_bar
+
+
+def _cosine_betas(count: int) -> np.ndarray:
+    """Returns the betas of the cosine schedule (2102.09672, Eq. 17), float32 [count].
+
+    They are at most 0.999.
+    """
+    alpha_bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).astype(np.float32)
 
 
 def _with_zero_at_the_end(alpha_bar: np.ndarray) -> np.ndarray:

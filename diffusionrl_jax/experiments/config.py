@@ -155,8 +155,9 @@ def get_config() -> Config:
     # Low-rank adaptation: only factors of these modules' kernels are trained and saved.
     config.lora = ml_collections.ConfigDict()
     config.lora.rank = 0  # 0 trains all of the denoiser.
-    # A LoRA file, or its folder, to begin with. Its factors are trained further if its rank and
-    # targets are those of here, and merged into the denoiser if the rank here is 0.
+    # A LoRA file, its folder, or its repository on the hub, to begin with. Its factors are trained
+    # further if its rank and targets are those of here, and merged into the denoiser if the rank
+    # here is 0.
     config.lora.start = ""
     config.lora.alpha = 16.0  # The factors' product is multiplied by alpha / rank.
     # The ends of the modules' names in PyTorch.

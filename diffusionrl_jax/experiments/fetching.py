@@ -25,11 +25,12 @@ from diffusionrl_jax.data.hub_files import Held, Need
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import lora_files
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.rewards import folders
 from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
 
-MODEL, PROMPTS, PICTURES = "model", "prompts", "pictures"
+MODEL, LORA, PROMPTS, PICTURES = "model", "lora", "prompts", "pictures"
 PICTURE_FOLDERS = ("array_record", "latents")
 EMOJI = "emoji:"
 COPY_BYTES = 2**24
@@ -42,7 +43,7 @@ class Named:
     """Something that a config names.
 
     Attributes:
-      kind: `MODEL`, `PROMPTS` or `PICTURES`, or the name of the reward whose folder it is.
+      kind: `MODEL`, `LORA`, `PROMPTS` or `PICTURES`, or the name of the reward whose folder it is.
       name: its name in the config.
       fields: the fields of the config that name it.
     """
@@ -73,6 +74,8 @@ def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]
       for_training: whether it is trained, or else only evaluated, for which less is opened.
     """
     yield MODEL, config.model, "config.model"
+    if config.lora.start:
+        yield LORA, config.lora.start, "config.lora.start"
     if for_training:
         for name, task in config.tasks.items():
             yield from _scorer_fields(task.scorer, f"config.tasks.{name}.scorer")
@@ -111,7 +114,7 @@ def list_named(config: Config, for_training: bool = True) -> list[Named]:
 
 
 def _is_on_hub(named: Named) -> bool:
-    if named.kind == MODEL:
+    if named.kind in (MODEL, LORA):
         return bool(named.name) and hub.is_hub_id(named.name, named.fields[0])
     if named.kind == PROMPTS:
         return _prompt_source(named).kind == prompt_sources.HUB
@@ -122,6 +125,8 @@ def _is_on_hub(named: Named) -> bool:
 def _describe(named: Named) -> Need | None:
     if named.kind == MODEL:
         return hub.describe(named.name)
+    if named.kind == LORA:
+        return lora_files.describe(named.name)
     if named.kind == PROMPTS:
         return prompt_sources.describe_hub_file(_prompt_source(named))
     return folders.describe(named.kind, named.name)
@@ -136,6 +141,8 @@ def _missing(named: Named) -> str:
     try:
         if named.kind == MODEL and named.name:
             hub.locate(named.name, named.fields[0])
+        elif named.kind == LORA:
+            lora_files.locate(named.name, named.fields[0])
         elif named.kind == PROMPTS and not (source := _prompt_source(named)).kind:
             sources.find_files(source.name)
         elif named.kind == PICTURES:
@@ -188,7 +195,7 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
 
 
 def _hold(named: Named) -> Held:
-    if named.kind in (MODEL, PROMPTS):
+    if named.kind in (MODEL, LORA, PROMPTS):
         need = _describe(named)
         assert need is not None  # Only what is on the hub comes here.
         (held,) = hub_files.fetch([need])
@@ -236,6 +243,8 @@ def copy(fetched: Sequence[Fetched], output: str) -> list[str]:
         target = epath.Path(output) / named.kind / place
         _copy_whole(held, target)
         value = str(target)
+        if named.kind == LORA:
+            value = str(target / held.files[0])
         if named.kind == PROMPTS:
             _, question, options = named.name.partition("?")
             value = f"{target / held.files[0]}{question}{options}"

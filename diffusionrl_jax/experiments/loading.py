@@ -59,7 +59,8 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
 def read_start(config: Config, policy: Policy) -> tuple[Lora, Parameters]:
     """Reads the LoRA file that a config begins with; see `lora_files.read_lora`."""
     name = policy.model.denoiser_name
-    return read_lora(config.lora.start, "config.lora.start", name, policy.denoiser)
+    start, one_rank = config.lora.start, bool(config.lora.rank)
+    return read_lora(start, "config.lora.start", name, policy.denoiser, one_rank)
 
 
 def start_factors(config: Config, policy: Policy) -> Parameters | None:

@@ -57,7 +57,8 @@ def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures 
         if in_bucket(data_dir) or not is_utf8(data_dir):
             data_dir = str(cache_folder())
         items = in_turn(lambda: world.load("train", data_dir))
-        return MappedPictures(items, f"emoji {world.EmojiWorld.VERSION} {len(items)}")
+        fingerprint = f"emoji {world.EmojiWorld.VERSION} {len(items)}"
+        return MappedPictures(items, fingerprint, height, width)
     return open_pictures(name, height, width)
 
 
@@ -145,8 +146,10 @@ def encode_pictures(
         text_model=text_fingerprint(model, text_encoder, mesh) if text_encoder else None,
         rows=[row for part in parts for row in range(part.start, part.stop)],
     )
-    if cut:
-        logging.warning("%d captions are longer than what the model reads, and are cut.", len(cut))
+    # Each process has read its own pictures.
+    count = int(gather(np.array(len(cut))).sum())
+    if count and jax.process_index() == 0:
+        logging.warning("%d captions are longer than what the model reads, and are cut.", count)
 
 
 def load_pictures(

@@ -11,8 +11,8 @@ from typing import Any
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import fields
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-BETA_SCHEDULES = ("linear", "scaled_linear")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 # DDIMScheduler's defaults of the fields that a folder leaves out, or sets to null.
@@ -21,6 +21,7 @@ DEFAULTS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
     "beta_schedule": "linear",
+    "trained_betas": None,
     "prediction_type": "epsilon",
     "timestep_spacing": "leading",
     "steps_offset": 0,
@@ -53,6 +54,7 @@ KINDS = {
     "num_train_timesteps": fields.WHOLE,
     "beta_start": fields.BETWEEN_ZERO_AND_ONE,
     "beta_end": fields.BETWEEN_ZERO_AND_ONE,
+    "trained_betas": fields.BETWEEN_ZERO_AND_ONE_EACH,
     "steps_offset": fields.WHOLE_OR_ZERO,
     "clip_sample_range": fields.ABOVE_ZERO,
     **dict.fromkeys(
@@ -101,9 +103,12 @@ def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler")
     for field, known in CHOICES.items():
         if (value := config.get(field)) is not None and value not in known:
             raise UserError(f"{source}: {field} {value!r} is not one of {', '.join(known)}.")
-    if config.get("trained_betas") is not None:
+    full = with_defaults(config)
+    betas, count = full["trained_betas"], full["num_train_timesteps"]
+    if betas is not None and len(betas) != count:
         raise UserError(
-            f"{source}: trained_betas are not supported: use a model of a beta_schedule."
+            f"{source}: trained_betas has {len(betas)} numbers, and must have {count}, as "
+            "num_train_timesteps."
         )
     for field, value in REFUSED.items():
         if config.get(field) == value:
@@ -111,11 +116,12 @@ def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler")
                 f"{source}: {field} {value!r} is not supported: its pictures would be others than "
                 "PyTorch's, so use another model."
             )
-    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") != "v_prediction":
+    if full["rescale_betas_zero_snr"] and full["prediction_type"] == "epsilon":
         raise UserError(
-            f"{source}: rescale_betas_zero_snr is for prediction_type 'v_prediction': at the last "
-            "timestep it leaves noise alone, from which a predicted noise gives no picture. One of "
-            "the two fields is not what the model was trained with: copy both from its publisher."
+            f"{source}: rescale_betas_zero_snr is for prediction_type 'v_prediction' or 'sample': "
+            "at the last timestep it leaves noise alone, from which a predicted noise gives no "
+            "picture. One of the two fields is not what the model was trained with: copy both from "
+            "its publisher."
         )
 
 

@@ -140,7 +140,7 @@ class TextToImage(Protocol):
 
 def warn_of_cut(model: TextToImage, prompts: Iterable[str], name: str) -> None:
     """Warns, once, of how many prompts are longer than what the model reads; says nothing if none
-    is.
+    is. Of several processes, which have the same prompts, the first one warns.
 
     Args:
       model: the model whose tokenizer cuts the prompts.
@@ -151,7 +151,7 @@ def warn_of_cut(model: TextToImage, prompts: Iterable[str], name: str) -> None:
     while part := list(itertools.islice(prompts, PROMPTS_AT_ONCE)):
         places = np.flatnonzero(model.are_cut(part))
         count, cut = count + len(part), cut + [part[place] for place in places]
-    if cut:
+    if cut and jax.process_index() == 0:
         logging.warning(
             "%s: %d of %d prompts are longer than what the model reads, and are cut: the first is"
             " %r.",

@@ -1,8 +1,10 @@
 """Turns signals that tell a run to stop into a question that the run asks itself."""
 
 import collections
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 from diffusionrl_jax.distributed.processes import true_everywhere
 
@@ -17,12 +19,14 @@ class PreemptionGuard:
                     checkpoints.save(...)
                     break
 
-    A second SIGINT interrupts at once. SIGHUP, which a closed terminal sends, is left alone where
+    A second SIGINT interrupts at once, or where a block of `completing` ends, and a third one there
+    too. SIGHUP, which a closed terminal sends, is left alone where
     the program was started to ignore it, as by nohup.
     """
 
     def __init__(self):
         self._received = collections.Counter()
+        self._completing = False
         self._previous = {}
 
     def __enter__(self) -> "PreemptionGuard":
@@ -37,17 +41,35 @@ class PreemptionGuard:
 
     def _handle(self, number, _):
         self._received[number] += 1
+        name, interrupts = signal.Signals(number).name, self._received[signal.SIGINT]
+        if interrupts < 2:
+            _say(f"{name}: saving and stopping after this step")
+        elif interrupts == 2:
+            _say(f"{name}: stopping once what is being saved is complete; once more leaves it")
+        if interrupts > 1 + self._completing:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def completing(self) -> Iterator[None]:
+        """Lets a second SIGINT interrupt only once the code in this context is through."""
+        self._completing = True
+        try:
+            yield
+        finally:
+            self._completing = False
         if self._received[signal.SIGINT] > 1:
             raise KeyboardInterrupt
-        message = f"\n{signal.Signals(number).name}: saving and stopping after this step\n"
-        try:
-            os.write(2, message.encode())  # print is not safe in a signal handler.
-        except OSError:
-            _write_to_nowhere()
 
     def should_stop(self) -> bool:
         """Returns whether any process has been told to stop. All processes must call it."""
         return not true_everywhere(not self._received)
+
+
+def _say(message: str) -> None:
+    try:
+        os.write(2, f"\n{message}\n".encode())  # print is not safe in a signal handler.
+    except OSError:
+        _write_to_nowhere()
 
 
 def _write_to_nowhere() -> None:

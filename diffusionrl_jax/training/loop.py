@@ -241,11 +241,13 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                 writer.images(done, grids)
                 is_due = stopping or last or done % config.checkpoint.every == 0
                 if is_due or checkpoints.is_best(scores["best"]):
-                    run.save(state, scores["best"])
+                    with guard.completing():
+                        run.save(state, scores["best"])
                 if stopping:
                     break
             # A run that is told to stop, even twice, still completes what it is saving.
-            checkpoints.wait()
+            with guard.completing():
+                checkpoints.wait()
         except ScorerError as error:
             run.save(state)
             checkpoints.wait()

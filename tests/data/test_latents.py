@@ -267,28 +267,32 @@ def test_a_bit_that_flips_after_opening_and_files_that_change_places(folder):
             latents.LatentDataset(folder).read([picture])
 
 
-def test_latents_of_an_earlier_version(folder, caplog):
-    """As they were written before: without digests, in files and index."""
+@pytest.mark.parametrize("has_digests", [True, False])
+def test_latents_of_an_earlier_version(has_digests, folder, caplog):
+    """As they were written before: without a version, and at first without digests."""
     written = read_all(folder)
-    about = {}
-    for path in latent_files.file_paths(epath.Path(folder), 3):
+    index = json.loads((folder / "index.json").read_text())
+    del index["version"], index["digest"]
+    for number, path in enumerate(latent_files.file_paths(epath.Path(folder), 3)):
         with safe_open(path, "np") as file:
             fields = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = file.metadata()
+            about = {"made_from": file.metadata()["made_from"].removeprefix("2 ")}
         del fields["digest"]
+        if has_digests:
+            fields["digest"] = latent_files.digests(fields, about, 4 * number)
         path.write_bytes(safetensors.numpy.save(fields, metadata=about))
-    index = json.loads((folder / "index.json").read_text())
-    sizes = [path.stat().length for path in latent_files.file_paths(epath.Path(folder), 3)]
-    kept = {name: index[name] for name in ("model", "text_model", "pictures", "pictures_per_file")}
-    (folder / "index.json").write_text(json.dumps(kept | {"sizes": sizes}))
-    caplog.clear()
-    assert_same(read_all(folder), written)
-    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "without digests" in record.message
+        index["sizes"][number] = path.stat().length
+        index["headers"][number] = has_digests and latent_files.open_header(path).digest
+    if has_digests:
+        index["digest"] = latent_files.index_digest(index)
+    else:
+        del index["headers"]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json: .* of version 1, .*cache_latents again"):
+        latents.LatentDataset(folder)
     assert len(write(folder).shapes) == 5
-    caplog.clear()
+    assert "3 files in" in caplog.text and "earlier version" in caplog.text
     assert_same(read_all(folder), written)
-    assert not caplog.records
 
 
 def test_a_full_disk(folder, tmp_path):

@@ -59,6 +59,16 @@ def test_pictures_are_cropped_to_the_middle(folder):
     assert len(np.unique(grey[5])) > 2
 
 
+def test_mapped_pictures_are_fitted_as_well():
+    wide = np.asarray(stripes(30, 10))
+    (image, text), (same, _) = (
+        pictures.MappedPictures([{"image": wide, "prompt": "é".encode()}], "", *size)[0]
+        for size in ((10, 10), (10, 30))
+    )
+    assert text == "é" and (image == (0, 255, 0)).all() and image.shape == (10, 10, 3)
+    np.testing.assert_array_equal(same, wide)
+
+
 def test_resizing_is_pillows_bicubic():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     expected = image.resize((16, 16), Image.Resampling.BICUBIC, box=(10, 0, 50, 40))

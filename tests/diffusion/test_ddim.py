@@ -16,6 +16,8 @@ CHANGES = {
     "trailing": {"timestep_spacing": "trailing"},
     "linspace": {"timestep_spacing": "linspace"},
     "linear_betas": {"beta_schedule": "linear"},
+    "cosine_betas": {"beta_schedule": "squaredcos_cap_v2"},
+    "trained_betas": {"trained_betas": np.geomspace(1e-4, 2e-2, 1000).tolist()},
     "few_timesteps": {"num_train_timesteps": 100},
 }
 TOLERANCE = 1e-5
@@ -49,11 +51,13 @@ ZERO_TERMINAL = NOISE_SCHEDULE | {
 }
 
 
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("steps", [1, 4, 50])
-def test_zero_terminal_chain_is_that_of_diffusers(steps):
-    theirs = DDIMScheduler(**ZERO_TERMINAL)
+def test_zero_terminal_chain_is_that_of_diffusers(steps, beta_schedule):
+    config = ZERO_TERMINAL | {"beta_schedule": beta_schedule}
+    theirs = DDIMScheduler(**config)
     theirs.set_timesteps(steps)
-    ours = make_ddim(ZERO_TERMINAL, steps)
+    ours = make_ddim(config, steps)
     np.testing.assert_array_equal(ours.times, theirs.timesteps.numpy())
     # Relative to what the last but one is, both round too.
     alpha_bar = theirs.alphas_cumprod.numpy()
@@ -61,7 +65,15 @@ def test_zero_terminal_chain_is_that_of_diffusers(steps):
     assert ours.training_alpha_bar[-1] == ours.alpha_bar[0] == alpha_bar[-1] == 0
 
 
-@pytest.mark.parametrize("change", [{"clip_sample": True}, ZERO_TERMINAL], ids=["clip", "zero"])
+STEPS = {
+    "clip": {"clip_sample": True},
+    "zero": ZERO_TERMINAL,
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "sample": {"prediction_type": "sample"},
+}
+
+
+@pytest.mark.parametrize("change", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_steps_are_those_of_diffusers(change, eta):
     config = NOISE_SCHEDULE | {"clip_sample_range": 0.7} | change
@@ -97,7 +109,7 @@ def test_trailing_has_as_many_steps_as_asked():
     assert process.times[-1] == 15
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_noise_and_target_are_those_of_diffusers(prediction_type):
     config = NOISE_SCHEDULE | {"prediction_type": prediction_type}
     theirs = DDIMScheduler(**config)
@@ -111,7 +123,7 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
         theirs.add_noise(*tensors[:2], tensors[2].long()).numpy(),
         atol=TOLERANCE,
     )
-    expected = tensors[1]
+    expected = tensors[1 if prediction_type == "epsilon" else 0]
     if prediction_type == "v_prediction":
         expected = theirs.get_velocity(*tensors[:2], tensors[2].long())
     target = process.target(jnp.asarray(clean), jnp.asarray(noise), timesteps)
@@ -121,10 +133,11 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
 @pytest.mark.parametrize(
     ("change", "steps", "message"),
     [
-        ({"beta_schedule": "squaredcos_cap_v2"}, 10, "beta_schedule 'squaredcos_cap_v2'.*linear"),
+        ({"beta_schedule": "sigmoid"}, 10, "beta_schedule 'sigmoid'.*squaredcos_cap_v2"),
         ({"timestep_spacing": "even"}, 10, "timestep_spacing 'even'.*trailing"),
-        ({"prediction_type": "sample"}, 10, "prediction_type 'sample'"),
-        ({"trained_betas": [0.1, 0.2]}, 2, "trained_betas are not supported"),
+        ({"prediction_type": "flow"}, 10, "prediction_type 'flow'.*sample"),
+        ({"trained_betas": [0.1, 0.2]}, 2, "trained_betas has 2 numbers, and must have 1000"),
+        ({"trained_betas": [0.1, 1]}, 2, "trained_betas is .*, and must be a list of numbers"),
         ({"thresholding": True}, 10, "thresholding True is not supported"),
         ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr is for .*'v_prediction'"),
         ({"use_flow_sigmas": True}, 10, "use_flow_sigmas True is not supported"),
@@ -144,7 +157,7 @@ def test_refuses_what_it_would_get_wrong(change, steps, message):
         make_ddim(NOISE_SCHEDULE | change, steps)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_clean_latents_come_back(prediction_type):
     process = make_ddim(NOISE_SCHEDULE | {"prediction_type": prediction_type}, 20)
     rng = np.random.default_rng(3)

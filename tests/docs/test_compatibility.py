@@ -63,7 +63,7 @@ def test_fields_of_schedulers():
             assert allowed.startswith(schedulers.KINDS[field].text)
 
 
-@pytest.mark.parametrize("field", [*schedulers.REFUSED, "trained_betas"])
+@pytest.mark.parametrize("field", [*schedulers.REFUSED])
 def test_refused_fields_of_schedulers(field):
     refused = re.search(r"Refused are (.*?)\n\n", PAGE, re.DOTALL)[1]
     assert field in names(refused)

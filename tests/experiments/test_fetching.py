@@ -8,11 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from configs import common, hps, image_reward
 from diffusionrl_jax.data import hub_files
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.experiments import fetching
+from diffusionrl_jax.models import lora_files
 from diffusionrl_jax.models.folders import hub as model_hub
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 from diffusionrl_jax.rewards import conversion, detection, folders
@@ -145,6 +147,29 @@ def test_a_detector_that_is_published_as_a_pickle(cache, monkeypatch, tmp_path):
         reward, params = load_scorer(common.make_scorer("detection", stand_in.OWL_VIT), 1)
     assert reward.objects == few("all")
     assert len(params["query_embeddings"]) == 3
+
+
+def test_a_lora_file(cache, published, monkeypatch, tmp_path):
+    folder = tmp_path / "style"
+    folder.mkdir()
+    save_file({"a": np.ones((2, 3), np.float32)}, folder / "my_style.safetensors")
+    config = config_of()
+    config.lora.start = "me/style"
+    with stand_in.serve(published | {"me/style": folder}) as server:
+        stand_in.use(monkeypatch, server.address, cache)
+        overrides = fetching.copy(fetching.bring(config), str(tmp_path / "output"))
+        file = lora_files.locate(config.lora.start, "config.lora.start")
+        assert file.read_bytes() == (folder / "my_style.safetensors").read_bytes()
+    monkeypatch.undo()
+    stand_in.huggingface_hub.utils.reset_sessions()
+    (value,) = [flag for flag in overrides if flag.startswith("--config.lora.start=")]
+    config.lora.start = value.partition("=")[2]
+    assert lora_files.locate(config.lora.start, "config.lora.start").parent.name == "me--style"
+    (named,) = [one for one in fetching.list_named(config) if one.kind == fetching.LORA]
+    assert named.fields == ("config.lora.start",)
+    config.lora.start = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="config.lora.start: .*there is no .*nowhere"):
+        fetching.bring(config)
 
 
 def test_every_part_of_a_sum_is_named():

@@ -118,7 +118,7 @@ def test_captions_that_are_cut_are_counted(cached, tmp_path, caplog):
     caplog.set_level("WARNING", logger="absl")
     for count, kept in ((2, items), (0, items[:1])):
         caplog.clear()
-        source = MappedPictures(kept, f"{count}")
+        source = MappedPictures(kept, f"{count}", *image.shape[:2])
         arguments = policy.model, policy.params["vae"], policy.mesh, tmp_path / str(count), "model"
         pretraining.encode_pictures(source, *arguments)
         expected = [f"{count} captions are longer than what the model reads, and are cut."]

@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 import transformers
@@ -99,7 +100,7 @@ def test_a_clip_rewards_tokenizer_that_knows_more():
         checkpoint.read_clip_tokenizer(folder, size - 1)
 
 
-def test_prompts_that_are_cut_are_counted(tiny, tiny_xl, caplog):
+def test_prompts_that_are_cut_are_counted(tiny, tiny_xl, caplog, monkeypatch):
     """The byte tokenizers keep 10 bytes of a prompt, between two markers."""
     prompts = [
         "0123456789",
@@ -125,4 +126,6 @@ def test_prompts_that_are_cut_are_counted(tiny, tiny_xl, caplog):
     assert "the first is '01234567890'" in record.getMessage()
     caplog.clear()
     warn_of_cut(tiny[0], prompts[:1], "--prompts")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    warn_of_cut(tiny[0], prompts, "--prompts")
     assert not caplog.records

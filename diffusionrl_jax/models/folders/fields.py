@@ -47,6 +47,10 @@ ABOVE_ZERO = Kind("a finite number above 0", lambda value: is_number(value) and 
 BETWEEN_ZERO_AND_ONE = Kind(
     "a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1
 )
+BETWEEN_ZERO_AND_ONE_EACH = Kind(
+    "a list of numbers above 0 and below 1",
+    lambda value: _is_list_of(value, BETWEEN_ZERO_AND_ONE.holds),
+)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 WHOLES = Kind(

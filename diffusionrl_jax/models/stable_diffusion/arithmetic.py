@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from diffusionrl_jax.models.attention import takes_splash
+
 # How many values a residual block keeps for its backward pass, for each channel of each pixel that
 # it reads and for each that it writes; and how many a layer of a transformer keeps for each.
 KEPT_READ, KEPT_WRITTEN, KEPT_OF_LAYER = 3, 4, 28
@@ -20,8 +22,6 @@ MATRICES = 3
 # How many values are alive in the VAE's decoder, for each pixel of the image and each channel of
 # the decoder's last level but one.
 DECODED = 5
-# From so many tokens on, the Pallas kernel holds no probabilities; see `models/attention.py`.
-KERNEL_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Block:
         """Returns the bytes of the float32 probabilities that its self-attention holds.
 
         Args:
-          kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
+          kernel: whether attention that suits it runs as a kernel that holds no probabilities.
         """
-        if kernel and self.tokens >= KERNEL_TOKENS:
+        shape = (1, self.tokens, self.heads, 1)
+        if kernel and takes_splash(shape, shape):
             return 0
         return 4 * self.heads * self.tokens**2
 
@@ -189,7 +190,7 @@ def network(config: Mapping, tokens: int, sides: Sides) -> Network:
     transformers = _of_each_level(config.get("transformer_layers_per_block", 1), levels)
     text = (tokens, config["cross_attention_dim"])
     operations = _convolution(sides, config["in_channels"] + config["out_channels"], widths[0])
-    parts, skips = [], [(math.prod(sides), widths[0])]
+    parts, skips, halved_from = [], [(math.prod(sides), widths[0])], []
 
     def part(level: int, reads: list[int], attends: bool) -> None:
         blocks = []
@@ -208,7 +209,8 @@ def network(config: Mapping, tokens: int, sides: Sides) -> Network:
         width = widths[level]
         skips += [(math.prod(sides), width)] * layers
         if level < levels - 1:
-            sides = (sides[0] // 2, sides[1] // 2)
+            halved_from.append(sides)
+            sides = (-(-sides[0] // 2), -(-sides[1] // 2))
             operations += _convolution(sides, width, width, missed=1)
             skips.append((math.prod(sides), width))
     is_middle = True
@@ -223,7 +225,7 @@ def network(config: Mapping, tokens: int, sides: Sides) -> Network:
             width = widths[level]
         part(level, reads, "CrossAttn" in kind)
         if level:
-            sides = (2 * sides[0], 2 * sides[1])
+            sides = halved_from.pop()
             operations += _convolution(sides, width, width)
     operations += sum(block.operations for blocks in parts for block in blocks)
     return Network(tuple(parts), operations, sum(pixels * width for pixels, width in skips))

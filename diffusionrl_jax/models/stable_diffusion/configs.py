@@ -112,7 +112,7 @@ def warn_of_unknown_noise(path: epath.Path) -> None:
     """
     file = path / SCHEDULER / "scheduler_config.json"
     config = read_json(file)
-    if all(config.get(field) is None for field in BETAS):
+    if all(config.get(field) is None for field in (*BETAS, "trained_betas")):
         logging.warning(
             "%s names no %s or %s: the model is taken to be trained on the defaults of PyTorch's "
             "class, which no published Stable Diffusion is.",

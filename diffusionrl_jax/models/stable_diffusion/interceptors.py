@@ -2,8 +2,8 @@
 
 The UNet differs silently from PyTorch's in two places (the GELU, an epsilon), UNet and VAE compute
 attention with an explicit probability matrix in the compute dtype, and the UNet can neither be
-rematerialised nor take several texts for a sample. The modules and the names of their parameters
-stay diffusers'. Only these calls are replaced.
+rematerialised nor take several texts for a sample, or latents of a side that it cannot halve. The
+modules and the names of their parameters stay diffusers'. Only these calls are replaced.
 """
 
 import contextlib
@@ -17,11 +17,12 @@ from diffusers.models.attention_flax import (
     FlaxGEGLU,
     FlaxTransformer2DModel,
 )
-from diffusers.models.resnet_flax import FlaxResnetBlock2D
+from diffusers.models.resnet_flax import FlaxResnetBlock2D, FlaxUpsample2D
 from diffusers.models.unets.unet_2d_blocks_flax import (
     FlaxCrossAttnUpBlock2D,
     FlaxUpBlock2D,
 )
+from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from diffusers.models.vae_flax import FlaxAttentionBlock
 from jax.sharding import Mesh
 
@@ -61,6 +62,7 @@ def interception(
     interceptors = [
         exact_gelu,
         transformer_epsilon,
+        upsampling(),
         float32_attention(choose(attention, mesh), mesh),
     ]
     if convolution == "taps":
@@ -101,6 +103,34 @@ def transformer_epsilon(next_function, args, kwargs, context):
     if _is_call(context, nn.GroupNorm) and isinstance(module.parent, FlaxTransformer2DModel):
         _set(module, "epsilon", 1e-6)
     return next_function(*args, **kwargs)
+
+
+def upsampling():
+    """Returns an interceptor by which the UNet's levels grow to the sizes that they were halved
+    from.
+
+    A side that is odd is rounded up where it is halved. PyTorch's UNet then upsamples to the size
+    of the skip connection (`upsample_size`), which is the doubled one without its last row or
+    column; Flax's always doubles.
+    """
+    sides = []  # Of each level, the first one's first.
+
+    def interceptor(next_function, args, kwargs, context):
+        module = context.module
+        if _is_call(context, FlaxUNet2DConditionModel):
+            _, _, height, width = args[0].shape
+            levels = range(len(module.block_out_channels))
+            sides[:] = [(-(-height // 2**level), -(-width // 2**level)) for level in levels]
+        elif _is_call(context, FlaxUpsample2D):
+            up_block = int(module.path[-2].rpartition("_")[2])  # "up_blocks_0" is the last level's.
+            height, width = sides[-2 - up_block]
+            states = args[0]
+            if (height, width) != (2 * states.shape[1], 2 * states.shape[2]):
+                doubled = states.repeat(2, axis=1).repeat(2, axis=2)
+                return module.conv(doubled[:, :height, :width])
+        return next_function(*args, **kwargs)
+
+    return interceptor
 
 
 def float32_attention(attention: str, mesh: Mesh | None):

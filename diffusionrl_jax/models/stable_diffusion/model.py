@@ -46,18 +46,17 @@ def latent_size(
       size: height and width in pixels; None is the size that the UNet was trained for.
 
     Raises:
-      UserError: the UNet cannot halve such latents as often as it does.
+      UserError: a side is no multiple of the VAE's factor.
     """
     if size is None:
         return (configs["unet"]["sample_size"],) * 2
     factor = vae_factor(configs["vae"])
-    unit = factor * 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
     for name, side in zip(("height", "width"), size, strict=True):
-        if side < unit or side % unit:
-            nearest = max(1, round(side / unit)) * unit
+        if side < factor or side % factor:
+            nearest = max(1, round(side / factor)) * factor
             raise UserError(
-                f"A picture's {name} of {side} pixels must be a multiple of {unit}, which the VAE "
-                f"and the UNet halve: use {nearest}."
+                f"A picture's {name} of {side} pixels must be a multiple of {factor}, by which the "
+                f"VAE makes latents smaller: use {nearest}."
             )
     return size[0] // factor, size[1] // factor
 

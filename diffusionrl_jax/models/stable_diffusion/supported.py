@@ -182,12 +182,6 @@ def check_unet(config: Config, source: object = "UNet config") -> None:
             f"{source}: transformer_layers_per_block is {depths}; only one whole number, or one "
             f"for each of block_out_channels {channels}, is supported."
         )
-    halvings = len(channels) - 1
-    if config["sample_size"] % 2**halvings:
-        raise UserError(
-            f"{source}: sample_size is {config['sample_size']}, which is not halved {halvings} "
-            f"times as the {len(channels)} block_out_channels do: use a multiple of {2**halvings}."
-        )
 
 
 def check_vae(config: Config, source: object = "VAE config") -> None:

@@ -26,6 +26,7 @@ from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
 from diffusionrl_jax.models import schedulers
 from diffusionrl_jax.models.stable_diffusion.amendments import DEFAULTS
+from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.configs import read_configs
 from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
@@ -54,8 +55,16 @@ SCHEDULERS = {
     "no betas": dict.fromkeys(("beta_start", "beta_end", "beta_schedule"), ABSENT),
     "only the class": dict.fromkeys((*schedulers.DEFAULTS, "_diffusers_version"), ABSENT),
     "velocity": {"prediction_type": "v_prediction"},
+    "clean latents": {"prediction_type": "sample"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "betas one by one": {"trained_betas": np.geomspace(1e-4, 2e-2, 1000).tolist()},
     "zero-terminal": {
         "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    "zero-terminal, clean latents": {
+        "prediction_type": "sample",
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     },
@@ -165,23 +174,47 @@ def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatc
 @pytest.mark.parametrize("changes", cases(SCHEDULERS_XL, "no steps_offset", "clip_sample"))
 def test_pictures_are_those_of_the_pipeline_of_xl(xl, changes, tmp_path, monkeypatch):
     folder = changed(xl.folder, tmp_path / "model", SCHEDULER, changes)
-    ours = xl.ours(folder)
-    assert np.abs(ours - xl.theirs(folder, monkeypatch)).max() <= TOLERANCE
+    for eta in (0.0, 1.0):
+        difference = xl.ours(folder, eta) - xl.theirs(folder, monkeypatch, eta)
+        assert np.abs(difference).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("kind", [EMOJI, pytest.param("xl", marks=pytest.mark.slow)])
-def test_pictures_of_another_size_are_those_of_the_pipeline(kind, xl, monkeypatch):
-    folder = xl.folder if kind == "xl" else kind
-    side = load_stable_diffusion(folder)[0].image_shape[0]
-    drawing = Drawing(folder, (2 * side, 3 * side))
+def of_three_levels(configs):
+    """The configs with a VAE that makes pictures 8 times smaller, and a UNet that halves twice."""
+    attends = ["CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
+    unet = {
+        "attention_head_dim": 2,
+        "block_out_channels": [32, 32, 64],
+        "down_block_types": attends,
+        "transformer_layers_per_block": 1,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(attends)],
+    }
+    vae = {
+        "block_out_channels": [8] * 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    return configs | {"unet": configs["unet"] | unet, "vae": configs["vae"] | vae}
+
+
+@pytest.mark.parametrize("kind", ["configs", pytest.param("configs_xl", marks=pytest.mark.slow)])
+def test_pictures_of_any_multiple_of_8_are_those_of_the_pipeline(
+    kind, tokenizer, tokenizer_2, request, tmp_path, monkeypatch
+):
+    """Latents of 9 by 5 are rounded up to 5 by 3 and to 3 by 2 within the UNet."""
+    networks = of_three_levels(request.getfixturevalue(kind))
+    options = {"tokenizer_2": tokenizer_2} if kind == "configs_xl" else {}
+    model, params = init_stable_diffusion(networks, jax.random.key(0), tokenizer, **options)
+    save_stable_diffusion(tmp_path / "model", model, params, "float32")
+    drawing = Drawing(str(tmp_path / "model"), (72, 40))
     ours, theirs = drawing.ours(drawing.folder), drawing.theirs(drawing.folder, monkeypatch)
-    assert ours.shape == (len(PROMPTS), 2 * side, 3 * side, 3)
+    assert ours.shape == (len(PROMPTS), 72, 40, 3)
     assert np.abs(ours - theirs).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(("size", "use"), [((30, 32), 32), ((32, 0), 8), ((4, 32), 8)])
-def test_a_size_that_is_not_halved_is_refused(size, use):
-    with pytest.raises(ValueError, match=f"must be a multiple of 8, .*: use {use}"):
+@pytest.mark.parametrize(("size", "use"), [((30, 32), 32), ((32, 0), 4), ((1, 32), 4)])
+def test_a_size_of_no_whole_latents_is_refused(size, use):
+    with pytest.raises(ValueError, match=f"must be a multiple of 4, .*: use {use}"):
         load_stable_diffusion(EMOJI, size=size)
 
 
