@@ -20,18 +20,21 @@ from diffusionrl_jax.models.parameters import Parameters, apply
 
 @flax.struct.dataclass
 class Conditioning:
-    """What XL's UNet takes from a prompt (2307.01952). The other UNets take `states` alone.
+    """What XL's UNet (2307.01952), or a transformer (2403.03206), takes from a prompt.
+
+    The other UNets take `states` alone.
 
     Attributes:
-      states: the states of both text encoders, side by side, [n, tokens, width].
-      pooled: the projected state of the second text encoder, [n, width'].
-      time_ids: float32 [n, 6] in pixels: the height and width of the original picture, the top and
-        left of the crop, and the height and width of the crop.
+      states: the states of the text encoders, [n, tokens, width]. Those of CLIP stand side by side.
+      pooled: the state of the end of the text, [n, width']: of XL's second text encoder it is the
+        projected one.
+      time_ids: of XL alone, float32 [n, 6] in pixels: the height and width of the original picture,
+        the top and left of the crop, and the height and width of the crop.
     """
 
     states: jax.Array
     pooled: jax.Array
-    time_ids: jax.Array
+    time_ids: jax.Array | None = None
 
 
 # A tree of arrays whose first axis is the prompt's. Only this module and `StableDiffusion` know
@@ -41,16 +44,17 @@ STATES, POOLED, TIME_IDS = (f"text_{name}" for name in ("states", "pooled", "tim
 
 
 def text_to_arrays(text: Text) -> dict[str, jax.Array]:
-    """Returns the text as named arrays, to be kept: "text_states", and for XL two more."""
-    if isinstance(text, Conditioning):
-        return {STATES: text.states, POOLED: text.pooled, TIME_IDS: text.time_ids}
-    return {STATES: text}
+    """Returns the text as named arrays, to be kept: "text_states", and what else there is."""
+    if not isinstance(text, Conditioning):
+        return {STATES: text}
+    sizes = {} if text.time_ids is None else {TIME_IDS: text.time_ids}
+    return {STATES: text.states, POOLED: text.pooled} | sizes
 
 
 def text_from_arrays(arrays: Mapping[str, jax.Array]) -> Text | None:
     """Returns the text that `text_to_arrays` has named, or None where the arrays hold no text."""
     if POOLED in arrays:
-        return Conditioning(arrays[STATES], arrays[POOLED], arrays[TIME_IDS])
+        return Conditioning(arrays[STATES], arrays[POOLED], arrays.get(TIME_IDS))
     return arrays.get(STATES)
 
 
