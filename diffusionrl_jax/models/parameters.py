@@ -61,6 +61,11 @@ def flatten(tree: Parameters) -> dict[tuple[str, ...], Any]:
     return traverse_util.flatten_dict(tree)
 
 
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a float32 parameter."""
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
 def parts(params: Parameters, names: Sequence[str]) -> dict[str, Any]:
     """Returns the parameters of some of a network's parts."""
     return {name: params[name] for name in names}

@@ -119,5 +119,5 @@ def _gather_layers(leaf):
 
 
 def _of_one_layer(leaf):
-    """Returns a shard of a stack, from which the scan has taken the axis of layers, as a layer's."""
+    """Returns a layer's shard, of which the scan has taken the axis of layers away."""
     return Shard(leaf.array, leaf.axis - 1, leaf.dtype) if is_shard(leaf) else leaf

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.models.mmdit import layers
-from diffusionrl_jax.models.mmdit.layers import linear_shapes, shape
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.mmdit.layers import linear_shapes
+from diffusionrl_jax.models.norms import normalise, root_mean_square
+from diffusionrl_jax.models.parameters import Parameters, shape
 
 # Takes query, key and value, [n, tokens, heads, head size], and returns what the query has seen.
 Attend = Callable[..., jax.Array]
@@ -66,7 +67,7 @@ def joint_block(
     """Applies a block.
 
     Args:
-      params: its parameters, of `block_shapes`'. Whether it is dual, or the last, is seen from them.
+      params: its parameters, of `block_shapes`: they tell whether it is dual, or the last.
       streams: the picture's tokens [n, tokens, width] and the text's.
       condition: the embedding of time and text, after its SiLU, [n, width].
       heads: how many there are.
@@ -83,7 +84,7 @@ def joint_block(
     shift, scale, gate, *rest = layers.modulation(
         params["norm1"]["linear"], condition, 9 if is_dual else 6
     )
-    normal = layers.normalise(picture)
+    normal = normalise(picture)
     own = projected(params["attn"], layers.modulate(normal, shift, scale), OWN, heads)
     query, key, value = rotate(own[0]), rotate(own[1]), own[2]
     if is_last:
@@ -95,7 +96,7 @@ def joint_block(
         shift, scale, gate_words, *rest_words = layers.modulation(
             params["norm1_context"]["linear"], condition, 6
         )
-        seen_words = layers.modulate(layers.normalise(words), shift, scale)
+        seen_words = layers.modulate(normalise(words), shift, scale)
         query_words, *added = projected(params["attn"], seen_words, ADDED, heads)
         query = jnp.concatenate([query, query_words], axis=1)
     key, value = (jnp.concatenate(pair, axis=1) for pair in zip((key, value), added, strict=True))
@@ -129,12 +130,12 @@ def projected(
     for projection, norm in names:
         values = layers.split_heads(layers.linear(params[projection], tokens), heads)
         if norm in params:
-            values = layers.root_mean_square(params[norm]["scale"], values)
+            values = root_mean_square(params[norm]["scale"], values)
         results.append(values)
     return results
 
 
 def _gated_mlp(params, tokens, shift, scale, gate):
     """Returns what a block's feed-forward layers add to tokens."""
-    normal = layers.modulate(layers.normalise(tokens), shift, scale)
+    normal = layers.modulate(normalise(tokens), shift, scale)
     return gate[:, None] * layers.mlp(params, normal)

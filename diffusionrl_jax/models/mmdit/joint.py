@@ -15,8 +15,8 @@ import numpy as np
 
 from diffusionrl_jax.models.mmdit import layers
 from diffusionrl_jax.models.mmdit.blocks import Attend, block_shapes, joint_block
-from diffusionrl_jax.models.mmdit.layers import linear_shapes, shape
-from diffusionrl_jax.models.parameters import Parameters, parts
+from diffusionrl_jax.models.mmdit.layers import linear_shapes
+from diffusionrl_jax.models.parameters import Parameters, parts, shape
 from diffusionrl_jax.models.stacks import run_block, scan_blocks, stack_name, stacked_shapes
 from diffusionrl_jax.models.text_encoders import Conditioning
 

@@ -11,20 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.models.parameters import Parameters
+from diffusionrl_jax.models.norms import normalise
+from diffusionrl_jax.models.parameters import Parameters, shape
 
-EPSILON = 1e-6
 # The embedding of a time is made of so many sines and cosines, whose slowest has a period of
 # 2 pi times this.
 TIME_WIDTH, SLOWEST = 256, 10_000
 # Networks were trained on times of 0 to 1000.
 TIME_SCALE = 1000.0
 MLP_RATIO = 4
-
-
-def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a float32 parameter."""
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
 def linear_shapes(inputs: int, outputs: int) -> dict[str, Any]:
@@ -60,21 +55,6 @@ def mlp(params: Parameters, values: jax.Array) -> jax.Array:
     """Applies two linear layers with a GELU, by tanh, between them."""
     inner = jax.nn.gelu(linear(params["net_0"]["proj"], values), approximate=True)
     return linear(params["net_2"], inner)
-
-
-def normalise(values: jax.Array) -> jax.Array:
-    """Normalises the last axis to mean 0 and variance 1, in float32; there are no parameters."""
-    exact = values.astype(jnp.float32)
-    exact -= exact.mean(-1, keepdims=True)
-    exact *= jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + EPSILON)
-    return exact.astype(values.dtype)
-
-
-def root_mean_square(scale: jax.Array, values: jax.Array, epsilon: float = EPSILON) -> jax.Array:
-    """Divides the last axis by the root of its mean square, in float32, and scales it."""
-    exact = values.astype(jnp.float32)
-    exact *= jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + epsilon)
-    return (exact * scale).astype(values.dtype)
 
 
 def modulate(values: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
