@@ -189,6 +189,24 @@ def load_clip_tokenizer(folder: epath.Path) -> CLIPTokenizerFast:
     return tokenizer
 
 
+def check_length(tokenizer: PreTrainedTokenizerBase, positions: int, name: str) -> None:
+    """Refuses a tokenizer that pads to more tokens than its text encoder has positions.
+
+    Args:
+      tokenizer: the text encoder's tokenizer.
+      positions: how many positions the text encoder has.
+      name: what the message calls the text encoder.
+
+    Raises:
+      UserError: it does.
+    """
+    if (length := tokenizer.model_max_length) > positions:
+        raise UserError(
+            f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
+            f"{positions} positions; set model_max_length in its tokenizer_config.json."
+        )
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
     """Refuses a tokenizer that knows tokens that its text encoder does not.
 
@@ -210,7 +228,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: 
         )
 
 
-def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizerFast) -> None:
+def save_tokenizer(folder: epath.Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes a tokenizer's folder, local or remote."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as local:
