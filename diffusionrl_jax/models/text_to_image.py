@@ -17,6 +17,11 @@ from diffusionrl_jax.data.files import read_json, resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.models.folders.networks import INDEX
+from diffusionrl_jax.models.mmdit.description import describe_mmdit
+from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
+from diffusionrl_jax.models.mmdit.model import MMDiT
+from diffusionrl_jax.models.mmdit.pipelines import PIPELINES
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.stable_diffusion.description import describe
 from diffusionrl_jax.models.stable_diffusion.folder import (
@@ -27,7 +32,6 @@ from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 # A tree of arrays whose first axis is the prompt's. Only the model knows what the arrays are.
 Text = Any
-INDEX = "model_index.json"
 PROMPTS_AT_ONCE = 4096
 
 
@@ -180,9 +184,11 @@ STABLE_DIFFUSION = Family(
     describe, StableDiffusion.denoiser_name, load_stable_diffusion, save_stable_diffusion
 )
 # The families, by the class of the pipeline in a folder's model_index.json.
+MMDIT = Family(describe_mmdit, MMDiT.denoiser_name, load_mmdit, save_mmdit)
 FAMILIES = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION,
+    **dict.fromkeys(PIPELINES, MMDIT),
 }
 DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
 
@@ -193,9 +199,14 @@ def family_of(folder: epath.Path) -> Family:
     It is Stable Diffusion's where the folder has no such file.
 
     Raises:
-      UserError: no family is known for the folder's pipeline.
+      UserError: no family is known for the folder's pipeline, or the folder does not name it.
     """
     index = folder / INDEX
+    if not index.exists() and (folder / MMDIT.denoiser).exists():
+        raise UserError(
+            f"{index} does not exist, which says what the folder's {MMDIT.denoiser} is for: copy "
+            "it from where the folder is from."
+        )
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(

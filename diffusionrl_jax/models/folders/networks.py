@@ -1,15 +1,18 @@
 """Names the networks of a diffusers folder, their classes, their files and their weights."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
 from etils import epath
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.tensor_files import DIFFUSERS_STEM, open_networks
 
+INDEX = "model_index.json"
+SCHEDULER = "scheduler"
 SECOND, THIRD = "text_encoder_2", "text_encoder_3"
 TEXT_ENCODERS = ("text_encoder", SECOND, THIRD)
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -27,6 +30,8 @@ STEMS = {
     "vae": DIFFUSERS_STEM,
     "text_encoder": "model",
     SECOND: "model",
+    THIRD: "model",
+    "transformer": DIFFUSERS_STEM,
 }
 
 # The Flax VAE names its attention as PyTorch's diffusers did before 0.18. Checkpoints since then
@@ -81,6 +86,43 @@ KINDS = {
     )
     for name in NETWORKS_XL
 }
+
+
+def part_class(index: Mapping[str, Any], name: str) -> str | None:
+    """Returns the class that model_index.json states for a part, or None where it states none."""
+    entry = index.get(name)
+    return entry[-1] if isinstance(entry, list) and entry else None
+
+
+def check_part(
+    path: epath.Path,
+    name: str,
+    config: Mapping[str, Any],
+    index: Mapping[str, Any],
+    classes: Sequence[str],
+) -> None:
+    """Refuses a part of a folder that is of another class than those that are known.
+
+    Args:
+      path: the folder.
+      name: the part's name.
+      config: the contents of its config.json.
+      index: those of model_index.json.
+      classes: the classes that it may be of, the one that is named first.
+
+    Raises:
+      UserError: it is of another class, by one of the two files.
+    """
+    file = path / name / "config.json"
+    for source, kind in (
+        (path / INDEX, part_class(index, name)),
+        (file, config.get("_class_name")),
+    ):
+        if kind is not None and kind not in classes:
+            raise UserError(
+                f"{source}: the {name} is of class {kind}, which is not supported: use a model "
+                f"whose {name} is of class {classes[0]}."
+            )
 
 
 def config_to_write(kind: Kind, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,45 +1,175 @@
-"""Makes the transformer from what its folder says of it."""
+"""Reads what a folder of a transformer says of itself, without its weights."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from etils import epath
+from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
-from diffusionrl_jax.models.mmdit.joint import JointTransformer
-from diffusionrl_jax.models.mmdit.positions import middle
+from diffusionrl_jax.data.files import read_json
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import text_encoders
+from diffusionrl_jax.models.flow_schedulers import FLOW_SCHEDULERS, check_flow_scheduler
+from diffusionrl_jax.models.folders import fields
+from diffusionrl_jax.models.folders.networks import INDEX, SCHEDULER, check_part, part_class
+from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, T5, Pipeline
+from diffusionrl_jax.models.stable_diffusion import supported
+from diffusionrl_jax.models.stable_diffusion.amendments import amend_network
+
+# SD3Transformer2DModel's defaults of the fields that it is built from.
+DEFAULTS = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 18,
+    "attention_head_dim": 64,
+    "num_attention_heads": 18,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1152,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 96,
+    "dual_attention_layers": [],
+}
+KINDS = {
+    **{name: fields.WHOLE for name in DEFAULTS},
+    "num_layers": fields.LAYERS,
+    "dual_attention_layers": fields.WHOLES_OR_NONE,
+    "qk_norm": fields.TEXT,
+}
 
 
-def make_joint_transformer(
-    config: Mapping[str, Any],
-    table: np.ndarray,
-    size: tuple[int, int],
-    dtype: Any,
-    recomputes: bool = False,
-) -> JointTransformer:
-    """Makes Stable Diffusion 3's transformer.
+def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
+    """Reads the configs of a folder's networks and scheduler.
 
     Args:
-      config: the contents of its config.json.
-      table: the table of places, [1, most * most, width].
-      size: the rows and columns of latents.
-      dtype, recomputes: as in `JointTransformer`.
+      path: the folder, local or remote.
+
+    Returns:
+      The fields of each network and of "scheduler", and under "pipeline" those of model_index.json.
 
     Raises:
-      UserError: the latents are larger than the table.
+      FileNotFoundError: a file does not exist.
+      UserError: the folder is not supported; it names the file and the field.
     """
-    patch = config["patch_size"]
-    rows, columns = (side // patch for side in size)
-    return JointTransformer(
-        layers=config["num_layers"],
-        heads=config["num_attention_heads"],
-        head_size=config["attention_head_dim"],
-        channels=config["in_channels"],
-        patch_size=patch,
-        text_width=config["joint_attention_dim"],
-        pooled_width=config["pooled_projection_dim"],
-        normalises=config.get("qk_norm") is not None,
-        dual=frozenset(config.get("dual_attention_layers") or ()),
-        positions=middle(table, config["pos_embed_max_size"], rows, columns),
-        dtype=dtype,
-        recomputes=recomputes,
-    )
+    index = read_json(path / INDEX)
+    pipeline = PIPELINES[index["_class_name"]]
+    names = [
+        name
+        for name in pipeline.kinds
+        if name not in pipeline.optional or any(index.get(name) or ())
+    ]
+    configs = {name: _read_network(path, name, pipeline, index) for name in names}
+    _check_together(configs, path)
+    return {**configs, SCHEDULER: _read_scheduler(path, index), "pipeline": index}
+
+
+def _read_network(path: epath.Path, name: str, pipeline: Pipeline, index: Mapping[str, Any]):
+    file = path / name / "config.json"
+    config, known = read_json(file), pipeline.kinds[name].name
+    check_part(path, name, config, index, (known,))
+    if name == "transformer":
+        config = DEFAULTS | fields.without_nulls(config)
+        check_joint_transformer(config, file)
+    elif known == T5:
+        config = fields.without_nulls(config)
+    else:
+        config = amend_network(name, config, index["_class_name"])
+        if name == "vae":
+            supported.check_vae(config, file, is_of_flow=True)
+        else:
+            supported.check_text_encoder(config, file)
+    return config
+
+
+def _read_scheduler(path: epath.Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    file = path / SCHEDULER / "scheduler_config.json"
+    config = read_json(file)
+    name = part_class(index, SCHEDULER) or config.get("_class_name") or FLOW_SCHEDULERS[0]
+    if name not in FLOW_SCHEDULERS:
+        raise UserError(
+            f"{path / INDEX}: the scheduler {name} is not supported, since it is none of flow "
+            f"matching: use a model of {', '.join(FLOW_SCHEDULERS)}."
+        )
+    check_flow_scheduler(config, file)
+    return {**config, "_class_name": name}
+
+
+def check_joint_transformer(config: Mapping[str, Any], source: object) -> None:
+    """Refuses a transformer of Stable Diffusion 3 that would be computed wrongly.
+
+    Args:
+      config: the contents of its config.json, with all of `DEFAULTS`.
+      source: that file, for messages.
+
+    Raises:
+      UserError: a field is wrong or not supported; it names the source and the field.
+    """
+    fields.check_fields(config, KINDS, source)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if config["caption_projection_dim"] != width:
+        raise UserError(
+            f"{source}: caption_projection_dim is {config['caption_projection_dim']}, and must be "
+            f"num_attention_heads times attention_head_dim, {width}."
+        )
+    if width % 4:
+        raise UserError(f"{source}: the width is {width}, and must be a multiple of 4.")
+    if config.get("qk_norm") not in (None, "rms_norm"):
+        raise UserError(
+            f"{source}: qk_norm is {config['qk_norm']!r}, and only 'rms_norm' or none is supported."
+        )
+    if config["in_channels"] != config["out_channels"]:
+        raise UserError(
+            f"{source}: in_channels is {config['in_channels']} and out_channels "
+            f"{config['out_channels']}: only text-to-image models, in which they are equal, are "
+            "supported."
+        )
+
+
+def _check_together(configs: Mapping[str, Mapping[str, Any]], path: epath.Path) -> None:
+    """Refuses networks that do not fit each other."""
+    transformer, vae = configs["transformer"], configs["vae"]
+    if transformer["in_channels"] != vae["latent_channels"]:
+        raise UserError(
+            f"{path}: the transformer takes {transformer['in_channels']} channels and the VAE makes"
+            f" {vae['latent_channels']}: use the folder's own files."
+        )
+    clips = [config for name, config in configs.items() if "projection_dim" in config]
+    side_by_side = sum(config["hidden_size"] for config in clips)
+    pooled = sum(config["projection_dim"] for config in clips)
+    width = transformer["joint_attention_dim"]
+    third = configs.get("text_encoder_3")
+    if side_by_side > width or (third and third.get("d_model") != width):
+        raise UserError(
+            f"{path}: the transformer reads texts joint_attention_dim={width} wide, but its CLIP "
+            f"text encoders make {side_by_side} and T5 {third and third.get('d_model')}: use the "
+            "folder's own files."
+        )
+    if transformer["pooled_projection_dim"] != pooled:
+        raise UserError(
+            f"{path}: the transformer has pooled_projection_dim="
+            f"{transformer['pooled_projection_dim']}, but its CLIP text encoders project to "
+            f"{pooled}: use the folder's own files."
+        )
+
+
+def read_tokenizers(
+    path: epath.Path, configs: Mapping[str, Any]
+) -> dict[str, PreTrainedTokenizerBase]:
+    """Reads the tokenizer of each text encoder, by the text encoder's name.
+
+    Args:
+      path: the folder, local or remote.
+      configs: the folder's configs, from `read_configs`.
+
+    Raises:
+      FileNotFoundError, UserError: as `text_encoders.load_tokenizer`.
+    """
+    pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
+    return {
+        encoder: text_encoders.load_tokenizer(path / name, T5TokenizerFast)
+        if pipeline.kinds[encoder].name == T5
+        else text_encoders.load_clip_tokenizer(path / name)
+        for encoder, (name, _) in pipeline.tokenizers.items()
+        if encoder in configs
+    }

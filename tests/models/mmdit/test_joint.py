@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 
 from diffusionrl_jax.models.attention import attend
 from diffusionrl_jax.models.folders import weights
-from diffusionrl_jax.models.mmdit.configs import make_joint_transformer
+from diffusionrl_jax.models.mmdit.build import make_joint_transformer
 from diffusionrl_jax.models.mmdit.positions import TABLE, position_table
 from diffusionrl_jax.models.text_encoders import Conditioning
 
