@@ -76,13 +76,14 @@ def keep_variance(
     return Gaussian(signal * clean + kept * noise, std)
 
 
-def per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
+def per_sample(values: float | jax.Array, like: jax.Array) -> jax.Array:
     """Returns values [batch] with as many axes as latents, to be multiplied with them.
 
     Args:
       values: one number for each sample, [batch], or one for all, which is returned as it is.
       like: the latents, [batch, ...].
     """
-    if jnp.ndim(values) == 0:
+    values = jnp.asarray(values)
+    if values.ndim == 0:
         return values
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

@@ -88,7 +88,13 @@ PROCESSES: dict[str, Callable[[Mapping[str, Any], int], Process]] = {
 
 
 def make_process(
-    scheduler_config: Mapping[str, Any], steps: int, *, noise: str = "eta", eta: float = 1.0
+    scheduler_config: Mapping[str, Any],
+    steps: int,
+    *,
+    noise: str = "eta",
+    eta: float = 1.0,
+    order: int = 1,
+    training_times: str = "auto",
 ) -> Process:
     """Makes the chain of a model.
 
@@ -99,6 +105,11 @@ def make_process(
       noise: how the steps add noise: "eta" for any chain, and for those of flow matching one of
         `rectified_flow.NOISE_RULES`.
       eta: how much noise the steps add where they are trained on.
+      order: the order of the steps. 2 is DPM-Solver++(2M), for chains of flow matching without
+        noise.
+      training_times: how the times are drawn that the network is trained at: "uniform" for any
+        chain, and for those of flow matching one of `rectified_flow.TRAINING_TIMES`; "auto" is
+        "logit_normal" for these, and "uniform" for others.
 
     Raises:
       UserError: the scheduler is unknown, or the chain is asked for what it does not support; see
@@ -109,12 +120,20 @@ def make_process(
         raise UserError(f"The scheduler {name} is not supported: use one of {sorted(PROCESSES)}.")
     make = PROCESSES[name]
     if make is make_flow:
-        return make_flow(scheduler_config, steps, noise=noise, eta=eta)
-    if noise != "eta":
-        raise UserError(
-            f"config.sampler.noise={noise!r} is for models of flow matching, and this model's "
-            f"scheduler is {name}: set it to 'eta'."
+        drawn = "logit_normal" if training_times == "auto" else training_times
+        return make_flow(
+            scheduler_config, steps, noise=noise, eta=eta, order=order, training_times=drawn
         )
+    for field, value, own in (
+        ("sampler.noise", noise, ("eta",)),
+        ("sampler.order", order, (1,)),
+        ("training_times", training_times, ("auto", "uniform")),
+    ):
+        if value not in own:
+            raise UserError(
+                f"config.{field}={value!r} is for models of flow matching, and this model's "
+                f"scheduler is {name}: set it to {own[-1]!r}."
+            )
     return make(scheduler_config, steps)
 
 

@@ -14,12 +14,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logit, ndtr, ndtri
 
+from diffusionrl_jax.diffusion.flow_times import (
+    euler_times,
+    extrapolation,
+    shift_of,
+    shifted,
+    solver_times,
+)
 from diffusionrl_jax.diffusion.gaussian import Gaussian, keep_variance, per_sample
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.flow_schedulers import check_flow_scheduler, with_flow_defaults
 
 # How noise is added; see `RectifiedFlow.step`.
 NOISE_RULES = ("eta", "cps", "sde")
+# How the times are drawn that the network is trained at; see `RectifiedFlow.draw_time`.
+TRAINING_TIMES = ("logit_normal", "uniform")
 # A step with a smaller standard deviation is not trained on: its log-probability moves so much more
 # with the network's output than that of others that these would count for nothing beside it.
 LEAST_TRAINED_STD = 0.05
@@ -37,12 +48,19 @@ class RectifiedFlow:
         chain was made for, that they can be trained on: a standard deviation above
         `LEAST_TRAINED_STD`.
       rule: how noise is added, one of `NOISE_RULES`.
+      shift: how far the times are shifted towards 1, where 1 is not at all.
+      training_times: how `draw_time` draws them, one of `TRAINING_TIMES`.
+      extrapolation: for a chain of second order, which has no noise, how far each step extrapolates
+        the clean latents, float32 [S], from `flow_times.extrapolation`; None is first order.
     """
 
     levels: jax.Array
     unit_std: jax.Array
     stochastic_steps: int = flax.struct.field(pytree_node=False)
     rule: str = flax.struct.field(pytree_node=False)
+    shift: float = flax.struct.field(pytree_node=False)
+    training_times: str = flax.struct.field(pytree_node=False)
+    extrapolation: jax.Array | None = None
 
     @property
     def steps(self) -> int:
@@ -55,11 +73,22 @@ class RectifiedFlow:
         return self.levels[:-1]
 
     def draw_time(self, key: jax.Array, least: float = 0.0, most: float = 1.0) -> jax.Array:
-        """Draws a time, float32 scalar, all with the same probability.
+        """Draws a time, float32 scalar, that is shifted as those of the chain are.
 
-        The arguments are those of `Process.draw_time`.
+        Before the shift, all times have the same probability, or their logit is standard normal, as
+        in the training of Stable Diffusion 3 (2403.03206, Eq. 19), if `training_times` is
+        "logit_normal".
+
+        Args:
+          key: a PRNG key.
+          least, most: the bounds between which the time lies.
         """
-        return jax.random.uniform(key, minval=least, maxval=most)
+        first, last = (jnp.float32(shifted(bound, 1 / self.shift)) for bound in (least, most))
+        if self.training_times == "uniform":
+            return shifted(jax.random.uniform(key, minval=first, maxval=last), self.shift)
+        first, last = ndtr(logit(first)), ndtr(logit(last))
+        drawn = ndtri(jax.random.uniform(key, minval=first, maxval=last))
+        return shifted(jax.nn.sigmoid(drawn), self.shift)
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Moves clean latents towards noise, along a straight line.
@@ -95,6 +124,23 @@ class RectifiedFlow:
           float32, of the latents' shape.
         """
         return latents - per_sample(times, latents) * output
+
+    def second_order(
+        self, output: jax.Array, clean: jax.Array, step_index: jax.Array, before: jax.Array
+    ) -> jax.Array:
+        """Returns the output with which a step without noise is of second order, DPM-Solver++(2M).
+
+        It takes the guess of the clean latents to change as it has changed since the step before.
+
+        Args:
+          output: the network's prediction, guided, float32 [batch, ...].
+          clean: the guess that it implies, of the same shape.
+          step_index: each sample's position in the chain, int32 [batch].
+          before: the guess in the step before, of the same shape; anything in the first step.
+        """
+        assert self.extrapolation is not None  # The chain was made for it.
+        factor = per_sample(self.extrapolation[step_index] / self.levels[step_index], output)
+        return output - factor * (clean - before)
 
     def step(
         self,
@@ -138,7 +184,7 @@ class RectifiedFlow:
 
 def _strength(rule: str, eta: float | jax.Array) -> float | jax.Array:
     """Returns what a step's largest standard deviation is multiplied by."""
-    return jnp.sin(eta * (math.pi / 2)) if rule == "cps" else eta
+    return jnp.sin(jnp.float32(eta) * (math.pi / 2)) if rule == "cps" else eta
 
 
 def _unit_std(rule: str, levels: np.ndarray) -> np.ndarray:
@@ -154,45 +200,18 @@ def _unit_std(rule: str, levels: np.ndarray) -> np.ndarray:
     return np.where(following > 0, std, 0)
 
 
-def _shifted(levels, shift: float):
-    """Returns times moved towards 1 if the shift is above 1 (2403.03206, Eq. 23)."""
-    return shift * levels / (1 + (shift - 1) * levels)
-
-
-def _shift(config: Mapping[str, Any]) -> float:
-    """Returns how far the chain's times are shifted.
-
-    Args:
-      config: a scheduler's config that lacks no field; see `flow_schedulers.with_flow_defaults`.
-    """
-    if not config["use_dynamic_shifting"]:
-        return config["shift"]
-    base, largest = config["base_image_seq_len"], config["max_image_seq_len"]
-    share = (config["image_tokens"] - base) / (largest - base)
-    mu = config["base_shift"] + share * (config["max_shift"] - config["base_shift"])
-    return math.exp(mu) if config["time_shift_type"] == "exponential" else mu
-
-
-def _levels(config: Mapping[str, Any], steps: int) -> np.ndarray:
-    """Returns the times that diffusers' chain visits, float64 [steps + 1], down to 0."""
-    shift = _shift(config)
-    if config["timestep_spacing"] == "trailing":
-        levels = np.linspace(1, 1 / steps, steps)
-    else:
-        least = 1 / config["num_train_timesteps"]
-        # The scheduler shifts its least time when it is made, and then again with all others.
-        least = least if config["use_dynamic_shifting"] else _shifted(least, shift)
-        levels = np.linspace(1, least, steps)
-    levels = _shifted(levels, shift)
-    if config["shift_terminal"] and steps > 1:
-        levels = 1 - (1 - levels) * (1 - config["shift_terminal"]) / (1 - levels[-1])
-    return np.append(levels, 0)
-
-
 def make_flow(
-    scheduler_config: Mapping[str, Any], steps: int, *, noise: str = "eta", eta: float = 1.0
+    scheduler_config: Mapping[str, Any],
+    steps: int,
+    *,
+    noise: str = "eta",
+    eta: float = 1.0,
+    order: int = 1,
+    training_times: str = "logit_normal",
 ) -> RectifiedFlow:
     """Builds the chain that diffusers' `FlowMatchEulerDiscreteScheduler` walks.
+
+    Of second order, it is that of `DPMSolverMultistepScheduler`, at times that are not rounded.
 
     Args:
       scheduler_config: the contents of the folder's scheduler_config.json. Two fields may be added
@@ -202,17 +221,33 @@ def make_flow(
       steps: the number of denoising steps.
       noise: how noise is added, one of `NOISE_RULES`.
       eta: how much noise the steps add where they are trained on; see `RectifiedFlow.step`.
+      order: the order of the steps: 2 is DPM-Solver++(2M), for a chain without noise.
+      training_times: how the times are drawn that the network is trained at, one of
+        `TRAINING_TIMES`; see `RectifiedFlow.draw_time`.
+
+    Returns:
+      The chain.
 
     Raises:
-      UserError: the config asks for something that this chain would get wrong.
+      UserError: the config asks for something that this chain would get wrong, or a chain of second
+        order for noise.
     """
     check_flow_scheduler(scheduler_config)
-    levels = _levels(with_flow_defaults(scheduler_config), steps)
+    if order == 2 and eta:
+        raise UserError(
+            "config.sampler.order=2 is for chains without noise: set config.sampler.eta to 0, or "
+            "order to 1."
+        )
+    config = with_flow_defaults(scheduler_config)
+    levels = solver_times(config, steps) if order == 2 else euler_times(config, steps)
     unit_std = _unit_std(noise, levels)
-    trained = float(_strength(noise, eta)) * unit_std > LEAST_TRAINED_STD
+    trained = np.asarray(_strength(noise, eta)) * unit_std > LEAST_TRAINED_STD
     return RectifiedFlow(
         levels=jnp.asarray(levels, jnp.float32),
         unit_std=jnp.asarray(unit_std, jnp.float32),
         stochastic_steps=int(np.append(trained, False).argmin()),
         rule=noise,
+        shift=shift_of(config),
+        training_times=training_times,
+        extrapolation=jnp.float32(extrapolation(levels)) if order == 2 else None,
     )
