@@ -1,17 +1,21 @@
 """Tiny folders of transformers, written by PyTorch's diffusers, with random weights."""
 
 import json
+import math
 
 import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -21,6 +25,17 @@ from transformers import (
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 TOKENS = 12
+FLUX = {
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "pooled_projection_dim": 24,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
 JOINT = {
     "sample_size": 8,
     "patch_size": 2,
@@ -72,6 +87,7 @@ T5 = {
 
 def clip_tokenizer(folder, **options):
     """CLIP's tokenizer of single bytes."""
+    folder.mkdir(parents=True)
     symbols = list(bytes_to_unicode().values())
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
@@ -91,6 +107,13 @@ def t5_tokenizer():
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0)
 
 
+def t5_encoder():
+    """A random T5 encoder, whose tokens are not scaled by anything."""
+    encoder = randomise(T5EncoderModel(T5Config(**T5)))
+    encoder.shared.weight.data *= T5["d_model"] ** 0.5
+    return encoder
+
+
 def randomise(network):
     """Gives a network weights that keep numbers of order one, norms and biases among them.
 
@@ -107,6 +130,15 @@ def randomise(network):
     return network.eval()
 
 
+class ExactSinusoids(torch.nn.Module):
+    """In place of PyTorch's frequencies, which are an ulp off: it moves sines at 1000 by 6e-5."""
+
+    def forward(self, times):
+        exact = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float64) / 128)
+        angles = times[:, None].double() * exact.float().double()
+        return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+
+
 def make_sd3(folder, *, t5=True, **transformer):
     """PyTorch's pipeline of a tiny Stable Diffusion 3.
 
@@ -116,19 +148,34 @@ def make_sd3(folder, *, t5=True, **transformer):
       **transformer: changes to `JOINT`.
     """
     torch.manual_seed(0)
-    second = folder / "second"
-    second.mkdir(parents=True)
-    t5_encoder = randomise(T5EncoderModel(T5Config(**T5))) if t5 else None
-    if t5:  # Its tokens are not scaled by anything.
-        t5_encoder.shared.weight.data *= 48**0.5
     return StableDiffusion3Pipeline(
         transformer=randomise(SD3Transformer2DModel(**JOINT | transformer)),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=AutoencoderKL(**VAE).eval(),
         text_encoder=randomise(CLIPTextModelWithProjection(CLIPTextConfig(**CLIP))),
-        tokenizer=clip_tokenizer(folder),
+        tokenizer=clip_tokenizer(folder / "first"),
         text_encoder_2=randomise(CLIPTextModelWithProjection(CLIPTextConfig(**CLIP | SECOND))),
-        tokenizer_2=clip_tokenizer(second, pad_token="!"),
-        text_encoder_3=t5_encoder,
+        tokenizer_2=clip_tokenizer(folder / "second", pad_token="!"),
+        text_encoder_3=t5_encoder() if t5 else None,
         tokenizer_3=t5_tokenizer() if t5 else None,
+    )
+
+
+def make_flux(folder, **transformer):
+    """PyTorch's pipeline of a tiny FLUX.
+
+    Args:
+      folder: an empty folder, for the tokenizer.
+      **transformer: changes to `FLUX`.
+    """
+    torch.manual_seed(0)
+    dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    return FluxPipeline(
+        transformer=randomise(FluxTransformer2DModel(**FLUX | transformer)),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **dynamic),
+        vae=AutoencoderKL(**VAE).eval(),
+        text_encoder=randomise(CLIPTextModel(CLIPTextConfig(**CLIP))),
+        tokenizer=clip_tokenizer(folder / "first"),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
     )

@@ -117,6 +117,11 @@ def last_states(encoder: nn.Module, params: Parameters, input_ids: jax.Array) ->
     return _apply(encoder, params, input_ids).last_hidden_state
 
 
+def pooled_state(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
+    """Returns the state of the end of the text after the final normalisation, [n, width]."""
+    return _apply(encoder, params, input_ids).pooler_output
+
+
 def penultimate_states(
     encoder: nn.Module, params: Parameters, input_ids: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:

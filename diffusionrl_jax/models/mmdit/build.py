@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from diffusers import FlaxAutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModelWithProjectionModule
+from transformers.models.clip.modeling_flax_clip import (
+    FlaxCLIPTextModelWithProjectionModule,
+    FlaxCLIPTextModule,
+)
 
 from diffusionrl_jax.data.stored_tensors import StoredTensor
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import join_networks
+from diffusionrl_jax.models.mmdit.flux import PATCH_SIZE, FluxTransformer
 from diffusionrl_jax.models.mmdit.joint import JointTransformer
 from diffusionrl_jax.models.mmdit.model import MMDiT, latent_size
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, T5
@@ -22,6 +26,11 @@ from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_template
 from diffusionrl_jax.models.stable_diffusion.interceptors import check_options
 from diffusionrl_jax.models.t5 import make_t5_encoder
 from diffusionrl_jax.models.towers.clip import text_template
+
+CLIP_MODULES = {
+    "CLIPTextModel": FlaxCLIPTextModule,
+    "CLIPTextModelWithProjection": FlaxCLIPTextModelWithProjectionModule,
+}
 
 
 def make_joint_transformer(
@@ -60,14 +69,40 @@ def make_joint_transformer(
     )
 
 
+def make_flux_transformer(
+    config: Mapping[str, Any], dtype: Any, recomputes: bool = False, guidance: float = 3.5
+) -> FluxTransformer:
+    """Makes FLUX's transformer.
+
+    Args:
+      config: the contents of its config.json.
+      dtype, recomputes: as in `FluxTransformer`.
+      guidance: the scale of guidance that it is given, if it takes one.
+    """
+    return FluxTransformer(
+        layers=config["num_layers"],
+        single_layers=config["num_single_layers"],
+        heads=config["num_attention_heads"],
+        head_size=config["attention_head_dim"],
+        channels=config["in_channels"] // PATCH_SIZE**2,
+        text_width=config["joint_attention_dim"],
+        pooled_width=config["pooled_projection_dim"],
+        axes=tuple(config["axes_dims_rope"]),
+        guidance=guidance if config.get("guidance_embeds") else None,
+        dtype=dtype,
+        recomputes=recomputes,
+    )
+
+
 def build_mmdit(
     configs: Mapping[str, Mapping[str, Any]],
     tokenizers: Mapping[str, PreTrainedTokenizerBase],
-    table: np.ndarray | StoredTensor,
+    table: np.ndarray | StoredTensor | None,
     dtype=jnp.float32,
     *,
     remat: str = "none",
     text_tokens: int | None = None,
+    embedded_guidance: float = 3.5,
     **options,
 ) -> MMDiT:
     """Builds the networks that the configs describe.
@@ -75,11 +110,12 @@ def build_mmdit(
     Args:
       configs: as `MMDiT.configs`, checked by `read_configs`.
       tokenizers: the tokenizer of each text encoder.
-      table: the table of places, [1, most * most, width].
+      table: the table of places, [1, most * most, width]; None for FLUX.
       dtype: the dtype in which the networks compute. Their parameters are float32 all the same.
       remat: what is computed again for the backward pass: "none" of the transformer, or its
         "blocks", which is what "full" means too.
       text_tokens: how many tokens T5 reads; None is what the pipeline reads.
+      embedded_guidance: the scale of guidance that a transformer is given, if it takes one.
       **options: `convolution`, `attention`, `mesh` and `size` of `MMDiT`.
 
     Raises:
@@ -96,7 +132,7 @@ def build_mmdit(
         else:
             config = CLIPTextConfig(**configs[name])
             complete[name] = config.to_dict()
-            encoders[name] = FlaxCLIPTextModelWithProjectionModule(config, dtype=dtype)
+            encoders[name] = CLIP_MODULES[pipeline.kinds[name].name](config, dtype=dtype)
             vocabulary = config.vocab_size
             text_encoders.check_length(tokenizer, config.max_position_embeddings, name)
         text_encoders.check_vocabulary(tokenizer, vocabulary, f"The tokenizer of {name}")
@@ -104,10 +140,13 @@ def build_mmdit(
     # In float16 VAEs overflow; bfloat16 has float32's range.
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
     vae_dtype = jnp.float32 if upcast else dtype
+    recomputes, fields = remat != "none", configs["transformer"]
+    if table is None:
+        transformer = make_flux_transformer(fields, dtype, recomputes, embedded_guidance)
+    else:
+        transformer = make_joint_transformer(fields, np.asarray(table), size, dtype, recomputes)
     return MMDiT(
-        transformer=make_joint_transformer(
-            configs["transformer"], np.asarray(table), size, dtype, recomputes=remat != "none"
-        ),
+        transformer=transformer,
         vae=FlaxAutoencoderKL.from_config(dict(configs["vae"]), dtype=vae_dtype),
         encoders=encoders,
         tokenizers=tokenizers,
@@ -152,9 +191,10 @@ def init_mmdit(
     Raises:
       UserError: as `build_mmdit`.
     """
-    fields = configs["transformer"]
-    width = fields["num_attention_heads"] * fields["attention_head_dim"]
-    base = fields["sample_size"] // fields["patch_size"]
-    table = position_table(fields["pos_embed_max_size"], base, width)
+    fields, table = configs["transformer"], None
+    if "pos_embed_max_size" in fields:
+        width = fields["num_attention_heads"] * fields["attention_head_dim"]
+        base = fields["sample_size"] // fields["patch_size"]
+        table = position_table(fields["pos_embed_max_size"], base, width)
     model = build_mmdit(configs, tokenizers, table, dtype, **options)
     return model, random_parameters(parameter_template(model), rng)

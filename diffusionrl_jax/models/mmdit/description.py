@@ -1,5 +1,6 @@
 """Describes how large a transformer's folder is, without reading its weights."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, tensor_files
 from diffusionrl_jax.models.mmdit.configs import read_configs
-from diffusionrl_jax.models.mmdit.model import latent_size
+from diffusionrl_jax.models.mmdit.model import latent_size, patch_size
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, T5
 from diffusionrl_jax.models.mmdit.positions import TABLE
 from diffusionrl_jax.models.stable_diffusion import arithmetic
@@ -38,18 +39,19 @@ def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Descriptio
         for one, tensors in stored.items()
     }
     encoders = [one for one in pipeline.tokenizers if one in configs]
-    # A T5 that is left out is one token.
-    tokens = configs["text_encoder"]["max_position_embeddings"]
     has_t5 = any(pipeline.kinds[one].name == T5 for one in encoders)
-    tokens += pipeline.text_tokens if has_t5 else 1
+    tokens = pipeline.text_tokens if has_t5 else 1  # A T5 that is left out is one token.
+    if pipeline.reads_clip_states:
+        tokens += configs["text_encoder"]["max_position_embeddings"]
     sides = latent_size(configs, size)
     transformer, vae = configs["transformer"], configs["vae"]
     pixels = math.prod(sides) * vae_factor(vae) ** 2
+    places = math.prod(sides) // patch_size(configs) ** 2
     return Description(
         denoiser=counted["transformer"],
         vae=counted["vae"],
         text_encoder=sum(counted[one] for one in encoders),
-        network=joint_network(transformer, tokens, sides),
+        network=network(transformer, tokens, places),
         latent=vae["latent_channels"] * math.prod(sides),
         image=3 * pixels,
         text=tokens * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"],
@@ -57,43 +59,46 @@ def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Descriptio
     )
 
 
-def joint_network(
-    config: Mapping[str, Any], words: int, sides: tuple[int, int]
-) -> arithmetic.Network:
-    """Returns the blocks of Stable Diffusion 3's transformer, with their operations.
+def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Network:
+    """Returns the blocks of a transformer, with their operations.
 
     Args:
       config: the fields of the transformer's config.json.
       words: the number of tokens of a text.
-      sides: the height and width of a latent.
+      places: the number of tokens of a picture.
     """
-    heads, patch = config["num_attention_heads"], config["patch_size"]
-    width = heads * config["attention_head_dim"]
-    places = math.prod(sides) // patch**2
-    cut = patch**2 * config["in_channels"]
-    entry = places * cut + words * config["joint_attention_dim"]
-    parts = []
-    for layer in range(config["num_layers"]):
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    tokens, layers = places + words, config["num_layers"]
+    singles = config.get("num_single_layers", 0)
+
+    def block(squares, squares_of_words, modulations, attended, kept=arithmetic.KEPT_OF_LAYER):
+        """A block with so many products with width x width numbers for each kind of token."""
+        squares_of_all = places * squares + words * squares_of_words + modulations
+        return arithmetic.Block(
+            2.0 * width**2 * squares_of_all + 4.0 * width * attended,
+            tokens * width,
+            kept * tokens * width,
+            tokens,
+            config["num_attention_heads"],
+            width**2 * (squares + squares_of_words + modulations),
+        )
+
+    blocks = []
+    for layer in range(layers):
         # Queries, keys, values and outputs have one square each, the layers behind eight.
-        squares, squares_of_words, kept = 12, 12, arithmetic.KEPT_OF_LAYER
-        attended = (places + words) ** 2
-        modulations = 12
+        squares, squares_of_words, modulations, attended = 12, 12, 12, tokens**2
+        kept = arithmetic.KEPT_OF_LAYER
         if layer in (config.get("dual_attention_layers") or ()):
             squares, modulations, kept = squares + 4, modulations + 3, kept + 8
             attended += places**2
-        if layer == config["num_layers"] - 1:
+        if layer == layers - 1 and not singles:
             squares_of_words, modulations = 2, modulations - 4
-            attended -= words * (places + words)
-        operations = 2.0 * width**2 * (places * squares + words * squares_of_words + modulations)
-        parts.append(
-            arithmetic.Block(
-                operations + 4.0 * width * attended,
-                (places + words) * width,
-                kept * (places + words) * width,
-                places + words,
-                heads,
-                width**2 * (squares + squares_of_words + modulations),
-            )
-        )
-    operations = 2.0 * width * (entry + places * cut) + sum(part.operations for part in parts)
-    return arithmetic.Network(tuple((part,) for part in parts), operations, 0)
+            attended -= words * tokens
+        blocks.append(block(squares, squares_of_words, modulations, attended, kept))
+    # FLUX's later blocks have the same weights for both kinds of tokens.
+    single = block(12, 12, 3, tokens**2)
+    blocks += [dataclasses.replace(single, parameters=width**2 * (12 + 3))] * singles
+    cut = config["in_channels"] * (1 if singles else config["patch_size"] ** 2)
+    entry = places * 2 * cut + words * config["joint_attention_dim"]
+    operations = 2.0 * width * entry + sum(one.operations for one in blocks)
+    return arithmetic.Network(tuple((one,) for one in blocks), operations, 0)

@@ -1,4 +1,4 @@
-"""Reads and writes the folders of Stable Diffusion 3 and 3.5 in diffusers' layout."""
+"""Reads and writes the folders of Stable Diffusion 3, 3.5 and FLUX in diffusers' layout."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,8 +40,8 @@ def load_mmdit(
       dtype: the dtype in which the networks compute.
       sharding: takes the tree of the parameters' shapes and returns the tree of their shardings.
         Each parameter is placed on its devices as it is read. With None all stay on the host.
-      **options: `remat`, `text_tokens`, `convolution`, `attention`, `mesh` and `size` of
-        `build_mmdit`.
+      **options: `remat`, `text_tokens`, `embedded_guidance`, `convolution`, `attention`, `mesh`
+        and `size` of `build_mmdit`.
 
     Returns:
       The model, and its float32 parameters {"transformer", "vae", "text_encoder"}, of which
@@ -54,7 +54,8 @@ def load_mmdit(
     path = hub.locate(path)
     configs = read_configs(path)
     tokenizers = read_tokenizers(path, configs)
-    table = _open_table(path, configs["transformer"])
+    has_table = "pos_embed_max_size" in configs["transformer"]
+    table = _open_table(path, configs["transformer"]) if has_table else None
     model = build_mmdit(configs, tokenizers, table, dtype, **options)
     template = parameter_template(model)
     shardings = sharding and split_networks(sharding(template))
@@ -112,7 +113,7 @@ def save_mmdit(
         kind = kinds[name]
         write_json(path / name / "config.json", config_to_write(kind, model.configs[name], dtype))
         state: dict[str, Any] = weights.to_pytorch(trees[name], rename=kind.rename)
-        if name == model.denoiser_name:
+        if name == model.denoiser_name and model.position_table is not None:
             state[TABLE] = np.asarray(model.position_table)
         weights.write_safetensors(path / name / f"{kind.stem}.safetensors", state, dtype)
     classes = {}

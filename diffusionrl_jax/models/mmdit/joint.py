@@ -84,10 +84,7 @@ class JointTransformer:
             "pos_embed": {
                 "proj": {"kernel": shape(size, size, self.channels, width), "bias": shape(width)}
             },
-            "time_text_embed": {
-                "timestep_embedder": layers.embedder_shapes(layers.TIME_WIDTH, width),
-                "text_embedder": layers.embedder_shapes(self.pooled_width, width),
-            },
+            "time_text_embed": layers.condition_shapes(width, self.pooled_width),
             "context_embedder": linear_shapes(self.text_width, width),
             **{
                 name: stacked_shapes(self._block_shapes(run[0]), len(run))
@@ -137,13 +134,11 @@ class JointTransformer:
             cut = layers.patches(latents.astype(self.dtype), self.patch_size)
             picture = layers.patch_embedding(params["pos_embed"]["proj"], cut)
             picture += self.positions.astype(self.dtype)
-            embedders = params["time_text_embed"]
-            waves = layers.sinusoids(layers.TIME_SCALE * times).astype(self.dtype)
-            time = layers.embed(embedders["timestep_embedder"], waves)
-            picture, time = (jnp.repeat(array, passes, axis=0) for array in (picture, time))
-            condition = time + layers.embed(embedders["text_embedder"], pooled.astype(self.dtype))
+            picture = jnp.repeat(picture, passes, axis=0)
+            pooled = pooled.astype(self.dtype)
+            condition = layers.embed_condition(params["time_text_embed"], times, pooled)
             words = layers.linear(params["context_embedder"], states.astype(self.dtype))
-            return picture, words, jax.nn.silu(condition)
+            return picture, words, condition
 
         def leave(params, inputs):
             picture, condition = inputs

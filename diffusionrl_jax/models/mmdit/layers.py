@@ -45,6 +45,40 @@ def embed(params: Parameters, values: jax.Array) -> jax.Array:
     return linear(params["linear_2"], jax.nn.silu(linear(params["linear_1"], values)))
 
 
+def condition_shapes(width: int, pooled_width: int, is_guided: bool = False) -> dict[str, Any]:
+    """Returns the shapes of the parameters of `embed_condition`."""
+    shapes = {
+        "timestep_embedder": embedder_shapes(TIME_WIDTH, width),
+        "text_embedder": embedder_shapes(pooled_width, width),
+    }
+    return shapes | ({"guidance_embedder": embedder_shapes(TIME_WIDTH, width)} if is_guided else {})
+
+
+def embed_condition(
+    params: Parameters, times: jax.Array, pooled: jax.Array, guidance: float | None = None
+) -> jax.Array:
+    """Embeds what the modulations follow from.
+
+    Args:
+      params: those of `condition_shapes`.
+      times: [n], in [0, 1].
+      pooled: the pooled states of texts, [n * P, width'], P for each time, in the compute dtype.
+      guidance: the scale of the guidance that the network was distilled with; None if it was not.
+
+    Returns:
+      The embedding after the SiLU that comes before each modulation, [n * P, width].
+    """
+
+    def of_numbers(name, numbers):
+        return embed(params[name], sinusoids(TIME_SCALE * numbers).astype(pooled.dtype))
+
+    embedded = of_numbers("timestep_embedder", times)
+    if guidance is not None:
+        embedded += of_numbers("guidance_embedder", jnp.full(1, guidance, jnp.float32))
+    embedded = jnp.repeat(embedded, len(pooled) // len(times), axis=0)
+    return jax.nn.silu(embedded + embed(params["text_embedder"], pooled))
+
+
 def mlp_shapes(width: int) -> dict[str, Any]:
     """Returns the shapes of the parameters of `mlp`, under PyTorch's names."""
     inner = MLP_RATIO * width
@@ -101,29 +135,44 @@ def sinusoids(values: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def patches(latents: jax.Array, size: int) -> jax.Array:
+# The axes of cut latents, [n, channels, patch row, row, patch column, column], in the order of a
+# convolution's kernel [row, column, channel], and in that of FLUX, [channel, row, column].
+KERNEL_ORDER, PACKED_ORDER = (3, 5, 1), (1, 3, 5)
+
+
+def patches(latents: jax.Array, size: int, order: tuple[int, int, int] = KERNEL_ORDER) -> jax.Array:
     """Cuts latents [n, channels, rows, columns] into square patches, row by row.
 
+    Args:
+      latents: the latents.
+      size: the number of rows, and of columns, of a patch.
+      order: how a patch's numbers are ordered, `KERNEL_ORDER` or `PACKED_ORDER`.
+
     Returns:
-      [n, patches, size * size * channels], of which a patch's rows are the first axis, its columns
-      the second and the channels the last, as of a convolution's kernel [rows, columns, in, out].
+      [n, patches, size * size * channels].
     """
     count, channels, rows, columns = latents.shape
     cut = latents.reshape(count, channels, rows // size, size, columns // size, size)
-    return cut.transpose(0, 2, 4, 3, 5, 1).reshape(count, -1, size * size * channels)
+    return cut.transpose(0, 2, 4, *order).reshape(count, -1, size * size * channels)
 
 
-def join_patches(cut: jax.Array, size: int, latent_shape: tuple[int, ...]) -> jax.Array:
+def join_patches(
+    cut: jax.Array,
+    size: int,
+    latent_shape: tuple[int, ...],
+    order: tuple[int, int, int] = KERNEL_ORDER,
+) -> jax.Array:
     """Puts patches together to latents; the inverse of `patches`.
 
     Args:
       cut: [n, patches, size * size * channels].
-      size: the number of rows, and of columns, of a patch.
+      size, order: as in `patches`.
       latent_shape: the latents' (channels, rows, columns).
     """
     channels, rows, columns = latent_shape
-    squares = cut.reshape(-1, rows // size, columns // size, size, size, channels)
-    return squares.transpose(0, 5, 1, 3, 2, 4).reshape(-1, channels, rows, columns)
+    lengths = {1: channels, 3: size, 5: size}
+    ordered = cut.reshape(-1, rows // size, columns // size, *(lengths[axis] for axis in order))
+    return ordered.transpose(np.argsort((0, 2, 4, *order))).reshape(-1, *latent_shape)
 
 
 def patch_embedding(params: Mapping[str, Any], cut: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: text encoders, transformer and VAE as functions of their parameters.
+"""Stable Diffusion 3, 3.5 and FLUX: their networks as functions of their parameters.
 
 A folder in diffusers' layout is both what is read and what is written.
 """
@@ -22,6 +22,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.attention import attend
 from diffusionrl_jax.models.folders.networks import same_configs
+from diffusionrl_jax.models.mmdit.flux import FluxTransformer
 from diffusionrl_jax.models.mmdit.joint import JointTransformer
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, Pipeline
 from diffusionrl_jax.models.parameters import Parameters
@@ -38,16 +39,17 @@ def latent_size(
     """Returns the height and width of a latent.
 
     Args:
-      configs: those of "transformer" and "vae" among them.
+      configs: as `MMDiT.configs`.
       size: height and width in pixels; None is the size that the transformer was trained for.
 
     Raises:
       UserError: such latents are no whole patches.
     """
     if size is None:
-        return (configs["transformer"]["sample_size"],) * 2
+        default = PIPELINES[configs["pipeline"]["_class_name"]].sample_size
+        return (configs["transformer"].get("sample_size", default),) * 2
     factor = vae_factor(configs["vae"])
-    unit = factor * configs["transformer"]["patch_size"]
+    unit = factor * patch_size(configs)
     for name, side in zip(("height", "width"), size, strict=True):
         if side < unit or side % unit:
             nearest = max(1, round(side / unit)) * unit
@@ -56,6 +58,12 @@ def latent_size(
                 f"a patch: use {nearest}."
             )
     return size[0] // factor, size[1] // factor
+
+
+def patch_size(configs: Mapping[str, Mapping[str, Any]]) -> int:
+    """Returns how many rows, and columns, of latents a token stands for, by `MMDiT.configs`."""
+    pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
+    return pipeline.patch_size or configs["transformer"]["patch_size"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,20 +80,21 @@ class MMDiT:
       configs: the fields of the JSON files of diffusers' folder, under each network's name,
         "scheduler" and, those of model_index.json, "pipeline".
       text_tokens: how many tokens T5 reads.
-      position_table: what the folder has of tokens' places, which is written as it was read.
+      position_table: what the folder has of tokens' places, which is written as it was read; FLUX
+        has nothing.
       convolution: "xla" or "taps"; see `stable_diffusion/convolution.py`.
       attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
       mesh: the devices over which the batch is split, for `attention`.
       size: the height and width of the pictures in pixels; None means the transformer's own size.
     """
 
-    transformer: JointTransformer
+    transformer: JointTransformer | FluxTransformer
     vae: nn.Module
     encoders: Mapping[str, Any]
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
     configs: Mapping[str, Mapping[str, Any]]
     text_tokens: int
-    position_table: np.ndarray | StoredTensor
+    position_table: np.ndarray | StoredTensor | None = None
     convolution: str = "xla"
     attention: str = "auto"
     mesh: Mesh | None = None
@@ -122,8 +131,13 @@ class MMDiT:
     def scheduler_config(self) -> Mapping[str, Any]:
         """The fields of the scheduler, with those that the times follow from beside them."""
         _, rows, columns = self.latent_shape
-        tokens = rows * columns // self.configs["transformer"]["patch_size"] ** 2
-        return {**self.configs["scheduler"], "image_tokens": tokens}
+        tokens = rows * columns // patch_size(self.configs) ** 2
+        spacing = self.pipeline.timestep_spacing
+        return {
+            **self.configs["scheduler"],
+            "image_tokens": tokens,
+            "timestep_spacing": spacing,
+        }
 
     @property
     def scaling_factor(self) -> float:
@@ -183,9 +197,11 @@ class MMDiT:
             models were trained.
 
         Returns:
-          The states of the CLIP encoders before the last layer, side by side, followed by T5's
-          along the tokens; and their projected states, side by side. The zeros that stand for a T5
-          that is left out are one token, to which `denoise` attends as if it were all of them.
+          For Stable Diffusion 3 the states of the CLIP encoders before the last layer, side by
+          side, followed by T5's along the tokens; and the CLIP encoders' projected states, side by
+          side. The zeros that stand for a T5 that is left out are one token, to which `denoise`
+          attends as if it were all of them. For FLUX the states of T5, and the state of the end of
+          CLIP's text.
         """
         ends = np.cumsum([self._length(name) for name in self.encoders])[:-1]
         ids = dict(zip(self.encoders, jnp.split(input_ids, ends, axis=1), strict=True))
@@ -194,18 +210,24 @@ class MMDiT:
             params = text_encoder_params[name]
             if isinstance(encoder, T5Encoder):
                 long = encoder.encode(params, ids[name])
-            else:
+            elif self.pipeline.reads_clip_states:
                 states, end = text_encoders.penultimate_states(encoder, params, ids[name])
                 clips.append(states)
                 pooled.append(end)
-        short = jnp.concatenate(clips, axis=-1)
+            else:
+                pooled.append(text_encoders.pooled_state(encoder, params, ids[name]))
+        if clips:
+            long = self._after(jnp.concatenate(clips, axis=-1), long)
+        assert long is not None  # There is T5, or CLIP.
+        return Conditioning(long, jnp.concatenate(pooled, axis=-1))
+
+    def _after(self, short: jax.Array, long: jax.Array | None) -> jax.Array:
+        """Returns CLIP's states, filled up with zeros, and T5's, or its zeros, after them."""
         width = self.configs["transformer"]["joint_attention_dim"]
         short = jnp.pad(short, ((0, 0), (0, 0), (0, width - short.shape[-1])))
         if long is None:
             long = jnp.zeros((len(short), min(self.text_tokens, 1), width), short.dtype)
-        return Conditioning(
-            jnp.concatenate([short, long], axis=1), jnp.concatenate(pooled, axis=-1)
-        )
+        return jnp.concatenate([short, long], axis=1)
 
     def encode_empty(self, text_encoder_params: Parameters, input_ids: jax.Array) -> Conditioning:
         """Returns what prompts are guided away from: what `encode_text` returns."""
@@ -220,7 +242,7 @@ class MMDiT:
         """
         if len(self.encoders) == len(self.pipeline.tokenizers) or not self.text_tokens:
             return None
-        tokens = sum(self.tokenizers[name].model_max_length for name in list(self.encoders)[:1])
+        tokens = self._length("text_encoder")
         return np.float32([0] * tokens + [math.log(self.text_tokens)])
 
     def denoise(
@@ -273,6 +295,10 @@ class MMDiT:
         with self._interception():
             return autoencoder.decode(self.vae, vae_params, latents, self.scaling_factor)
 
+    @property
+    def _places(self) -> np.ndarray | None:
+        return getattr(self.transformer, "positions", None)
+
     def same_networks(self, other: object) -> bool:
         """Returns whether the two models differ in nothing but their parameters.
 
@@ -284,7 +310,7 @@ class MMDiT:
             tokenizer.get_vocab() == other.tokenizers[name].get_vocab()
             for name, tokenizer in self.tokenizers.items()
         )
-        same_places = np.array_equal(self.transformer.positions, other.transformer.positions)
+        same_places = np.array_equal(self._places, other._places)
         same_sizes = (self.latent_shape, self.text_tokens) == (
             other.latent_shape,
             other.text_tokens,

@@ -7,15 +7,19 @@ from tests import tiny_transformers
 
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory):
-    """A function that returns the folder of a tiny transformer, with T5 or without."""
+    """A function that returns a tiny transformer's folder: Stable Diffusion 3, or FLUX."""
     made = {}
 
-    def make(t5=True):
-        if t5 not in made:
-            folder = tmp_path_factory.mktemp("sd3")
-            pipeline = tiny_transformers.make_sd3(folder / "tokenizers", t5=t5)
+    def make(t5=True, flux=False):
+        if (t5, flux) not in made:
+            folder = tmp_path_factory.mktemp("flux" if flux else "sd3")
+            tokenizers = folder / "tokenizers"
+            if flux:
+                pipeline = tiny_transformers.make_flux(tokenizers)
+            else:
+                pipeline = tiny_transformers.make_sd3(tokenizers, t5=t5)
             pipeline.save_pretrained(folder / "model")
-            made[t5] = folder / "model"
-        return made[t5]
+            made[t5, flux] = folder / "model"
+        return made[t5, flux]
 
     return make

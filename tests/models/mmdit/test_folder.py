@@ -1,4 +1,4 @@
-"""Folders of Stable Diffusion 3 against PyTorch's StableDiffusion3Pipeline."""
+"""Folders of Stable Diffusion 3 and FLUX against PyTorch's pipelines."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from safetensors.numpy import load_file
 
 from diffusionrl_jax.diffusion.pipeline import Policy
@@ -22,9 +22,13 @@ from diffusionrl_jax.models.text_to_image import describe_model, load_model, sav
 PROMPTS = ["an apple", "a cat that reads a long book"]
 
 
-def open_pytorch(folder, t5):
+KINDS = {"t5": {}, "without": {"t5": False}, "flux": {"flux": True}}
+
+
+def open_pytorch(folder, t5=True, flux=False):
     absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
+    kind = FluxPipeline if flux else StableDiffusion3Pipeline
+    pipeline = kind.from_pretrained(folder, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -37,13 +41,20 @@ def first_noise(shape, seed, count, steps):
 
 
 @pytest.mark.parametrize(
-    "t5", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["t5", "without"]
+    ("kind", "steps", "scale"),
+    [
+        ("t5", 4, 3.0),
+        pytest.param("without", 4, 3.0, marks=pytest.mark.slow),
+        # FLUX is given the scale of its guidance, and sees each sample once.
+        ("flux", 3, 1.0),
+    ],
 )
-def test_pictures_are_pytorchs(make_folder, t5, steps=4, scale=3.0):
-    folder = make_folder(t5)
-    model, params = load_model(str(folder))
-    assert model.pipeline_name == "StableDiffusion3Pipeline"
-    assert np.isclose(model.scheduler_config["shift"], 3.0)
+def test_pictures_are_pytorchs(make_folder, kind, steps, scale):
+    options = KINDS[kind]
+    folder = make_folder(**options)
+    model, params = load_model(str(folder), size=(24, 16))
+    pipeline = open_pytorch(folder, **options)
+    assert model.pipeline_name == type(pipeline).__name__
     mesh = make_mesh(devices=jax.devices()[:1])
     config = get_config().sampler
     config.eta, config.guidance_scale = 0.0, scale
@@ -52,9 +63,13 @@ def test_pictures_are_pytorchs(make_folder, t5, steps=4, scale=3.0):
     pictures = sampler(params, PROMPTS, seed=1)
 
     latents = torch.from_numpy(first_noise(model.latent_shape, 1, len(PROMPTS), steps))
-    arguments = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "np"}
-    expected = open_pytorch(folder, t5)(PROMPTS, latents=latents, **arguments).images
-    assert pictures.shape == expected.shape == (2, 16, 16, 3)
+    arguments = {"num_inference_steps": steps, "output_type": "np", "guidance_scale": scale}
+    arguments |= dict(zip(("height", "width"), model.image_shape, strict=False))
+    if kind == "flux":
+        arguments["guidance_scale"] = 3.5
+        latents = FluxPipeline._pack_latents(latents, 2, *model.latent_shape)
+    expected = pipeline(PROMPTS, latents=latents, **arguments).images
+    assert pictures.shape == expected.shape == (2, *model.image_shape)
     assert expected.std() > 0.05 and np.abs(expected[0] - expected[1]).mean() > 0.05
     assert np.abs(pictures - expected).mean() < 1e-5
     assert np.abs(pictures - expected).max() < 1e-4
@@ -65,7 +80,7 @@ def test_encoded_pictures_are_pytorchs(make_folder):
     model, params = load_model(str(folder))
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     mean, std = jax.jit(model.encode)(params["vae"], images)
-    vae = open_pytorch(folder, True).vae
+    vae = open_pytorch(folder).vae
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(2 * images - 1).permute(0, 3, 1, 2)).latent_dist
     expected = (posterior.mean.numpy() - 0.0609) * 1.5305
@@ -81,27 +96,29 @@ def states(folder):
     }
 
 
-@pytest.mark.parametrize("t5", [True, False], ids=["t5", "without"])
-def test_export_of_an_import_is_bit_identical(make_folder, t5, tmp_path):
-    folder = make_folder(t5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_of_an_import_is_bit_identical(make_folder, kind, tmp_path):
+    folder = make_folder(**KINDS[kind])
     model, params = load_model(str(folder))
     save_model(tmp_path / "export", model, params, "float32")
     read, written = states(folder), states(tmp_path / "export")
-    assert read.keys() == written.keys() and len(read) == (5 if t5 else 4)
+    assert read.keys() == written.keys() and len(read) == (5 if kind == "t5" else 4)
     for file, tensors in read.items():
         assert tensors.keys() == written[file].keys()
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(written[file][name], tensor, err_msg=name)
     again, _ = load_model(str(tmp_path / "export"))
     assert again.same_networks(model) and model.same_networks(again)
-    # PyTorch opens it, and computes the same of it.
-    one, other = (open_pytorch(path, t5).transformer for path in (folder, tmp_path / "export"))
+    # PyTorch opens it, and has the same network.
+    one, other = (
+        open_pytorch(path, **KINDS[kind]).transformer for path in (folder, tmp_path / "export")
+    )
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
 
 
 def test_shards_in_half_precision_are_read(make_folder, tmp_path):
-    pipeline = open_pytorch(make_folder(), True).to(torch.bfloat16)
+    pipeline = open_pytorch(make_folder()).to(torch.bfloat16)
     pipeline.save_pretrained(tmp_path / "sharded", variant="fp16", max_shard_size="60KB")
     assert list((tmp_path / "sharded/transformer").glob("*-00002-of-*"))
     whole, params = load_model(str(make_folder()))
@@ -111,16 +128,17 @@ def test_shards_in_half_precision_are_read(make_folder, tmp_path):
         np.testing.assert_allclose(other, one, rtol=2**-8)
 
 
-def test_description_counts_what_there_is(make_folder):
-    folder = make_folder()
+@pytest.mark.parametrize("kind", ["t5", "flux"])
+def test_description_counts_what_there_is(make_folder, kind):
+    folder = make_folder(**KINDS[kind])
     _, params = load_model(str(folder))
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    found = describe_model(str(folder))
+    found = describe_model(str(folder), (16, 16))
     assert found.denoiser == count(params["transformer"])
     assert found.vae == count(params["vae"])
     assert found.text_encoder == count(params["text_encoder"])
     assert (found.latent, found.image) == (16 * 8 * 8, 3 * 16 * 16)
-    assert found.text == (12 + 256) * 48 + 36
+    assert found.text == ((12 + 256) * 48 + 36 if kind == "t5" else 512 * 48 + 24)
 
 
 def change(folder, file, **fields):
@@ -143,9 +161,9 @@ def change(folder, file, **fields):
         ("transformer/config.json", {"num_layers": "x"}, "num_layers is 'x'"),
         ("transformer/config.json", {"pos_embed_max_size": 7}, "pos_embed.pos_embed"),
         ("transformer/config.json", {"num_layers": 4}, "lacks 'transformer_blocks.2"),
-        ("vae/config.json", {"latent_channels": 4}, "the VAE makes 4"),
+        ("vae/config.json", {"latent_channels": 4}, "latents of the VAE have 4"),
         ("text_encoder_3/config.json", {"feed_forward_proj": "relu"}, "gated-gelu"),
-        ("text_encoder_2/config.json", {"projection_dim": 8}, "project to"),
+        ("text_encoder_2/config.json", {"projection_dim": 8}, "text encoders make"),
     ],
 )
 def test_what_is_not_supported_is_refused_in_one_line(make_folder, tmp_path, file, fields, words):
@@ -155,6 +173,25 @@ def test_what_is_not_supported_is_refused_in_one_line(make_folder, tmp_path, fil
     with pytest.raises(UserError, match=words) as error:
         load_model(str(folder))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"in_channels": 96, "out_channels": 16}, "Fill, Depth, Canny"),
+        ({"in_channels": 32}, "latents of the VAE have 64"),
+        ({"axes_dims_rope": [4, 4, 4]}, "attention_head_dim, 16"),
+        ({"patch_size": 2}, "must be 1"),
+        ({"pooled_projection_dim": 16}, "text encoders make 24"),
+        ({"joint_attention_dim": 32}, "joint_attention_dim=32"),
+    ],
+)
+def test_other_fluxes_are_refused(make_folder, tmp_path, fields, words):
+    folder = tmp_path / "changed"
+    shutil.copytree(make_folder(flux=True), folder)
+    change(folder, "transformer/config.json", **fields)
+    with pytest.raises(UserError, match=words):
+        load_model(str(folder))
 
 
 def test_sizes(make_folder):

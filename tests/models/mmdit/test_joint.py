@@ -14,6 +14,7 @@ from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.mmdit.build import make_joint_transformer
 from diffusionrl_jax.models.mmdit.positions import TABLE, position_table
 from diffusionrl_jax.models.text_encoders import Conditioning
+from tests.tiny_transformers import ExactSinusoids, randomise
 
 CONFIG = {
     "sample_size": 16,
@@ -41,19 +42,9 @@ TOLERANCE = 1e-5
 
 
 def torch_transformer(config):
-    """PyTorch's network, with weights that keep numbers of order one, norms and biases among them.
-
-    As they are initialised, modulations would be too weak to be seen.
-    """
+    """PyTorch's network, with weights that keep numbers of order one."""
     torch.manual_seed(0)
-    network = SD3Transformer2DModel(**config).eval()
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias") or parameter.ndim == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        else:
-            fan_in = parameter[0].numel()
-            parameter.data = torch.randn_like(parameter) * fan_in**-0.5
-    return network
+    return randomise(SD3Transformer2DModel(**config))
 
 
 def inputs(config, size=(16, 16), tokens=7, batch=2):
@@ -154,15 +145,7 @@ def test_gradient_is_pytorchs(recomputes):
     loss = lambda params: jnp.sum(direction * ours.denoise(params, latents, times, text, attend))
     found = weights.to_pytorch(jax.jit(jax.grad(loss))(params))
 
-    class Exact(torch.nn.Module):
-        """PyTorch's frequencies are an ulp off, which moves sines at 1000 by up to 6e-5."""
-
-        def forward(self, times):
-            exact = torch.exp(-np.log(10000) * torch.arange(128, dtype=torch.float64) / 128)
-            angles = times[:, None].double() * exact.float().double()
-            return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-
-    network.time_text_embed.time_proj = Exact()
+    network.time_text_embed.time_proj = ExactSinusoids()
     output = network(
         torch.from_numpy(latents),
         timestep=1000 * torch.from_numpy(times),
