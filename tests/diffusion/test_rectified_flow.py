@@ -220,6 +220,39 @@ def test_a_step_is_trained_if_its_deviation_is_large_enough(rule, eta, steps, ex
     assert not np.any(std[expected : expected + 1] > LEAST_TRAINED_STD)
 
 
+@pytest.mark.parametrize("rule", NOISE_RULES)
+def test_steps_with_noise_are_as_likely_when_they_are_trained_on(rule):
+    """In chains with noise at two steps alone, and the ODE elsewhere; the network in bfloat16."""
+    ours, batch = make_ours({}, 6, noise=rule, eta=0.7), 16
+    inside = np.isin(np.arange(6), (1, 2))
+    etas = jnp.tile(jnp.where(inside, jnp.float32(0.7), 0), (batch, 1))
+
+    def denoise(params, latents, times, text):
+        return (
+            jnp.sin(3 * latents.astype(jnp.bfloat16)).astype(jnp.float32) + params * times[:, None]
+        )
+
+    model = types.SimpleNamespace(denoise=denoise, latent_shape=(64,))
+    keys = noise_keys(jax.random.split(jax.random.key(0), batch), 6)
+    text, kept = jnp.zeros((batch, 1, 1)), jnp.tile(jnp.arange(6), (batch, 1))
+    arguments = model, ours, 0.7, text, keys, kept
+    _, taken = jax.jit(lambda: rollout(*arguments, eta=etas, guidance_scale=1.0))()
+
+    @jax.jit
+    def at(index, eta):
+        places, latents = jnp.full(batch, index), taken.latents[:, index]
+        return ours.step(denoise(0.7, latents, ours.times[places], text), latents, places, eta)
+
+    for index in range(6):
+        following = taken.following[:, index]
+        if inside[index]:
+            ratio = jnp.exp(at(index, 0.7).log_prob(following) - taken.log_probs[:, index])
+            np.testing.assert_allclose(ratio, 1, atol=1e-5)
+            assert np.abs(following - at(index, 0.0).mean).max() > 0.1
+        else:
+            np.testing.assert_allclose(following, at(index, 0.0).mean, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("steps", [1, 16])
 def test_second_order_is_the_solver_of_diffusers(steps):
     """The whole chain, with its times, which theirs rounds before the network sees them."""
