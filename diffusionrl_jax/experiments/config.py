@@ -48,6 +48,11 @@ def get_config() -> Config:
     # Of the pictures, in pixels; 0 is what the model was trained for. Both or none.
     config.sampler.height = 0
     config.sampler.width = 0
+    # How many tokens of a prompt T5 reads, in models that have it; 0 is the pipeline's own number.
+    config.sampler.text_tokens = 0
+    # The scale of the guidance that FLUX.1 dev takes as an input, beside guidance_scale, which is 1
+    # there; 0 is the usual one, 3.5.
+    config.sampler.embedded_guidance = 0.0
 
     # How the times are drawn to which pictures or samples are noised: uniform, or logit_normal,
     # which only models of flow matching have, and auto takes for them.

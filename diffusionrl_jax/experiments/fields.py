@@ -80,6 +80,8 @@ FIELDS: dict[str, Kind] = {
     "sampler.guidance_scale": Number(0, 100),
     "sampler.height": Whole(0, 8192, "is the model's own, as is the width then"),
     "sampler.width": Whole(0, 8192, "is the model's own, as is the height then"),
+    "sampler.text_tokens": Whole(0, 4096, "is the model's own number"),
+    "sampler.embedded_guidance": Number(0, 100, "is the usual scale"),
     "training_times": Choice(("auto", *TRAINING_TIMES)),
     "batch_size": Whole(1, BATCH),
     "advantage_clip": Number(1e-6, 1e6),

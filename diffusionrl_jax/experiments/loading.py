@@ -46,6 +46,8 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
         attention=config.attention,
         size=checks.size(config),
         mesh=mesh,
+        text_tokens=config.sampler.text_tokens or None,
+        embedded_guidance=config.sampler.embedded_guidance or None,
     )
     process = make_chain(config, model)
     policy = Policy(model, process, params, mesh)

@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_flax_clip import (
 )
 
 from diffusionrl_jax.data.stored_tensors import StoredTensor
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import join_networks
 from diffusionrl_jax.models.mmdit.flux import PATCH_SIZE, FluxTransformer
@@ -27,6 +28,7 @@ from diffusionrl_jax.models.stable_diffusion.interceptors import check_options
 from diffusionrl_jax.models.t5 import make_t5_encoder
 from diffusionrl_jax.models.towers.clip import text_template
 
+GUIDANCE = 3.5  # FluxPipeline's.
 CLIP_MODULES = {
     "CLIPTextModel": FlaxCLIPTextModule,
     "CLIPTextModelWithProjection": FlaxCLIPTextModelWithProjectionModule,
@@ -70,15 +72,16 @@ def make_joint_transformer(
 
 
 def make_flux_transformer(
-    config: Mapping[str, Any], dtype: Any, recomputes: bool = False, guidance: float = 3.5
+    config: Mapping[str, Any], dtype: Any, recomputes: bool = False, guidance: float | None = None
 ) -> FluxTransformer:
     """Makes FLUX's transformer.
 
     Args:
       config: the contents of its config.json.
       dtype, recomputes: as in `FluxTransformer`.
-      guidance: the scale of guidance that it is given, if it takes one.
+      guidance: the scale of guidance that it is given, if it takes one; None is `GUIDANCE`.
     """
+    guidance = GUIDANCE if guidance is None else guidance
     return FluxTransformer(
         layers=config["num_layers"],
         single_layers=config["num_single_layers"],
@@ -102,7 +105,7 @@ def build_mmdit(
     *,
     remat: str = "none",
     text_tokens: int | None = None,
-    embedded_guidance: float = 3.5,
+    embedded_guidance: float | None = None,
     **options,
 ) -> MMDiT:
     """Builds the networks that the configs describe.
@@ -115,7 +118,8 @@ def build_mmdit(
       remat: what is computed again for the backward pass: "none" of the transformer, or its
         "blocks", which is what "full" means too.
       text_tokens: how many tokens T5 reads; None is what the pipeline reads.
-      embedded_guidance: the scale of guidance that a transformer is given, if it takes one.
+      embedded_guidance: the scale of guidance that FLUX's transformer is given, if it takes one;
+        None is the usual one.
       **options: `convolution`, `attention`, `mesh` and `size` of `MMDiT`.
 
     Raises:
@@ -143,6 +147,11 @@ def build_mmdit(
     recomputes, fields = remat != "none", configs["transformer"]
     if table is None:
         transformer = make_flux_transformer(fields, dtype, recomputes, embedded_guidance)
+        if embedded_guidance is not None and transformer.guidance is None:
+            raise UserError(
+                f"config.sampler.embedded_guidance={embedded_guidance} is for transformers with "
+                "guidance_embeds, such as FLUX.1 dev's, and this one has none: set it to 0."
+            )
     else:
         transformer = make_joint_transformer(fields, np.asarray(table), size, dtype, recomputes)
     return MMDiT(

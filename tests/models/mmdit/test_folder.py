@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from PIL import Image
 from safetensors.numpy import load_file
 
 from diffusionrl_jax.diffusion.pipeline import Policy
@@ -18,6 +19,8 @@ from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments.config import get_config
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.text_to_image import describe_model, load_model, save_model
+from diffusionrl_jax.monitoring.images import image_grid, write_png
+from tests.processes import finish
 
 PROMPTS = ["an apple", "a cat that reads a long book"]
 
@@ -73,6 +76,35 @@ def test_pictures_are_pytorchs(make_folder, kind, steps, scale):
     assert expected.std() > 0.05 and np.abs(expected[0] - expected[1]).mean() > 0.05
     assert np.abs(pictures - expected).mean() < 1e-5
     assert np.abs(pictures - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_program_draws_pytorchs_pictures(make_folder, start, tmp_path):
+    folder, steps = make_folder(), 3
+    flags = {
+        "model": folder,
+        "prompts": "; ".join(PROMPTS),
+        "output": tmp_path / "drawn.png",
+        "steps": steps,
+        "eta": 0,
+        "images_per_prompt": 1,
+        "seed": 1,
+    }
+    status, output = finish(start("sample", *(f"--{name}={flags[name]}" for name in flags)))
+    assert status == 0, output
+    latents = torch.from_numpy(first_noise((16, 8, 8), 1, len(PROMPTS), steps))
+    # Both take the pipeline's own scale of guidance.
+    expected = open_pytorch(folder)(
+        PROMPTS, latents=latents, num_inference_steps=steps, output_type="np"
+    ).images
+    grid = image_grid(expected, 1, row_captions=PROMPTS, scale=96 // 16)
+    write_png(tmp_path / "expected.png", grid)
+    drawn, wanted = (
+        np.asarray(Image.open(tmp_path / name), np.float32) / 255
+        for name in ("drawn.png", "expected.png")
+    )
+    assert np.abs(drawn - wanted).mean() < 1e-3
+    assert drawn.std() > 0.05
 
 
 def test_encoded_pictures_are_pytorchs(make_folder):
@@ -192,6 +224,16 @@ def test_other_fluxes_are_refused(make_folder, tmp_path, fields, words):
     change(folder, "transformer/config.json", **fields)
     with pytest.raises(UserError, match=words):
         load_model(str(folder))
+
+
+def test_options_of_other_models_are_refused(make_folder, tiny_model):
+    with pytest.raises(UserError, match="text_tokens=77 is for models of StableDiffusion3Pip"):
+        load_model(tiny_model, text_tokens=77)
+    with pytest.raises(UserError, match="embedded_guidance=4.0 is for models of FluxPipeline"):
+        load_model(str(make_folder()), embedded_guidance=4.0)
+    model, _ = load_model(str(make_folder(flux=True)), embedded_guidance=4.0, text_tokens=77)
+    assert model.transformer.guidance == 4.0
+    assert model.tokenize(["a"]).shape == (1, 12 + 77)
 
 
 def test_sizes(make_folder):
