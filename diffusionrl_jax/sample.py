@@ -34,7 +34,7 @@ IMAGES = flags.DEFINE_integer("images_per_prompt", 4, "Pictures in a row.")
 OUTPUT = flags.DEFINE_string("output", "samples.png", "The PNG file to write.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 GUIDANCE_SCALE = flags.DEFINE_float(
-    "guidance_scale", None, "Of classifier-free guidance; the run's own, or 7.5."
+    "guidance_scale", None, "Of classifier-free guidance; the run's own, or the model's usual one."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
 HEIGHT = flags.DEFINE_integer("height", None, "Of a picture in pixels; the run's or model's own.")

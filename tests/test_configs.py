@@ -8,11 +8,14 @@ from ml_collections import config_flags
 
 from diffusionrl_jax import main
 from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import experiment
+from diffusionrl_jax.experiments import fields as config_fields
 from diffusionrl_jax.monitoring.metrics import read_rows
 
 PREFERENCE, PAIRS, PEOPLE = "preference", "compositionality", "fairness"
 REWARDS = {
+    "pick_score": {"pick_score": "pick_score"},
     "hps": {"hps": "hps_v2"},
     "image_reward": {"image_reward": "image_reward"},
     "compositionality": {PAIRS: "detection"},
@@ -20,6 +23,7 @@ REWARDS = {
     "joint": {PAIRS: "detection", PEOPLE: "statistical_parity", "image_reward": "image_reward"},
 }
 EMOJI_TASKS = {
+    "pick_score": (PREFERENCE,),
     "hps": (PREFERENCE,),
     "image_reward": (PREFERENCE,),
     "compositionality": (PAIRS,),
@@ -52,6 +56,7 @@ TABLE_6 = {
     "iterations": 1000,
 }
 PROMPTS = {
+    "pick_score": "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000",
     "hps": "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000",
     "image_reward": "hub:poloclub/diffusiondb/metadata.parquet?held_out=2000",
     "compositionality": "objects:train",
@@ -108,6 +113,51 @@ def test_stable_diffusion_xl_is_trained_in_the_same_way(name):
     assert {field for field in ours if ours[field] != theirs[field]} <= own
 
 
+# Flow-GRPO, 2505.05470, and its released code.
+FLOW_GRPO = {
+    "sampler.steps": 10,
+    "sampler.noise": "sde",
+    "sampler.eta": 0.7,
+    "sampler.height": 512,
+    "sampler.width": 512,
+    "batch_size": 48 * 24,
+    "algorithm.name": "policy_gradient",
+    "optimizer.learning_rate": 3e-4,
+    "lora.rank": 32,
+    "lora.alpha": 64.0,
+    "pretraining.weight": 0.0,
+    "dtype": "bfloat16",
+}
+TRANSFORMERS = {
+    "stable_diffusion_3_medium": ("stabilityai/stable-diffusion-3-medium-diffusers", 4.5),
+    "stable_diffusion_3_5_medium": ("stabilityai/stable-diffusion-3.5-medium", 4.5),
+    "flux_dev": ("black-forest-labs/FLUX.1-dev", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ["pick_score", "joint"])
+@pytest.mark.parametrize("world", TRANSFORMERS)
+def test_transformers_are_trained_as_flow_grpo_trains_them(name, world):
+    config = from_command_line(f"{name}.py:{world}")
+    config_fields.check(config)
+    values = config.copy_and_resolve_references().to_dict()
+    model, scale = TRANSFORMERS[world]
+    expected = FLOW_GRPO | {"model": model, "sampler.guidance_scale": scale}
+    for field, wanted in expected.items():
+        value = values
+        for part in field.split("."):
+            value = value[part]
+        assert value == wanted, field
+    assert {task: of.group_size for task, of in config.tasks.items()} == (
+        {"pick_score": 24} if name == "pick_score" else {PAIRS: 24, PEOPLE: 16, "image_reward": 24}
+    )
+    # The chain has noise enough for the steps that are trained on.
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    process = make_process(scheduler, 10, noise="sde", eta=0.7)
+    trained = config.algorithm.policy_gradient.timesteps_per_iteration
+    assert process.stochastic_steps == trained == 9
+
+
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():
     config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     config.tasks.image_reward.scorer.reward = "beauty"
@@ -123,7 +173,7 @@ def test_prompts_that_are_not_there_are_named():
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_unknown_worlds_and_tasks(name):
-    worlds = "stable_diffusion_2, stable_diffusion_xl, emoji"
+    worlds = f"stable_diffusion_2, stable_diffusion_xl, {', '.join(TRANSFORMERS)}, emoji"
     with pytest.raises(ValueError, match=f"no world 'mars': choose from {worlds}"):
         importlib.import_module(f"configs.{name}").get_config("mars")
     with pytest.raises(ValueError, match="no task 'speed': choose from preference"):

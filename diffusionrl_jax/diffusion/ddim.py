@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionrl_jax.diffusion.gaussian import Gaussian
+from diffusionrl_jax.diffusion.gaussian import Gaussian, keep_variance, per_sample
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.schedulers import check_scheduler, with_defaults
 
@@ -66,7 +66,7 @@ class DDIM:
           The noisy latents, float32 of clean's shape.
         """
         chex.assert_equal_shape([clean, noise])
-        alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
+        alpha_bar = per_sample(self.training_alpha_bar[times], clean)
         return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1 - alpha_bar) * noise
 
     def target(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ class DDIM:
             return noise
         if self.prediction_type == "sample":
             return clean
-        alpha_bar = _per_sample(self.training_alpha_bar[times], clean)
+        alpha_bar = per_sample(self.training_alpha_bar[times], clean)
         return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * clean
 
     def clean(self, output: jax.Array, latents: jax.Array, times: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class DDIM:
         Returns:
           float32, of the latents' shape.
         """
-        alpha_bar = _per_sample(self.training_alpha_bar[times], latents)
+        alpha_bar = per_sample(self.training_alpha_bar[times], latents)
         return self._clean_and_noise(output, latents, alpha_bar)[0]
 
     def _clean_and_noise(self, output, latents, alpha_bar):
@@ -106,7 +106,11 @@ class DDIM:
         return clean, signal * output + noise_level * latents
 
     def step(
-        self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
+        self,
+        output: jax.Array,
+        latents: jax.Array,
+        step_index: jax.Array,
+        eta: float | jax.Array,
     ) -> Gaussian:
         """Returns p(x_{t-1} | x_t, c), by DDIM's Eq. 12 (2010.02502) with eta.
 
@@ -114,23 +118,22 @@ class DDIM:
           output: the network's prediction, guided, float32 [batch, ...].
           latents: x_t, of the same shape.
           step_index: each sample's position in the chain, int32 [batch]; 0 is the noisiest step.
-          eta: how much noise is added: 0 is deterministic DDIM, and 1 has DDPM's variance.
+          eta: how much noise is added: 0 is deterministic DDIM, and 1 has DDPM's variance; one
+            number, or float32 [batch].
 
         Returns:
           The distribution of x_{t-1}.
         """
         chex.assert_equal_shape([output, latents])
         chex.assert_shape(step_index, (latents.shape[0],))
-        alpha_bar = _per_sample(self.alpha_bar[step_index], latents)
-        previous = _per_sample(self.previous_alpha_bar[step_index], latents)
+        alpha_bar = per_sample(self.alpha_bar[step_index], latents)
+        previous = per_sample(self.previous_alpha_bar[step_index], latents)
         clean, epsilon = self._clean_and_noise(output, latents, alpha_bar)
         if math.isfinite(self.clip_sample_range):
             clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
         variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)
-        std = eta * jnp.sqrt(variance)
-        # Rounding may take the argument just below zero where the variance is all of 1 - previous.
-        direction = jnp.sqrt(jnp.maximum(1 - previous - std**2, 0))
-        return Gaussian(jnp.sqrt(previous) * clean + direction * epsilon, std)
+        std = per_sample(eta, latents) * jnp.sqrt(variance)
+        return keep_variance(clean, epsilon, jnp.sqrt(previous), 1 - previous, std)
 
 
 def _alpha_bar(config: Mapping[str, Any]) -> np.ndarray:
@@ -219,8 +222,3 @@ def make_ddim(scheduler_config: Mapping[str, Any], steps: int) -> DDIM:
         prediction_type=config["prediction_type"],
         clip_sample_range=config["clip_sample_range"] if config["clip_sample"] else math.inf,
     )
-
-
-def _per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns values [batch] with as many axes as the latents, to be multiplied with them."""
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

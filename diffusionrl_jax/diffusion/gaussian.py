@@ -54,3 +54,36 @@ class Gaussian:
         std = jnp.maximum(self.std, MINIMUM_STD)
         squared = jnp.square((self.mean - reference_mean) / std)
         return 0.5 * jnp.mean(squared, axis=tuple(range(1, squared.ndim)))
+
+
+def keep_variance(
+    clean: jax.Array, noise: jax.Array, signal: jax.Array, variance: jax.Array, std: jax.Array
+) -> Gaussian:
+    """Returns the latents after a step that keeps the level of their noise, DDIM's Eq. 12.
+
+    They are signal * clean + sqrt(variance - std^2) * noise, to which noise of that standard
+    deviation is added anew. DDIM (2010.02502) and Flow-CPS (2509.05952) differ in std alone.
+
+    Args:
+      clean: the guess of the clean latents, float32 [batch, ...].
+      noise: the guess of their noise, of the same shape.
+      signal: the factor of the clean latents after the step, float32 [batch, 1, ...].
+      variance: the variance of all noise after the step, of signal's shape.
+      std: the standard deviation of the noise that is added, of signal's shape.
+    """
+    # Rounding may take the argument just below zero where the variance is all of the noise's.
+    kept = jnp.sqrt(jnp.maximum(variance - std**2, 0))
+    return Gaussian(signal * clean + kept * noise, std)
+
+
+def per_sample(values: float | jax.Array, like: jax.Array) -> jax.Array:
+    """Returns values [batch] with as many axes as latents, to be multiplied with them.
+
+    Args:
+      values: one number for each sample, [batch], or one for all, which is returned as it is.
+      like: the latents, [batch, ...].
+    """
+    values = jnp.asarray(values)
+    if values.ndim == 0:
+        return values
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

@@ -1,6 +1,6 @@
 """The protocol of every chain from noise to a picture, and the processes that satisfy it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -8,19 +8,23 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.ddim import make_ddim
 from diffusionrl_jax.diffusion.gaussian import MINIMUM_STD, Gaussian
+from diffusionrl_jax.diffusion.rectified_flow import make_flow
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.flow_schedulers import FLOW_SCHEDULERS
 from diffusionrl_jax.models.schedulers import SCHEDULERS
 
 
 class Process(Protocol):
     """A chain of denoising steps, and the noising that its network was trained on.
 
-    Latents are float32 [n, ...], of any rank. Times are integers or real numbers, as the network
-    takes them. `ddim.DDIM` is one.
+    Latents are float32 [n, ...], of any rank. Times are what `TextToImage.denoise` takes: whole
+    timesteps of the training for `ddim.DDIM`, and real numbers from 0 to 1 for
+    `rectified_flow.RectifiedFlow`, whose networks multiply them by 1000 themselves.
 
     Attributes:
       steps: S, the number of the chain's steps.
-      stochastic_steps: how many of these, from the first on, add noise where eta is not 0.
+      stochastic_steps: how many of these, from the first on, add noise, and enough to be trained
+        on, where eta is not 0.
       times: [S], the time from which each step is taken.
     """
 
@@ -56,7 +60,11 @@ class Process(Protocol):
         ...
 
     def step(
-        self, output: jax.Array, latents: jax.Array, step_index: jax.Array, eta: float
+        self,
+        output: jax.Array,
+        latents: jax.Array,
+        step_index: jax.Array,
+        eta: float | jax.Array,
     ) -> Gaussian:
         """Returns the distribution of the latents after a step of the chain.
 
@@ -64,31 +72,69 @@ class Process(Protocol):
           output: the network's output, guided, float32 [n, ...].
           latents: the latents before the step, of the same shape.
           step_index: int32 [n], the step's position in the chain; 0 is the first.
-          eta: how much noise the step adds; 0 means none.
+          eta: how much noise the step adds, from 0, which means none, to 1; one number, or float32
+            [n].
         """
         ...
 
 
 # Class of a folder's scheduler -> a function that makes the chain from the scheduler's config and a
 # number of steps. What decides is the noising that the model was trained on, not the solver that
-# its folder names: all of these noise as DDIM does.
-PROCESSES = dict.fromkeys(SCHEDULERS, make_ddim)
+# its folder names.
+PROCESSES: dict[str, Callable[[Mapping[str, Any], int], Process]] = {
+    **dict.fromkeys(SCHEDULERS, make_ddim),
+    **dict.fromkeys(FLOW_SCHEDULERS, make_flow),
+}
 
 
-def make_process(scheduler_config: Mapping[str, Any], steps: int) -> Process:
+def make_process(
+    scheduler_config: Mapping[str, Any],
+    steps: int,
+    *,
+    noise: str = "eta",
+    eta: float = 1.0,
+    order: int = 1,
+    training_times: str = "auto",
+) -> Process:
     """Makes the chain of a model.
 
     Args:
-      scheduler_config: the contents of the folder's scheduler_config.json.
+      scheduler_config: the contents of the folder's scheduler_config.json, and what the model's
+        family adds to it; see `rectified_flow.make_flow`.
       steps: the number of denoising steps.
+      noise: how the steps add noise: "eta" for any chain, and for those of flow matching one of
+        `rectified_flow.NOISE_RULES`.
+      eta: how much noise the steps add where they are trained on.
+      order: the order of the steps. 2 is DPM-Solver++(2M), for chains of flow matching without
+        noise.
+      training_times: how the times are drawn that the network is trained at: "uniform" for any
+        chain, and for those of flow matching one of `rectified_flow.TRAINING_TIMES`; "auto" is
+        "logit_normal" for these, and "uniform" for others.
 
     Raises:
-      UserError: the scheduler is unknown, or asks for what is not supported; see `ddim.make_ddim`.
+      UserError: the scheduler is unknown, or the chain is asked for what it does not support; see
+        `ddim.make_ddim` and `rectified_flow.make_flow`.
     """
     name = scheduler_config.get("_class_name", "DDIMScheduler")
     if name not in PROCESSES:
         raise UserError(f"The scheduler {name} is not supported: use one of {sorted(PROCESSES)}.")
-    return PROCESSES[name](scheduler_config, steps)
+    make = PROCESSES[name]
+    if make is make_flow:
+        drawn = "logit_normal" if training_times == "auto" else training_times
+        return make_flow(
+            scheduler_config, steps, noise=noise, eta=eta, order=order, training_times=drawn
+        )
+    for field, value, own in (
+        ("sampler.noise", noise, ("eta",)),
+        ("sampler.order", order, (1,)),
+        ("training_times", training_times, ("auto", "uniform")),
+    ):
+        if value not in own:
+            raise UserError(
+                f"config.{field}={value!r} is for models of flow matching, and this model's "
+                f"scheduler is {name}: set it to {own[-1]!r}."
+            )
+    return make(scheduler_config, steps)
 
 
 def sensitivity(process: Process, eta: float) -> jax.Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.guidance import denoise_passes, guide
 from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.diffusion.rectified_flow import RectifiedFlow
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import Text, TextToImage
 
@@ -47,7 +48,7 @@ def rollout(
     keys: jax.Array,
     kept: jax.Array,
     *,
-    eta: float,
+    eta: float | jax.Array,
     guidance_scale: float,
 ) -> tuple[jax.Array, Steps]:
     """Samples the chain from pure noise to the final latents (Eqs. 2-5).
@@ -64,13 +65,16 @@ def rollout(
         last, for x_T. Samples with a key in common have that noise in common.
       kept: int32 [batch, K], the positions in the chain of the steps that are kept of each sample,
         in the order in which they are wanted; K may be 0.
-      eta: how much noise the steps add: 0 is deterministic DDIM (the log-probabilities are then
-        meaningless), 1 has DDPM's variance.
+      eta: how much noise the steps add: 0 adds none (the log-probabilities are then meaningless), 1
+        has DDPM's variance. One number, or float32 [batch, S] for each sample and step.
       guidance_scale: the scale of classifier-free guidance; up to 1 there is none.
 
     Returns:
       x_0, float32 [batch, ...], and the steps that are kept.
     """
+    # A chain of second order carries its last guess of the clean latents.
+    is_flow = isinstance(process, RectifiedFlow)
+    flow = process if is_flow and process.extrapolation is not None else None
 
     def noise(index):
         draw = lambda key: jax.random.normal(key, model.latent_shape)
@@ -84,16 +88,22 @@ def rollout(
         return jax.tree.map(write, steps, Steps(*taken))
 
     def step(carry, index):
-        latents, steps = carry
+        latents, steps, before = carry
         indices = jnp.full(latents.shape[0], index)
-        output = denoise_passes(model, params, latents, process.times[indices], text)
-        taken = process.step(guide(output, guidance_scale), latents, indices, eta)
+        times = process.times[indices]
+        output = guide(denoise_passes(model, params, latents, times, text), guidance_scale)
+        of_step = eta if jnp.ndim(eta) == 0 else jnp.asarray(eta)[:, index]
+        if flow is not None:
+            clean = flow.clean(output, latents, times)
+            output, before = flow.second_order(output, clean, indices, before), clean
+        taken = process.step(output, latents, indices, of_step)
         following = taken.mean + taken.std * noise(index)
         log_prob = taken.log_prob(following)
-        return (following, keep(steps, index, latents, following, log_prob)), None
+        return (following, keep(steps, index, latents, following, log_prob), before), None
 
     first = noise(process.steps)
     none = jnp.zeros((*kept.shape, *first.shape[1:]), first.dtype)
     steps = Steps(none, none, jnp.zeros(kept.shape, first.dtype))
-    (latents, steps), _ = jax.lax.scan(step, (first, steps), jnp.arange(process.steps))
+    carry = first, steps, None if flow is None else jnp.zeros_like(first)
+    (latents, steps, _), _ = jax.lax.scan(step, carry, jnp.arange(process.steps))
     return latents, steps

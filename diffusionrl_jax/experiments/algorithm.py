@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 from diffusionrl_jax.algorithms import ALGORITHMS, needs_of
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
 from diffusionrl_jax.learning.advantages import BY_GROUP, AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm
@@ -102,7 +102,7 @@ def make_algorithm(
       UserError: a field does not fit.
     """
     sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
-    process = make_process(model.scheduler_config, sampler.steps)
+    process = make_chain(config, model)
     needs, fields = needs_of(config), config.algorithm[config.algorithm.name]
     follower_decay = (fields.decay_rate, fields.largest_decay) if needs.follower else (0.0, 0.0)
     learner = Learner(
@@ -140,6 +140,8 @@ def make_algorithm(
             task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
             for task in tasks.values()
         ),
+        window=sampler.window,
+        window_groups=tuple(task.group_size for task in tasks.values()),
         late_steps=needs.late_steps,
         draws=not needs.pairs,
         keeps_latents=needs.latents,

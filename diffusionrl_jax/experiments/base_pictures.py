@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,10 @@ from diffusionrl_jax.data import latents
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.diffusion.drawing import draw_latents
-from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor
+from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage
@@ -93,11 +94,22 @@ def choose_pictures(
         json.dumps(digests(_drawing(model, params))),
         json.dumps(model.configs, sort_keys=True, default=str),
         str(jnp.dtype(model.dtype)),
-        json.dumps(config.sampler.to_dict(), sort_keys=True),
+        json.dumps(_sampler(config), sort_keys=True),
         json.dumps(prompts),
         str(config.seed),
     )
     return BasePictures(prompts, made_by)
+
+
+def _sampler(config: Config) -> dict[str, Any]:
+    """Returns the fields of the sampler that decide what is drawn.
+
+    Those that earlier versions lacked are left out where they are as it was then, so that pictures
+    that these have drawn are found.
+    """
+    sampler = config.sampler.to_dict()
+    later = {"noise": "eta", "order": 1, "window": sampler["window"]}
+    return {name: value for name, value in sampler.items() if later.get(name) != value}
 
 
 def _drawing(model: TextToImage, params: Mapping[str, Parameters]) -> dict[str, Parameters]:
@@ -130,7 +142,7 @@ def draw_pictures(
         functools.partial(
             draw_latents,
             model,
-            make_process(model.scheduler_config, config.sampler.steps),
+            make_chain(config, model),
             mesh,
             eta=config.sampler.eta,
             guidance_scale=config.sampler.guidance_scale,

@@ -116,6 +116,11 @@ def _check(config: Config) -> None:
         raise UserError("config.tasks is empty: name at least one task.")
     if config.algorithm.name == "policy_gradient":
         _check_policy_gradient(config)
+    elif window := config.sampler.window:
+        raise UserError(
+            f"config.sampler.window={window} is for config.algorithm.name='policy_gradient', which "
+            "trains on steps of the chain: set it to 0."
+        )
     if (scale := config.sampler.guidance_scale) < 1:
         raise UserError(
             f"config.sampler.guidance_scale={scale} must be 1, no guidance, or more to be trained: "

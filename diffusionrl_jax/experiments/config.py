@@ -31,14 +31,32 @@ def get_config() -> Config:
     config.dtype = "float32"  # The dtype in which the denoiser computes: float32 or bfloat16.
     config.iterations = 1000
 
-    # Sampling is DDIM's, Sec. 4.1. Guidance is on in training's forward passes too; 1 turns it off.
+    # Sampling is DDIM's, Sec. 4.1, or the flow's own for models of flow matching. Guidance is on in
+    # training's forward passes too; 1 turns it off.
     config.sampler = ml_collections.ConfigDict()
     config.sampler.steps = 50
-    config.sampler.eta = 1.0
+    config.sampler.eta = 1.0  # How much noise the steps add; 0 is the ODE.
+    # How it is added. eta is DDIM's; for models of flow matching there are cps, Flow-CPS, and sde,
+    # Flow-GRPO, whose a is the eta above.
+    config.sampler.noise = "eta"
+    # Training's chains have noise in so many consecutive steps alone, the same ones for all images
+    # of a prompt, and are trained on there; 0 is noise at all steps, as where nothing is trained.
+    config.sampler.window = 0
+    # 2 is DPM-Solver++(2M), for models of flow matching and an eta of 0, which needs fewer steps.
+    config.sampler.order = 1
     config.sampler.guidance_scale = 7.0
     # Of the pictures, in pixels; 0 is what the model was trained for. Both or none.
     config.sampler.height = 0
     config.sampler.width = 0
+    # How many tokens of a prompt T5 reads, in models that have it; 0 is the pipeline's own number.
+    config.sampler.text_tokens = 0
+    # The scale of the guidance that FLUX.1 dev takes as an input, beside guidance_scale, which is 1
+    # there; 0 is the usual one, 3.5.
+    config.sampler.embedded_guidance = 0.0
+
+    # How the times are drawn to which pictures or samples are noised: uniform, or logit_normal,
+    # which only models of flow matching have, and auto takes for them.
+    config.training_times = "auto"
 
     # The number of samples per task and iteration, over all devices.
     config.batch_size = 2048

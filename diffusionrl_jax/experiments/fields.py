@@ -11,6 +11,7 @@ from typing import Any
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.algorithms.reward_weighted import WEIGHTINGS
 from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.diffusion.rectified_flow import NOISE_RULES, TRAINING_TIMES
 from diffusionrl_jax.experiments.ranges import (
     Choice,
     Kind,
@@ -74,9 +75,15 @@ FIELDS: dict[str, Kind] = {
     "iterations": Whole(1, MANY),
     "sampler.steps": Whole(1, 1000),
     "sampler.eta": Number(0, 1, "is deterministic"),
+    "sampler.noise": Choice(NOISE_RULES),
+    "sampler.window": Whole(0, 1000, "has noise at all steps"),
+    "sampler.order": Whole(1, 2),
     "sampler.guidance_scale": Number(0, 100),
     "sampler.height": Whole(0, 8192, "is the model's own, as is the width then"),
     "sampler.width": Whole(0, 8192, "is the model's own, as is the height then"),
+    "sampler.text_tokens": Whole(0, 4096, "is the model's own number"),
+    "sampler.embedded_guidance": Number(0, 100, "is the usual scale"),
+    "training_times": Choice(("auto", *TRAINING_TIMES)),
     "batch_size": Whole(1, BATCH),
     "advantage_clip": Number(1e-6, 1e6),
     "algorithm.name": Choice(tuple(ALGORITHMS)),

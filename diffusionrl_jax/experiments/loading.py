@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import attention
@@ -46,8 +46,10 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
         attention=config.attention,
         size=checks.size(config),
         mesh=mesh,
+        text_tokens=config.sampler.text_tokens or None,
+        embedded_guidance=config.sampler.embedded_guidance or None,
     )
-    process = make_process(model.scheduler_config, config.sampler.steps)
+    process = make_chain(config, model)
     policy = Policy(model, process, params, mesh)
     if config.lora.start and not config.lora.rank and path in (None, config.model):
         lora, factors = read_start(config, policy)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import rollout
 
 # Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING = range(5)
+SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING, WINDOWS = range(6)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
@@ -24,7 +24,7 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
       seed: the run's seed.
       iteration: the iteration's number, int32 scalar.
       stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, `FORWARD`, which is for samples that are
-        noised anew, or `ENCODING`, which is for the latents of pictures in pairs.
+        noised anew, `ENCODING`, which is for the latents of pictures in pairs, or `WINDOWS`.
       samples: the samples' places in the global batch, int32 [n].
 
     Returns:
@@ -68,6 +68,29 @@ def trained_steps(
     streams = keys(seed, iteration, TIMESTEPS, firsts.reshape(-1))
     chosen = jax.vmap(lambda key: jax.random.permutation(key, last - first))(streams)
     return first + chosen[:, :count].reshape(*firsts.shape, count)
+
+
+def windows(
+    seed: int, iteration: jax.Array, firsts: jax.Array, stochastic_steps: int, size: int
+) -> jax.Array:
+    """Draws the consecutive steps of its chain at which alone each sample has noise.
+
+    Every group draws its own, all with the same probability: MixGRPO (2507.21802), with a window
+    that is drawn anew in each iteration.
+
+    Args:
+      seed, iteration: as in `keys`.
+      firsts: int32 [T, B], from `first_of_group` for all images of a prompt, whether they share
+        noise or not. Of other windows for each image the rewards would not be comparable.
+      stochastic_steps: how many steps of the chain, from its start, may have noise.
+      size: how many steps a window has.
+
+    Returns:
+      The position in the chain of each window's first step, int32 [T, B].
+    """
+    streams = keys(seed, iteration, WINDOWS, firsts.reshape(-1))
+    draw = lambda key: jax.random.randint(key, (), 0, stochastic_steps - size + 1)
+    return jax.vmap(draw)(streams).reshape(firsts.shape)
 
 
 def noise_sources(firsts: jax.Array, trained: jax.Array, steps: int) -> jax.Array:

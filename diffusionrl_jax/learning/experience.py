@@ -50,6 +50,9 @@ class Sampling:
       noise_groups: for each task, how many neighbours in the batch are trained on the same steps
         and share all noise except that of these steps; 1 means that none do. Empty means 1 for all
         tasks.
+      window: in how many consecutive steps of its chain a sample has noise, and may be trained on;
+        0 is all.
+      window_groups: for each task, how many neighbours in the batch have one window.
       keeps_latents: whether the final latents are trained on, too.
       from_base: whether the samples are drawn by the model that training started from, whatever has
         been learned since.
@@ -64,6 +67,8 @@ class Sampling:
     decode: int = 0
     score: int = 0
     noise_groups: tuple[int, ...] = ()
+    window: int = 0
+    window_groups: tuple[int, ...] = ()
     keeps_latents: bool = False
     from_base: bool = False
     late_steps: int = 0
@@ -83,7 +88,7 @@ class Experience:
       mesh: the devices over which batches are split.
 
     Raises:
-      UserError: more steps are to be kept than add noise.
+      UserError: more steps are to be kept than add noise, or than a window has.
     """
 
     model: TextToImage
@@ -104,6 +109,12 @@ class Experience:
                 f"timesteps_per_iteration={count} must be between 0 and {steps}: of the "
                 f"{self.process.steps} sampling steps, that many have noise."
             )
+        if (window := self.sampling.window) and not count <= window <= steps:
+            raise UserError(
+                f"config.sampler.window={window} must be between timesteps_per_iteration={count} "
+                f"and {steps}: of the {self.process.steps} sampling steps, that many have noise. 0 "
+                "has it at all of them."
+            )
 
     def trained_steps(self, step: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
         """Draws the steps that each sample of an iteration is trained on.
@@ -123,8 +134,11 @@ class Experience:
             last = self.process.steps
             chosen = draws.trained_steps(*arguments, last, numbers.steps_kept, last - late)
             return firsts, jnp.sort(chosen, axis=2)
-        last = self.process.stochastic_steps
-        return firsts, draws.trained_steps(*arguments, last, numbers.steps_kept)
+        candidates = numbers.window or self.process.stochastic_steps
+        trained = draws.trained_steps(*arguments, candidates, numbers.steps_kept)
+        if numbers.window:
+            trained += self.windows(step, batch)[..., None]
+        return firsts, trained
 
     def noise_of_steps(self, step: jax.Array, firsts: jax.Array, trained: jax.Array) -> jax.Array:
         """Draws the noise of steps once more, which is cheaper than to keep it.
@@ -146,6 +160,29 @@ class Experience:
             return jax.vmap(of_sample)(keys, trained)
 
         return jax.vmap(of_task)(sources, trained)
+
+    def windows(self, step: jax.Array, batch: int) -> jax.Array:
+        """Draws the first step of each sample's window, int32 [T, B]; see `draws.windows`.
+
+        The arguments are those of `trained_steps`.
+        """
+        numbers = self.sampling
+        groups = draws.first_of_group(numbers.window_groups, batch)
+        steps = self.process.stochastic_steps
+        return draws.windows(numbers.seed, step, groups, steps, numbers.window)
+
+    def eta(self, step: jax.Array, batch: int) -> float | jax.Array:
+        """Returns how much noise the chain's steps add; float32 [T, B, S] where there are windows.
+
+        The arguments are those of `trained_steps`.
+        """
+        numbers = self.sampling
+        if not numbers.window:
+            return numbers.eta
+        first = self.windows(step, batch)[..., None]
+        position = jnp.arange(self.process.steps)
+        inside = (first <= position) & (position < first + numbers.window)
+        return jnp.where(inside, jnp.float32(numbers.eta), 0)
 
     def _map(self, function, tree, count: int, per_device: int):
         """Applies a function to `count` samples, `per_device` at a time on each device."""
@@ -179,10 +216,12 @@ class Experience:
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.process.steps)
+        eta = self.eta(step, batch)
+        of_samples = flatten(eta) if isinstance(eta, jax.Array) else None
         empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
-            ids, sources, kept = arguments
+            ids, sources, kept, of_samples = arguments
             prompts = self.model.encode_text(text_encoder, ids)
             text = conditions(prompts, empty, numbers.guidance_scale)
             latents, steps = rollout(
@@ -192,12 +231,12 @@ class Experience:
                 text,
                 draws.noise_keys(numbers.seed, step, sources),
                 kept,
-                eta=numbers.eta,
+                eta=numbers.eta if of_samples is None else of_samples,
                 guidance_scale=numbers.guidance_scale,
             )
             return latents, steps, text
 
-        arguments = (flatten(input_ids), flatten(sources), flatten(trained))
+        arguments = (flatten(input_ids), flatten(sources), flatten(trained), of_samples)
         return self._map(chain, arguments, tasks * batch, numbers.sample)
 
     def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:

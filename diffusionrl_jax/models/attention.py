@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from diffusionrl_jax.mistakes import UserError
 
@@ -36,8 +37,9 @@ def attend(
     scale: float,
     attention: str = "auto",
     mesh: Mesh | None = None,
+    key_bias: ArrayLike | None = None,
 ) -> jax.Array:
-    """Computes softmax(scale * query @ key) @ value for each head, with the softmax in float32.
+    """Computes softmax(scale * query @ key + bias) @ value for each head, the softmax in float32.
 
     Args:
       query: [batch, query tokens, heads, head size].
@@ -50,6 +52,8 @@ def attend(
         that a kernel does not suit (`takes_splash`, `takes_cudnn`) are computed by "dot_product".
       mesh: the devices that the program is compiled for. The batch, or else the heads, are split
         over them, since XLA cannot split a kernel by itself. With None, "auto" is "dot_product".
+      key_bias: a number for each key that is added to its logits, float32 [tokens]; None means
+        zeros. With one, attention is computed by "dot_product".
 
     Returns:
       An array of the query's shape and dtype.
@@ -58,6 +62,9 @@ def attend(
       UserError: as `choose`.
     """
     chosen = choose(attention, mesh)
+    if key_bias is not None:
+        bias = jnp.asarray(key_bias)[None, None, None]
+        return jax.nn.dot_product_attention(query, key, value, bias, scale=scale)
     if chosen == "splash" and takes_splash(query.shape, key.shape):
         return _splash(query, key, value, scale, mesh)
     if chosen == "cudnn" and takes_cudnn(query.shape, key.shape, query.dtype):

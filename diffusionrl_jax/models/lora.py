@@ -9,12 +9,12 @@ What is trained is a tree of pairs of factors, in the places of the kernels that
 `Lora.merge` turns both into a tree like the denoiser's own. The networks know nothing of it, and
 whatever trains a tree of parameters trains the factors. The first factor of a convolution has the
 convolution's window, and the second is 1 by 1, as in PEFT, so that the project's mapping of names
-yields PEFT's names.
+yields PEFT's names. The factors of a stack of layers (`stacks.py`) are stacked as well.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from diffusionrl_jax.distributed.shards import add
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import Parameters, flatten
+from diffusionrl_jax.models.stacks import layer_paths, layer_shape
 
 Path = tuple[str, ...]
 
@@ -77,22 +78,30 @@ class Lora:
         """
         flat = flatten(base)
         names = {
-            path: weights.pytorch_name(path).removesuffix(".weight")
+            path: [weights.pytorch_name(layer).removesuffix(".weight") for layer in layers]
             for path in flat
-            if path[-1] == KERNEL
+            if path[-1] == KERNEL and (layers := layer_paths(path))
         }
+        all_names = [name for of_path in names.values() for name in of_path]
         for target in self.targets:
-            if not any(_ends_in(name, target) for name in names.values()):
-                known = sorted({_end(name) for name in names.values()})
+            if not any(_ends_in(name, target) for name in all_names):
+                known = sorted({_end(name) for name in all_names})
                 raise UserError(
                     f"lora.targets names {target!r}, but the denoiser has no such module: its "
                     f"modules end in {', '.join(known)}."
                 )
-        return {
-            path: flat[path]
-            for path, name in names.items()
-            if any(_ends_in(name, target) for target in self.targets)
-        }
+        return {path: flat[path] for path, of_path in names.items() if self._targets(of_path)}
+
+    def _targets(self, layers: Sequence[str]) -> bool:
+        """Returns whether the modules of a stack's layers get factors: all of them, or none."""
+        wanted = {any(_ends_in(name, target) for target in self.targets) for name in layers}
+        if len(wanted) > 1:
+            raise UserError(
+                f"lora.targets names some of {layers[0]} to {layers[-1]}, and not others: blocks "
+                "that are alike are adapted together, so name all, or the end that they have in "
+                "common."
+            )
+        return wanted == {True}
 
     def init(self, base: Parameters, seed: int) -> dict[str, Any]:
         """Returns factors that change nothing yet: the first uniform as in PEFT, the second zero.
@@ -108,14 +117,16 @@ class Lora:
           UserError: as `kernels`.
         """
         kernels = self.kernels(base)
-        draw = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         factors = {}
         keys = jax.random.split(jax.random.key(seed), len(kernels))
         for ((*path, _), kernel), key in zip(kernels.items(), keys, strict=True):
-            *window, inputs, outputs = kernel.shape
+            *window, inputs, outputs = layer_shape((*path, KERNEL), kernel.shape)
+            layers = kernel.shape[: kernel.ndim - len(window) - 2]
             ones = (1,) * len(window)
-            factors[*path, DOWN, KERNEL] = draw(key, (*window, inputs, self.rank), jnp.float32)
-            factors[*path, UP, KERNEL] = jnp.zeros((*ones, self.rank, outputs), jnp.float32)
+            draw = _uniform(len(layers))
+            down, up = (*layers, *window, inputs, self.rank), (*layers, *ones, self.rank, outputs)
+            factors[*path, DOWN, KERNEL] = draw(key, down, jnp.float32)
+            factors[*path, UP, KERNEL] = jnp.zeros(up, jnp.float32)
         return traverse_util.unflatten_dict(factors)
 
     def merge(self, base: Parameters, factors: Parameters) -> dict[str, Any]:
@@ -186,6 +197,12 @@ class Lora:
         }
         rename = lambda name: f"{denoiser}.{name}"
         return weights.to_flax(unscaled, template, rename=rename, source=source)
+
+
+def _uniform(stacked: int) -> Callable[..., jax.Array]:
+    """Returns what draws a first factor whose first `stacked` axes are of layers."""
+    layers = tuple(range(stacked))
+    return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=layers)
 
 
 def _ends_in(name: str, target: str) -> bool:

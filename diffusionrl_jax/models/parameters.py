@@ -1,7 +1,7 @@
 """Counts trees of parameters, and draws them at random to train from scratch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+
+from diffusionrl_jax.models.stacks import layer_shape
 
 Parameters = Mapping[str, Any]
 
@@ -44,7 +46,7 @@ def random_parameters(template: Mapping[str, Any], rng: jax.Array) -> dict[str, 
     params = {}
     for path, leaf in flat.items():
         if path in values:
-            deviation = INITIALISED[path[-1]](leaf.shape)
+            deviation = INITIALISED[path[-1]](layer_shape(path, leaf.shape))
             params[path] = np.float32(deviation) * values[path].reshape(leaf.shape)
         else:
             params[path] = np.full(leaf.shape, path[-1] == "scale", np.float32)
@@ -57,6 +59,16 @@ def flatten(tree: Parameters) -> dict[tuple[str, ...], Any]:
     It is flax's `flatten_dict`, whose annotation also admits the empty node that never occurs here.
     """
     return traverse_util.flatten_dict(tree)
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a float32 parameter."""
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def parts(params: Parameters, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the parameters of some of a network's parts."""
+    return {name: params[name] for name in names}
 
 
 def apply(module: nn.Module, variables: Mapping[str, Any], *arguments, **options) -> Any:

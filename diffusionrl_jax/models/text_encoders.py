@@ -20,18 +20,21 @@ from diffusionrl_jax.models.parameters import Parameters, apply
 
 @flax.struct.dataclass
 class Conditioning:
-    """What XL's UNet takes from a prompt (2307.01952). The other UNets take `states` alone.
+    """What XL's UNet (2307.01952), or a transformer (2403.03206), takes from a prompt.
+
+    The other UNets take `states` alone.
 
     Attributes:
-      states: the states of both text encoders, side by side, [n, tokens, width].
-      pooled: the projected state of the second text encoder, [n, width'].
-      time_ids: float32 [n, 6] in pixels: the height and width of the original picture, the top and
-        left of the crop, and the height and width of the crop.
+      states: the states of the text encoders, [n, tokens, width]. Those of CLIP stand side by side.
+      pooled: the state of the end of the text, [n, width']: of XL's second text encoder it is the
+        projected one.
+      time_ids: of XL alone, float32 [n, 6] in pixels: the height and width of the original picture,
+        the top and left of the crop, and the height and width of the crop.
     """
 
     states: jax.Array
     pooled: jax.Array
-    time_ids: jax.Array
+    time_ids: jax.Array | None = None
 
 
 # A tree of arrays whose first axis is the prompt's. Only this module and `StableDiffusion` know
@@ -41,16 +44,17 @@ STATES, POOLED, TIME_IDS = (f"text_{name}" for name in ("states", "pooled", "tim
 
 
 def text_to_arrays(text: Text) -> dict[str, jax.Array]:
-    """Returns the text as named arrays, to be kept: "text_states", and for XL two more."""
-    if isinstance(text, Conditioning):
-        return {STATES: text.states, POOLED: text.pooled, TIME_IDS: text.time_ids}
-    return {STATES: text}
+    """Returns the text as named arrays, to be kept: "text_states", and what else there is."""
+    if not isinstance(text, Conditioning):
+        return {STATES: text}
+    sizes = {} if text.time_ids is None else {TIME_IDS: text.time_ids}
+    return {STATES: text.states, POOLED: text.pooled} | sizes
 
 
 def text_from_arrays(arrays: Mapping[str, jax.Array]) -> Text | None:
     """Returns the text that `text_to_arrays` has named, or None where the arrays hold no text."""
     if POOLED in arrays:
-        return Conditioning(arrays[STATES], arrays[POOLED], arrays[TIME_IDS])
+        return Conditioning(arrays[STATES], arrays[POOLED], arrays.get(TIME_IDS))
     return arrays.get(STATES)
 
 
@@ -111,6 +115,11 @@ def _apply(encoder: nn.Module, params: Parameters, input_ids: jax.Array, **optio
 def last_states(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
     """Returns the last layer's states after the final normalisation, [n, tokens, width]."""
     return _apply(encoder, params, input_ids).last_hidden_state
+
+
+def pooled_state(encoder: nn.Module, params: Parameters, input_ids: jax.Array) -> jax.Array:
+    """Returns the state of the end of the text after the final normalisation, [n, width]."""
+    return _apply(encoder, params, input_ids).pooler_output
 
 
 def penultimate_states(
@@ -185,6 +194,24 @@ def load_clip_tokenizer(folder: epath.Path) -> CLIPTokenizerFast:
     return tokenizer
 
 
+def check_length(tokenizer: PreTrainedTokenizerBase, positions: int, name: str) -> None:
+    """Refuses a tokenizer that pads to more tokens than its text encoder has positions.
+
+    Args:
+      tokenizer: the text encoder's tokenizer.
+      positions: how many positions the text encoder has.
+      name: what the message calls the text encoder.
+
+    Raises:
+      UserError: it does.
+    """
+    if (length := tokenizer.model_max_length) > positions:
+        raise UserError(
+            f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
+            f"{positions} positions; set model_max_length in its tokenizer_config.json."
+        )
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
     """Refuses a tokenizer that knows tokens that its text encoder does not.
 
@@ -206,7 +233,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: 
         )
 
 
-def save_tokenizer(folder: epath.Path, tokenizer: CLIPTokenizerFast) -> None:
+def save_tokenizer(folder: epath.Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes a tokenizer's folder, local or remote."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as local:

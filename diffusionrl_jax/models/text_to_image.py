@@ -17,6 +17,10 @@ from diffusionrl_jax.data.files import read_json, resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.models.folders.networks import INDEX
+from diffusionrl_jax.models.mmdit.description import describe_mmdit
+from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
+from diffusionrl_jax.models.mmdit.model import MMDiT
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.stable_diffusion.description import describe
 from diffusionrl_jax.models.stable_diffusion.folder import (
@@ -27,7 +31,6 @@ from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 
 # A tree of arrays whose first axis is the prompt's. Only the model knows what the arrays are.
 Text = Any
-INDEX = "model_index.json"
 PROMPTS_AT_ONCE = 4096
 
 
@@ -168,21 +171,33 @@ class Family(NamedTuple):
       denoiser: the name of the denoiser's folder.
       read: reads a folder, as `stable_diffusion.folder.load_stable_diffusion` does.
       write: writes a folder, as `stable_diffusion.folder.save_stable_diffusion` does.
+      guidance_scale: the scale of classifier-free guidance that its pipeline samples with.
+      options: the names of `load_model`'s options that only some families know.
     """
 
     describe: Callable[..., Description]
     denoiser: str
     read: Callable[..., tuple[TextToImage, dict[str, Any]]]
     write: Callable[..., None]
+    guidance_scale: float = 7.5
+    options: tuple[str, ...] = ()
 
 
 STABLE_DIFFUSION = Family(
     describe, StableDiffusion.denoiser_name, load_stable_diffusion, save_stable_diffusion
 )
 # The families, by the class of the pipeline in a folder's model_index.json.
+MMDIT = Family(
+    describe_mmdit, MMDiT.denoiser_name, load_mmdit, save_mmdit, options=("text_tokens",)
+)
 FAMILIES = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION,
+    "StableDiffusion3Pipeline": MMDIT._replace(guidance_scale=7.0),
+    # It takes the scale of its guidance as an input, and is not guided otherwise.
+    "FluxPipeline": MMDIT._replace(
+        guidance_scale=1.0, options=("text_tokens", "embedded_guidance")
+    ),
 }
 DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
 
@@ -193,9 +208,14 @@ def family_of(folder: epath.Path) -> Family:
     It is Stable Diffusion's where the folder has no such file.
 
     Raises:
-      UserError: no family is known for the folder's pipeline.
+      UserError: no family is known for the folder's pipeline, or the folder does not name it.
     """
     index = folder / INDEX
+    if not index.exists() and (folder / MMDIT.denoiser).exists():
+        raise UserError(
+            f"{index} does not exist, which says what the folder's {MMDIT.denoiser} is for: copy "
+            "it from where the folder is from."
+        )
     name = read_json(index).get("_class_name") if index.exists() else "StableDiffusionPipeline"
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
@@ -215,27 +235,58 @@ def describe_model(name: str, size: tuple[int, int] | None = None) -> Descriptio
     Raises:
       UserError, FileNotFoundError: as the family's `describe`.
     """
+    return family_at(name).describe(name, size)
+
+
+def family_at(name: str) -> Family:
+    """Returns the family of a model that is here; of another it is Stable Diffusion's.
+
+    Args:
+      name: what `config.model` names, which may be empty.
+
+    Raises:
+      UserError: as `family_of`.
+    """
     folder = resolve(name, "config.model") if name else None
-    if folder is not None and folder.exists():
-        return family_of(folder).describe(name, size)
-    return STABLE_DIFFUSION.describe(name, size)
+    here = folder is not None and folder.exists()
+    return family_of(folder) if here else STABLE_DIFFUSION
 
 
-def load_model(path: str, **options) -> tuple[TextToImage, dict[str, Any]]:
+def load_model(
+    path: str,
+    *,
+    text_tokens: int | None = None,
+    embedded_guidance: float | None = None,
+    **options,
+) -> tuple[TextToImage, dict[str, Any]]:
     """Opens a folder of any family.
 
     Args:
       path: a folder in diffusers' layout, local or `gs://`, or a hub id.
+      text_tokens: how many tokens T5 reads, for models that have it; None means the model's own.
+      embedded_guidance: the scale of guidance that is an input of FLUX's transformer; None means
+        the usual one.
       **options: the options of `stable_diffusion.folder.load_stable_diffusion`.
 
     Returns:
       The model, and its parameters.
 
     Raises:
+      UserError: the model's family does not know an option.
       UserError, FileNotFoundError: as the family's `read`.
     """
     folder = hub.locate(path)
-    return family_of(folder).read(folder, **options)
+    family = family_of(folder)
+    own = {"text_tokens": text_tokens, "embedded_guidance": embedded_guidance}
+    own = {name: value for name, value in own.items() if value is not None}
+    for name, value in own.items():
+        if name not in family.options:
+            knows = [kind for kind, other in FAMILIES.items() if name in other.options]
+            raise UserError(
+                f"config.sampler.{name}={value} is for models of {' and '.join(knows)}, and {path} "
+                "is another: set it to 0."
+            )
+    return family.read(folder, **own, **options)
 
 
 def save_model(path: epath.Path, model: TextToImage, params: Parameters, *options) -> None:

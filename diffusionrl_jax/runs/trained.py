@@ -25,7 +25,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.text_to_image import DENOISERS
+from diffusionrl_jax.models.text_to_image import DENOISERS, family_at
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 # The fields that may differ when a run is resumed: how long it trains, how it is watched, and where
@@ -92,14 +92,15 @@ def opening_config(path: str) -> Config:
 
     Args:
       path: the workdir of a run, whose own config is returned; or a diffusers folder or a hub id,
-        for which it is Stable Diffusion's usual one.
+        for which it is the usual one of the model's family.
     """
     if is_run(path):
         config = read_config(path)
     else:
         config = get_config()
         config.model = path
-        config.remat, config.sampler.guidance_scale = "none", 7.5
+        config.remat = "none"
+        config.sampler.guidance_scale = family_at(path).guidance_scale
     config.mesh.fsdp = jax.device_count()
     return config
 

@@ -17,7 +17,8 @@ from diffusionrl_jax.algorithms.forward_process import (
     DirectPreference,
     GroupPreference,
 )
-from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.diffusion.rectified_flow import RectifiedFlow
 from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks, planning
@@ -32,7 +33,9 @@ SHAPE = (6, 4, 8, 8)
 SCHEDULE = {
     "epsilon": NOISE_SCHEDULE,
     "v_prediction": NOISE_SCHEDULE | {"prediction_type": "v_prediction"},
+    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
 }
+PREDICTIONS = list(SCHEDULE)
 
 
 def objective(kind, prediction_type="epsilon", **changes):
@@ -43,7 +46,7 @@ def objective(kind, prediction_type="epsilon", **changes):
         "most_advantage": 5.0,
         "reference_weight": 0.0,
     }
-    process = make_ddim(SCHEDULE[prediction_type], 10)
+    process = make_process(SCHEDULE[prediction_type], 10)
     return kind(process, 7, 1.0, **fields | changes)
 
 
@@ -63,11 +66,14 @@ def numbers():
 def example(made, numbers, **changes):
     arrays = vars(numbers) | changes
     own = {name: arrays[name] for name in ("old", "base", "trailing", "advantages")}
-    arguments = numbers.clean, numbers.noise, numbers.times
+    # Those of a flow are in thousands.
+    is_flow = isinstance(made.process, RectifiedFlow)
+    times = numbers.times / np.float32(1000) if is_flow else numbers.times
+    arguments = numbers.clean, numbers.noise, times
     own |= {"group": np.array([0, 0, 0, 3, 3, 3]), "valid": np.ones(6, bool)}
     own["target"] = made.process.target(*arguments)
     latents = made.process.noise(*arguments)
-    return types.SimpleNamespace(own=own, latents=latents, times=numbers.times)
+    return types.SimpleNamespace(own=own, latents=latents, times=times)
 
 
 def derivative(made, output, shown):
@@ -76,8 +82,11 @@ def derivative(made, output, shown):
     return jax.value_and_grad(loss)(jnp.asarray(output))
 
 
-def coefficients(times):
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the published schedule, in PyTorch."""
+def coefficients(times, prediction_type):
+    """Of the clean latents and of the noise: the published schedule's or a flow's, in PyTorch."""
+    if prediction_type == "flow":
+        level = torch.from_numpy(times / np.float32(1000)).reshape(-1, 1, 1, 1)
+        return 1 - level, level
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha = torch.cumprod(1 - betas, 0)[torch.from_numpy(times).long()].reshape(-1, 1, 1, 1)
     return alpha.sqrt(), (1 - alpha).sqrt()
@@ -86,14 +95,16 @@ def coefficients(times):
 def errors_of_clean(predicted, numbers, prediction_type):
     """Of the clean latents that a prediction means, in PyTorch."""
     clean, noise = torch.from_numpy(numbers.clean), torch.from_numpy(numbers.noise)
-    signal, sigma = coefficients(numbers.times)
+    signal, sigma = coefficients(numbers.times, prediction_type)
     shown = signal * clean + sigma * noise
+    if prediction_type == "flow":
+        return shown - sigma * predicted - clean
     if prediction_type == "epsilon":
         return (shown - sigma * predicted) / signal - clean
     return signal * shown - sigma * predicted - clean
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize("beta", [1.0, 0.1])
 def test_nft_is_the_papers(numbers, prediction_type, beta):
     """Eq. 11 of 2509.16117, by PyTorch, up to the factor that is documented."""
@@ -115,15 +126,23 @@ def test_nft_is_the_papers(numbers, prediction_type, beta):
     np.testing.assert_allclose(gradient / scale, output.grad.numpy() / scale, atol=1e-4)
 
 
-def test_awm_is_the_papers(numbers):
+def target_of(tensors, prediction_type):
+    """What the network should have said."""
+    noise = tensors["noise"]
+    return noise - tensors["clean"] if prediction_type == "flow" else noise
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
+def test_awm_is_the_papers(numbers, prediction_type):
     """The clipped surrogate of -error, and the two distances, by PyTorch."""
     changes = {"clip_range": 0.2, "trailing_weight": 0.7, "reference_weight": 0.01}
-    made = objective(AdvantageWeighted, **changes)
+    made = objective(AdvantageWeighted, prediction_type, **changes)
     value, gradient = derivative(made, numbers.output, example(made, numbers))
     tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
     output = tensors["output"].requires_grad_()
     error = lambda one, other: ((one - other) ** 2).mean((1, 2, 3))
-    ratio = (error(tensors["old"], tensors["noise"]) - error(output, tensors["noise"])).exp()
+    target = target_of(tensors, prediction_type)
+    ratio = (error(tensors["old"], target) - error(output, target)).exp()
     terms = tensors["advantages"] * ratio, tensors["advantages"] * ratio.clamp(0.8, 1.2)
     total = -torch.minimum(*terms) + 0.7 * error(output, tensors["trailing"])
     total = (total + 0.01 * error(output, tensors["base"])).sum()
@@ -133,15 +152,17 @@ def test_awm_is_the_papers(numbers):
     assert 0 < (ratio.detach() - 1).abs().gt(0.2).sum() < len(ratio)
 
 
-def test_dgpo_is_the_papers(numbers):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
+def test_dgpo_is_the_papers(numbers, prediction_type):
     """The group's weight and the clipped error of the released code's formula, in PyTorch."""
     near = numbers.output + 0.02 * numbers.trailing
     changes = {"beta": 2.0, "clip_range": 1e-3}
-    made = objective(GroupPreference, **changes, reference_weight=0.02)
+    made = objective(GroupPreference, prediction_type, **changes, reference_weight=0.02)
     value, gradient = derivative(made, numbers.output, example(made, numbers, trailing=near))
     tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
     output, better = tensors["output"].requires_grad_(), 5 * tensors["advantages"]
-    error = lambda one: ((one - tensors["noise"]) ** 2).mean((1, 2, 3))
+    target = target_of(tensors, prediction_type)
+    error = lambda one: ((one - target) ** 2).mean((1, 2, 3))
     terms = (better * 2.0 * (error(output).detach() - error(tensors["base"]))).reshape(2, 3)
     weight = terms.mean(1).sigmoid().repeat_interleave(3)
     ratio = (error(torch.from_numpy(near)) - error(output)).exp().detach()
@@ -154,15 +175,17 @@ def test_dgpo_is_the_papers(numbers):
     np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-6)
 
 
-def test_dpo_is_the_papers_on_the_best_and_the_worst(numbers):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
+def test_dpo_is_the_papers_on_the_best_and_the_worst(numbers, prediction_type):
     """-log sigmoid(-beta / 2 (model's difference - reference's)), as diffusers' script has it."""
-    made = objective(DirectPreference, beta=20.0)
+    made = objective(DirectPreference, prediction_type, beta=20.0)
     shown = example(made, numbers)
     shown.own["valid"] = np.array([True, True, True, False, True, True])
     value, gradient = derivative(made, numbers.output, shown)
     tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
     output = tensors["output"].requires_grad_()
-    error = lambda one: ((one - tensors["noise"]) ** 2).mean((1, 2, 3))
+    target = target_of(tensors, prediction_type)
+    error = lambda one: ((one - target) ** 2).mean((1, 2, 3))
     # By the advantages; of the second group the least is of no valid sample.
     best, worst = [0, 5], [1, 4]
     difference = error(output)[best] - error(output)[worst]
@@ -175,7 +198,7 @@ def test_dpo_is_the_papers_on_the_best_and_the_worst(numbers):
     assert not np.any(derivative(made, numbers.output, equals)[1])
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, prediction_type):
     """Their gradients there are advantage * error's gradient, times a weight of each sample."""
     same = {"old": numbers.output, "trailing": numbers.output}
@@ -190,7 +213,7 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
     _, gradient = derivative(made, numbers.output, example(made, numbers, **same))
     off = errors_of_clean(torch.from_numpy(numbers.output), numbers, prediction_type)
     size = off.abs().mean((1, 2, 3), keepdim=True).numpy()
-    signal, sigma = (array.numpy() for array in coefficients(numbers.times))
+    signal, sigma = (array.numpy() for array in coefficients(numbers.times, prediction_type))
     of_clean = sigma / signal if prediction_type == "epsilon" else sigma
     weighted = 0.3 * of_clean**2 / size * expected
     scale = np.abs(weighted).max()
@@ -210,7 +233,7 @@ def test_refuses_what_does_not_fit(make_config, method, changes, message):
     config = make_config()
     config.algorithm[method.name].update(changes)
     with pytest.raises(ValueError, match=message):
-        method.make(config, make_ddim(NOISE_SCHEDULE, 10))
+        method.make(config, make_process(NOISE_SCHEDULE, 10))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +332,7 @@ def test_microbatches_hold_whole_groups(in_groups):
 
 def test_a_group_shares_its_noise_and_no_more():
     """Where a method compares; times are each sample's own."""
-    process, clean = make_ddim(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
+    process, clean = make_process(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
     sources = draws.first_of_group((3, 2), 6)
     found = noise_anew(process, clean, (1.0, 1.0), 0, 0, 2, sources=sources)
     times, noise = found.times, found.own["target"]
@@ -319,3 +342,17 @@ def test_a_group_shares_its_noise_and_no_more():
         assert len(np.unique(groups[:, 0, 0])) == len(groups)
         assert len(np.unique(times[update])) > 3
     assert len(np.unique(np.asarray(noise)[:, 0, 0, 0, 0])) == 4
+
+
+def test_samples_are_noised_along_the_flow():
+    """In a straight line to noise of their own, at times of their own."""
+    made = objective(DiffusionNFT, "flow")
+    clean = np.random.default_rng(5).standard_normal((2, 6, 4, 4, 4)).astype(np.float32)
+    found = jax.jit(lambda clean: noise_anew(made.process, clean, (1.0, 1.0), 0, 0, 3))(clean)
+    clean = clean[np.asarray(found.text)]
+    noise = np.asarray(found.own["target"]) + clean
+    times = np.asarray(found.times)[..., None, None, None]
+    assert times.dtype == np.float32 and len(np.unique(times)) == times.size
+    np.testing.assert_allclose(found.latents, (1 - times) * clean + times * noise, atol=1e-5)
+    correlation = np.corrcoef(noise.reshape(36, -1))
+    assert np.abs(correlation - np.eye(36)).max() < 0.5

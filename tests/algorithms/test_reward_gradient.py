@@ -10,7 +10,7 @@ import pytest
 from configs import emoji
 from diffusionrl_jax.algorithms import reward_gradient
 from diffusionrl_jax.algorithms.reward_gradient import RewardGradient
-from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
@@ -51,7 +51,7 @@ def test_the_reward_is_differentiated_by_the_latents(preference):
 
 
 def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
-    """By the chain rule through diffusers' formula of the guess, of both predictions."""
+    """By the chain rule through diffusers' formula of the guess, of each prediction."""
     rng = np.random.default_rng(1)
     output, latents, direction = rng.standard_normal((3, 4, 4, 8, 8)).astype(np.float32)
     times, reward = np.array([5, 300, 600, 999]), np.arange(4.0, dtype=np.float32)
@@ -59,10 +59,15 @@ def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
     for prediction, factor in (
         ("epsilon", -np.sqrt((1 - alpha) / alpha)),
         ("v_prediction", -np.sqrt(1 - alpha)),
+        ("flow", -times / 1000),
     ):
-        process = make_ddim(NOISE_SCHEDULE | {"prediction_type": prediction}, 10)
+        config = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+        if prediction != "flow":
+            config = NOISE_SCHEDULE | {"prediction_type": prediction}
+        process = make_process(config, 10)
         made = RewardGradient(process, 0, 1.0, (1.0,), 1, (0.2, 0.6))
-        own = {"times": times, "direction": direction, "reward_of_guess": reward}
+        shown_at = times / np.float32(1000) if prediction == "flow" else times
+        own = {"times": shown_at, "direction": direction, "reward_of_guess": reward}
         shown = types.SimpleNamespace(own=own, latents=latents)
         loss = lambda output, made=made, shown=shown: made(output[:, None], shown, True)[0]
         np.testing.assert_allclose(loss(output), -reward, atol=1e-5)
@@ -74,7 +79,7 @@ def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
 def test_refuses_times_in_disorder(preference):
     config = preference(**{"algorithm.draft_lv.least_time": 0.7})
     with pytest.raises(ValueError, match="0 <= least_time < most_time <= 1"):
-        reward_gradient.make(config, make_ddim(NOISE_SCHEDULE, 10))
+        reward_gradient.make(config, make_process(NOISE_SCHEDULE, 10))
 
 
 def test_a_reward_without_a_gradient_is_refused(make_config):

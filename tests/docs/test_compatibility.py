@@ -9,6 +9,7 @@ import pytest
 from diffusionrl_jax.models import schedulers
 from diffusionrl_jax.models.folders.networks import CLASSES, NETWORKS, NETWORKS_XL, STEMS
 from diffusionrl_jax.models.folders.tensor_files import candidates
+from diffusionrl_jax.models.mmdit.pipelines import PIPELINES
 from diffusionrl_jax.models.stable_diffusion import amendments
 from diffusionrl_jax.models.text_to_image import FAMILIES
 
@@ -34,6 +35,7 @@ def names(cell):
 def test_pipelines():
     rows = {names(pipeline)[0]: names(parts) for pipeline, parts in table("pipeline", "parts")}
     expected = {amendments.PIPELINE: [*NETWORKS], amendments.PIPELINE_XL: [*NETWORKS_XL]}
+    expected |= {name: [*pipeline.kinds] for name, pipeline in PIPELINES.items()}
     assert rows == expected and rows.keys() == FAMILIES.keys()
 
 
@@ -41,6 +43,15 @@ def test_classes_and_files():
     rows = table("part", "class", "files, the first that is there")
     expected = [[[part], [CLASSES[part][1]], candidates(STEMS[part])] for part in CLASSES]
     assert [[names(cell) for cell in row] for row in rows] == expected
+
+
+def test_parts_of_transformers():
+    rows = [[names(cell)[0] for cell in row] for row in table("pipeline", "part", "class")]
+    assert rows == [
+        [name, part, kind.name]
+        for name, pipeline in PIPELINES.items()
+        for part, kind in pipeline.kinds.items()
+    ]
 
 
 def test_schedulers():

@@ -3,8 +3,10 @@
 import types
 
 import numpy as np
+import pytest
 
 from diffusionrl_jax.data.prompts import ShuffledPrompts
+from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
 
@@ -32,3 +34,11 @@ def test_prompts_that_are_cut_are_said_once(caplog, monkeypatch):
     monkeypatch.setattr(checks, "MOST_COUNTED", 50)
     (message,) = said([f"prompt {n}" for n in range(100)], caplog)
     assert ": 50 of 50 prompts are longer" in message
+
+
+def test_a_window_is_for_what_trains_on_steps(make_config):
+    config = make_config(**{"algorithm.name": "nft", "sampler.window": 2})
+    with pytest.raises(ValueError, match="window=2 is for config.algorithm.name='policy_gradient'"):
+        checks.check_experiment(config, make_mesh())
+    config.sampler.window = 0
+    checks.check_experiment(config, make_mesh())

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from diffusionrl_jax.diffusion.process import make_process
 from tests.learning.conftest import make_networks
 
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 ALLOWED = 1e-5
 FULL_WIDTH = {
     "attention_head_dim": [5, 10, 20, 20],
@@ -25,8 +27,11 @@ FULL_WIDTH = {
 }
 
 
-def sample_and_update(build, networks):
-    """The set-up, and max |ratio - 1| of two updates that change nothing, with these two."""
+def sample_and_update(build, networks, process=None, count=2, **changes):
+    """The set-up, and max |ratio - 1| of updates that change nothing, with these; two by default.
+
+    The chain is DDIM's if no process is given.
+    """
     setup = build(
         networks=networks,
         tasks=1,
@@ -38,7 +43,10 @@ def sample_and_update(build, networks):
         ema_decay=0.0,
         sample_microbatch=1,
         update_microbatch=1,
+        timesteps_per_iteration=count,
+        **changes,
     )
+    setup = setup.changed(process=process) if process else setup
     algorithm, state = setup.algorithm, setup.state()
     samples = jax.jit(algorithm.experience.sample)(
         state.params, setup.frozen, setup.batch.input_ids, 0
@@ -48,7 +56,7 @@ def sample_and_update(build, networks):
     )
     updates, text = made.examples, made.text
     update = jax.jit(algorithm.update, donate_argnums=0)
-    updates = [jax.tree.map(itemgetter(index), updates) for index in range(2)]
+    updates = [jax.tree.map(itemgetter(index), updates) for index in range(count)]
     errors = []
     for each in updates:
         state, metrics = update(state, setup.frozen, each, text)
@@ -68,6 +76,18 @@ def test_ratio_is_one_in_bfloat16(build):
     loss = setup.changed(model=exact).algorithm.loss
     _, metrics = jax.jit(loss)(setup.params, setup.frozen, updates[0], text[updates[0].text])
     assert metrics["largest_ratio_error"] > 10 * ALLOWED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("noise", "count"), [("eta", 3), ("cps", 3), ("sde", 4)])
+def test_ratio_is_one_for_flows(build, dtype, noise, count):
+    """At every step of five that has noise enough to be trained on."""
+    process = make_process(FLOW, 5, noise=noise, eta=0.7)
+    assert process.stochastic_steps == count
+    *_, errors = sample_and_update(build, make_networks(dtype), process, count, eta=0.7)
+    print(f"max |ratio - 1| with {noise} in {dtype.__name__}: {errors}")
+    assert max(errors) <= ALLOWED
 
 
 @pytest.mark.slow

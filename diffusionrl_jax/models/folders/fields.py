@@ -43,6 +43,7 @@ LAYERS = Kind(
     f"a whole number of 1 to {MOST_LAYERS}", lambda value: is_whole(value) and value <= MOST_LAYERS
 )
 WHOLE_OR_ZERO = Kind("a whole number of 0 or more", lambda value: is_whole(value, 0))
+NUMBER = Kind("a finite number", is_number)
 ABOVE_ZERO = Kind("a finite number above 0", lambda value: is_number(value) and value > 0)
 BETWEEN_ZERO_AND_ONE = Kind(
     "a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1
@@ -59,6 +60,10 @@ WHOLES = Kind(
 WHOLE_OR_WHOLES = Kind(
     f"a whole number of 1 to {MOST}, or a list of them",
     lambda value: WHOLE.holds(value) or WHOLES.holds(value),
+)
+WHOLES_OR_NONE = Kind(
+    "a list of whole numbers of 0 or more",
+    lambda value: isinstance(value, list | tuple) and all(map(WHOLE_OR_ZERO.holds, value)),
 )
 TEXTS = Kind("a list of texts", lambda value: _is_list_of(value, TEXT.holds))
 

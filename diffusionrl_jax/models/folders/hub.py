@@ -29,6 +29,7 @@ PARTS = {
     "scheduler": (("scheduler_config.json",),),
     "tokenizer": TOKENIZER_FILES,
     "tokenizer_2": TOKENIZER_FILES,
+    "tokenizer_3": TOKENIZER_FILES,
 }
 
 
@@ -53,7 +54,8 @@ def expand(text: str | os.PathLike, name: str) -> str:
 def is_run(path: str | os.PathLike) -> bool:
     """Returns whether a path is a run's workdir, and not the folder of a model with a config."""
     folder = epath.Path(path)
-    return (folder / "config.json").exists() and not (folder / "unet").exists()
+    is_model = any((folder / name).exists() for name in ("unet", "transformer"))
+    return (folder / "config.json").exists() and not is_model
 
 
 def locate(path: str | os.PathLike, name: str = "config.model") -> epath.Path:

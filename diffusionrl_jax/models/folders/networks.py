@@ -1,16 +1,20 @@
 """Names the networks of a diffusers folder, their classes, their files and their weights."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
 from etils import epath
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.tensor_files import DIFFUSERS_STEM, open_networks
 
-SECOND = "text_encoder_2"  # Only XL has it.
-TEXT_ENCODERS = ("text_encoder", SECOND)
+INDEX = "model_index.json"
+SCHEDULER = "scheduler"
+SECOND, THIRD = "text_encoder_2", "text_encoder_3"
+TEXT_ENCODERS = ("text_encoder", SECOND, THIRD)
 NETWORKS = ("unet", "vae", "text_encoder")
 NETWORKS_XL = (*NETWORKS, SECOND)
 
@@ -26,6 +30,8 @@ STEMS = {
     "vae": DIFFUSERS_STEM,
     "text_encoder": "model",
     SECOND: "model",
+    THIRD: "model",
+    "transformer": DIFFUSERS_STEM,
 }
 
 # The Flax VAE names its attention as PyTorch's diffusers did before 0.18. Checkpoints since then
@@ -50,18 +56,86 @@ PASSED_OVER = {
 }
 
 
-def config_to_write(name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a network is stored.
+
+    Attributes:
+      library, name: its class in PyTorch.
+      stem: the name of the weights' file, without the suffix.
+      rename: takes what `weights.pytorch_name` says, and returns what the mapping calls a tensor.
+      stored_rename: takes what a file calls a tensor, and returns what the mapping calls it.
+      passed_over: regular expressions for tensors that are left alone.
+    """
+
+    library: str
+    name: str
+    stem: str
+    rename: weights.Rename | None = None
+    stored_rename: weights.Rename | None = None
+    passed_over: tuple[str, ...] = weights.BUFFERS
+
+
+KINDS = {
+    name: Kind(
+        *CLASSES[name],
+        STEMS[name],
+        RENAMES[name],
+        STORED_RENAMES.get(name),
+        PASSED_OVER.get(name, weights.BUFFERS),
+    )
+    for name in NETWORKS_XL
+}
+
+
+def part_class(index: Mapping[str, Any], name: str) -> str | None:
+    """Returns the class that model_index.json states for a part, or None where it states none."""
+    entry = index.get(name)
+    return entry[-1] if isinstance(entry, list) and entry else None
+
+
+def check_part(
+    path: epath.Path,
+    name: str,
+    config: Mapping[str, Any],
+    index: Mapping[str, Any],
+    classes: Sequence[str],
+) -> None:
+    """Refuses a part of a folder that is of another class than those that are known.
+
+    Args:
+      path: the folder.
+      name: the part's name.
+      config: the contents of its config.json.
+      index: those of model_index.json.
+      classes: the classes that it may be of, the one that is named first.
+
+    Raises:
+      UserError: it is of another class, by one of the two files.
+    """
+    file = path / name / "config.json"
+    for source, kind in (
+        (path / INDEX, part_class(index, name)),
+        (file, config.get("_class_name")),
+    ):
+        if kind is not None and kind not in classes:
+            raise UserError(
+                f"{source}: the {name} is of class {kind}, which is not supported: use a model "
+                f"whose {name} is of class {classes[0]}."
+            )
+
+
+def config_to_write(kind: Kind, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Returns the config.json of a network, as PyTorch's libraries read it.
 
     Args:
-      name: the network's name, one of `NETWORKS_XL`.
+      kind: the network's kind.
       config: the fields that it has.
       dtype: the dtype in which the network's weights are stored.
     """
-    library, kind = CLASSES[name]
-    if library == "diffusers":
-        return {**config, "_class_name": kind, "_diffusers_version": diffusers.__version__}
-    return {**with_dtype(config, dtype), "architectures": [kind]}
+    if kind.library == "diffusers":
+        return {**config, "_class_name": kind.name, "_diffusers_version": diffusers.__version__}
+    return {**with_dtype(config, dtype), "architectures": [kind.name]}
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -75,7 +149,10 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def read_networks(
-    path: epath.Path, templates: Mapping[str, Any], shardings: Mapping[str, Any] | None = None
+    path: epath.Path,
+    templates: Mapping[str, Any],
+    shardings: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Kind] = KINDS,
 ) -> dict[str, Any]:
     """Reads the weights of a diffusers folder, one tensor after another.
 
@@ -86,6 +163,7 @@ def read_networks(
       templates: for each network, the tree of its parameters' shapes and dtypes.
       shardings: for each network, the tree of its parameters' shardings; None keeps all on the
         host.
+      kinds: for each network, how it is stored.
 
     Returns:
       Each network's parameters, by its name.
@@ -93,15 +171,15 @@ def read_networks(
     Raises:
       FileNotFoundError, UserError: see `tensor_files.open_networks` and `weights.match`.
     """
-    stored = open_networks({path / name: STEMS[name] for name in templates})
-    for name, rename in STORED_RENAMES.items():
-        if name in stored:
+    stored = open_networks({path / name: kinds[name].stem for name in templates})
+    for name in templates:
+        if (rename := kinds[name].stored_rename) is not None:
             stored[name] = {rename(key): tensor for key, tensor in stored[name].items()}
     options = {
         name: {
             "template": template,
-            "rename": RENAMES[name],
-            "ignore": PASSED_OVER.get(name, weights.BUFFERS),
+            "rename": kinds[name].rename,
+            "ignore": kinds[name].passed_over,
             "source": str(path / name),
         }
         for name, template in templates.items()
@@ -119,19 +197,43 @@ def split_networks(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model's parameters by network.
 
     Args:
-      params: {"unet", "vae", "text_encoder"}. XL's "text_encoder" holds {"text_encoder",
-        "text_encoder_2"}, so that whoever samples passes all that encodes text as one tree.
+      params: the denoiser's, "vae" and "text_encoder". Where there are several text encoders,
+        "text_encoder" holds {"text_encoder", "text_encoder_2", ...}, so that whoever samples passes
+        all that encodes text as one tree.
 
     Returns:
-      One tree for each of `NETWORKS`, or of `NETWORKS_XL`.
+      One tree for each network.
     """
     text = params["text_encoder"]
-    return {**params, **text} if SECOND in text else dict(params)
+    return {**params, **text} if "text_encoder" in text else dict(params)
 
 
 def join_networks(trees: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model's parameters from its networks' own; the inverse of `split_networks`."""
-    if SECOND not in trees:
+    text = {name: tree for name, tree in trees.items() if name in TEXT_ENCODERS}
+    if len(text) == 1:
         return dict(trees)
-    text = {name: trees[name] for name in TEXT_ENCODERS}
-    return {"unet": trees["unet"], "vae": trees["vae"], "text_encoder": text}
+    others = {name: tree for name, tree in trees.items() if name not in text}
+    return {**others, "text_encoder": text}
+
+
+def same_configs(configs: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Returns whether two models' configs, by network, differ in nothing that is computed."""
+    one, other = (
+        {
+            name: {field: value for field, value in values.items() if _matters(field)}
+            for name, values in each.items()
+        }
+        for each in (configs, others)
+    )
+    return one == other
+
+
+def _matters(field: str) -> bool:
+    """Returns whether a field of a diffusers or transformers config says what is computed."""
+    return not field.startswith("_") and field not in (
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+    )

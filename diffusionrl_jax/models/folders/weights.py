@@ -12,6 +12,7 @@ construction:
                                                                                 [I, O] <-> [O, I]
     conv_norm_out/scale                     conv_norm_out.weight                as it is
     token_embedding/embedding               token_embedding.weight              as it is
+    blocks_0_to_3/norm/scale                blocks.0.norm.weight, ...           stacked, [4, ...]
 
 Nothing here imports torch, and nothing is ever unpickled.
 """
@@ -32,6 +33,7 @@ from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_fi
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.tensor_files import read_header, some
 from diffusionrl_jax.models.parameters import Parameters, flatten
+from diffusionrl_jax.models.stacks import is_stacked, layer_paths, layer_shape
 
 Path = tuple[str, ...]
 Rename = Callable[[str], str]
@@ -191,7 +193,8 @@ def match(
       source: what errors call the checkpoint, which is its file.
 
     Returns:
-      For each path in the Flax tree the tensor, as it is in the state.
+      For each path in the Flax tree the tensor, as it is in the state; for a stack, for the path of
+      each of its layers.
 
     Raises:
       UserError: a tensor is missing, left over, of integers, or of another shape than the model's.
@@ -216,19 +219,24 @@ def match(
             "describes a smaller or different architecture: use the folder's own files."
         )
     for path, leaf in flat.items():
-        tensor = state[names[path]]
-        expected = _to_pytorch_shape(tuple(leaf.shape), path[-1])
-        if _without_window(tensor.shape) != _without_window(expected):
-            raise UserError(
-                f"Tensor {names[path]!r} in {source} has shape {tuple(tensor.shape)}, but the "
-                f"model needs {expected}: config.json and the weights do not belong together."
-            )
-        if not _is_floating(tensor):
-            raise UserError(
-                f"Tensor {names[path]!r} in {source} is {tensor.dtype}, not floating point: "
-                "quantised weights are not supported, use the float32 or float16 ones."
-            )
+        expected = _to_pytorch_shape(layer_shape(path, leaf.shape), path[-1])
+        for layer in layer_paths(path):
+            _check(names[layer], state[names[layer]], expected, source)
     return {path: state[name] for path, name in names.items()}
+
+
+def _check(name: str, tensor: Tensor, expected: tuple[int, ...], source: Any) -> None:
+    """Refuses a tensor of another shape than the model's, or of integers."""
+    if _without_window(tensor.shape) != _without_window(expected):
+        raise UserError(
+            f"Tensor {name!r} in {source} has shape {tuple(tensor.shape)}, but the "
+            f"model needs {expected}: config.json and the weights do not belong together."
+        )
+    if not _is_floating(tensor):
+        raise UserError(
+            f"Tensor {name!r} in {source} is {tensor.dtype}, not floating point: "
+            "quantised weights are not supported, use the float32 or float16 ones."
+        )
 
 
 def to_flax(
@@ -259,19 +267,27 @@ def to_flax(
     """
     matched = match(state, template, rename=rename, ignore=ignore, source=source)
     _, names = _named(template, rename)
-    leaves = flatten(template)
     places = None if shardings is None else flatten(shardings)
     params = {}
-    for path, tensor in matched.items():
-        leaf, value = leaves[path], np.asarray(tensor)
-        if not isinstance(tensor, StoredTensor):  # A stored tensor is checked as it is read.
-            check_finite(value, names[path], source)
-        value = _cast(value, leaf.dtype, names[path], source)
-        value = _to_flax_layout(value, path[-1], len(leaf.shape))
+    for path, leaf in flatten(template).items():
+        rank = len(layer_shape(path, leaf.shape))
+        layers = [
+            _read(matched[layer], names[layer], leaf.dtype, path[-1], rank, source)
+            for layer in layer_paths(path)
+        ]
+        value = np.stack(layers) if is_stacked(path) else layers[0]
         if places is not None:
             value = _place(value, places[path])
         params[path] = value
     return traverse_util.unflatten_dict(params)
+
+
+def _read(tensor: Tensor, name: str, dtype: Any, leaf: str, rank: int, source: Any) -> np.ndarray:
+    """Returns a finite tensor in Flax's layout and in a parameter's dtype."""
+    value = np.asarray(tensor)
+    if not isinstance(tensor, StoredTensor):  # A stored tensor is checked as it is read.
+        check_finite(value, name, source)
+    return _to_flax_layout(_cast(value, dtype, name, source), leaf, rank)
 
 
 def _cast(tensor: np.ndarray, dtype: Any, name: str, source: Any) -> np.ndarray:
@@ -309,21 +325,22 @@ def to_pytorch(params: Parameters, *, rename: Rename | None = None) -> dict[str,
     flat = jax.device_get(flat)
     state = {}
     for path, value in flat.items():
-        value = np.asarray(value)
-        if path[-1] == "kernel":
-            value = value.transpose(_to_pytorch_axes(value.ndim))
-        state[names[path]] = value
+        layers = np.asarray(value) if is_stacked(path) else np.asarray(value)[None]
+        for layer, value in zip(layer_paths(path), layers, strict=True):
+            if path[-1] == "kernel":
+                value = value.transpose(_to_pytorch_axes(value.ndim))
+            state[names[layer]] = value
     return state
 
 
 def _named(tree: Parameters, rename: Rename | None):
-    """Returns the flattened tree, and the checkpoint's name of every path in it.
+    """Returns the flattened tree, and the checkpoint's name of every path, or layer's path, in it.
 
     Raises:
       UserError: the renaming sends two parameters to one name.
     """
     flat = flatten(tree)
-    names = {path: pytorch_name(path) for path in flat}
+    names = {layer: pytorch_name(layer) for path in flat for layer in layer_paths(path)}
     if rename is not None:
         names = {path: rename(name) for path, name in names.items()}
     if len(set(names.values())) != len(names):

@@ -15,7 +15,6 @@ from transformers.models.clip.modeling_flax_clip import (
     FlaxCLIPTextModule,
 )
 
-from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import (
     SECOND,
@@ -23,6 +22,7 @@ from diffusionrl_jax.models.folders.networks import (
 )
 from diffusionrl_jax.models.parameters import random_parameters
 from diffusionrl_jax.models.stable_diffusion import supported as checks
+from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_template
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion, latent_size
 from diffusionrl_jax.models.towers.clip import text_template
 
@@ -61,13 +61,7 @@ def build_stable_diffusion(
     text_fields = {name: config.to_dict() for name, config in text_configs.items()}
     checks.check_together(configs["unet"], configs["vae"], *text_fields.values())
     for name, config in text_configs.items():
-        length = tokenizers[name].model_max_length
-        if length > config.max_position_embeddings:
-            raise UserError(
-                f"The tokenizer of {name} pads to {length} tokens, but the text encoder has "
-                f"{config.max_position_embeddings} positions; set model_max_length in its "
-                "tokenizer_config.json."
-            )
+        text_encoders.check_length(tokenizers[name], config.max_position_embeddings, name)
         text_encoders.check_vocabulary(
             tokenizers[name], config.vocab_size, f"The tokenizer of {name}"
         )
@@ -119,8 +113,10 @@ def parameter_template(model: StableDiffusion) -> dict[str, Any]:
 
     def template(name):
         network = getattr(model, name)
-        if name in ("unet", "vae"):
+        if name == "unet":
             return jax.eval_shape(network.init_weights, jax.random.key(0))
+        if name == "vae":
+            return vae_template(network, model.configs["vae"])
         return text_template(network)
 
     return join_networks({name: template(name) for name in model.networks})

@@ -9,7 +9,16 @@ from transformers import CLIPTokenizerFast
 
 from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.models.folders.networks import CLASSES, NETWORKS, NETWORKS_XL, SECOND
+from diffusionrl_jax.models.folders.networks import (
+    CLASSES,
+    INDEX,
+    NETWORKS,
+    NETWORKS_XL,
+    SCHEDULER,
+    SECOND,
+    check_part,
+    part_class,
+)
 from diffusionrl_jax.models.schedulers import BETAS, check_class, check_scheduler
 from diffusionrl_jax.models.stable_diffusion import supported
 from diffusionrl_jax.models.stable_diffusion.amendments import (
@@ -19,9 +28,6 @@ from diffusionrl_jax.models.stable_diffusion.amendments import (
     amend_scheduler,
 )
 from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
-
-INDEX = "model_index.json"
-SCHEDULER = "scheduler"
 
 
 def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
@@ -60,26 +66,14 @@ def _read_pipeline(path: epath.Path) -> tuple[str, dict[str, Any]]:
     return (PIPELINE_XL if is_xl else PIPELINE), fields
 
 
-def _part_class(index: Mapping[str, Any], name: str) -> str | None:
-    """Returns the class that model_index.json states for a part, or None where it states none."""
-    entry = index.get(name)
-    return entry[-1] if isinstance(entry, list) and entry else None
-
-
 def _read_network(
     path: epath.Path, name: str, pipeline: str, index: Mapping[str, Any]
 ) -> dict[str, Any]:
     file = path / name / "config.json"
     config = read_json(file)
     known = CLASSES[name][1]
-    named = {path / INDEX: _part_class(index, name), file: config.get("_class_name")}
-    for source, kind in named.items():
-        # A text encoder with a projection is one without it, too.
-        if kind is not None and kind not in (known, f"Flax{known}", f"{known}WithProjection"):
-            raise UserError(
-                f"{source}: the {name} is of class {kind}, which is not supported: use a model "
-                f"whose {name} is of class {known}."
-            )
+    # A text encoder with a projection is one without it, too.
+    check_part(path, name, config, index, (known, f"Flax{known}", f"{known}WithProjection"))
     amended = amend_network(name, config, pipeline)
     check = {"unet": supported.check_unet, "vae": supported.check_vae}.get(
         name, supported.check_text_encoder
@@ -97,7 +91,7 @@ def _read_scheduler(path: epath.Path, pipeline: str, index: Mapping[str, Any]) -
             "again."
         )
     own = config.get("_class_name")
-    name = _part_class(index, SCHEDULER) or own or "DDIMScheduler"
+    name = part_class(index, SCHEDULER) or own or "DDIMScheduler"
     for kind, source in ((name, path / INDEX), (own, file)):
         if kind is not None:
             check_class(kind, source)

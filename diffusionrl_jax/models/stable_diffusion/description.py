@@ -13,8 +13,9 @@ from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, published, tensor_files
 from diffusionrl_jax.models.folders.networks import NETWORKS, NETWORKS_XL, SECOND, STEMS
 from diffusionrl_jax.models.stable_diffusion import arithmetic
+from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_factor
 from diffusionrl_jax.models.stable_diffusion.configs import read_configs
-from diffusionrl_jax.models.stable_diffusion.model import latent_size, vae_factor
+from diffusionrl_jax.models.stable_diffusion.model import latent_size
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> Description:

@@ -12,6 +12,7 @@ from diffusionrl_jax.models.folders import hub, weights
 from diffusionrl_jax.models.folders.companions import copy_companions
 from diffusionrl_jax.models.folders.networks import (
     CLASSES,
+    KINDS,
     RENAMES,
     SECOND,
     STEMS,
@@ -109,7 +110,7 @@ def save_stable_diffusion(
     )
     trees = split_networks(params)
     for name in model.networks:
-        config = config_to_write(name, model.configs[name], dtype)
+        config = config_to_write(KINDS[name], model.configs[name], dtype)
         write_json(path / name / "config.json", config)
         state = weights.to_pytorch(trees[name], rename=RENAMES[name])
         file = path / name / f"{STEMS[name]}.safetensors"

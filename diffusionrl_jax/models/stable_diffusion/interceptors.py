@@ -34,6 +34,21 @@ from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION, re
 CONVOLUTION = ("xla", "taps")
 
 
+def check_options(remat: str, convolution: str) -> None:
+    """Refuses options that there are not.
+
+    Args:
+      remat, convolution: as in `interception`.
+
+    Raises:
+      UserError: there is no such option.
+    """
+    if remat not in REMATERIALISATION:
+        raise UserError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
+    if convolution not in CONVOLUTION:
+        raise UserError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
+
+
 @contextlib.contextmanager
 def interception(
     remat: str = "none",
@@ -55,10 +70,7 @@ def interception(
     Raises:
       UserError: there is no such option, or the attention is not for these devices.
     """
-    if remat not in REMATERIALISATION:
-        raise UserError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
-    if convolution not in CONVOLUTION:
-        raise UserError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
+    check_options(remat, convolution)
     interceptors = [
         exact_gelu,
         transformer_epsilon,

@@ -23,17 +23,15 @@ from diffusionrl_jax.models.folders.networks import (
     NETWORKS,
     NETWORKS_XL,
     SECOND,
+    same_configs,
 )
 from diffusionrl_jax.models.parameters import Parameters, apply
+from diffusionrl_jax.models.stable_diffusion import autoencoder
+from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_factor
 from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 from diffusionrl_jax.models.text_encoders import Conditioning, Text
 
 VAE_SCALING_FACTOR = 0.18215
-
-
-def vae_factor(vae: Mapping[str, Any]) -> int:
-    """Returns how many pixels lie along a side of one of a latent's, by the VAE's config."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def latent_size(
@@ -256,14 +254,8 @@ class StableDiffusion:
           The mean and the standard deviation, float32 [n, channels, height', width'] each, already
           multiplied by the scaling factor.
         """
-        pixels = (2 * images - 1).transpose(0, 3, 1, 2)
         with self.interception():
-            encoded = apply(self.vae, {"params": vae_params}, pixels, method=self.vae.encode)
-        posterior = encoded.latent_dist
-        return tuple(
-            self.scaling_factor * moment.astype(jnp.float32).transpose(0, 3, 1, 2)
-            for moment in (posterior.mean, posterior.std)
-        )
+            return autoencoder.encode(self.vae, vae_params, images, self.scaling_factor)
 
     def decode(self, vae_params: Parameters, latents: jax.Array) -> jax.Array:
         """Returns the images that latents decode to.
@@ -275,11 +267,8 @@ class StableDiffusion:
         Returns:
           float32 [n, height', width', 3], clipped to [0, 1].
         """
-        # Channels come last: given them first, FlaxAutoencoderKL guesses the layout by the width.
-        unscaled = latents.transpose(0, 2, 3, 1) / self.scaling_factor
         with self.interception():
-            decoded = apply(self.vae, {"params": vae_params}, unscaled, method=self.vae.decode)
-        return jnp.clip((decoded.sample.astype(jnp.float32).transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
+            return autoencoder.decode(self.vae, vae_params, latents, self.scaling_factor)
 
     def same_networks(self, other: object) -> bool:
         """Returns whether the two models differ in nothing but their parameters.
@@ -288,23 +277,6 @@ class StableDiffusion:
         """
         if not isinstance(other, StableDiffusion):
             return False
-        configs, others = (
-            {
-                name: {field: value for field, value in values.items() if _matters(field)}
-                for name, values in each.configs.items()
-            }
-            for each in (self, other)
-        )
         same_words = self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
         same_size = self.latent_shape == other.latent_shape
-        return same_words and same_size and configs == others
-
-
-def _matters(field: str) -> bool:
-    """Returns whether a field of a diffusers or transformers config says what is computed."""
-    return not field.startswith("_") and field not in (
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-    )
+        return same_words and same_size and same_configs(self.configs, other.configs)

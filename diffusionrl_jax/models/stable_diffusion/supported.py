@@ -14,6 +14,7 @@ from diffusionrl_jax.models.folders.fields import (
     FLAG,
     LAYERS,
     MOST_LAYERS,
+    NUMBER,
     TEXTS,
     WHOLE,
     WHOLE_OR_WHOLES,
@@ -127,6 +128,8 @@ VAE_KINDS = {
     "scaling_factor": ABOVE_ZERO,
     **dict.fromkeys(VAE_BLOCKS, TEXTS),
 }
+# Fields that a VAE may have where the pipeline is one of flow matching.
+FLOW_VAE_KINDS = {"shift_factor": NUMBER, "use_post_quant_conv": FLAG, "use_quant_conv": FLAG}
 TEXT_KINDS = {
     **dict.fromkeys(
         (
@@ -184,9 +187,19 @@ def check_unet(config: Config, source: object = "UNet config") -> None:
         )
 
 
-def check_vae(config: Config, source: object = "VAE config") -> None:
-    """Refuses a VAE that FlaxAutoencoderKL would compute wrongly; see `check_unet`."""
-    _check(config, source, VAE_REQUIRED, VAE_KINDS, VAE_FIELDS, VAE_BLOCKS)
+def check_vae(config: Config, source: object = "VAE config", is_of_flow: bool = False) -> None:
+    """Refuses a VAE that FlaxAutoencoderKL would compute wrongly; see `check_unet`.
+
+    Args:
+      config, source: as in `check_unet`.
+      is_of_flow: whether the pipeline shifts the latents, and knows VAEs without convolutions
+        beside them.
+    """
+    kinds, allowed = VAE_KINDS, VAE_FIELDS
+    if is_of_flow:
+        kinds = VAE_KINDS | FLOW_VAE_KINDS
+        allowed = {name: values for name, values in allowed.items() if name not in FLOW_VAE_KINDS}
+    _check(config, source, VAE_REQUIRED, kinds, allowed, VAE_BLOCKS)
     groups = config.get("norm_num_groups", 32)
     if any(channels % groups for channels in config["block_out_channels"]):
         raise UserError(

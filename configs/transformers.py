@@ -1,0 +1,53 @@
+"""Stable Diffusion 3, 3.5 and FLUX with the settings of Flow-GRPO (2505.05470, Sec. 5 and App. B).
+
+The model, the reward models and the prompts are brought from the Hugging Face hub; docs/data.md.
+"""
+
+from collections.abc import Callable
+
+import ml_collections
+
+from configs import stable_diffusion_2
+
+# Flow-GRPO's, in its released code.
+LORA_TARGETS = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+MODELS = {
+    "stable_diffusion_3_medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stable_diffusion_3_5_medium": "stabilityai/stable-diffusion-3.5-medium",
+    "flux_dev": "black-forest-labs/FLUX.1-dev",
+}
+
+
+def of_model(name: str) -> Callable[[str], ml_collections.ConfigDict]:
+    """The config of one of `MODELS`, as a function of the tasks."""
+
+    def get_config(tasks: str) -> ml_collections.ConfigDict:
+        """The tasks of `configs/stable_diffusion_2.py`: 48 prompts of each, with 24 pictures."""
+        config = stable_diffusion_2.get_config(tasks)
+        config.model = MODELS[name]
+        config.sampler.height = config.sampler.width = 512
+        config.sampler.steps, config.sampler.noise, config.sampler.eta = 10, "sde", 0.7
+        config.sampler.guidance_scale = 4.5
+        if name == "flux_dev":  # Its guidance, of 3.5, is an input.
+            config.sampler.guidance_scale = 1.0
+        config.batch_size = 48 * 24
+        for task in config.tasks.values():
+            # Where pictures of a prompt are compared, as many are drawn as the reward compares.
+            if task.group_size == 1:
+                task.group_size, task.normalisation = 24, "group"
+        config.advantage_clip = 5.0
+        method = config.algorithm.policy_gradient
+        # The last of ten steps adds no noise.
+        method.timesteps_per_iteration, method.clip_range, method.kl_weight = 9, 1e-4, 0.01
+        config.optimizer.learning_rate, config.optimizer.weight_decay = 3e-4, 1e-4
+        config.lora.rank, config.lora.alpha, config.lora.targets = 32, 64.0, LORA_TARGETS
+        config.pretraining.weight = 0.0
+        return config
+
+    return get_config
+
+
+WORLDS = {name: of_model(name) for name in MODELS}

@@ -1,0 +1,104 @@
+"""Describes how large a transformer's folder is, without reading its weights."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.description import Description
+from diffusionrl_jax.models.folders import hub, tensor_files
+from diffusionrl_jax.models.mmdit.configs import read_configs
+from diffusionrl_jax.models.mmdit.model import latent_size, patch_size
+from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, T5
+from diffusionrl_jax.models.mmdit.positions import TABLE
+from diffusionrl_jax.models.stable_diffusion import arithmetic
+from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_factor
+
+
+def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Description:
+    """Returns the sizes of a model in a folder.
+
+    Args:
+      name: a folder, here or on the hub, as `config.model` names it.
+      size: the height and width of the pictures in pixels; None means the transformer's own size.
+
+    Raises:
+      UserError, FileNotFoundError: there is no such model, or it is not supported.
+    """
+    if not name:
+        raise UserError("config.model is empty: name a diffusers folder or a hub id.")
+    folder = hub.locate(name)
+    configs = read_configs(folder)
+    pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
+    names = [network for network in pipeline.kinds if network in configs]
+    stored = tensor_files.open_networks({folder / one: pipeline.kinds[one].stem for one in names})
+    stored["transformer"].pop(TABLE, None)
+    counted = {
+        one: sum(math.prod(tensor.shape) for tensor in tensors.values())
+        for one, tensors in stored.items()
+    }
+    encoders = [one for one in pipeline.tokenizers if one in configs]
+    has_t5 = any(pipeline.kinds[one].name == T5 for one in encoders)
+    tokens = pipeline.text_tokens if has_t5 else 1  # A T5 that is left out is one token.
+    if pipeline.reads_clip_states:
+        tokens += configs["text_encoder"]["max_position_embeddings"]
+    sides = latent_size(configs, size)
+    transformer, vae = configs["transformer"], configs["vae"]
+    pixels = math.prod(sides) * vae_factor(vae) ** 2
+    places = math.prod(sides) // patch_size(configs) ** 2
+    return Description(
+        denoiser=counted["transformer"],
+        vae=counted["vae"],
+        text_encoder=sum(counted[one] for one in encoders),
+        network=network(transformer, tokens, places),
+        latent=vae["latent_channels"] * math.prod(sides),
+        image=3 * pixels,
+        text=tokens * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"],
+        decoded=lambda itemsize: arithmetic.decoder(vae, pixels, itemsize),
+    )
+
+
+def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Network:
+    """Returns the blocks of a transformer, with their operations.
+
+    Args:
+      config: the fields of the transformer's config.json.
+      words: the number of tokens of a text.
+      places: the number of tokens of a picture.
+    """
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    tokens, layers = places + words, config["num_layers"]
+    singles = config.get("num_single_layers", 0)
+
+    def block(squares, squares_of_words, modulations, attended, kept=arithmetic.KEPT_OF_LAYER):
+        """A block with so many products with width x width numbers for each kind of token."""
+        squares_of_all = places * squares + words * squares_of_words + modulations
+        return arithmetic.Block(
+            2.0 * width**2 * squares_of_all + 4.0 * width * attended,
+            tokens * width,
+            kept * tokens * width,
+            tokens,
+            config["num_attention_heads"],
+            width**2 * (squares + squares_of_words + modulations),
+        )
+
+    blocks = []
+    for layer in range(layers):
+        # Queries, keys, values and outputs have one square each, the layers behind eight.
+        squares, squares_of_words, modulations, attended = 12, 12, 12, tokens**2
+        kept = arithmetic.KEPT_OF_LAYER
+        if layer in (config.get("dual_attention_layers") or ()):
+            squares, modulations, kept = squares + 4, modulations + 3, kept + 8
+            attended += places**2
+        if layer == layers - 1 and not singles:
+            squares_of_words, modulations = 2, modulations - 4
+            attended -= words * tokens
+        blocks.append(block(squares, squares_of_words, modulations, attended, kept))
+    # FLUX's later blocks have the same weights for both kinds of tokens.
+    single = block(12, 12, 3, tokens**2)
+    blocks += [dataclasses.replace(single, parameters=width**2 * (12 + 3))] * singles
+    cut = config["in_channels"] * (1 if singles else config["patch_size"] ** 2)
+    entry = places * 2 * cut + words * config["joint_attention_dim"]
+    operations = 2.0 * width * entry + sum(one.operations for one in blocks)
+    return arithmetic.Network(tuple((one,) for one in blocks), operations, 0)

@@ -1,0 +1,91 @@
+"""LoRA on stacks of blocks against PEFT in PyTorch's pipeline."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.attention import attend
+from diffusionrl_jax.models.folders import weights
+from diffusionrl_jax.models.lora import FILE_NAME, Lora
+from diffusionrl_jax.models.lora_files import read_lora
+from diffusionrl_jax.models.text_encoders import Conditioning
+from diffusionrl_jax.models.text_to_image import load_model
+
+# Those of Flow-GRPO (2505.05470), in its released code.
+TARGETS = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+
+
+def inputs(model):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    text = Conditioning(draw(2, 7, 48), draw(2, 36))
+    return draw(2, *model.latent_shape), np.array([0.9, 0.2], np.float32), text
+
+
+def test_pytorch_loads_the_file_and_computes_the_same(make_folder, tmp_path):
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = make_folder()
+    model, params = load_model(str(folder))
+    base = params["transformer"]
+    lora = Lora(rank=4, alpha=8.0, targets=TARGETS)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: np.float32(0.2) * rng.standard_normal(leaf.shape, np.float32)
+    factors = jax.tree.map(draw, jax.eval_shape(lambda: lora.init(base, seed=0)))
+    weights.write_safetensors(tmp_path / FILE_NAME, lora.to_pytorch(factors, "transformer"))
+    latents, times, text = inputs(model)
+    denoise = functools.partial(model.transformer.denoise, attend=attend)
+    ours = jax.jit(lambda base, factors: denoise(lora.merge(base, factors), latents, times, text))(
+        base, factors
+    )
+
+    def theirs(transformer):
+        with torch.no_grad():
+            return transformer(
+                torch.from_numpy(latents),
+                timestep=1000 * torch.from_numpy(times),
+                encoder_hidden_states=torch.from_numpy(text.states),
+                pooled_projections=torch.from_numpy(text.pooled),
+            ).sample.numpy()
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    unchanged = theirs(pipeline.transformer)
+    pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    expected = theirs(pipeline.transformer)
+    assert np.abs(expected - unchanged).max() > 0.1
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    # Read again, the file is the same change; its targets are the modules by their whole names.
+    again, read = read_lora(str(tmp_path), "--lora", "transformer", base)
+    for one, other in zip(
+        jax.tree.leaves(again.merge(base, read)),
+        jax.tree.leaves(lora.merge(base, factors)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_first_factors_are_drawn_for_each_layer(make_folder):
+    model, _ = load_model(str(make_folder()))
+    template = model.transformer.template()
+    factors = Lora(rank=64, alpha=64.0, targets=TARGETS).init(template, seed=0)
+    drawn = factors["transformer_blocks_0_to_1"]["attn"]["to_q"]["lora_A"]["kernel"]
+    assert drawn.shape == (2, 32, 64)
+    # Uniform over -1 to 1, over the root of the inputs, as in PEFT.
+    np.testing.assert_allclose(np.std(drawn, axis=(1, 2)), (3 * 32) ** -0.5, rtol=0.05)
+    assert np.abs(drawn).max() <= 32**-0.5
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_some_layers_of_a_stack_are_refused(make_folder):
+    model, _ = load_model(str(make_folder()))
+    lora = Lora(rank=2, alpha=2.0, targets=("transformer_blocks.1.attn.to_q",))
+    with pytest.raises(UserError, match="some of transformer_blocks.0.attn.to_q to .*1.attn.to_q"):
+        lora.kernels(model.transformer.template())
