@@ -20,6 +20,7 @@ MOST_POINTS = 200
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
+    "text.parse_math": False,  # A run's name may have dollars.
     "font.size": 9.0,
     "text.color": INK,
     "axes.edgecolor": INK,

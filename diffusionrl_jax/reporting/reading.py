@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
@@ -15,6 +15,8 @@ from diffusionrl_jax.evaluation.records import Record
 from diffusionrl_jax.evaluation.statistics import Measurement
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.metrics import read_rows
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +100,27 @@ def _read_run(name: str, folder: epath.Path) -> RunData:
         versions = {}
     if missing := [field for field in ("model", "tasks", "evaluation") if field not in config]:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}: copy it again.")
-    found = []
-    for step in records.recorded_steps(str(folder)):
-        try:
-            found.append(records.read_record(str(folder), step))
-        except UserError as error:  # All else can still be shown.
-            logging.warning("An evaluation is left out: %s", error)
+    steps = records.recorded_steps(str(folder))
+    evaluations = [_unless_damaged(records.read_record, str(folder), n) for n in steps]
     comparisons = {
-        entry.name: tables.read_csv(entry / tables.CSV)
+        entry.name: _unless_damaged(tables.read_csv, entry / tables.CSV)
         for entry in matching(folder, "*")
         if entry.is_dir() and (entry / tables.CSV).exists()
     }
-    return RunData(name, str(folder), config, versions, rows, found, comparisons)
+    return RunData(
+        *(name, str(folder), config, versions, rows),
+        evaluations=[record for record in evaluations if record is not None],
+        comparisons={name: found for name, found in comparisons.items() if found is not None},
+    )
+
+
+def _unless_damaged(read: Callable[..., T], *arguments: Any) -> T | None:
+    """Returns what is read; None, with a warning, where it is damaged: all else can be shown."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        logging.warning("It is left out: %s", error)
+        return None
 
 
 def as_json(values: Any) -> str:

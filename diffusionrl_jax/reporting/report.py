@@ -50,8 +50,7 @@ def write_report(workdirs: Sequence[str], output: epath.Path) -> None:
 def report_run(workdir: str) -> None:
     """Writes report.html into a run's own folder, by the first process alone.
 
-    A page that cannot be written, because a disk is full for example, ends no run: there is a
-    warning.
+    A page that cannot be written, because a disk is full for example, ends no run: it is logged.
     """
     if jax.process_index():
         return
@@ -59,6 +58,8 @@ def report_run(workdir: str) -> None:
         write_report([workdir], epath.Path(workdir) / "report.html")
     except (UserError, OSError) as error:
         logging.warning("The report is not written: %s", error)
+    except Exception:  # It is a fault of ours, or of a bucket's library.
+        logging.exception("The report is not written.")
 
 
 def make_report(runs: Sequence[RunData]) -> str:

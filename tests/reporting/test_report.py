@@ -80,10 +80,10 @@ def test_the_same_runs_give_the_same_page(run, page):
 
 
 def test_several_runs_lie_over_each_other(workdir, tmp_path):
-    other = write_run(tmp_path / "owls & <co>", seed=1, gain=2.0)
+    other = write_run(tmp_path / "owls & <$co$>", seed=1, gain=2.0)
     runs = reading.read_runs([workdir, other])
     text = report.make_report(runs)
-    assert "owls &amp; &lt;co&gt;: config.seed (was 0, now 1)" in text
+    assert "owls &amp; &lt;$co$&gt;: config.seed (was 0, now 1)" in text
     (drawn,) = curves.reward_plots(runs)
     assert {plots.colour(0), plots.colour(1)} <= set(re.findall(r"#[0-9a-f]{6}", drawn.svg))
 
