@@ -15,6 +15,7 @@ from diffusionrl_jax.evaluation.records import Record
 from diffusionrl_jax.evaluation.statistics import Measurement
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.runs import trained
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class RunData:
     Attributes:
       name: what the run is called in the report.
       workdir: its folder.
-      config: what its config.json holds.
+      config: what its config.json holds, with the present fields; see `config.of_earlier`.
       versions: what its versions.json holds; empty without one.
       rows: the rows of its metrics.
       evaluations: its evaluations, the base model's first.
@@ -76,7 +77,7 @@ def read_runs(workdirs: Sequence[str]) -> list[RunData]:
     """Reads several runs, whose names are those of their folders, or their paths.
 
     Raises:
-      UserError: a folder is no run, or has no metrics yet.
+      UserError: a folder is no run, has no metrics yet, or its config is damaged.
     """
     paths = [as_path(workdir, "--run") for workdir in workdirs]
     if not paths:
@@ -91,15 +92,14 @@ def read_runs(workdirs: Sequence[str]) -> list[RunData]:
 
 def _read_run(name: str, folder: epath.Path) -> RunData:
     try:
-        config, rows = read_json(folder / "config.json"), read_rows(str(folder))
+        config = trained.read_config(str(folder)).to_dict()
+        rows = read_rows(str(folder))
     except FileNotFoundError as error:
         raise UserError(f"--run={folder} is not the folder of a run ({error}).") from error
     try:
         versions = read_json(folder / "versions.json")
     except FileNotFoundError:
         versions = {}
-    if missing := [field for field in ("model", "tasks", "evaluation") if field not in config]:
-        raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}: copy it again.")
     steps = records.recorded_steps(str(folder))
     evaluations = [_unless_damaged(records.read_record, str(folder), n) for n in steps]
     comparisons = {

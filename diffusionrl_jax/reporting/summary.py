@@ -32,27 +32,24 @@ class Table:
 
 
 def what_was_trained(run: RunData) -> list[tuple[str, str]]:
-    """Returns what a run is, as names and texts. Runs of earlier versions lack some fields."""
-    config, versions = run.config, run.versions
-    rank = config.get("lora", {}).get("rank", 0)
-    algorithm = config.get("algorithm", {}).get("name", "policy_gradient")
-    done, planned = run.rows[-1]["step"] if run.rows else 0, config.get("iterations", 0)
+    """Returns what a run is, as names and texts."""
+    config, versions, rank = run.config, run.versions, run.config["lora"]["rank"]
+    done = run.rows[-1]["step"] if run.rows else 0
     tasks = (
         f"{name}: {_scorer(task['scorer'])} on {task['prompts']}"
         for name, task in config["tasks"].items()
     )
-    optimizer = config.get("optimizer", {})
     devices = f"{versions.get('devices', '?')} of {versions.get('device', 'an unknown kind')}"
     return [
-        ("model", str(config["model"])),
+        ("model", config["model"]),
         ("what is trained", f"LoRA of rank {rank}" if rank else "all of the denoiser"),
-        ("method", str(algorithm)),
+        ("method", config["algorithm"]["name"]),
         ("tasks", "; ".join(tasks)),
-        ("iterations", f"{done:,} of {planned:,}"),
+        ("iterations", f"{done:,} of {config['iterations']:,}"),
         ("images an iteration", f"{config['batch_size'] * len(run.tasks):,}"),
-        ("learning rate", f"{optimizer.get('learning_rate', math.nan):g}"),
-        ("pretraining loss", f"{config.get('pretraining', {}).get('weight', 0):g}"),
-        ("seed", str(config.get("seed", ""))),
+        ("learning rate", f"{config['optimizer']['learning_rate']:g}"),
+        ("weight of the pretraining loss", f"{config['pretraining']['weight']:g}"),
+        ("seed", str(config["seed"])),
         ("devices", devices),
         ("revision", str(versions.get("git_revision") or "not in a checkout")),
         ("folder", run.workdir),
