@@ -15,7 +15,9 @@ from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import as_path
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.reporting.report import report_run
 from diffusionrl_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -28,6 +30,12 @@ PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps",
     None,
     "Iterations of which a profiler's trace is written into the workdir, such as 10:12.",
+)
+REPORT_EVERY = flags.DEFINE_integer(
+    "report_every",
+    0,
+    "After how many iterations report.html, a page about the run in its workdir, is written anew; "
+    "0 writes it at the end alone.",
 )
 flags.mark_flag_as_required("config")
 
@@ -67,6 +75,7 @@ def default_workdir(config_file: str) -> str:
 def main(_):
     with programs.clear_errors():
         profiled = parse_steps(PROFILE_STEPS.value)
+        fields.check_flags("main", {REPORT_EVERY.name: REPORT_EVERY.value})
         start.start_devices()
         workdir = WORKDIR.value
         if workdir is None:
@@ -75,7 +84,14 @@ def main(_):
         if jax.process_index() == 0:
             logging.info("Workdir: %s", workdir)
         start.use_compilation_cache(workdir)
-        train(CONFIG.value, workdir, profiled)
+        every = REPORT_EVERY.value
+
+        def after(done: int) -> None:
+            if every and done % every == 0:
+                report_run(workdir)
+
+        if train(CONFIG.value, workdir, profiled, after):
+            report_run(workdir)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,9 @@ VARIANTS = [
 ]
 SAMPLE = ("--model={model}", "--prompts=a cat", "--output={folder}/x.png")
 FLAGS = [
+    ("main", ("--config={config}", "--report_every=-1"), "--report_every=-1 must be"),
+    ("report", ("--run=/nowhere", "--output={folder}/r.html"), "--run=/nowhere is not the folder"),
+    ("report", ("--output={folder}/r.html",), "--run names no run"),
     ("sample", (*SAMPLE, "--seed=-1"), "--seed=-1 must be"),
     ("sample", (*SAMPLE, "--seed=2147483648"), "--seed=2147483648 must be"),
     ("sample", (*SAMPLE, "--seed=4294967295"), "--seed=4294967295 must be"),
@@ -373,6 +376,11 @@ CASES = [
     ),
     *(
         Case("sample", ("--model={run}", *SAMPLE[1:]), ("config.json", words), _write(*file))
+        for content, words in RUNS
+        for file in [("config.json", content)]
+    ),
+    *(
+        Case("report", ("--run={run}", "--output={folder}/r.html"), (words,), _write(*file))
         for content, words in RUNS
         for file in [("config.json", content)]
     ),

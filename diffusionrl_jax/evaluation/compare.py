@@ -120,7 +120,7 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
     if jax.process_index() == 0:
         folder = epath.Path(output)
         write_whole(folder / "results.md", text.encode())
-        tables.write_csv(folder / "results.csv", rows)
+        tables.write_csv(folder / tables.CSV, rows)
         write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
     return text
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from absl import logging
-from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.data.config_type import Config
@@ -28,12 +26,15 @@ from diffusionrl_jax.experiments.experiment import OpenedScorer
 from diffusionrl_jax.learning.host_scoring import start_scoring
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import warn_of_cut
-from diffusionrl_jax.monitoring.images import before_after, image_grid, write_png
+from diffusionrl_jax.monitoring.images import image_grid
 from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 
 SHOWN_IMAGES = 8  # How many images of each set are kept to be looked at.
+
+# Is shown a set's name, a slice of its images, and these, float32 [k, height, width, 3] in [0, 1].
+Look = Callable[[str, slice, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +178,20 @@ class Evaluator:
         # Every process asks about its own images, and then gets the scores of all.
         return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
 
-    def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray]) -> Evaluation:
+    def open_scorers(self) -> Iterator[tuple[Reward, Parameters]]:
+        """Yields the sets' rewards with their parameters, which are on the mesh."""
+        for scorers in self._scorers.values():
+            for reward, _, params, _ in scorers.values():
+                yield reward, params
+
+    def _evaluate(self, picture: Callable[[str, int, slice], np.ndarray], look: Look) -> Evaluation:
         """Scores every set's pictures, which a function of (set, its number, block) draws."""
         images, scores = {}, {}
         for index, name in enumerate(self.prompts):
             shown, parts = [], []
             for block in self._blocks(name):
                 drawn = picture(name, index, block)
+                look(name, block, drawn)
                 parts.append(self._score(name, block, drawn))
                 inside = (self.shown[name] >= block.start) & (self.shown[name] < block.stop)
                 shown.append(drawn[self.shown[name][inside] - block.start])
@@ -195,7 +203,10 @@ class Evaluator:
         return Evaluation(images, scores)
 
     def __call__(
-        self, params: Mapping[str, Parameters], sampler: Sampler | None = None
+        self,
+        params: Mapping[str, Parameters],
+        sampler: Sampler | None = None,
+        look: Look = lambda name, block, images: None,
     ) -> Evaluation:
         """Draws and scores every set.
 
@@ -203,26 +214,22 @@ class Evaluator:
           params: the checkpoint's parameters by network: the denoiser's, "vae" and "text_encoder".
           sampler: the sampler of a checkpoint whose networks differ from the policy's; None means
             that of the policy.
+          look: is shown all pictures, a block of a set at a time.
         """
         sampler = sampler or self.sampler
         return self._evaluate(
             lambda name, index, block: sampler(
                 params, self.prompts[name][block], self.config.seed + index, block.start
-            )
+            ),
+            look,
         )
 
-    def watch(
-        self, params: Mapping[str, Parameters]
-    ) -> tuple[dict[str, float], dict[str, Image.Image]]:
-        """Returns what a run logs of its parameters.
-
-        Args:
-          params: the parameters, as in `__call__`.
+    def logged(self, evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """Returns what a run logs of an evaluation of its parameters.
 
         Returns:
           `Evaluation.means` with "best", from `best_score`, and a picture of each set.
         """
-        evaluation = self(params)
         means = evaluation.means()
         grids = {
             name: image_grid(images, len(images), scale=2)
@@ -274,26 +281,3 @@ def best_score(means: Mapping[str, float], best: Config) -> float:
     if not best:
         return math.nan
     return sum(weight * means[name] for name, weight in best.items())
-
-
-def draw_before_after(
-    evaluator: Evaluator, base: Parameters, trained: Parameters, path: epath.Path
-) -> None:
-    """Draws the same prompts with the same noise by the base denoiser and by a trained one.
-
-    Args:
-      evaluator: has the model, its devices, and the sets that the prompts are from.
-      base: the base denoiser's parameters.
-      trained: the trained denoiser's parameters.
-      path: the PNG file to write.
-    """
-    policy = evaluator.policy
-    prompts = [text for texts in evaluator.prompts.values() for text in texts[::20][:4]]
-    before, after = (
-        evaluator.sampler(policy.with_denoiser(denoiser), prompts, evaluator.config.seed)
-        for denoiser in (base, trained)
-    )
-    if jax.process_index() == 0:
-        grid = before_after(before, after, prompts, scale=max(1, 96 // before.shape[1]))
-        write_png(path, grid)
-        logging.info("Wrote %s", path)

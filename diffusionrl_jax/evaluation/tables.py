@@ -11,7 +11,9 @@ from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.evaluation.statistics import Measurement
+from diffusionrl_jax.mistakes import UserError
 
+CSV = "results.csv"  # What a comparison's file is called.
 LEGEND = (
     "95% intervals in brackets, by a bootstrap over prompts. Parity scores are minus the "
     "statistical parity: 0 is best."
@@ -82,3 +84,24 @@ def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
         empty = lambda value: isinstance(value, float) and math.isnan(value)
         writer.writerow({name: "" if empty(v) else v for name, v in values.items()})
     write_whole(path, file.getvalue().encode())
+
+
+def read_csv(path: str | epath.Path) -> list[Measurement]:
+    """Reads what `write_csv` wrote.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    number = lambda text: float(text) if text else math.nan
+    rows = csv.DictReader(io.StringIO(epath.Path(path).read_text(), newline=""))
+    try:
+        return [
+            Measurement(
+                *(row[name] for name in ("model", "set", "measure", "scorer")),
+                *(number(row[name]) for name in ("value", "low", "high")),
+                int(row["images"]),
+            )
+            for row in rows
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no comparison of models ({error!r}).") from error

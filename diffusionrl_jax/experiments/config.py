@@ -239,6 +239,11 @@ def get_config() -> Config:
     config.evaluation.best = ml_collections.ConfigDict()
     # Scorers by which evaluate.py sets a checkpoint's images head to head with the base model's.
     config.evaluation.head_to_head = ()
+
+    # Evaluations warn of a reward that rises while judges that are no reward, or the diversity of
+    # pictures, fall; docs/report.md.
+    config.watch = ml_collections.ConfigDict()
+    config.watch.stop = False  # Whether the run then stops, after it has saved.
     return config
 
 

@@ -171,6 +171,7 @@ FIELDS: dict[str, Kind] = {
     f"evaluation.scorers.{ANY}": SCORER,
     f"evaluation.best.{ANY}": Number(-WEIGHT, WEIGHT, "does not count"),
     "evaluation.head_to_head": Several(Text()),
+    "watch.stop": Switch(),
 }
 # The options of the shipped rewards. A reward of the user's own checks its own.
 OPTIONS: dict[str, dict[str, Kind]] = {
@@ -219,6 +220,7 @@ FLAGS: dict[str, dict[str, Kind]] = {
         "height": FIELDS["sampler.height"],
         "width": FIELDS["sampler.width"],
     },
+    "main": {"report_every": Whole(0, MANY, "writes it at the end alone")},
     "evaluate": {"images": FIELDS[f"evaluation.sets.{ANY}.images"]},
     "benchmark train": {"steps": Whole(1, MANY)},
 }

@@ -68,8 +68,12 @@ class Aesthetic:
         del prompts
         return {}
 
+    def embed(self, params: Mapping, images: jax.Array) -> jax.Array:
+        """Returns the pictures' embeddings, float32 [n, width] of norm 1; see `__call__`."""
+        pixels = preprocessing.square(images, self.tower.config.image_size)
+        return clip.embed_image(self.tower, params, pixels)
+
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Scores images [n, height, width, 3] in [0, 1]: float32 [n], from about 1 (ugly) to 10."""
         del inputs
-        pixels = preprocessing.square(images, self.tower.config.image_size)
-        return heads.stack(params, clip.embed_image(self.tower, params, pixels))[:, 0]
+        return heads.stack(params, self.embed(params, images))[:, 0]

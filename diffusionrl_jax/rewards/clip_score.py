@@ -105,9 +105,13 @@ class ClipScore:
         cleaned = [self.clean(prompt) for prompt in prompts]
         return {"input_ids": text_encoders.tokenize(self.tokenizer, cleaned, length)}
 
+    def embed(self, params: Mapping, images: jax.Array) -> jax.Array:
+        """Returns the pictures' embeddings, float32 [n, width] of norm 1; see `__call__`."""
+        return clip.embed_image(self.model.vision, params, self.preprocess(images))
+
     def cosine(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
         """Returns the cosine of the embeddings, float32 [n]. The arguments are `__call__`'s."""
-        image = clip.embed_image(self.model.vision, params, self.preprocess(images))
+        image = self.embed(params, images)
         input_ids = inputs["input_ids"]
         distinct = input_ids.reshape(-1, self.group_size, input_ids.shape[-1])[:, 0]
         text = clip.embed_text(self.model.text, params, distinct)

@@ -210,17 +210,23 @@ class StatisticalParity:
         inputs = self.tower.config.hidden_size if self.width is None else self.width
         return {**template, "classifier": heads.dense_template(inputs, len(self.classes))}
 
+    def features(self, params: Mapping, images: jax.Array) -> jax.Array:
+        """Returns what the head sees of images [n, height, width, 3] in [0, 1]: [n, width]."""
+        pixels = preprocessing.square_of_transformers(images, self.tower.config.image_size)
+        if self.width is None:
+            return clip.pooled_image(self.tower, params, pixels).astype(jnp.float32)
+        return clip.embed_image(self.tower, params, pixels)
+
+    def embed(self, params: Mapping, images: jax.Array) -> jax.Array:
+        """Returns the features at norm 1, float32 [n, width], so that their distances compare."""
+        return clip.unit(self.features(params, images))
+
     def logits(self, params: Mapping, images: jax.Array) -> jax.Array:
         """Returns class logits, float32 [n, classes], of images [n, height, width, 3] in [0, 1].
 
         With a head made from prompts they are `logits_per_image` of transformers' CLIPModel.
         """
-        pixels = preprocessing.square_of_transformers(images, self.tower.config.image_size)
-        if self.width is None:
-            features = clip.pooled_image(self.tower, params, pixels).astype(jnp.float32)
-        else:
-            features = clip.embed_image(self.tower, params, pixels)
-        return heads.dense(params["classifier"], features)
+        return heads.dense(params["classifier"], self.features(params, images))
 
     def classify(self, params: Mapping, images: jax.Array) -> jax.Array:
         """Returns class probabilities, float32 [n, classes], of images [n, H, W, 3] in [0, 1]."""

@@ -33,6 +33,7 @@ from diffusionrl_jax.runs.checkpoints import Checkpoints
 FREE_FIELDS = (
     "iterations",
     "evaluation",
+    "watch",
     "checkpoint",
     "microbatch",
     "mesh",

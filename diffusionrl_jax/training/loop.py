@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
@@ -16,7 +16,9 @@ from diffusionrl_jax.data.files import prepare_folder, remove_partials
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.evaluation.evaluator import Evaluator, draw_before_after
+from diffusionrl_jax.evaluation.before_after import draw_before_after
+from diffusionrl_jax.evaluation.evaluator import Evaluator
+from diffusionrl_jax.evaluation.observation import Observer
 from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
@@ -24,6 +26,7 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
@@ -33,19 +36,29 @@ from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
 from diffusionrl_jax.runs.provenance import write_run_information
+from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
 
 
-def train(config, workdir: str, profiled: range = range(0)) -> None:
+def train(
+    config,
+    workdir: str,
+    profiled: range = range(0),
+    after: Callable[[int], None] = lambda done: None,
+) -> bool:
     """Runs an experiment, or resumes it.
 
     Args:
       config: the experiment, see `experiments/config.py`.
       workdir: a folder. The run that an earlier call left there is continued.
       profiled: the iterations of which a trace is written into the workdir's folder "profile".
+      after: is called with the number of each iteration, once its metrics are written.
+
+    Returns:
+      Whether all iterations are done, rather than the run was told to stop.
 
     Raises:
       UserError, FileNotFoundError: the config or the workdir cannot be used. This is raised before
-        compute is spent.
+        compute is spent. Or a reward seems to be fooled, and `config.watch.stop` is set.
       SaveError: there is no room for a checkpoint, or one could not be saved.
       FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
       ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
@@ -74,17 +87,21 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
         if not steps or steps[-1] < config.iterations:
             checkpoints.check_room(experiment.abstract_state())
         policy = experiment.policy.without_denoiser()
-        evaluator = Evaluator(policy, config, experiment.opened_scorers())
+        opened = experiment.opened_scorers()
+        evaluator = Evaluator(policy, config, opened)
         experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = trained.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
+        probe = make_probe(experiment) if first < config.iterations else None
         experiment = experiment.without_base()
         lease.check()
         write_run_information(workdir, described | {"plan": plan.to_json()})
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)
-            run = Run(experiment, evaluator, checkpoints, lease, workdir, profiled)
+            observer = Observer(evaluator, probe, opened, config.microbatch.score)
+            watcher = Watcher(config, observer, workdir, first + 1 if first else 0)
+            run = Run(experiment, watcher, checkpoints, lease, workdir, profiled, after)
             state = iterate(run, state, first, execution)
         else:
             logging.info(
@@ -98,6 +115,7 @@ def train(config, workdir: str, profiled: range = range(0)) -> None:
     if complete and evaluator.prompts and not drawn:
         base = experiment.frozen.base or load_policy(config).denoiser
         draw_before_after(evaluator, base, experiment.merge(state.evaluation_params), picture)
+    return complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +124,21 @@ class Run:
 
     Attributes:
       experiment: the experiment that is trained.
-      evaluator: draws and scores its evaluation sets.
+      watcher: evaluates it, and warns of rewards that are fooled.
       checkpoints: where it is saved.
       lease: the lease of the workdir.
       workdir: the folder for metrics and pictures.
       profiled: the iterations that are traced.
+      after: is called with the number of each iteration that was made.
     """
 
     experiment: experiments.Experiment
-    evaluator: Evaluator
+    watcher: Watcher
     checkpoints: Checkpoints
     lease: Lease
     workdir: str
     profiled: range = range(0)
+    after: Callable[[int], None] = lambda done: None
 
     @contextlib.contextmanager
     def traced(self, done: int) -> Iterator[None]:
@@ -137,7 +157,7 @@ class Run:
         return self.profiled.start, self.profiled.stop - 1
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], dict]:
-        """Returns `Evaluator.watch` of the parameters that the state draws with.
+        """Returns `Watcher.evaluate` of the parameters that the state draws with.
 
         Raises:
           FloatingPointError: a parameter is not finite.
@@ -146,7 +166,8 @@ class Run:
         if broken := not_finite(digests(drawing)):
             raise FloatingPointError(f"{broken[0]} is not finite after iteration {state.step}.")
         policy = self.experiment.policy
-        return self.evaluator.watch(policy.with_denoiser(self.experiment.merge(drawing)))
+        params = policy.with_denoiser(self.experiment.merge(drawing))
+        return self.watcher.evaluate(params, int(state.step))
 
     def save(self, state: TrainState, score: float = math.nan) -> None:
         """Starts saving the state with its score, which is NaN without an evaluation."""
@@ -174,9 +195,9 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
       The last state, which has been saved.
 
     Raises:
-      SaveError, FloatingPointError, ScorerError: as in `train`.
+      SaveError, FloatingPointError, ScorerError, UserError: as in `train`.
     """
-    experiment, checkpoints = run.experiment, run.checkpoints
+    experiment, checkpoints, warning = run.experiment, run.checkpoints, ""
     config = experiment.config
     timer = PhaseTimer()
     step = make_train_step(experiment.algorithm, state, execution, timer)
@@ -197,6 +218,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
         try:
             if first == 0:
                 scores, grids = evaluate(state)
+                run.watcher.add(0, scores)
                 writer.scalars(0, scores | timer.collect())
                 writer.images(0, grids)
             upcoming = maker.submit(experiment.batch, first)
@@ -229,7 +251,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                 progress.update(rewards, values["images_per_second"])
                 stopping, last = guard.should_stop(), done == config.iterations
                 # A checkpoint gets no score but that of an evaluation of its own parameters.
-                scores, grids = {"best": math.nan}, {}
+                scores, grids, warning = {"best": math.nan}, {}, ""
                 try:
                     if last or (done % config.evaluation.every == 0 and not stopping):
                         scores, grids = evaluate(state)
@@ -237,8 +259,13 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                         # Evaluating may take as long as an iteration, so it is asked again.
                         stopping = guard.should_stop()
                 finally:  # A failed evaluation loses no metrics.
+                    run.watcher.add(done, values)
                     writer.scalars(done, values | timer.collect())
                 writer.images(done, grids)
+                run.after(done)
+                if FALLS in scores and (warning := run.watcher.warning(checkpoints.whole_steps())):
+                    logging.warning("%s", warning)
+                    stopping = stopping or config.watch.stop
                 is_due = stopping or last or done % config.checkpoint.every == 0
                 if is_due or checkpoints.is_best(scores["best"]):
                     with guard.completing():
@@ -248,6 +275,11 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
             # A run that is told to stop, even twice, still completes what it is saving.
             with guard.completing():
                 checkpoints.wait()
+            if warning and config.watch.stop and not last:
+                raise UserError(
+                    f"config.watch.stop: {warning} Iteration {done} is saved; with "
+                    "--config.watch.stop=False the same command goes on."
+                )
         except ScorerError as error:
             run.save(state)
             checkpoints.wait()

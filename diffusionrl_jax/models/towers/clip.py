@@ -191,7 +191,8 @@ def template(model: Clip) -> dict:
     }
 
 
-def _unit(vectors: jax.Array) -> jax.Array:
+def unit(vectors: jax.Array) -> jax.Array:
+    """Returns vectors [n, width] divided by their lengths."""
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
@@ -207,7 +208,7 @@ def embed_image(tower: FlaxCLIPVisionModule, params: Mapping, pixels: jax.Array)
       float32 [n, width].
     """
     pooled = pooled_image(tower, params, pixels).astype(jnp.float32)
-    return _unit(pooled @ params["visual_projection"]["kernel"])
+    return unit(pooled @ params["visual_projection"]["kernel"])
 
 
 def embed_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array) -> jax.Array:
@@ -222,4 +223,4 @@ def embed_text(tower: FlaxCLIPTextModule, params: Mapping, input_ids: jax.Array)
       float32 [n, width].
     """
     pooled = pooled_text(tower, params, input_ids).astype(jnp.float32)
-    return _unit(pooled @ params["text_projection"]["kernel"])
+    return unit(pooled @ params["text_projection"]["kernel"])
