@@ -91,6 +91,31 @@ def read_prompts(name: str) -> tuple[str, ...]:
     return prompts
 
 
+def read_column(name: str, column: str) -> dict[str, str]:
+    """Returns what another column, or JSON field, says of each prompt of a file.
+
+    Args:
+      name: a path, as a task names it, of a file with fields.
+      column: the name of the other column. Where a prompt is there twice, the first counts.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it has no such column, or no columns at all, or as `read_rows`.
+    """
+    source = parse(name, ())
+    field, found = source.options.get("field", "prompt"), {}
+    for path in find_files(source.name):
+        reader = TABLES.get(path.suffix.lower())
+        if reader is None:
+            raise UserError(
+                f"{path} has no column {column!r}, since it is text: name a table, of"
+                f" {', '.join(TABLES)}."
+            )
+        for prompt, value in zip(reader(path, field), reader(path, column), strict=True):
+            found.setdefault(prompt.strip(), value.strip())
+    return found
+
+
 def _lines(path: epath.Path) -> Iterator[tuple[str, str]]:
     """Yields each line of a UTF-8 text file after its place, which messages begin with."""
     with path.open("rb") as file:
