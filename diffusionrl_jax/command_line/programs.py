@@ -33,7 +33,9 @@ def run(main: Callable[[Sequence[str]], None], arguments: list[str] | None = Non
     app.run(main, argv=arguments, flags_parser=_parse_flags)
 
 
-def run_command(program: str, commands: Sequence[str], package: str, text: str | None) -> None:
+def run_command(
+    program: str, commands: Sequence[str], package: str, text: str | None, extra: str = ""
+) -> None:
     """Passes the command line to the module of the command that it begins with.
 
     Args:
@@ -41,6 +43,7 @@ def run_command(program: str, commands: Sequence[str], package: str, text: str |
       commands: the names of its commands.
       package: the package with a module of that name for each, which has its own flags and `main`.
       text: what is shown where there is no command, or --help.
+      extra: the extra of setup.cfg whose libraries the commands need, if there is one.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("", "--help", "-h"):
@@ -48,7 +51,15 @@ def run_command(program: str, commands: Sequence[str], package: str, text: str |
     with clear_errors():
         if name not in commands:
             raise UserError(f"{program} has no command {name!r}: {suggestion(name, commands)}")
-    module = importlib.import_module(f"{package}.{name}")
+        try:
+            module = importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if not extra or str(error.name).startswith(package.partition(".")[0]):
+                raise
+            raise UserError(
+                f"{program} needs the library {error.name}: install the extra {extra!r} of this "
+                f"package, as in pip install -e '.[{extra}]'."
+            ) from None
     run(module.main, [f"{program} {name}", *sys.argv[2:]])
 
 

@@ -1,0 +1,1 @@
+"""Shows others what training has changed, and what people say of it."""
