@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.prompt_files import read_column
+from diffusionrl_jax.data.prompt_sources import EMOJI, KINDS
+from diffusionrl_jax.data.sources import parse
 from diffusionrl_jax.evaluation.compare import BASE, evaluate_models
 from diffusionrl_jax.evaluation.evaluator import evenly
 from diffusionrl_jax.experiments.config import make_evaluation_set
@@ -100,6 +102,11 @@ def draw_study(
       UserError, FileNotFoundError: the models, the prompts or a scorer cannot be used.
     """
     models = parse_models(names)
+    if columns and parse(prompts, (EMOJI.removesuffix(":"), *KINDS)).kind:
+        raise UserError(
+            f"--prompts={prompts} has no columns {', '.join(columns)}: leave --categories out, or "
+            "name a table."
+        )
     categories = {column: read_column(prompts, column) for column in columns}
     chosen = tuple(config.evaluation.head_to_head if scorers is None else scorers)
     # The devices are given the same number of pictures each; those beyond the pairs are left out.

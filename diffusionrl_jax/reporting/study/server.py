@@ -44,6 +44,7 @@ class StudyServer(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], folder: epath.Path, study: Study):
         super().__init__(address, _Handler)

@@ -1,7 +1,9 @@
 """Opens a study for the commands that show it to people: draws it first, if it is not there."""
 
+import sys
+
 import jax
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -46,6 +48,8 @@ def check_flags(**more: int | None) -> None:
 def open_study() -> tuple[epath.Path, Study]:
     """Returns the folder that the flags name and its study, drawn now if it is not there yet.
 
+    Where several processes have drawn it, the program ends: one alone is to go on.
+
     Raises:
       UserError, FileNotFoundError: it cannot be drawn, or the folder holds another study.
     """
@@ -85,8 +89,6 @@ def _draw() -> Study:
         scorers=SCORERS.value,
     )
     if jax.process_count() > 1:
-        raise UserError(
-            f"The pictures are drawn: start the same command once, on one machine that has {folder}"
-            ", with --process_count=1."
-        )
+        logging.info("The pictures are drawn. One machine shows them, with --process_count=1.")
+        sys.exit()
     return study
