@@ -135,7 +135,10 @@ def draw_study(
             Pair(
                 prompt,
                 {column: found.get(prompt, "") for column, found in categories.items()},
-                {scorer: tuple(map(float, values[number])) for scorer, values in scores.items()},
+                {
+                    scorer: (float(by[number, 0]), float(by[number, 1]))
+                    for scorer, by in scores.items()
+                },
             )
             for number, prompt in enumerate(evaluator.prompts[SET][:pairs])
         ),

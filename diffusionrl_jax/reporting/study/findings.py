@@ -156,7 +156,7 @@ def attend(raters: Sequence[Rater], votes: Sequence[Vote], needed: float) -> lis
                 left=sum(vote.choice == LEFT for vote in answers),
                 checks=len(checks),
                 right=right,
-                counts=right >= needed * len(checks),
+                counts=not checks or right / len(checks) >= needed,
             )
         )
     return found

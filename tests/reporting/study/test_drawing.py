@@ -151,7 +151,7 @@ def test_a_study_from_beginning_to_end(start, finished, table, tmp_path):
     assert "Category,Animals,preference,people" in (folder / "report.csv").read_text()
     assert "size" in (folder / "report.html").read_text(), "the run's own scorer head to head"
 
-    another = [flag.replace("base", MODEL) for flag in flags]
-    status, output = finish(start("study", "serve", *another))
-    assert status == 1 and "holds a study of --a=base" in output.splitlines()[-1]
+    for flag, of in ((f"--a={MODEL}", "--a=base"), ("--seed=1", "--seed=0")):
+        status, output = finish(start("study", "serve", *flags, flag))
+        assert status == 1 and f"holds a study of {of}" in output.splitlines()[-1]
     shutil.rmtree(folder)

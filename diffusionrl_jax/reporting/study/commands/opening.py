@@ -15,10 +15,10 @@ from diffusionrl_jax.reporting.study import drawing, votes
 from diffusionrl_jax.reporting.study.records import Study, is_study, read_study, study_folder
 
 FOLDER = flags.DEFINE_string("folder", "study", "The study's folder, for pictures and votes.")
-A = flags.DEFINE_string("a", None, "One model: base, PATH, or a run's PATH@step, @best or @last.")
-B = flags.DEFINE_string("b", None, "The other one, of which the report tells how it does.")
+A = flags.DEFINE_string("a", "", "One model: base, PATH, or a run's PATH@step, @best or @last.")
+B = flags.DEFINE_string("b", "", "The other one, of which the report tells how it does.")
 PROMPTS = flags.DEFINE_string(
-    "prompts", None, "What to draw, as a task's prompts: a file, table.tsv?field=Prompt, ..."
+    "prompts", "", "What to draw, as a task's prompts: a file, table.tsv?field=Prompt, ..."
 )
 PAIRS = flags.DEFINE_integer("pairs", 100, "How many pairs of pictures to draw.")
 CATEGORIES = flags.DEFINE_list(
@@ -36,7 +36,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "How to sample, and by which scorers; that of the run.", lock_config=True
 )
 RATERS = flags.DEFINE_integer("raters", 5, "How many people are asked.")
-PER_RATER = flags.DEFINE_integer("per_rater", 0, "Pairs that each is asked; 0 is all.")
+PER_RATER = flags.DEFINE_integer("per_rater", 0, "Pairs that each new one is asked; 0 is all.")
 
 
 def check_flags(**more: int | None) -> None:
@@ -56,8 +56,15 @@ def open_study() -> tuple[epath.Path, Study]:
     folder = study_folder(FOLDER.value)
     if is_study(folder):
         study = read_study(folder)
-        for flag, drawn in ((A, study.a), (B, study.b), (PROMPTS, study.prompts)):
-            if flag.value not in (None, drawn):
+        for flag, drawn in (
+            (A, study.a),
+            (B, study.b),
+            (PROMPTS, study.prompts),
+            (PAIRS, len(study.pairs)),
+            (QUESTION, study.question),
+            (SEED, study.seed),
+        ):
+            if flags.FLAGS[flag.name].present and flag.value != drawn:
                 raise UserError(
                     f"{folder} holds a study of --{flag.name}={drawn}: choose another --folder for "
                     f"--{flag.name}={flag.value}."
@@ -73,8 +80,10 @@ def _draw() -> Study:
         raise UserError(f"{FOLDER.value} holds no study yet: give {', '.join(missing)}.")
     start.start_devices()
     names = {drawing.A: A.value, drawing.B: B.value}
-    config = CONFIG.value or drawing.usual_config(drawing.parse_models(names))
-    fields.check(config)
+    models = drawing.parse_models(names)
+    if CONFIG.value:
+        fields.check(CONFIG.value)
+    config = CONFIG.value or drawing.usual_config(models)
     folder = prepare_folder(FOLDER.value, "--folder")
     study = drawing.draw_study(
         folder,
