@@ -82,9 +82,17 @@ def test_keys_answer_and_a_reloaded_page_goes_on(desktop, server, folder, study,
 def test_a_second_press_at_once_is_no_second_answer(desktop, server, folder, raters):
     page = Page(desktop, address(server, raters[0]))
     page.wait_for(1)
+    # Another click 50 ms after the next question is shown.
+    desktop.execute_script("""
+        const click = () => document.querySelector(".sides button").click();
+        const observer = new MutationObserver(() => setTimeout(click, 50));
+        observer.observe(document.getElementById("prompt"), { childList: true });
+    """)
     page.press(LEFT, LEFT, RIGHT)
     page.wait_for(2)
-    assert choices(folder, raters[0]) == {0: "left"}
+    page.press(DOWN)
+    page.wait_for(3)
+    assert choices(folder, raters[0]) == {0: "left", 1: "tie"}
 
 
 def test_a_phone_is_touched_and_is_wide_enough(phone, server, folder, raters):

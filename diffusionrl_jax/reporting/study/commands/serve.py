@@ -6,6 +6,8 @@ The pictures are drawn at the first start. The same command goes on with them, w
 and with all votes.
 """
 
+import signal
+
 from absl import flags, logging
 
 from diffusionrl_jax.command_line import programs
@@ -43,6 +45,8 @@ def main(_):
         for rater in raters:
             print(f"rater {rater.number}: {url}/{rater.token}/", flush=True)
         logging.info("Ctrl-C ends it; the same command goes on. Votes are in %s", folder)
+        # What keeps services stops them so, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with server:
             try:
                 server.serve_forever()
