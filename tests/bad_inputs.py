@@ -213,6 +213,7 @@ VARIANTS = [
     ("refused", "does not answer"),
 ]
 SAMPLE = ("--model={model}", "--prompts=a cat", "--output={folder}/x.png")
+STUDY = ("export", "--config={config}", "--folder={folder}/s", "--b=base", "--prompts=emoji:pairs")
 FLAGS = [
     ("main", ("--config={config}", "--report_every=-1"), "--report_every=-1 must be"),
     ("report", ("--run=/nowhere", "--output={folder}/r.html"), "--run=/nowhere is not the folder"),
@@ -301,6 +302,21 @@ FLAGS = [
     ("benchmark", ("table", "--config={config}", "--models=sd3"), "--models='sd3' is not known"),
     ("benchmark", ("table", "--config={config}", "--topologies=frob"), "frob"),
     ("benchmark", ("table", "--config={config}", "--config.ema_decay=1"), "config.ema_decay=1.0"),
+    ("study", ("serv",), "did you mean serve"),
+    ("study", ("serve", "--folder={folder}/s"), "give --a, --b, --prompts"),
+    ("study", (*STUDY, "--a=base"), "are the same model"),
+    ("study", (*STUDY, "--a=/nowhere"), "/nowhere is neither"),
+    ("study", (*STUDY, "--a={model}", "--prompts=emoji:dragons"), "There are no prompts"),
+    ("study", (*STUDY, "--a={model}", "--prompts=/nowhere.txt"), "There is no file"),
+    ("study", (*STUDY, "--a={model}", "--scorers=frob"), "'frob'"),
+    ("study", (*STUDY, "--a={model}", "--categories=Kind"), "has no columns Kind"),
+    ("study", (*STUDY, "--a={model}", "--config.seed=-1"), "config.seed=-1 must be"),
+    ("study", (*STUDY, "--a={model}", "--pairs=0"), "--pairs=0 must be"),
+    ("study", (*STUDY, "--a={model}", "--checks=-1"), "--checks=-1 must be"),
+    ("study", (*STUDY, "--a={model}", "--raters=0"), "--raters=0 must be"),
+    ("study", ("serve", "--port=70000"), "--port=70000 must be"),
+    ("study", ("report", "--folder={folder}"), "holds no study"),
+    ("study", ("report", "--folder={folder}", "--needed=2"), "--needed=2.0 must be"),
 ]
 
 

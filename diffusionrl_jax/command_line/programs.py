@@ -1,6 +1,7 @@
 """Runs every program in the same way: what goes wrong ends it with one clear line."""
 
 import contextlib
+import importlib
 import logging as standard_logging
 import pathlib
 import signal
@@ -14,7 +15,7 @@ from absl import app, flags, logging
 
 from diffusionrl_jax.command_line.configs import FLAG, check_config, config_arguments
 from diffusionrl_jax.distributed import processes
-from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes import UserError, suggestion
 
 # Errors of what the machine refuses, what a run cannot go on with, and what a person can mend.
 BAD_INPUT = (UserError, OSError, FloatingPointError)
@@ -30,6 +31,36 @@ def run(main: Callable[[Sequence[str]], None], arguments: list[str] | None = Non
     logging.get_absl_handler().addFilter(_is_for_the_user)
     sys.unraisablehook = quiet_unraisablehook
     app.run(main, argv=arguments, flags_parser=_parse_flags)
+
+
+def run_command(
+    program: str, commands: Sequence[str], package: str, text: str | None, extra: str = ""
+) -> None:
+    """Passes the command line to the module of the command that it begins with.
+
+    Args:
+      program: the program's name.
+      commands: the names of its commands.
+      package: the package with a module of that name for each, which has its own flags and `main`.
+      text: what is shown where there is no command, or --help.
+      extra: the extra of setup.cfg whose libraries the commands need, if there is one.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("", "--help", "-h"):
+        sys.exit(text)
+    with clear_errors():
+        if name not in commands:
+            raise UserError(f"{program} has no command {name!r}: {suggestion(name, commands)}")
+        try:
+            module = importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if not extra or str(error.name).startswith(package.partition(".")[0]):
+                raise
+            raise UserError(
+                f"{program} needs the library {error.name}: install the extra {extra!r} of this "
+                f"package, as in pip install -e '.[{extra}]'."
+            ) from None
+    run(module.main, [f"{program} {name}", *sys.argv[2:]])
 
 
 def _is_for_the_user(record: standard_logging.LogRecord) -> bool:

@@ -91,6 +91,31 @@ def read_prompts(name: str) -> tuple[str, ...]:
     return prompts
 
 
+def read_column(name: str, column: str) -> dict[str, str]:
+    """Returns what another column, or JSON field, says of each prompt of a file.
+
+    Args:
+      name: a path, as a task names it, of a file with fields.
+      column: the name of the other column. Where a prompt is there twice, the first counts.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it has no such column, or no columns at all, or as `read_rows`.
+    """
+    source = parse(name, ())
+    field, found = source.options.get("field", "prompt"), {}
+    for path in find_files(source.name):
+        reader = TABLES.get(path.suffix.lower())
+        if reader is None:
+            raise UserError(
+                f"{path} has no column {column!r}, since it is text: name a table, of"
+                f" {', '.join(TABLES)}."
+            )
+        for prompt, value in zip(reader(path, field), reader(path, column), strict=True):
+            found.setdefault(prompt.strip(), value.strip())
+    return found
+
+
 def _lines(path: epath.Path) -> Iterator[tuple[str, str]]:
     """Yields each line of a UTF-8 text file after its place, which messages begin with."""
     with path.open("rb") as file:
@@ -170,21 +195,47 @@ def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
 
     Fields may be in double quotes (RFC 4180).
     """
-    rows = csv.reader((text for _, text in _lines(path)), delimiter=delimiter, strict=True)
-    try:
-        names = next(rows, [])
-        _check_name(path, names, field)
-        column = names.index(field)
-        for row in rows:
-            if row and len(row) != len(names):
+    rows = _table_rows(path, delimiter)
+    _, names = next(rows, (1, []))
+    _check_name(path, names, field)
+    column = names.index(field)
+    for line, row in rows:
+        if row and len(row) != len(names):
+            raise UserError(
+                f"{path}, line {line} is of {len(row)}, but the first row of"
+                f" {len(names)} fields: mend the line."
+            )
+        if row:
+            yield row[column]
+
+
+def _table_rows(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields each row of a table after the number of its last line.
+
+    Most tables with tabs know no quotes, PartiPrompts' among them. There, a line whose quotes do
+    not enclose a field is taken as it stands.
+    """
+    taken: list[str] = []  # The lines of the row that is being read.
+
+    def lines() -> Iterator[str]:
+        for _, text in _lines(path):
+            taken.append(text)
+            yield text
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    while True:
+        taken.clear()
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            if delimiter != "\t" or len(taken) != 1:
                 raise UserError(
-                    f"{path}, line {rows.line_num} is of {len(row)}, but the first row of"
-                    f" {len(names)} fields: mend the line."
-                )
-            if row:
-                yield row[column]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: {error}: mend the quotes.") from None
+                    f"{path}, line {rows.line_num}: {error}: mend the quotes."
+                ) from None
+            row = taken[0].rstrip("\r\n").split(delimiter)
+        if row is None:
+            return
+        yield rows.line_num, row
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:

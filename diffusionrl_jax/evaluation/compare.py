@@ -14,7 +14,7 @@ from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation import statistics, tables
-from diffusionrl_jax.evaluation.evaluator import Evaluation, Evaluator, evenly
+from diffusionrl_jax.evaluation.evaluator import SHOWN_IMAGES, Evaluation, Evaluator, evenly
 from diffusionrl_jax.experiments import checks, fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.mistakes import UserError
@@ -83,27 +83,7 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
         raise UserError(f"The names {names} must all differ, and not be {statistics.REAL!r}.")
     if not config.evaluation.sets:
         raise UserError("config.evaluation.sets is empty: there is nothing to evaluate.")
-    for _, path, step in checkpoints:
-        trained.check_trained(path, step)
-    checks.check_evaluation(config, make_mesh(1))
-    fetching.bring(config, for_training=False)
-    config, _ = planning.resolve(config, trains=False)
-    base = load_policy(config)
-    evaluator = Evaluator(base, config)
-    logging.info("Drawing and scoring the base model.")
-    evaluations = {BASE: evaluator(base.params)}
-    for name, path, step in checkpoints:
-        logging.info("Drawing and scoring %s.", name)
-        policy = trained.load_trained(path, config, step, base)
-        sampler = evaluator.sampler
-        if not policy.model.same_networks(base.model):
-            if policy.model.image_shape != base.model.image_shape:
-                raise UserError(
-                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
-                    f"{base.model.image_shape}: compare models of one size."
-                )
-            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
-        evaluations[name] = evaluator(policy.params, sampler)
+    evaluator, evaluations = evaluate_models(config, [(BASE, "", ""), *checkpoints])
     pictures = {
         name: real.draw_prompts(texts, config.evaluation.seed)
         for name, texts in evaluator.prompts.items()
@@ -123,6 +103,47 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
         tables.write_csv(folder / tables.CSV, rows)
         write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
     return text
+
+
+def evaluate_models(
+    config: Config, models: Sequence[tuple[str, str, str]], shown: int = SHOWN_IMAGES
+) -> tuple[Evaluator, dict[str, Evaluation]]:
+    """Draws the evaluation sets with the same noise by several models, and scores them.
+
+    Args:
+      config: the experiment, see `experiments/config.py`.
+      models: name, path and step of each, as in `runs.trained.load_trained`. An empty path means
+        the config's own model.
+      shown: how many images of each set are kept, at most.
+
+    Returns:
+      The evaluator, which has the prompts, and each model's evaluation by its name.
+
+    Raises:
+      UserError, FileNotFoundError: the config or a model cannot be used; the error says why.
+    """
+    for _, path, step in models:
+        if path:
+            trained.check_trained(path, step)
+    checks.check_evaluation(config, make_mesh(1))
+    fetching.bring(config, for_training=False)
+    config, _ = planning.resolve(config, trains=False)
+    base = load_policy(config)
+    evaluator = Evaluator(base, config, shown=shown)
+    evaluations = {}
+    for name, path, step in models:
+        logging.info("Drawing and scoring %s.", name)
+        policy = trained.load_trained(path, config, step, base) if path else base
+        sampler = evaluator.sampler
+        if not policy.model.same_networks(base.model):
+            if policy.model.image_shape != base.model.image_shape:
+                raise UserError(
+                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
+                    f"{base.model.image_shape}: compare models of one size."
+                )
+            sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
+        evaluations[name] = evaluator(policy.params, sampler)
+    return evaluator, evaluations
 
 
 def _comparison_picture(evaluator: Evaluator, evaluations: Mapping[str, Evaluation]) -> Image.Image:

@@ -31,7 +31,7 @@ from diffusionrl_jax.rewards import Reward, scoring
 from diffusionrl_jax.rewards.host_reward import Questions, host_rewards
 from diffusionrl_jax.rewards.scorers import load_scorer, prepare
 
-SHOWN_IMAGES = 8  # How many images of each set are kept to be looked at.
+SHOWN_IMAGES = 8  # How many images of each set are usually kept to be looked at.
 
 # Is shown a set's name, a slice of its images, and these, float32 [k, height, width, 3] in [0, 1].
 Look = Callable[[str, slice, np.ndarray], None]
@@ -77,6 +77,7 @@ class Evaluator:
       config: the experiment, whose `evaluation`, `sampler` and `microbatch` are read; see
         `experiments/config.py`.
       opened: scorers that are on the mesh already, so that they are not put there twice.
+      shown: how many images of each set an `Evaluation` keeps, at most.
 
     Attributes:
       prompts: set -> the prompt of each image.
@@ -91,6 +92,7 @@ class Evaluator:
         policy: Policy,
         config: Config,
         opened: Sequence[OpenedScorer] = (),
+        shown: int = SHOWN_IMAGES,
     ):
         self.config = config.evaluation
         self.policy = policy
@@ -110,7 +112,7 @@ class Evaluator:
             self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
             different = list(dict.fromkeys(self.prompts[name]))
             warn_of_cut(policy.model, different, f"config.evaluation.sets.{name}.prompts")
-            self.shown[name] = evenly(chosen.images, SHOWN_IMAGES)
+            self.shown[name] = evenly(chosen.images, shown)
             self._scorers[name] = {}
             for scorer in chosen.scorers:
                 key = scorer, chosen.group_size

@@ -43,6 +43,35 @@ class Measurement:
     images: int
 
 
+def resample(count: int, generator: np.random.Generator) -> np.ndarray:
+    """Returns how often each of so many clusters is in the sample and in each resample of it.
+
+    Args:
+      count: how many clusters there are.
+      generator: it draws the resamples.
+
+    Returns:
+      float64 [1 + RESAMPLES, count]. The first row, of ones, is the sample itself.
+    """
+    drawn = generator.integers(count, size=(RESAMPLES, count))
+    weights = np.stack([np.bincount(row, minlength=count) for row in drawn])
+    return np.concatenate([np.ones((1, count)), weights])
+
+
+def bounds(statistics: np.ndarray) -> tuple[float, float, float]:
+    """Returns the value of a statistic, and the bounds of its interval.
+
+    Args:
+      statistics: [1 + RESAMPLES], the statistic of the sample and of each resample.
+
+    Returns:
+      The value and the bounds, which are NaN where no resample has a finite value.
+    """
+    resampled = statistics[1:][np.isfinite(statistics[1:])]
+    low, high = np.percentile(resampled, PERCENTILES) if resampled.size else (np.nan, np.nan)
+    return float(statistics[0]), float(low), float(high)
+
+
 class Bootstrap:
     """Resamples clusters of images. All that one bootstrap measures has the same resamples.
 
@@ -54,10 +83,7 @@ class Bootstrap:
     def __init__(self, clusters: Sequence[str], seed: int = 0):
         names, self._cluster = np.unique(np.asarray(clusters), return_inverse=True)
         self.count = len(names)
-        drawn = np.random.default_rng(seed).integers(self.count, size=(RESAMPLES, self.count))
-        # A weight is how often a cluster is in a resample. The first row is the sample itself.
-        weights = np.stack([np.bincount(row, minlength=self.count) for row in drawn])
-        self._weights = np.concatenate([np.ones((1, self.count)), weights])
+        self._weights = resample(self.count, np.random.default_rng(seed))
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Returns the mean of the finite values in the sample and in resamples, [1 + RESAMPLES]."""
@@ -78,11 +104,9 @@ class Bootstrap:
           The value, and the bounds of its interval. The bounds are NaN where there is one cluster
           only, or no resample with a finite value.
         """
-        resampled = statistics[1:][np.isfinite(statistics[1:])]
-        if self.count < 2 or not resampled.size:
+        if self.count < 2:
             return float(statistics[0]), np.nan, np.nan
-        low, high = np.percentile(resampled, PERCENTILES)
-        return float(statistics[0]), float(low), float(high)
+        return bounds(statistics)
 
 
 def wins(scores: np.ndarray, base: np.ndarray) -> np.ndarray:

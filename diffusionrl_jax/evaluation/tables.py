@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tabulate
 from etils import epath
@@ -73,9 +74,15 @@ def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) 
     return "\n\n".join(parts) + "\n"
 
 
-def write_csv(path: str | epath.Path, rows: Sequence[Measurement]) -> None:
-    """Writes one line for each measurement. A NaN becomes an empty field."""
-    fields = [field.name for field in dataclasses.fields(Measurement)]
+def write_csv(path: str | epath.Path, rows: Sequence[Any], kind: type = Measurement) -> None:
+    """Writes one line for each measurement. A NaN becomes an empty field.
+
+    Args:
+      path: the file to write.
+      rows: the measurements.
+      kind: their dataclass, whose fields are the columns.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, fields)
     writer.writeheader()

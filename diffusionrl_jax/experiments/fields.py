@@ -222,6 +222,15 @@ FLAGS: dict[str, dict[str, Kind]] = {
     },
     "main": {"report_every": Whole(0, MANY, "writes it at the end alone")},
     "evaluate": {"images": FIELDS[f"evaluation.sets.{ANY}.images"]},
+    "study": {
+        "pairs": Whole(1, 2**16),
+        "checks": Whole(0, 100, "asks none"),
+        "seed": FIELDS["evaluation.seed"],
+        "raters": Whole(1, 10_000),
+        "per_rater": Whole(0, 2**16, "is all"),
+        "port": Whole(0, 2**16 - 1, "is any that is free"),
+        "needed": Number(0, 1, "leaves nobody out"),
+    },
     "benchmark train": {"steps": Whole(1, MANY)},
 }
 

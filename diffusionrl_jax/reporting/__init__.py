@@ -1,1 +1,1 @@
-"""What others are shown of a run."""
+"""Shows others what training has changed, and what people say of it."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusionrl_jax.data.prompt_files import read_prompts
+from diffusionrl_jax.data.prompt_files import read_column, read_prompts
 from diffusionrl_jax.data.prompt_sources import open_prompts
 
 TEXTS = ["an apple", "é cat", "犬", "  spaces ", "an apple", "line\nbreak", " ", "spaces"]
@@ -79,6 +79,41 @@ def test_delimited_tables(ending, dialect, tmp_path):
     ):
         open_prompts(path, 0)
     assert read_prompts(f"{path}?field=Prompt")[4] == "an apple"
+
+
+def test_tabs_beside_quotes_that_enclose_no_field(tmp_path):
+    """As in PartiPrompts.tsv."""
+    lines = [
+        "prompt\tkind",
+        '"G I G" in letters\tArt',
+        '"a ""b"", c"\tArt',
+        '5" disks\tThing',
+        '"\t',
+    ]
+    path = write(tmp_path / "p.tsv", "\r\n".join(lines).encode())
+    texts = ('"G I G" in letters', 'a "b", c', '5" disks', '"')
+    assert read_prompts(path) == texts
+    assert read_column(path, "kind") == dict(zip(texts, ("Art", "Art", "Thing", ""), strict=True))
+    path = write(tmp_path / "open.tsv", b'prompt\tkind\n"G I G\tArt\na\tArt\n')
+    with pytest.raises(ValueError, match="line 3: unexpected end of data: mend the quotes"):
+        read_prompts(path)
+
+
+def test_another_column_is_read_beside_the_prompts(tmp_path):
+    rows = [
+        {"text": f" {text} ", "kind": kind} for text, kind in (("a", "x"), ("b", "y"), ("a", "z"))
+    ]
+    expected = {"a": "x", "b": "y"}
+    path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert read_column(f"{path}?field=text", "kind") == expected
+    path = str(tmp_path / "p.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert read_column(f"{path}?field=text&split=test&held_out=2", "kind") == expected
+    with pytest.raises(ValueError, match=r"no column 'frob', but \['text', 'kind'\]"):
+        read_column(f"{path}?field=text", "frob")
+    path = write(tmp_path / "p.txt", b"a\n")
+    with pytest.raises(ValueError, match="no column 'kind', since it is text"):
+        read_column(path, "kind")
 
 
 @pytest.mark.parametrize("rows", [TEXTS, [{"prompt": text, "n": 1} for text in TEXTS]])

@@ -1,0 +1,1 @@
+"""A study of which of two models' pictures people prefer."""

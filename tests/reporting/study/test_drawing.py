@@ -1,0 +1,156 @@
+"""Which models and prompts a study is of, and that its pictures are those that they draw."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from diffusionrl_jax.data.prompt_sources import make_prompts
+from diffusionrl_jax.data.prompts import prompt_batch
+from diffusionrl_jax.diffusion.sampler import Sampler
+from diffusionrl_jax.evaluation.statistics import wins
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.monitoring.images import to_uint8
+from diffusionrl_jax.reporting.study import findings, records, votes
+from diffusionrl_jax.reporting.study.drawing import draw_study, parse_models, usual_config
+from diffusionrl_jax.reporting.study.records import SCRAMBLED, A, B
+from diffusionrl_jax.rewards.scorers import load_scorer
+from diffusionrl_jax.runs import trained
+from tests.processes import finish
+from tests.reporting.study.test_server import cast, in_database
+
+MODEL = "asset:emoji/stable_diffusion"
+
+
+def test_two_models_are_named(tmp_path):
+    (tmp_path / "run").mkdir()
+    names = {A: "base", B: f"{tmp_path}/run@best"}
+    assert parse_models(names) == {A: ("", ""), B: (f"{tmp_path}/run", "best")}
+    assert parse_models({A: f"{tmp_path}/run@12", B: MODEL})[A] == (f"{tmp_path}/run", "12")
+    for same in ("base", MODEL, f"{tmp_path}/run@3"):
+        with pytest.raises(UserError, match="are the same model"):
+            parse_models({A: same, B: same})
+    with pytest.raises(UserError, match="--b=.*the step 'frob'"):
+        parse_models({A: "base", B: f"{tmp_path}/run@frob"})
+
+
+def test_the_config_of_models_without_a_run():
+    config = usual_config({A: ("nobody/nothing", ""), B: (MODEL, "")})
+    assert (config.model, config.sampler.guidance_scale) == (MODEL, 7.5)
+    with pytest.raises(UserError, match="'base' is the model that a run began from, and asset:"):
+        usual_config({A: ("", ""), B: (MODEL, "")})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A file of prompts with categories, and its name as a source."""
+    path = tmp_path_factory.mktemp("prompts") / "parti.tsv"
+    rows = ["Prompt\tCategory", "a cat\tAnimals", 'an apple\t"Food, fruit"', "a dog\tAnimals"]
+    path.write_text("\n".join(rows) + "\n")
+    return f"{path}?field=Prompt"
+
+
+@pytest.mark.slow
+def test_pictures_are_those_that_the_models_draw(finished, make_config, table, tmp_path):
+    config, names = make_config(), {A: "base", B: f"{finished}@2"}
+    study = draw_study(
+        epath.Path(tmp_path),
+        config.copy_and_resolve_references(),
+        names,
+        table,
+        pairs=5,
+        question="Which?",
+        seed=7,
+        checks=2,
+        columns=["Category"],
+    )
+    assert records.read_study(epath.Path(tmp_path)) == study
+    assert (study.a, study.b) == (names[A], names[B])
+    prompts = [pair.prompt for pair in study.pairs]
+    assert prompts == prompt_batch(make_prompts(table, 7), 0, 5, 1)
+    kinds = {"a cat": "Animals", "an apple": "Food, fruit", "a dog": "Animals"}
+    assert [pair.groups for pair in study.pairs] == [{"Category": kinds[p]} for p in prompts]
+
+    policy = trained.load_trained(str(finished), config, "2")
+    base = trained.load_trained(config.model, config)
+    # Five and three more, as eight devices take them.
+    eight = prompt_batch(make_prompts(table, 7), 0, 8, 1)
+    for name, model in ((A, base), (B, policy)):
+        expected = Sampler(model, config.sampler, 8)(model.params, eight, 7)[:5]
+        for pair in range(5):
+            found = Image.open(records.picture_path(epath.Path(tmp_path), name, pair))
+            # Decoded in parts of another size, a value may be rounded the other way.
+            assert np.abs(np.asarray(found, int) - to_uint8(expected[pair])).max() <= 1
+        reward, params = load_scorer(config.evaluation.scorers.size, 1)
+        # Sizes of JPEG files may differ by what one value in 255 changes of them.
+        scores = [pair.scores["size"][name == B] for pair in study.pairs]
+        np.testing.assert_allclose(scores, reward(params, expected, {}), rtol=0.02)
+    assert not np.array_equal(*(drawn(tmp_path, name, 0) for name in (A, B)))
+    assert study.checks == (0, 2)
+    for pair in study.checks:
+        pixels = sorted(map(tuple, drawn(tmp_path, SCRAMBLED, pair).reshape(-1, 3)))
+        assert pixels in [
+            sorted(map(tuple, drawn(tmp_path, n, pair).reshape(-1, 3))) for n in (A, B)
+        ]
+    scores = np.array([pair.scores["size"] for pair in study.pairs])
+    expected = dict(enumerate(wins(scores[:, 1], scores[:, 0])))
+    assert findings.scored(study, "size") == expected
+
+
+def drawn(folder, name, pair):
+    return np.asarray(Image.open(records.picture_path(epath.Path(folder), name, pair)))
+
+
+@pytest.mark.slow
+def test_a_study_from_beginning_to_end(start, finished, table, tmp_path):
+    """The server is killed in the middle; the same command goes on with the same links."""
+    folder = tmp_path / "study"
+    flags = [f"--folder={folder}", "--a=base", f"--b={finished}@best", f"--prompts={table}"]
+    more = ["--pairs=3", "--raters=2", "--checks=1", "--categories=Category", "--port=0"]
+
+    def serve():
+        """The process, its port, and the tokens."""
+        process, links = start("study", "serve", *flags, *more), []
+        for line in process.stdout:
+            if line.startswith("rater "):
+                links.append(line.split("http://127.0.0.1:")[1].strip().strip("/").split("/"))
+            if len(links) == 2:
+                return process, int(links[0][0]), [token for _, token in links]
+        raise AssertionError(finish(process))
+
+    process, port, tokens = serve()
+    path = epath.Path(folder)
+    raters = votes.read_raters(path)
+    assert [rater.token for rater in raters] == tokens
+    for number in range(4):
+        assert cast(port, raters[0], number, "left") == (200, "left")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pictures = {p: p.read_bytes() for p in folder.rglob("*.png")}
+    assert len(pictures) == 7
+
+    process, port, again = serve()
+    assert again == tokens
+    assert cast(port, raters[0], 3, "right") == (409, "left")
+    for number in range(2):
+        assert cast(port, raters[1], number, "tie") == (200, "tie")
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 0 and "Traceback" not in output and "study report" in output
+    assert pictures == {p: p.read_bytes() for p in folder.rglob("*.png")}
+    assert len(in_database(path)) == 6
+
+    status, output = finish(start("study", "export", *flags, "--raters=1"))
+    assert status == 0, output
+    assert "data:image/png" in (folder / "pages" / "rater_3.html").read_text()
+    status, output = finish(start("study", "report", f"--folder={folder}", "--needed=0"))
+    assert status == 0 and f"People prefer {finished}@best to base in" in output, output
+    assert "Category,Animals,preference,people" in (folder / "report.csv").read_text()
+    assert "size" in (folder / "report.html").read_text(), "the run's own scorer head to head"
+
+    status, output = finish(start("study", "serve", *flags, "--seed=1"))
+    assert status == 1 and "holds a study of --seed=0: choose" in output.splitlines()[-1]
+    shutil.rmtree(folder)
