@@ -33,4 +33,6 @@ def test_without_a_workdir_the_same_line_goes_on(
     assert status == 0, output
     assert output.splitlines()[0].endswith(f"] Workdir: {workdir}")
     assert f"{workdir} is complete with 3 iterations" in output
+    page = (workdir / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and page.count("<img ") > 16
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

@@ -21,6 +21,10 @@ ATTENTION = ("auto", "dot_product", "splash", "cudnn")
 KERNEL_TOKENS = 1024
 # The kernel's blocks of tokens are multiples of the width of a TPU's register.
 LANES = 128
+# Other numbers of tokens are filled up to multiples of this: with blocks of 128 alone, the kernel
+# would spend more on starting them.
+FILLED_UP = 256
+BIAS_COLUMNS = 2
 # 512 x 512 float32 logits take 1 MiB of the 16 MiB of a core's fast memory.
 LARGEST_BLOCK = 512
 # What cuDNN's flash attention and its gradients take on every GPU that has them: heads of 8 to 128
@@ -38,6 +42,7 @@ def attend(
     attention: str = "auto",
     mesh: Mesh | None = None,
     key_bias: ArrayLike | None = None,
+    fills_up: bool = False,
 ) -> jax.Array:
     """Computes softmax(scale * query @ key + bias) @ value for each head, the softmax in float32.
 
@@ -53,7 +58,9 @@ def attend(
       mesh: the devices that the program is compiled for. The batch, or else the heads, are split
         over them, since XLA cannot split a kernel by itself. With None, "auto" is "dot_product".
       key_bias: a number for each key that is added to its logits, float32 [tokens]; None means
-        zeros. With one, attention is computed by "dot_product".
+        zeros. With one, attention is not computed by "cudnn".
+      fills_up: whether the Pallas kernel also takes numbers of queries and keys that differ, or are
+        no whole blocks, by filling them up.
 
     Returns:
       An array of the query's shape and dtype.
@@ -62,11 +69,16 @@ def attend(
       UserError: as `choose`.
     """
     chosen = choose(attention, mesh)
+    if chosen == "splash" and takes_splash(query.shape, key.shape, fills_up):
+        # The kernel does not scale, and its backward pass is that of the scaled query.
+        query = query * scale
+        if key_bias is None:
+            return _splash(query, key, value, mesh)
+        query, key, value = _with_bias(query, key, value, jnp.asarray(key_bias))
+        return _splash(query, key, value, mesh)[..., :-BIAS_COLUMNS]
     if key_bias is not None:
         bias = jnp.asarray(key_bias)[None, None, None]
         return jax.nn.dot_product_attention(query, key, value, bias, scale=scale)
-    if chosen == "splash" and takes_splash(query.shape, key.shape):
-        return _splash(query, key, value, scale, mesh)
     if chosen == "cudnn" and takes_cudnn(query.shape, key.shape, query.dtype):
         return _cudnn(query, key, value, scale, mesh)
     return jax.nn.dot_product_attention(query, key, value, scale=scale)
@@ -96,14 +108,17 @@ def choose(attention: str, mesh: Mesh | None) -> str:
     return attention
 
 
-def takes_splash(query: tuple[int, ...], key: tuple[int, ...]) -> bool:
+def takes_splash(query: tuple[int, ...], key: tuple[int, ...], fills_up: bool = False) -> bool:
     """Returns whether attention of these shapes suits the Pallas kernel.
 
     It suits as many queries as keys, 1024 or more, in whole blocks of 128.
 
     Args:
       query, key: the arrays' shapes, [batch, tokens, heads, head size].
+      fills_up: whether any numbers of 1024 or more suit it.
     """
+    if fills_up:
+        return min(query[1], key[1]) >= KERNEL_TOKENS
     return query == key and query[1] >= KERNEL_TOKENS and query[1] % LANES == 0
 
 
@@ -180,21 +195,51 @@ def _cudnn(query, key, value, scale, mesh):
     return _on_each_device(local, mesh, (query, key, value))
 
 
-def _splash(query, key, value, scale, mesh):
-    tokens = query.shape[1]
-    size = block_size(tokens)
+def _with_bias(query, key, value, bias):
+    """Returns queries and keys whose products have the keys' bias in them, and values to match.
+
+    A bias is two more products: in half precision one number would round it.
+    """
+    bias = bias[None, :, None, None]
+    rounded = bias.astype(key.dtype)
+    columns = jnp.concatenate([rounded, (bias - rounded).astype(key.dtype)], axis=-1)
+
+    def widened(array, more):
+        more = jnp.broadcast_to(more, (*array.shape[:-1], BIAS_COLUMNS)).astype(array.dtype)
+        return jnp.concatenate([array, more], axis=-1)
+
+    return widened(query, jnp.ones(1)), widened(key, columns), widened(value, jnp.zeros(1))
+
+
+def _filled(tokens: int) -> int:
+    """Returns to how many tokens so many are filled up for the kernel."""
+    return tokens if tokens % LANES == 0 else -(-tokens // FILLED_UP) * FILLED_UP
+
+
+def _splash(query, key, value, mesh):
+    queries, keys = query.shape[1], key.shape[1]
+    padded, padded_keys = _filled(queries), _filled(keys)
+    block_q, block_kv = block_size(padded), block_size(padded_keys)
     sizes = splash_attention.BlockSizes(
-        **dict.fromkeys(
-            ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"),
-            size,
-        )
+        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), block_q),
+        **dict.fromkeys(("block_kv", "block_kv_dkv", "block_kv_dq"), block_kv),
     )
+    # No query sees the keys that are filled in. Those that are filled in themselves see the others,
+    # and what they see is dropped.
+    segments = None
+    if padded_keys > keys:
+        segments = splash_attention.SegmentIds(
+            jnp.zeros(padded, jnp.int32), (jnp.arange(padded_keys) >= keys).astype(jnp.int32)
+        )
 
     def local(*arrays):
-        query, key, value = (array.swapaxes(1, 2) for array in arrays)
+        query, key, value = (
+            jnp.pad(array, ((0, 0), (0, length - array.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
+            for array, length in zip(arrays, (padded, padded_keys, padded_keys), strict=True)
+        )
         kernel = splash_attention.make_splash_mha(
             splash_attention.MultiHeadMask(
-                [splash_attention.FullMask((tokens, tokens))] * query.shape[1]
+                [splash_attention.FullMask((padded, padded_keys))] * query.shape[1]
             ),
             block_sizes=sizes,
             head_shards=1,
@@ -202,7 +247,7 @@ def _splash(query, key, value, scale, mesh):
             interpret=not _is_tpu(mesh),
         )
         # Without residuals the kernel returns one array.
-        return cast(jax.Array, jax.vmap(kernel)(query, key, value)).swapaxes(1, 2)
+        seen = jax.vmap(kernel, (0, 0, 0, None))(query, key, value, segments)
+        return cast(jax.Array, seen).swapaxes(1, 2)[:, :queries]
 
-    # The kernel does not scale, and its backward pass is that of the scaled query.
-    return _on_each_device(local, mesh, (query * scale, key, value))
+    return _on_each_device(local, mesh, (query, key, value))

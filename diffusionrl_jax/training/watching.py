@@ -32,15 +32,15 @@ def make_probe(experiment: Experiment) -> probe.Probe:
 class Watcher:
     """Evaluates what a run has trained. Only the first process reads and writes files.
 
-    Attributes:
-      fallen: what the last evaluation found worse than with the base model, from `watch.falls`.
-
     Args:
       config: the experiment.
       observer: evaluates parameters.
       workdir: the run's folder.
       start_step: the first step that is evaluated, 0 for a new run. Later evaluations that an
         earlier run has left are removed.
+
+    Attributes:
+      fallen: what the last evaluation found worse than with the base model, from `watch.falls`.
     """
 
     def __init__(self, config: Config, observer: Observer, workdir: str, start_step: int):

@@ -52,12 +52,14 @@ def output_and_gradients(arguments, cotangent, **options):
     return compute(arguments, cotangent)
 
 
-def assert_agrees(arrays, mesh, relative):
+def assert_agrees(arrays, mesh, relative, key_bias=None, fills_up=False):
     """Compares with XLA's attention of the same numbers in float32, relative to the largest."""
     *arguments, cotangent = arrays
-    ours = output_and_gradients(arguments, cotangent, attention="splash", mesh=mesh)
+    own = {"attention": "splash", "mesh": mesh, "key_bias": key_bias, "fills_up": fills_up}
+    ours = output_and_gradients(arguments, cotangent, **own)
     exact = [array.astype(jnp.float32) for array in arrays]
-    expected = output_and_gradients(exact[:3], exact[3], attention="dot_product")
+    theirs = {"attention": "dot_product", "key_bias": key_bias}
+    expected = output_and_gradients(exact[:3], exact[3], **theirs)
     for actual, wanted in zip(ours, expected, strict=True):
         assert actual.dtype == arrays[0].dtype
         error = np.abs(np.asarray(actual, np.float32) - wanted).max()
@@ -75,6 +77,26 @@ def test_splash_agrees_in_bfloat16(size):
     mesh = make_mesh(devices=jax.devices()[:1])
     # Two roundings to 8 bits.
     assert_agrees(inputs(1, 1024, 1, size, jnp.bfloat16), mesh, 2**-7)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "has_bias"),
+    [
+        pytest.param(130, 130, False, marks=pytest.mark.slow),
+        (128, 131, True),
+        pytest.param(300, 256, True, marks=pytest.mark.slow),
+    ],
+    ids=["self", "last block", "queries alone"],
+)
+def test_splash_agrees_for_tokens_that_are_filled_up(monkeypatch, queries, keys, has_bias):
+    monkeypatch.setattr(attention, "KERNEL_TOKENS", 128)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    query, _, _, cotangent = inputs(2, queries, 2, 16, jnp.float32)
+    _, key, value, _ = inputs(2, keys, 2, 16, jnp.float32)
+    bias = np.float32([0] * (keys - 1) + [np.log(256)]) if has_bias else None
+    arrays = (query, key, value, cotangent)
+    assert_agrees(arrays, mesh, rounding(keys), bias, fills_up=True)
+    assert takes_splash(query.shape, key.shape, fills_up=True)
 
 
 @pytest.mark.slow

@@ -260,7 +260,8 @@ class MMDiT:
         Returns:
           float32 [n * P, channels, height, width].
         """
-        kernel = functools.partial(attend, attention=self.attention, mesh=self.mesh)
+        # Text and picture together are no whole blocks.
+        kernel = functools.partial(attend, attention=self.attention, mesh=self.mesh, fills_up=True)
         return self.transformer.denoise(params, latents, times, text, kernel, self._key_bias)
 
     def _interception(self) -> contextlib.AbstractContextManager[None]:

@@ -31,7 +31,11 @@ def of_torch(**changes):
     return network, ours, weights.to_flax(state, ours.template())
 
 
-@pytest.mark.parametrize("guidance_embeds", [True, False], ids=["dev", "schnell"])
+@pytest.mark.parametrize(
+    "guidance_embeds",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["dev", "schnell"],
+)
 def test_output_is_pytorchs(guidance_embeds):
     network, ours, params = of_torch(guidance_embeds=guidance_embeds)
     rng = np.random.default_rng(0)

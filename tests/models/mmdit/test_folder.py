@@ -49,7 +49,7 @@ def first_noise(shape, seed, count, steps):
         ("t5", 4, 3.0),
         pytest.param("without", 4, 3.0, marks=pytest.mark.slow),
         # FLUX is given the scale of its guidance, and sees each sample once.
-        ("flux", 3, 1.0),
+        pytest.param("flux", 3, 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_pictures_are_pytorchs(make_folder, kind, steps, scale):

@@ -77,7 +77,9 @@ def of_torch(config, size=(16, 16), **options):
     return network, ours, weights.to_flax(state, ours.template(), ignore=(TABLE,))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["3", "3.5", pytest.param("dual_in_places", marks=pytest.mark.slow)]
+)
 def test_output_is_pytorchs(kind):
     config, size = CONFIG | KINDS[kind], (8, 20) if kind == "3" else (16, 16)
     network, ours, params = of_torch(config, size)
@@ -107,6 +109,7 @@ def test_position_table_is_pytorchs():
     assert np.abs(position_table(12, 4, 64) - theirs).max() <= 2e-7  # An ulp of 1.
 
 
+@pytest.mark.slow
 def test_several_texts_of_a_sample_are_rows():
     network, ours, params = of_torch(CONFIG)
     latents, times, text = inputs(CONFIG)
