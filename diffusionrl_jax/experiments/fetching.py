@@ -157,7 +157,7 @@ def _missing(named: Named) -> str:
                 f"{named.kind}'s folder, or a Hugging Face hub id; docs/reward_models.md."
             )
     except FileNotFoundError as error:
-        return f"{named.fields[0]}: {error}"
+        return str(error) if named.kind == LORA else f"{named.fields[0]}: {error}"
     return ""
 
 

@@ -168,7 +168,7 @@ def test_a_lora_file(cache, published, monkeypatch, tmp_path):
     (named,) = [one for one in fetching.list_named(config) if one.kind == fetching.LORA]
     assert named.fields == ("config.lora.start",)
     config.lora.start = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="config.lora.start: .*there is no .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="config.lora.start=.*there is no .*nowhere"):
         fetching.bring(config)
 
 

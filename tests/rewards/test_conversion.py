@@ -45,7 +45,9 @@ def hps_v2(make_original, tmp_path):
 def test_hps_v2_by_the_command(hps_v2):
     folder, arguments = hps_v2
     flags = [f"--{name}={value}" for name, value in arguments.items()]
-    subprocess.run([sys.executable, "-m", "diffusionrl_jax.convert", *flags], check=True)
+    command = [sys.executable, "-m", "diffusionrl_jax.convert", *flags]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "WARNING" not in done.stderr
     output = resolve(arguments["output"])
     assert not list(output.parent.glob("*.partial"))
     with safetensors.safe_open(output / "model.safetensors", "np") as file:
