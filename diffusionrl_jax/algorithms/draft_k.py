@@ -100,22 +100,30 @@ class ChainGradient(ThroughReward):
 
         The arguments and the result are those of `Objective.examples`.
         """
-        latents = scored.samples.latents
-        assert latents is not None  # `needs` asks for them.
+        latents, steps = scored.samples.latents, scored.samples.steps
+        assert latents is not None and steps is not None  # `needs` asks for them.
         _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
-        shown = of_steps(self.process, scored.samples.steps.latents, trained, self.weights)
+        shown = of_steps(self.process, steps.latents, trained, self.weights)
         rewards, gradients = reward_gradients(experience, scored, latents[:, None])
-        gradients = by_update(self.pulled_back(experience, scored, trained, gradients))
+        gradients = by_update(
+            self.pulled_back(experience, scored, steps.latents, trained, gradients)
+        )
         found = self.towards(rewards[shown.text], gradients)
-        return dataclasses.replace(shown, own=shown.own | found), None
+        return dataclasses.replace(shown, own={**shown.own, **found}), None
 
     def pulled_back(
-        self, experience: Experience, scored: Scored, trained: jax.Array, gradients: jax.Array
+        self,
+        experience: Experience,
+        scored: Scored,
+        latents: jax.Array,
+        trained: jax.Array,
+        gradients: jax.Array,
     ) -> jax.Array:
         """Returns the reward's gradients by the latents after each of the last K steps.
 
         Args:
           experience, scored: as in `Objective.examples`.
+          latents: the latents before each of these steps, float32 [T, B, K, ...].
           trained: the positions of the last K steps in the chain, in order, int32 [T, B, K].
           gradients: the rewards' gradients by the final latents, float32 [T, B, ...].
 
@@ -147,9 +155,8 @@ class ChainGradient(ThroughReward):
             return jnp.concatenate([first[:, None], jnp.moveaxis(others, 0, 1)], axis=1)
 
         parts = microbatch_count(batch, self.microbatch, mesh.size)
-        samples = scored.samples
         of_task = lambda arrays: map_microbatches(of_part, arrays, parts, mesh)
-        arrays = samples.steps.latents, trained, samples.text, gradients
+        arrays = latents, trained, scored.samples.text, gradients
         found = jax.lax.map(of_task, arrays)
         if not self.random_steps:
             return found

@@ -114,6 +114,7 @@ class PolicyGradient:
         """
         firsts, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
         steps = scored.samples.steps
+        assert steps is not None  # `needs` asks for them.
         examples = of_steps(self.process, steps.latents, trained, self.weights)
         own = {
             "target": by_update(steps.following),
@@ -122,11 +123,11 @@ class PolicyGradient:
         }
         if self.compares_means:
             noise = by_update(experience.noise_of_steps(scored.step, firsts, trained))
-            taken = jax.vmap(lambda *step: self.process.step(*step, self.eta))
+            taken = jax.vmap(self.process.step, (0, 0, 0, None))
             # Only the mean depends on the denoiser's output.
-            step = taken(jnp.zeros_like(noise), examples.latents, examples.own["step_index"])
-            own["old_mean"] = own["target"] - step.std * noise
-        examples = dataclasses.replace(examples, own=examples.own | own)
+            arguments = examples.latents, examples.own["step_index"], self.eta
+            own["old_mean"] = own["target"] - taken(jnp.zeros_like(noise), *arguments).std * noise
+        examples = dataclasses.replace(examples, own={**examples.own, **own})
         if self.kl_weight:
             mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
             reference = predict(scored.frozen.base, examples, scored.samples.text, mean)

@@ -72,5 +72,7 @@ class RewardFeedback(ThroughReward):
         The arguments and the result are those of `Objective.examples`.
         """
         _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
-        shown = of_steps(self.process, scored.samples.steps.latents, trained, self.weights)
+        steps = scored.samples.steps
+        assert steps is not None  # `needs` asks for them.
+        shown = of_steps(self.process, steps.latents, trained, self.weights)
         return self.examples_of_guesses(shown, experience, scored, predict), None

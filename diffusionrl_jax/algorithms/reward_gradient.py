@@ -162,7 +162,7 @@ class ThroughReward:
         guesses = predict(denoiser, examples, scored.samples.text, self.reached)
         by_task = guesses.reshape(len(self.weights), -1, *guesses.shape[1:])
         found = self.towards(*reward_gradients(experience, scored, by_task))
-        return dataclasses.replace(examples, own=examples.own | found)
+        return dataclasses.replace(examples, own={**examples.own, **found})
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array

@@ -306,8 +306,10 @@ def make_weighted_sum(*, normalised: bool = False, **parts: tuple) -> Config:
     """
     scorers = {name: scorer for name, (scorer, _) in parts.items()}
     weights = {name: float(weight) for name, (_, weight) in parts.items()}
-    options = {"normalised": True} if normalised else {}
-    return make_scorer("weighted_sum", scorers=scorers, weights=weights, **options)
+    scorer = make_scorer("weighted_sum", scorers=scorers, weights=weights)
+    if normalised:  # Sums of earlier runs have no such option.
+        scorer.options.normalised = True
+    return scorer
 
 
 def make_task(

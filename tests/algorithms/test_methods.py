@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import emoji
+from configs import common, emoji
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
@@ -114,3 +114,36 @@ def test_training_raises_the_reward(name, compilation_cache):
     print(f"{name}: {np.round(rewards, 3)}")
     # 160 pictures of other prompts each: a mean's standard error is about 0.05.
     assert np.mean(rewards[-ends:]) > np.mean(rewards[:ends]) + 0.1
+
+
+LORA = {"lora.rank": 2, "sampler.guidance_scale": 2.0}
+SPLIT_PARAMETERS = {"mesh.fsdp": 2, "microbatch.train": 2, "batch_size": 32}
+WAYS = [
+    ("draft_k", "fused", LORA | {"algorithm.draft_k.steps": 2}),
+    ("draft_k", "split", SPLIT_PARAMETERS | {"algorithm.draft_k.steps": 3}),
+    ("refl", "split", LORA | SPLIT_PARAMETERS),
+    ("crd", "fused", LORA),
+    ("raft", "split", {"pretraining.weight": 1.0, "pretraining.pictures": "base:16"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "execution", "changes"), WAYS)
+def test_a_unet_is_trained_in_every_way(make_config, tmp_path, name, execution, changes):
+    """With LoRA or whole, guided or not, split over devices, with pretraining beside it."""
+    config = make_config(**{"algorithm.name": name, "batch_size": 16})
+    config.algorithm.refl.late_steps = 2
+    config.tasks.small.update(group_size=2, normalisation="group")
+    config.tasks.small.scorer = common.make_scorer("tests.algorithms.toy:Brightness")
+    config.update_from_flattened_dict(changes)
+    config, _ = planning.resolve(config)
+    made = experiments.build(config).with_pictures(str(tmp_path / "cache"))
+    before = made.init_state()
+    old = jax.device_get(before.params)
+    step = make_train_step(made.algorithm, made.abstract_state(), execution, PhaseTimer())
+    state, metrics = step(before, made.frozen, made.batch(0))
+    metrics = jax.device_get(metrics)
+    assert metrics["gradient_norm"].min() > 0 and np.isfinite(metrics["loss"]).all()
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), state.params, old)
+    assert max(jax.tree.leaves(moved)) > 0
+    assert len(metrics["loss"]) == len(metrics["objective"])
