@@ -248,8 +248,9 @@ def family_at(name: str) -> Family:
       UserError: as `family_of`.
     """
     folder = resolve(name, "config.model") if name else None
-    here = folder is not None and folder.exists()
-    return family_of(folder) if here else STABLE_DIFFUSION
+    if folder is not None and folder.exists():
+        return family_of(folder)
+    return STABLE_DIFFUSION
 
 
 def load_model(
