@@ -36,6 +36,7 @@ from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.configs import read_configs, read_tokenizers
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
 from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
+from diffusionrl_jax.models.text_to_image import STABLE_DIFFUSION, family_of
 from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
@@ -93,11 +94,16 @@ def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str 
       The model, and what was assumed, or None.
 
     Raises:
-      UserError: the name is neither here nor known.
+      UserError: the name is neither here nor known, or names a transformer.
     """
     short = published.short_name(config.model)
     if _exists(config.model):
         folder = resolve(config.model, "config.model")
+        if family_of(folder) is not STABLE_DIFFUSION:
+            raise UserError(
+                f"config.model={config.model!r} is a transformer, of which no dry run is made yet: "
+                "give a model with a UNet."
+            )
         configs = read_configs(folder)
         tokenizers, assumed = read_tokenizers(folder, configs), None
     elif short is not None:

@@ -80,7 +80,7 @@ def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -
     return latents.fingerprint(
         jax.device_put(text_encoder, replicated(mesh)),
         str(jnp.dtype(model.text_encoder.dtype)),
-        str([config["hidden_act"] for config in configs]),
+        str([config.get("hidden_act") for config in configs]),  # T5 has but one.
         # XL alone conditions on the size too, beside the states.
         str(model.image_shape),
     )

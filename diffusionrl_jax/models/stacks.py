@@ -23,6 +23,7 @@ from diffusionrl_jax.distributed.shards import (
 STACK = re.compile(r"(.+)_(\d+)_to_(\d+)")
 Path = tuple[str, ...]
 Carry = TypeVar("Carry")
+Result = TypeVar("Result")
 
 
 def stack_name(blocks: str, first: int, last: int) -> str:
@@ -61,12 +62,12 @@ def layer_shape(path: Path, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def run_block(
-    block: Callable[[Any, Carry], Carry],
+    block: Callable[[Any, Carry], Result],
     params: Any,
     carry: Carry,
     recomputes: bool = False,
     within_scan: bool = False,
-) -> Carry:
+) -> Result:
     """Applies a block, or any other part of a network, whose parameters may be `Shard`s.
 
     These are gathered once the carry is there, and again in the backward pass.

@@ -16,7 +16,7 @@ from etils import epath
 from diffusionrl_jax.data.files import read_json, resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
-from diffusionrl_jax.models.folders import hub
+from diffusionrl_jax.models.folders import hub, published
 from diffusionrl_jax.models.folders.networks import INDEX
 from diffusionrl_jax.models.mmdit.description import describe_mmdit
 from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
@@ -239,17 +239,21 @@ def describe_model(name: str, size: tuple[int, int] | None = None) -> Descriptio
 
 
 def family_at(name: str) -> Family:
-    """Returns the family of a model that is here; of another it is Stable Diffusion's.
+    """Returns the family of a model, which is fetched where it is on the hub.
+
+    It is Stable Diffusion's where nothing is named, or a published checkpoint whose sizes are known
+    without it.
 
     Args:
       name: what `config.model` names, which may be empty.
 
     Raises:
-      UserError: as `family_of`.
+      UserError, FileNotFoundError: as `hub.locate` and `family_of`.
     """
-    folder = resolve(name, "config.model") if name else None
-    here = folder is not None and folder.exists()
-    return family_of(folder) if here else STABLE_DIFFUSION
+    known = not name or published.short_name(name) is not None
+    if known and not (name and resolve(name, "config.model").exists()):
+        return STABLE_DIFFUSION
+    return family_of(hub.locate(name))
 
 
 def load_model(

@@ -25,7 +25,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.text_to_image import DENOISERS, family_at
+from diffusionrl_jax.models.text_to_image import DENOISERS, STABLE_DIFFUSION, family_at
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 # The fields that may differ when a run is resumed: how long it trains, how it is watched, and where
@@ -101,7 +101,9 @@ def opening_config(path: str) -> Config:
         config = get_config()
         config.model = path
         config.remat = "none"
-        config.sampler.guidance_scale = family_at(path).guidance_scale
+        config.sampler.guidance_scale = STABLE_DIFFUSION.guidance_scale
+        with contextlib.suppress(FileNotFoundError, UserError):  # `load_trained` says what it is.
+            config.sampler.guidance_scale = family_at(path).guidance_scale
     config.mesh.fsdp = jax.device_count()
     return config
 

@@ -91,11 +91,9 @@ def joint_block(
         # The text is attended to, and attends to nothing.
         seen_words = layers.modulate_last(params["norm1_context"]["linear"], words, condition)
         added = projected(params["attn"], seen_words, ADDED[1:], heads)
-        gate_words, rest_words = None, []
+        of_words = []
     else:
-        shift, scale, gate_words, *rest_words = layers.modulation(
-            params["norm1_context"]["linear"], condition, 6
-        )
+        shift, scale, *of_words = layers.modulation(params["norm1_context"]["linear"], condition, 6)
         seen_words = layers.modulate(normalise(words), shift, scale)
         query_words, *added = projected(params["attn"], seen_words, ADDED, heads)
         query = jnp.concatenate([query, query_words], axis=1)
@@ -111,6 +109,7 @@ def joint_block(
     picture += _gated_mlp(params["ff"], picture, *rest[:3])
     if is_last:
         return picture, words
+    gate_words, *rest_words = of_words
     words += gate_words[:, None] * layers.linear(params["attn"]["to_add_out"], seen[:, tokens:])
     return picture, words + _gated_mlp(params["ff_context"], words, *rest_words)
 

@@ -144,6 +144,7 @@ def build_mmdit(
     # In float16 VAEs overflow; bfloat16 has float32's range.
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
     vae_dtype = jnp.float32 if upcast else dtype
+    vae: Any = FlaxAutoencoderKL.from_config(dict(configs["vae"]), dtype=vae_dtype)
     recomputes, fields = remat != "none", configs["transformer"]
     if table is None:
         transformer = make_flux_transformer(fields, dtype, recomputes, embedded_guidance)
@@ -156,7 +157,7 @@ def build_mmdit(
         transformer = make_joint_transformer(fields, np.asarray(table), size, dtype, recomputes)
     return MMDiT(
         transformer=transformer,
-        vae=FlaxAutoencoderKL.from_config(dict(configs["vae"]), dtype=vae_dtype),
+        vae=vae,
         encoders=encoders,
         tokenizers=tokenizers,
         configs={**configs, **complete},

@@ -243,7 +243,7 @@ class MMDiT:
         if len(self.encoders) == len(self.pipeline.tokenizers) or not self.text_tokens:
             return None
         tokens = self._length("text_encoder")
-        return np.float32([0] * tokens + [math.log(self.text_tokens)])
+        return np.array([0.0] * tokens + [math.log(self.text_tokens)], np.float32)
 
     def denoise(
         self, params: Parameters, latents: jax.Array, times: jax.Array, text: Conditioning
@@ -297,8 +297,9 @@ class MMDiT:
             return autoencoder.decode(self.vae, vae_params, latents, self.scaling_factor)
 
     @property
-    def _places(self) -> np.ndarray | None:
-        return getattr(self.transformer, "positions", None)
+    def _places(self) -> np.ndarray:
+        """The embedding of tokens' places, which is empty where there is none."""
+        return getattr(self.transformer, "positions", np.zeros(0))
 
     def same_networks(self, other: object) -> bool:
         """Returns whether the two models differ in nothing but their parameters.

@@ -25,12 +25,12 @@ def position_table(most: int, base: int, width: int) -> np.ndarray:
       width].
     """
     frequencies = SLOWEST ** -(np.arange(width // 4) / (width / 4))
-    angles = np.float32(np.arange(most) / np.float32(most / base))[:, None] * frequencies
+    angles = (np.arange(most) / np.float32(most / base)).astype(np.float32)[:, None] * frequencies
     of_one = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     shape = (most, most, width // 2)
     columns = np.broadcast_to(of_one[None], shape)
     rows = np.broadcast_to(of_one[:, None], shape)
-    return np.float32(np.concatenate([columns, rows], axis=2)).reshape(1, -1, width)
+    return np.concatenate([columns, rows], axis=2).astype(np.float32).reshape(1, -1, width)
 
 
 def middle(table: np.ndarray, most: int, rows: int, columns: int) -> np.ndarray:
@@ -51,4 +51,4 @@ def middle(table: np.ndarray, most: int, rows: int, columns: int) -> np.ndarray:
         )
     top, left = (most - rows) // 2, (most - columns) // 2
     square = table.reshape(most, most, -1)[top : top + rows, left : left + columns]
-    return np.float32(square).reshape(rows * columns, -1)
+    return square.astype(np.float32).reshape(rows * columns, -1)
