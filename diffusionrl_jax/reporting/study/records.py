@@ -16,6 +16,7 @@ from diffusionrl_jax.mistakes import UserError
 
 A, B, SCRAMBLED = "a", "b", "scrambled"
 FILE = "study.json"
+USUAL_FOLDER = "runs/study"  # Git ignores it, and the links in it are secrets.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,15 @@ from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.reporting.study import drawing, votes
-from diffusionrl_jax.reporting.study.records import Study, is_study, read_study, study_folder
+from diffusionrl_jax.reporting.study.records import (
+    USUAL_FOLDER,
+    Study,
+    is_study,
+    read_study,
+    study_folder,
+)
 
-FOLDER = flags.DEFINE_string("folder", "study", "The study's folder, for pictures and votes.")
+FOLDER = flags.DEFINE_string("folder", USUAL_FOLDER, "For pictures, links and votes.")
 A = flags.DEFINE_string("a", "", "One model: base, PATH, or a run's PATH@step, @best or @last.")
 B = flags.DEFINE_string("b", "", "The other one, of which the report tells how it does.")
 PROMPTS = flags.DEFINE_string(
@@ -98,6 +104,6 @@ def _draw() -> Study:
         scorers=SCORERS.value,
     )
     if jax.process_count() > 1:
-        logging.info("The pictures are drawn. One machine shows them, with --process_count=1.")
+        logging.info("The pictures are drawn: start the command again, on the first host alone.")
         sys.exit()
     return study

@@ -1,6 +1,6 @@
 """Tells what people prefer, how much they agree, and what reward models say beside them.
 
-    python -m diffusionrl_jax.study report --folder=study
+    python -m diffusionrl_jax.study report --votes=returned/*.json
 
 It writes report.html and report.csv, also while people still answer.
 """
@@ -13,10 +13,10 @@ from diffusionrl_jax.data.sources import find_files
 from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.reporting.study import report, votes
 from diffusionrl_jax.reporting.study.findings import attend
-from diffusionrl_jax.reporting.study.records import read_study, study_folder
+from diffusionrl_jax.reporting.study.records import USUAL_FOLDER, read_study, study_folder
 from diffusionrl_jax.reporting.study.returned import read_all
 
-FOLDER = flags.DEFINE_string("folder", "study", "The study's folder.")
+FOLDER = flags.DEFINE_string("folder", USUAL_FOLDER, "The study's folder.")
 VOTES = flags.DEFINE_multi_string(
     "votes", [], "A file that a rater has sent back, with * for several; more by the flag again."
 )
