@@ -123,7 +123,7 @@ def _page(runs: Sequence[RunData], shown: dict[str, Any], detail: Detail) -> str
         differences=[
             f"{run.name}: {line}"
             for run in runs[1:]
-            for line in differing_fields(runs[0].config, run.config)
+            for line in differing_fields(_without_plan(runs[0]), _without_plan(run))
         ],
         pixelated=all(map(_is_small, runs)),
         **shown,
@@ -135,6 +135,11 @@ def _side_by_side(names: Sequence[str], columns: Sequence[list[tuple[str, str]]]
     rows = curves.unique(name for column in columns for name, _ in column)
     cells = [[row, *(dict(column).get(row, "") for column in columns)] for row in rows]
     return Table("", ["", *names], cells)
+
+
+def _without_plan(run: RunData) -> dict[str, Any]:
+    """Returns a run's config without what was chosen for the fields that it leaves open."""
+    return {name: value for name, value in run.config.items() if name != "plan"}
 
 
 def _is_small(run: RunData) -> bool:
