@@ -53,7 +53,8 @@ def split(tree, count: int, mesh: Mesh, axis: int = 0):
     def one(array):
         shape = array.shape
         rest = shape[axis + 1 :]
-        array = array.reshape(*shape[:axis], mesh.size, count, -1, *rest)
+        size = shape[axis] // (mesh.size * count)  # Of arrays without numbers none can be inferred.
+        array = array.reshape(*shape[:axis], mesh.size, count, size, *rest)
         array = array.swapaxes(axis, axis + 1)
         array = array.reshape(*shape[:axis], count, shape[axis] // count, *rest)
         array = jnp.moveaxis(array, axis, 0)
@@ -70,7 +71,8 @@ def merge(tree, count: int, mesh: Mesh, axis: int = 0):
         array = jnp.moveaxis(array, 0, axis)
         shape = array.shape
         batch, rest = count * shape[axis + 1], shape[axis + 2 :]
-        array = array.reshape(*shape[:axis], count, mesh.size, -1, *rest)
+        size = shape[axis + 1] // mesh.size
+        array = array.reshape(*shape[:axis], count, mesh.size, size, *rest)
         array = array.swapaxes(axis, axis + 1).reshape(*shape[:axis], batch, *rest)
         spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
