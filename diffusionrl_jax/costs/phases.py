@@ -19,6 +19,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
+from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.learning.execution import fused_program, phase_programs
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.phases import Phases, Prepared, iteration
@@ -178,10 +179,10 @@ def plain_experiment(config: Config) -> AbstractExperiment:
     It has one device, and neither rematerialisation nor attention kernels.
     """
     config = copied(config)
-    # A microbatch of 1 divides any batch. That of scoring is kept, since it decides which phase
-    # decodes.
-    score = config.microbatch.score
-    one = {"sample": 1, "decode": 1, "score": score, "train": 1}
+    # A microbatch of 1 divides any batch, but not where samples are compared. That of scoring is
+    # kept, since it decides which phase decodes.
+    score, train = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)
+    one = {"sample": 1, "decode": 1, "score": score, "train": train[0]}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 

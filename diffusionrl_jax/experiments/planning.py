@@ -111,7 +111,7 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
         set_by_user = config.microbatch.sample  # With two numbers they would round differently.
     values = max(1, sizes.model.network.read)
     most = max(MOST, MOST * USUAL_VALUES // values)
-    possible = _trained(config, share)
+    possible = trained_at_a_time(config, share)
     counts = [size for size in possible if size <= most][::-1] or possible[:1]
     few = [size for size in counts if size < min(FEWEST, counts[0])]
     many = [size for size in counts if size not in few]
@@ -132,8 +132,8 @@ def _in_groups(config, share: int) -> list[int]:
     return [size for size in _divisors(share) if size % groups == 0] or [share]
 
 
-def _trained(config, share: int) -> list[int]:
-    """Returns how many samples may be trained on at a time."""
+def trained_at_a_time(config: Config, share: int) -> list[int]:
+    """Returns how many samples of a chip's share may be trained on at a time, the fewest first."""
     needs = needs_of(config)
     if needs.pairs:
         return [size for size in _divisors(share) if size % 2 == 0] or [share]
@@ -171,7 +171,7 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
         sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
         train = max(share, ON_A_CPU)
     else:
-        possible = _trained(config, share)
+        possible = trained_at_a_time(config, share)
         sample = train = max((size for size in possible if size <= ON_A_CPU), default=possible[0])
     chosen = config.microbatch
     if config.dtype != "float32":

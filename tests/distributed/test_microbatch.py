@@ -94,3 +94,13 @@ def test_mean_over_microbatches_is_that_of_all_samples(count):
     np.testing.assert_allclose(gradients["mean"], share.mean(0), rtol=1e-5)
     np.testing.assert_allclose(scalars["first"], share[:, 0].mean(), rtol=1e-5)
     assert scalars["most"] == share.max()
+
+
+def test_arrays_without_numbers_are_split_too():
+    """As the steps that are kept of chains that are not trained on."""
+    mesh = make_mesh()
+    arguments = jnp.arange(32.0), jnp.zeros((32, 0), jnp.int32)
+    function = lambda part: (2 * part[0], part[1])
+    found = jax.jit(lambda tree: map_microbatches(function, tree, 2, mesh))(arguments)
+    np.testing.assert_array_equal(found[0], 2 * np.arange(32))
+    assert found[1].shape == (32, 0)
