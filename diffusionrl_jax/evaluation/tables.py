@@ -104,8 +104,13 @@ def read_csv(path: str | epath.Path) -> list[Measurement]:
     try:
         return [
             Measurement(
-                *(row[name] for name in ("model", "set", "measure", "scorer")),
-                *(number(row[name]) for name in ("value", "low", "high")),
+                row["model"],
+                row["set"],
+                row["measure"],
+                row["scorer"],
+                number(row["value"]),
+                number(row["low"]),
+                number(row["high"]),
                 int(row["images"]),
             )
             for row in rows

@@ -109,7 +109,8 @@ def has_fallen(changes: np.ndarray) -> bool:
         return False
     if np.ptp(changes) == 0:
         return True  # All have fallen alike.
-    return bool(stats.ttest_1samp(changes, 0, alternative="less").pvalue < SIGNIFICANCE)
+    _, probability = np.asarray(stats.ttest_1samp(changes, 0, alternative="less"))
+    return bool(probability < SIGNIFICANCE)
 
 
 def diversity_share(base: Record, now: Record, name: str) -> float:

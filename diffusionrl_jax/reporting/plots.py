@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,7 @@ PLAIN = "#808080"
 INK = "#010203"  # What becomes the text's colour in the page.
 SIZE = (4.2, 2.6)  # In inches, of 72 units of the SVG each.
 MOST_POINTS = 200
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,  # A run's name may have dollars.

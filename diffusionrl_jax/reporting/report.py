@@ -9,6 +9,7 @@ import jinja2
 from absl import logging
 from etils import epath
 
+from diffusionrl_jax import reporting
 from diffusionrl_jax.data.files import readable_size, write_whole
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.reporting import curves, gallery, plots, summary
@@ -113,7 +114,7 @@ def _page(runs: Sequence[RunData], shown: dict[str, Any], detail: Detail) -> str
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    source = importlib.resources.files(__package__).joinpath("report.html").read_text()
+    source = importlib.resources.files(reporting).joinpath("report.html").read_text()
     names = [run.name for run in runs]
     return environment.from_string(source).render(
         title=f"Report of {', '.join(names)}",
