@@ -22,7 +22,8 @@ def first_version(config):
     """A config.json as the first runs have it."""
     values = json.loads(json.dumps(config.to_dict()))
     values |= values.pop("algorithm")["policy_gradient"]
-    del values["kl_weight"], values["lora"]
+    del values["kl_weight"], values["remove_ratio_bias"], values["most_divergence"]
+    del values["lora"]
     del values["mesh"]["split_frozen"], values["mesh"]["gather"]
     del values["microbatch"]["score"]
     return values
