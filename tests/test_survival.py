@@ -84,6 +84,7 @@ def test_any_name_of_a_workdir(finished, make_config, tmp_path):
     assert steps_of(workdir) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_checkpoints_without_a_config_are_nobodys(finished, make_config, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
@@ -109,6 +110,7 @@ def test_parameters_that_are_not_finite_are_not_saved(make_config, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(start, config_file, make_config, tmp_path):
     config = config_file(make_config(iterations=1000, **{"checkpoint.every": 1000}))
     command = "main", f"--config={config}", f"--workdir={tmp_path}"

@@ -78,6 +78,7 @@ def test_parts_of_a_bounded_size_give_the_same_pictures(policy, result, make_con
     np.testing.assert_allclose(shown[::2], result.images["people"][:2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_decoding_in_chunks_gives_the_same_pictures(policy, make_config, monkeypatch):
     sizes, decode = [], type(policy.model).decode
 

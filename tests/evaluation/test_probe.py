@@ -40,6 +40,7 @@ def test_the_length_of_the_noise(made, changed, policy):
     assert made(changed)["noise_length"] == pytest.approx(1.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_divergence_is_that_of_diffusers_steps(made, changed, policy):
     ids, empty = policy.model.tokenize(PROMPTS), policy.empty_ids
     text = policy.model.encode_text(policy.params["text_encoder"], ids)

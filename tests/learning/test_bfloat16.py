@@ -65,6 +65,7 @@ def sample_and_update(build, networks, process=None, count=2, **changes):
     return setup, updates, text, errors
 
 
+@pytest.mark.slow
 def test_ratio_is_one_in_bfloat16(build):
     networks = make_networks(jnp.bfloat16)
     setup, updates, text, errors = sample_and_update(build, networks)

@@ -124,6 +124,7 @@ def run_ahead(setup, first, last, state=None, lookahead=True):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_overlapping_changes_nothing_but_the_order(on_host):
     """From the same parameters, drawing early, late or anew after a stop is the same."""
     overlapped, metrics = run_ahead(on_host, 0, 4)

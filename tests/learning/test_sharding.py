@@ -245,7 +245,7 @@ def assert_same_update(ours, theirs):
         pytest.param("blocks", 0, marks=pytest.mark.slow),
         pytest.param("blocks", 1, marks=pytest.mark.slow),
         pytest.param("full", 0, marks=pytest.mark.slow),
-        ("full", 1),
+        pytest.param("full", 1, marks=pytest.mark.slow),
     ],
 )
 def test_gathered_by_blocks_an_update_is_the_same(update_once, remat, microbatch):

@@ -233,6 +233,7 @@ def test_a_safety_checker_that_is_not_there_is_missed(guarded, tmp_path, caplog)
     assert pipeline.safety_checker is None and pipeline.feature_extractor is not None
 
 
+@pytest.mark.slow
 def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
     exported(lora_run, tmp_path, export.export_lora, dtype="float16")
     assert os.listdir(tmp_path) == [FILE_NAME]

@@ -33,6 +33,7 @@ def test_a_run_is_compared_with_its_base_model(finished):
     assert "watch/kl_to_base" not in rows[1], "it is computed at evaluations"
 
 
+@pytest.mark.slow
 def test_a_warning_can_stop_a_run(make_config, tmp_path, monkeypatch, caplog):
     falls = lambda base, now, *rest: ["the judge fell"] if now.step == 2 else []
     monkeypatch.setattr(watch, "falls", falls)
