@@ -209,14 +209,6 @@ def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
     assert all(map(np.array_equal, as_numpy(exported.params), expected))
 
 
-def test_what_is_no_model(make_config, tmp_path):
-    neither = "is neither the workdir of a run .* nor a diffusers folder"
-    with pytest.raises(FileNotFoundError, match=f"{neither}.*hub can't be reached"):
-        trained.load_trained("nobody/nothing", make_config())
-    with pytest.raises(FileNotFoundError, match=rf"{neither} \(.* no .*unet/\): mend the path"):
-        trained.load_trained(str(tmp_path), make_config())
-
-
 @pytest.mark.slow
 def test_lora_trains_and_saves_factors_alone(adapted, make_config):
     config = make_config(**LORA)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.algorithms.reward_gradient import (
     ThroughReward,
     check_gradients,
+    check_late_steps,
     reward_gradients,
 )
 from diffusionrl_jax.data.config_type import Config
@@ -29,7 +30,6 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, by_update, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
-from diffusionrl_jax.mistakes import UserError
 
 
 def needs(fields: Config) -> Needs:
@@ -53,11 +53,7 @@ def make(config: Config, process: Process) -> "ChainGradient":
     """
     check_gradients(config)
     fields = config.algorithm.draft_k
-    if not 1 <= fields.steps <= process.steps:
-        raise UserError(
-            f"config.algorithm.draft_k.steps={fields.steps} must be between 1 and "
-            f"config.sampler.steps={process.steps}."
-        )
+    check_late_steps("draft_k.steps", fields.steps, process)
     return ChainGradient(
         process=process,
         seed=config.seed,

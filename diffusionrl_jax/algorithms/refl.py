@@ -10,14 +10,17 @@ from collections.abc import Callable
 
 import jax
 
-from diffusionrl_jax.algorithms.reward_gradient import ThroughReward, check_gradients
+from diffusionrl_jax.algorithms.reward_gradient import (
+    ThroughReward,
+    check_gradients,
+    check_late_steps,
+)
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
-from diffusionrl_jax.mistakes import UserError
 
 
 def needs(fields: Config) -> Needs:
@@ -33,11 +36,7 @@ def make(config: Config, process: Process) -> "RewardFeedback":
     """
     check_gradients(config)
     fields = config.algorithm.refl
-    if not 1 <= fields.late_steps <= process.steps:
-        raise UserError(
-            f"config.algorithm.refl.late_steps={fields.late_steps} must be between 1 and "
-            f"config.sampler.steps={process.steps}."
-        )
+    check_late_steps("refl.late_steps", fields.late_steps, process)
     return RewardFeedback(
         process=process,
         seed=config.seed,

@@ -57,6 +57,19 @@ def make(config: Config, process: Process) -> "RewardGradient":
     )
 
 
+def check_late_steps(field: str, count: int, process: Process) -> None:
+    """Refuses more late steps than a chain has.
+
+    Raises:
+      UserError: `count`, which is that of the config's field, is not among 1 to the chain's steps.
+    """
+    if not 1 <= count <= process.steps:
+        raise UserError(
+            f"config.algorithm.{field}={count} must be between 1 and "
+            f"config.sampler.steps={process.steps}."
+        )
+
+
 def check_gradients(config: Config) -> None:
     """Refuses a config whose method differentiates rewards, where a task's reward has no gradient.
 

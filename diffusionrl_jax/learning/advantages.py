@@ -65,6 +65,14 @@ def _all_equal(rewards: jax.Array, valid: jax.Array) -> jax.Array:
     return highest <= lowest
 
 
+def _centred(rewards: jax.Array, group_size: int) -> jax.Array:
+    """Subtracts the mean of each prompt's images, float32 [batch]; what is not finite stays so."""
+    groups = rewards.reshape(-1, group_size)
+    valid = jnp.isfinite(groups)
+    mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
+    return jnp.where(valid & _all_equal(groups, valid), 0, groups - mean).reshape(-1)
+
+
 def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advantages:
     """Subtracts the mean of each prompt's images, and divides by the deviation of all that is left.
 
@@ -81,11 +89,7 @@ def group_normalised(rewards: jax.Array, group_size: int, clip: float) -> Advant
     Returns:
       The advantages, with the mean and standard deviation of the whole batch's rewards.
     """
-    groups = rewards.reshape(-1, group_size)
-    valid = jnp.isfinite(groups)
-    mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
-    centred = jnp.where(valid & _all_equal(groups, valid), 0, groups - mean)
-    centred = batch_normalised(centred.reshape(-1), clip)
+    centred = batch_normalised(_centred(rewards, group_size), clip)
     return dataclasses.replace(batch_normalised(rewards, clip), values=centred.values)
 
 
@@ -102,12 +106,9 @@ def group_centred(rewards: jax.Array, group_size: int, clip: float) -> Advantage
     Returns:
       The advantages, with the mean and standard deviation of the whole batch's rewards.
     """
-    groups = rewards.reshape(-1, group_size)
-    valid = jnp.isfinite(groups)
-    mean = jnp.mean(groups, axis=1, where=valid, keepdims=True)
-    centred = jnp.where(valid & ~_all_equal(groups, valid), groups - mean, 0)
-    values = jnp.clip(centred.reshape(-1), -clip, clip)
-    return dataclasses.replace(batch_normalised(rewards, clip), values=values)
+    by_batch = batch_normalised(rewards, clip)
+    centred = jnp.where(by_batch.valid, _centred(rewards, group_size), 0)
+    return dataclasses.replace(by_batch, values=jnp.clip(centred, -clip, clip))
 
 
 def win_rates(rewards: jax.Array, group_size: int) -> jax.Array:

@@ -60,9 +60,7 @@ def check_flow_scheduler(config: Mapping[str, Any], source: object = "The schedu
         field may hold.
     """
     fields.check_fields(config, KINDS, source)
-    for field, known in CHOICES.items():
-        if (value := config.get(field)) is not None and value not in known:
-            raise UserError(f"{source}: {field} {value!r} is not one of {', '.join(known)}.")
+    fields.check_choices(config, CHOICES, source)
     for field in REFUSED:
         if config.get(field):
             raise UserError(

@@ -100,9 +100,7 @@ def check_scheduler(config: Mapping[str, Any], source: object = "The scheduler")
         field may hold.
     """
     fields.check_fields(config, KINDS, source)
-    for field, known in CHOICES.items():
-        if (value := config.get(field)) is not None and value not in known:
-            raise UserError(f"{source}: {field} {value!r} is not one of {', '.join(known)}.")
+    fields.check_choices(config, CHOICES, source)
     full = with_defaults(config)
     betas, count = full["trained_betas"], full["num_train_timesteps"]
     if betas is not None and len(betas) != count:

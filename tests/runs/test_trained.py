@@ -43,3 +43,11 @@ def test_what_is_no_run_has_no_step(path):
     for step in ("best", "3"):
         with pytest.raises(ValueError, match=f"{path} is not .* so it has no step '{step}'"):
             trained.check_trained(*trained.parse_model(f"{path}@{step}", "--model"))
+
+
+def test_what_is_no_model(make_config, tmp_path):
+    neither = "is neither the workdir of a run .* nor a diffusers folder"
+    with pytest.raises(FileNotFoundError, match=f"{neither}.*hub can't be reached"):
+        trained.load_trained("nobody/nothing", make_config())
+    with pytest.raises(FileNotFoundError, match=rf"{neither} \(.* no .*unet/\): mend the path"):
+        trained.load_trained(str(tmp_path), make_config())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from diffusionrl_jax.mistakes import UserError, shown
@@ -90,3 +90,15 @@ def check_fields(config: Mapping[str, Any], kinds: Mapping[str, Kind], source: o
         value = config.get(field)
         if value is not None and not kind.holds(value):
             raise UserError(f"{source}: {field} is {shown(value)}, and must be {kind.text}.")
+
+
+def check_choices(
+    config: Mapping[str, Any], choices: Mapping[str, Collection[str]], source: object
+) -> None:
+    """Refuses a field that holds none of the texts that are known for it.
+
+    The arguments and the error are those of `check_fields`, with each field's texts for its kind.
+    """
+    for field, known in choices.items():
+        if (value := config.get(field)) is not None and value not in known:
+            raise UserError(f"{source}: {field} {value!r} is not one of {', '.join(known)}.")

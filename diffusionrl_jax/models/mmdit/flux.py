@@ -24,7 +24,7 @@ from diffusionrl_jax.models.text_encoders import Conditioning
 PATCH_SIZE = 2
 # The slowest rotation has a period of 2 pi times this.
 SLOWEST = 10_000
-ENTRY, EXIT = ("x_embedder", "time_text_embed", "context_embedder"), ("norm_out", "proj_out")
+ENTRY = ("x_embedder", "time_text_embed", "context_embedder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,18 +150,13 @@ class FluxTransformer:
             both = jnp.concatenate([seen, wide], axis=-1)
             return tokens + gate[:, None] * layers.linear(params["proj_out"], both)
 
-        def leave(params, inputs):
-            picture, condition = inputs
-            picture = layers.modulate_last(params["norm_out"]["linear"], picture, condition)
-            return layers.linear(params["proj_out"], picture)
-
         inputs = (latents, times, text.states, text.pooled)
         picture, words, condition = run_block(enter, parts(params, ENTRY), inputs)
         streams = scan_blocks(double_block, params[double], (picture, words), self.recomputes)
         tokens = jnp.concatenate(streams, axis=1)
         tokens = scan_blocks(single_block, params[single], tokens, self.recomputes)
         picture = tokens[:, : picture.shape[1]]
-        cut = run_block(leave, parts(params, EXIT), (picture, condition))
+        cut = run_block(layers.leave, parts(params, layers.EXIT), (picture, condition))
         shape = latents.shape[1:]
         joined = layers.join_patches(cut, PATCH_SIZE, shape, layers.PACKED_ORDER)
         return joined.astype(jnp.float32)

@@ -22,7 +22,7 @@ from diffusionrl_jax.models.text_encoders import Conditioning
 
 BLOCKS = "transformer_blocks"
 # The parts of the network before and after its blocks.
-ENTRY, EXIT = ("pos_embed", "time_text_embed", "context_embedder"), ("norm_out", "proj_out")
+ENTRY = ("pos_embed", "time_text_embed", "context_embedder")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,11 +140,6 @@ class JointTransformer:
             words = layers.linear(params["context_embedder"], states.astype(self.dtype))
             return picture, words, condition
 
-        def leave(params, inputs):
-            picture, condition = inputs
-            picture = layers.modulate_last(params["norm_out"]["linear"], picture, condition)
-            return layers.linear(params["proj_out"], picture)
-
         inputs = (latents, times, text.states, text.pooled)
         picture, words, condition = run_block(enter, parts(params, ENTRY), inputs)
         attend = functools.partial(attend, scale=self.head_size**-0.5)
@@ -159,5 +154,5 @@ class JointTransformer:
         for name in self.runs:
             streams = scan_blocks(block, params[name], streams, self.recomputes)
         picture, _ = run_block(block, params[self.last], streams, self.recomputes)
-        cut = run_block(leave, parts(params, EXIT), (picture, condition))
+        cut = run_block(layers.leave, parts(params, layers.EXIT), (picture, condition))
         return layers.join_patches(cut, self.patch_size, latents.shape[1:]).astype(jnp.float32)

@@ -20,6 +20,8 @@ TIME_WIDTH, SLOWEST = 256, 10_000
 # Networks were trained on times of 0 to 1000.
 TIME_SCALE = 1000.0
 MLP_RATIO = 4
+# The parts that turn tokens into latents.
+EXIT = ("norm_out", "proj_out")
 
 
 def linear_shapes(inputs: int, outputs: int) -> dict[str, Any]:
@@ -114,6 +116,18 @@ def modulate_last(params: Parameters, values: jax.Array, condition: jax.Array) -
     """Normalises tokens and modulates them, where nothing comes after: the scale is first."""
     scale, shift = modulation(params, condition, 2)
     return modulate(normalise(values), shift, scale)
+
+
+def leave(params: Parameters, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns the patches that a picture's tokens stand for, from the parameters `EXIT`.
+
+    Args:
+      params: the parameters by their names.
+      inputs: the tokens after the last block, [n, tokens, width], and the condition, [n, width].
+    """
+    picture, condition = inputs
+    picture = modulate_last(params["norm_out"]["linear"], picture, condition)
+    return linear(params["proj_out"], picture)
 
 
 def split_heads(values: jax.Array, count: int) -> jax.Array:
