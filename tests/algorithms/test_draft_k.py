@@ -58,6 +58,7 @@ def test_the_shares_add_up_to_the_chains_gradient(hasty, prediction_type, change
     np.testing.assert_allclose(examples.own["reward_of_guess"], np.repeat(rewards, 4, 0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_shorter_chain_has_the_last_steps_shares(hasty):
     """As many for each sample as are drawn for it, with random steps."""
     changes = {"steps": 3}, {"steps": 2}, {"steps": 3, "random_steps": True}

@@ -330,6 +330,7 @@ def test_microbatches_hold_whole_groups(in_groups):
         checks.check(config, make_mesh())
 
 
+@pytest.mark.slow
 def test_a_group_shares_its_noise_and_no_more():
     """Where a method compares; times are each sample's own."""
     process, clean = make_process(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))

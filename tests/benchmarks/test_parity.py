@@ -37,7 +37,9 @@ def parity(monkeypatch):
     return parity
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text"])
+@pytest.mark.parametrize(
+    "part", [*(pytest.param(part, marks=pytest.mark.slow) for part in ("unet", "vae")), "text"]
+)
 def test_both_sides_compute_the_same(parity, tmp_path, part):
     configs = dict(parity.CONFIGS["sdxl"])
     for name in ("text_encoder", "text_encoder_2"):

@@ -65,6 +65,7 @@ def test_operations_and_collectives_of_a_compiled_program():
     assert gathers.bytes == gathers.count * 256 * 256 * 4
 
 
+@pytest.mark.slow
 def test_temporaries_are_what_the_compiler_allocates(monkeypatch):
     pytest.importorskip("libtpu")
     shape = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)

@@ -22,6 +22,7 @@ def config(make_config):
     return make_config(**{"mesh.fsdp": 2, "microbatch.sample": 1, "microbatch.train": 1})
 
 
+@pytest.mark.slow
 def test_published_sizes(make_config):
     config = make_config(model="sd2", dtype="bfloat16")
     config.tasks.small.scorer.update(reward="hps_v2", path="not/here")
@@ -97,6 +98,7 @@ def test_what_is_held_is_what_is_trained_on(config):
     assert near["update"] - short["update"] == base + latents
 
 
+@pytest.mark.slow
 def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(config):
     def operations(**changes):
         changed = config.copy_and_resolve_references()
@@ -112,12 +114,13 @@ def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(confi
     assert with_kl["sample"] == without["sample"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "rank"),
     [
-        pytest.param("sample", 0, marks=pytest.mark.slow),
+        ("sample", 0),
         ("update", 0),
-        pytest.param("update", 4, marks=pytest.mark.slow),
+        ("update", 4),
     ],
     ids=["sample", "update", "lora"],
 )
@@ -149,7 +152,10 @@ def test_split_kernels_are_gathered_once(phase, rank, config, monkeypatch, compi
     assert 0.9 * trained <= summed <= 1.1 * trained
 
 
-@pytest.mark.parametrize(("topology", "quick"), [("v5e:2x2", False), ("v6e:2x2", True)])
+@pytest.mark.parametrize(
+    ("topology", "quick"),
+    [pytest.param("v5e:2x2", False, marks=pytest.mark.slow), ("v6e:2x2", True)],
+)
 def test_dry_run_of_a_tpu_that_is_not_there(config, topology, quick):
     pytest.importorskip("libtpu")
     result = dry_run.dry_run(config, topology, only=["sample"], quick=quick)

@@ -126,7 +126,7 @@ def test_operations_of_published_networks(name):
     assert 100 * network.operations / 1e12 == pytest.approx(counted, rel=0.015)
 
 
-@pytest.mark.parametrize("size", [(0, 0), (36, 44)])
+@pytest.mark.parametrize("size", [pytest.param((0, 0), marks=pytest.mark.slow), (36, 44)])
 def test_operations_against_the_jaxpr(make_config, size):
     config = make_config(model="asset:emoji/stable_diffusion")
     config.sampler.height, config.sampler.width = size

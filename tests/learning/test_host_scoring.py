@@ -91,6 +91,7 @@ def same(ours, theirs):
     return jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(ours), jax.device_get(theirs)))
 
 
+@pytest.mark.slow
 def test_the_same_reward_on_the_host_gives_the_same_parameters(on_host, in_graph):
     ours, our_metrics = on_host.run("split")
     states, metrics = in_graph

@@ -180,11 +180,8 @@ def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        *(
-            pytest.param(more, marks=pytest.mark.slow)
-            for more in ({"guidance_scale": 1.0}, {"xl": True})
-        ),
+        {"guidance_scale": 1.0},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ({}, {"xl": True})),
     ],
     ids=str,
 )

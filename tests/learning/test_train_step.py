@@ -33,7 +33,6 @@ WAYS = {
     "mesh 2x4": ("fused", {"fsdp": 4}),
     "mesh 1x8": ("fused", {"fsdp": 8}),
 }
-FAST = ("split, one device, microbatches",)
 
 
 def largest_difference(ours, theirs):
@@ -52,9 +51,8 @@ def reference(setup):
     return setup.run("fused")
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way in FAST else pytest.mark.slow) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_run_gives_the_same_parameters(build, reference, monkeypatch, way):
     monkeypatch.setattr(mesh_rules, "REPLICATED_BYTES", 1024)
     execution, changes = WAYS[way]

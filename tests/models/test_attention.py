@@ -66,7 +66,9 @@ def assert_agrees(arrays, mesh, relative, key_bias=None, fills_up=False):
         assert error <= relative * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("size", [40, 64, 80, 160])
+@pytest.mark.parametrize(
+    "size", [40, 64, *(pytest.param(size, marks=pytest.mark.slow) for size in (80, 160))]
+)
 def test_splash_agrees_for_the_head_sizes_of_stable_diffusion(size):
     mesh = make_mesh(devices=jax.devices()[:1])
     assert_agrees(inputs(1, 1024, 1, size, jnp.float32), mesh, rounding(1024))

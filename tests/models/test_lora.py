@@ -36,7 +36,9 @@ def torch_output(unet, model):
 
 
 @pytest.mark.parametrize(
-    ("networks", "targets"), [("tiny", EVERYTHING), ("tiny_2", ATTENTION)], ids=["1", "2"]
+    ("networks", "targets"),
+    [pytest.param("tiny", EVERYTHING, marks=pytest.mark.slow), ("tiny_2", ATTENTION)],
+    ids=["1", "2"],
 )
 def test_peft_computes_the_same(networks, targets, request, tmp_path):
     model, params = request.getfixturevalue(networks)

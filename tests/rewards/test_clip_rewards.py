@@ -63,7 +63,13 @@ def test_scores_are_differentiable_as_the_originals(make_original):
     np.testing.assert_allclose(gradient, expected, atol=1e-6 + 1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("reward", ["clip_score", "pick_score", "hps_v2"])
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "hps_v2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_score", "pick_score")),
+    ],
+)
 def test_prompts_of_a_group_are_embedded_once(reward, make_original):
     _, folder = make_original(reward)
     each, params = REWARDS[reward].load(str(folder))

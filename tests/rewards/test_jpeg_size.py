@@ -61,7 +61,7 @@ def pictures(rng: np.random.Generator, height: int, width: int) -> list[np.ndarr
     return [np.asarray(picture).astype(np.uint8) for picture in [*result, speckled, half]]
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (16, 24), (40, 9), (17, 64)])
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (40, 9)])
 def test_bytes_equal_pillows(height, width):
     rng = np.random.default_rng((height, width))
     images = np.stack(pictures(rng, height, width))

@@ -164,9 +164,10 @@ def test_the_emoji_world_goes_to_pytorch(train, changes, tmp_path):
         assert_same_pictures(ours, pipeline, base, latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "dtype"),
-    [("run", "float32"), ("run", "bfloat16"), ("run", "float16"), slow("xl_run", "float32")],
+    [("run", "float32"), ("run", "bfloat16"), ("run", "float16"), ("xl_run", "float32")],
 )
 def test_import_is_what_evaluation_draws_with(which, dtype, request, tmp_path):
     run = request.getfixturevalue(which)

@@ -46,8 +46,8 @@ def first_noise(shape, seed, count, steps):
 @pytest.mark.parametrize(
     ("kind", "steps", "scale"),
     [
-        ("t5", 4, 3.0),
-        pytest.param("without", 4, 3.0, marks=pytest.mark.slow),
+        pytest.param("t5", 4, 3.0, marks=pytest.mark.slow),
+        ("without", 4, 3.0),
         # FLUX is given the scale of its guidance, and sees each sample once.
         pytest.param("flux", 3, 1.0, marks=pytest.mark.slow),
     ],

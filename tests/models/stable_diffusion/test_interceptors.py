@@ -58,9 +58,8 @@ def assert_close(actual, expected):
 
 
 # One residual block and one transformer block; with the level around them, these twice.
-@pytest.mark.parametrize(
-    ("remat", "added"), [("full", 5), pytest.param("blocks", 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "added"), [("full", 5), ("blocks", 2)])
 def test_rematerialisation_changes_no_value(block, plain, remat, added):
     values, program = block(remat=remat)
     plain_values, plain_program = plain
@@ -152,7 +151,9 @@ def several_texts(shape, text_shape, count=2, passes=2):
     return (latents, timesteps, text), (*map(jnp.asarray, repeated), text)
 
 
-@pytest.mark.parametrize("first_level", list(LEVELS))
+@pytest.mark.parametrize(
+    "first_level", ["no attention", pytest.param("attention", marks=pytest.mark.slow)]
+)
 def test_texts_of_a_sample_share_what_comes_before_them(first_level):
     """The output is that of a row of latents for every text, to float32's rounding."""
     denoise, params = unet_with(first_level, (64, 64))
