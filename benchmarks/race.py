@@ -1,0 +1,328 @@
+"""Races the methods in the emoji world: who gets half of the way to real pictures with least?
+
+    python benchmarks/race.py --output=FOLDER [--methods=policy_gradient,nft] [--seeds=3]
+
+Every method learns compositionality from the same base model and prompts, with the same number of
+images an iteration, the same average of the parameters, no pretraining loss and as many iterations,
+and is judged on held-out prompts and noise. Each has three tries at its learning rate, on a seed
+and prompts that are not reported, with half of the iterations; the rate with the best detection
+there is raced. Printed are, with 95% intervals over the seeds, what it took until half of the
+distance was closed: pictures drawn, passes of the denoiser (a forward pass is one, a backward pass
+two), seconds of training on the devices that are there without compilation, and the chip-seconds
+that as many pictures of Stable Diffusion 2 ask of a v5e at its peak; and the largest share of the
+distance before the recogniser, which is never a reward, falls. It runs for hours. FOLDER keeps
+every run, results.json and race.svg; started again, it goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Sequence
+
+import joint_training
+import matplotlib
+import numpy as np
+import scipy.stats
+from etils import epath
+
+from configs import emoji, image_reward
+from diffusionrl_jax.costs import phases
+from diffusionrl_jax.costs.needs import needs
+from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.distributed import chips
+from diffusionrl_jax.models.text_to_image import describe_model
+from diffusionrl_jax.monitoring.markdown import table
+from diffusionrl_jax.monitoring.metrics import read_rows
+
+TASK = "compositionality"
+CONFIG = f"configs/emoji.py:{TASK}"
+ITERATIONS, BATCH, EVALUATIONS = 48, 160, 8
+STEPS = range(ITERATIONS // EVALUATIONS, ITERATIONS + 1, ITERATIONS // EVALUATIONS)
+# Of each method, what differs: its published settings where they suit four steps and small groups,
+# and the middle one of the three learning rates. Those that need no noise draw without it.
+WITHOUT_NOISE = {"sampler.eta": 0.0}
+CONTESTANTS = {
+    "policy_gradient": ({}, 2e-4),
+    "reward_weighted": ({"algorithm.reward_weighted.weighting": "softmax"}, 2e-5),
+    "raft": ({}, 2e-5),
+    "nft": (WITHOUT_NOISE, 2e-4),
+    "awm": (WITHOUT_NOISE, 1e-4),
+    "dgpo": (WITHOUT_NOISE, 1e-4),
+    "crd": (WITHOUT_NOISE, 1e-4),
+    "dpo": (WITHOUT_NOISE, 1e-4),
+    "draft_lv": (WITHOUT_NOISE, 1e-4),
+    "refl": (WITHOUT_NOISE | {"algorithm.refl.late_steps": 2}, 1e-4),
+    "draft_k": (WITHOUT_NOISE, 1e-4),
+}
+TRIES = (0.5, 1.0, 2.0)
+TUNING_SEED, TUNING_PROMPTS = 100, "emoji:compositions"
+REWARD, JUDGE = "detection", "recognition"
+SETS = ("new_pairs", "unseen_pairs")
+IMAGES = {"new_pairs": 192, "unseen_pairs": 192, "portraits": 20, "unseen_portraits": 20}
+ENOUGH = 0.5  # Of the distance from the base model to real pictures.
+FALL = 0.02  # Of the judge's mean below the base model's.
+# Where the chip-seconds are of.
+PUBLISHED, SLICE = "sd2", "v5e:4x4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """An evaluation of a run.
+
+    Attributes:
+      iteration: after which it was made; 0 is the base model.
+      seconds: of all iterations so far, each as long as the median one, which compiles nothing.
+      share: how much of the distance from the base model to real pictures is closed, the mean of
+        the sets.
+      judge: the mean over the sets of what is never a reward.
+    """
+
+    iteration: int
+    seconds: float
+    share: float
+    judge: float
+
+
+def overrides(method: str, rate: float, seed: int, iterations: int) -> dict:
+    """What a run's config has changed from `CONFIG`, by the fields' names."""
+    changes = {
+        "algorithm.name": method,
+        "batch_size": BATCH,
+        "checkpoint.every": iterations // EVALUATIONS,
+        "checkpoint.keep_last": EVALUATIONS,
+        "ema_decay": 0.9,
+        "evaluation.every": iterations,
+        "iterations": iterations,
+        "optimizer.decay_iterations": ITERATIONS,
+        "optimizer.learning_rate": rate,
+        "optimizer.warmup_iterations": 3,
+        "pretraining.weight": 0.0,
+        "seed": seed,
+    }
+    return changes | CONTESTANTS[method][0]
+
+
+def train(output: str, name: str, changes: dict) -> str:
+    """Trains, or finishes, one run, and returns its workdir."""
+    workdir = os.path.join(output, name)
+    flags = [f"--config.{field}={value}" for field, value in changes.items()]
+    joint_training.run(output, "main", f"--config={CONFIG}", f"--workdir={workdir}", *flags)
+    return workdir
+
+
+def evaluate(output: str, name: str, steps: Sequence[int], changes: dict) -> dict:
+    """Judges a run's checkpoints, all methods' by the same sampler: means as of `read_means`."""
+    listed = ",".join(f"{step}={os.path.join(output, name)}@{step}" for step in steps)
+    folder = os.path.join(output, "evaluations", name)
+    changes = {f"evaluation.sets.{each}.images": n for each, n in IMAGES.items()} | changes
+    flags = [f"--config.{field}={value}" for field, value in changes.items()]
+    arguments = (f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={folder}", *flags)
+    joint_training.run(output, "evaluate", *arguments)
+    return joint_training.read_means(os.path.join(folder, "results.csv"))
+
+
+def mean_of_sets(means: dict[tuple[str, str], float], scorer: str) -> float:
+    """A model's mean over the sets."""
+    return statistics.mean(means[name, scorer] for name in SETS)
+
+
+def choose_rate(output: str, method: str) -> float:
+    """The learning rate that a method is raced with: the best of its tries."""
+    last = ITERATIONS // 2
+    prompts = {f"evaluation.sets.{name}.prompts": TUNING_PROMPTS for name in SETS}
+    reached = {}
+    for factor in TRIES:
+        rate = factor * CONTESTANTS[method][1]
+        name = f"tries-{method}-{rate:g}"
+        train(output, name, overrides(method, rate, TUNING_SEED, last))
+        changes = prompts | {"evaluation.seed": TUNING_SEED}
+        reached[rate] = mean_of_sets(evaluate(output, name, [last], changes)[str(last)], REWARD)
+    return max(reached, key=reached.get)
+
+
+def points(means: dict, iterations: Sequence[int], seconds: float) -> list[Point]:
+    """The evaluations of a run.
+
+    Args:
+      means: model -> (set, scorer) -> mean. Models are "base", the iterations, and real pictures.
+      iterations: those of the checkpoints.
+      seconds: of an iteration.
+    """
+    base, real = means["base"], means["real pictures"]
+
+    def share(model):
+        ways = [(name, REWARD) for name in SETS]
+        return statistics.mean((model[way] - base[way]) / (real[way] - base[way]) for way in ways)
+
+    evaluated = {0: base} | {step: means[str(step)] for step in iterations}
+    return [
+        Point(step, step * seconds, share(model), mean_of_sets(model, JUDGE))
+        for step, model in evaluated.items()
+    ]
+
+
+def seconds_of_an_iteration(workdir: str) -> float:
+    """The median, which compiles nothing."""
+    return BATCH / statistics.median(
+        row["images_per_second"] for row in read_rows(workdir) if "images_per_second" in row
+    )
+
+
+def iterations_until(found: list[Point], share: float) -> float | None:
+    """After how many iterations a share is closed, between two evaluations by a straight line.
+
+    It is None if that is never.
+    """
+    for before, after in zip(found, found[1:], strict=False):
+        if after.share >= share:
+            part = (share - before.share) / (after.share - before.share)
+            return before.iteration + part * (after.iteration - before.iteration)
+    return None
+
+
+def best_before_a_fall(found: list[Point]) -> float:
+    """The largest share of the evaluations before the judge falls below the base model's."""
+    best = found[0].share
+    for point in found:
+        if point.judge < found[0].judge - FALL:
+            break
+        best = max(best, point.share)
+    return best
+
+
+def passes_of_an_iteration(method: str) -> float:
+    """How many forward passes of the denoiser have the operations of an iteration.
+
+    Drawing, the passes without a gradient and the updates are counted, with the text encoder; the
+    VAE and the reward models are not, but where a reward's gradient goes through them.
+    """
+    config = emoji.get_config(TASK)
+    changes = overrides(method, CONTESTANTS[method][1], 0, ITERATIONS)
+    config.update_from_flattened_dict(changes)
+    made = phases.make_phases(phases.plain_experiment(config))
+    counted = [phase for phase in made if phase.name != "decode" and "score" not in phase.name]
+    of_call = phases.operations(counted)
+    operations = sum(phase.repetitions * of_call[phase.name] for phase in counted)
+    return operations / describe_model(config.model).network.operations
+
+
+def chip_seconds_of_an_image(method: str) -> float:
+    """The least seconds of a chip for an image of Stable Diffusion 2 with a method's settings."""
+    config = image_reward.get_config()
+    config.algorithm.name = method
+    config.pretraining.weight = 0.0
+    config.update_from_flattened_dict(CONTESTANTS[method][0])
+    return 1 / needs(config, PUBLISHED).bound(chips.of_topology(SLICE))
+
+
+def interval(values: list[float]) -> str:
+    """A mean, and its 95% interval by Student's t where there are several values."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3g}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    reach = error * scipy.stats.t.ppf(0.975, len(values) - 1)
+    return f"{mean:.3g} ± {reach:.2g}"
+
+
+def row(method: str, result: dict) -> list[str]:
+    """A method's row of the table."""
+    runs = [[Point(**point) for point in run] for run in result["runs"].values()]
+    until = [iterations_until(run, ENOUGH) for run in runs]
+    reached = [count for count in until if count is not None]
+    seconds = [run[-1].seconds / run[-1].iteration for run in runs]
+    cells = [method, f"{result['rate']:g}", f"{len(reached)} of {len(runs)}"]
+    if len(reached) == len(runs):
+        for of_one in (
+            BATCH,
+            result["passes"],
+            statistics.median(seconds),
+            BATCH * result["chip_seconds"],
+        ):
+            cells.append(interval([count * of_one for count in reached]))
+    else:
+        cells += ["not reached"] * 4
+    cells.append(interval([100 * best_before_a_fall(run) for run in runs]))
+    return [*cells, interval([run[-1].judge - run[0].judge for run in runs])]
+
+
+HEAD = (
+    "method",
+    "learning rate",
+    "runs that close half",
+    "pictures",
+    "passes",
+    "seconds",
+    "chip-seconds, Stable Diffusion 2 on v5e",
+    "best share before the judge falls, %",
+    "change of the judge",
+)
+
+
+def plot(path: str, results: dict) -> None:
+    """Draws each method's mean share of the distance by the passes that it took."""
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for method, result in results.items():
+        runs = [[Point(**point) for point in run] for run in result["runs"].values()]
+        passes = result["passes"] * np.array([point.iteration for point in runs[0]])
+        shares = 100 * np.array([[point.share for point in run] for run in runs])
+        (line,) = axes.plot(passes, shares.mean(0), label=method)
+        axes.fill_between(passes, shares.min(0), shares.max(0), alpha=0.15, color=line.get_color())
+    axes.set_xlabel("passes of the denoiser")
+    axes.set_ylabel("share of the distance to real pictures, %")
+    axes.legend()
+    figure.savefig(path)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, help="where runs and results go")
+    parser.add_argument("--seeds", type=int, default=3, help="how often each method is trained")
+    parser.add_argument(
+        "--methods",
+        type=lambda names: names.split(","),
+        default=list(CONTESTANTS),
+        help=f"those to race, separated by commas; all of {', '.join(CONTESTANTS)} if not given",
+    )
+    flags = parser.parse_args(arguments)
+    if unknown := set(flags.methods) - set(CONTESTANTS):
+        parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(CONTESTANTS)}")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, counts and prints."""
+    flags = parse_arguments(arguments)
+    path = os.path.join(flags.output, "results.json")
+    results = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+    for method in flags.methods:
+        result = results.setdefault(method, {"runs": {}})
+        if "rate" not in result:
+            result["passes"] = passes_of_an_iteration(method)
+            result["chip_seconds"] = chip_seconds_of_an_image(method)
+            result["rate"] = choose_rate(flags.output, method)
+        for seed in range(flags.seeds):
+            if str(seed) in result["runs"]:
+                continue
+            name = f"{method}-{seed}"
+            changes = overrides(method, result["rate"], seed, ITERATIONS)
+            workdir = train(flags.output, name, changes)
+            means = evaluate(flags.output, name, STEPS, {"evaluation.seed": 1})
+            found = points(means, STEPS, seconds_of_an_iteration(workdir))
+            result["runs"][str(seed)] = list(map(dataclasses.asdict, found))
+            write_whole(epath.Path(path), json.dumps(results, indent=1).encode())
+    print(table(HEAD, [row(method, result) for method, result in results.items()]))
+    plot(os.path.join(flags.output, "race.svg"), results)
+
+
+if __name__ == "__main__":
+    main()

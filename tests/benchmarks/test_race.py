@@ -1,0 +1,99 @@
+"""The race: its arithmetic, and that it is resumed, with programs that note what they are asked."""
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def race(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import race
+
+    return race
+
+
+def run_of(race, shares, judges=None):
+    judges = judges or [0.9] * len(shares)
+    pairs = zip(shares, judges, strict=True)
+    return [race.Point(6 * k, 12.0 * k, share, judge) for k, (share, judge) in enumerate(pairs)]
+
+
+def test_half_is_crossed_between_two_evaluations(race):
+    assert race.iterations_until(run_of(race, [0, 0.4, 0.6, 0.3]), 0.5) == pytest.approx(9)
+    assert race.iterations_until(run_of(race, [0, 0.4, 0.45]), 0.5) is None
+
+
+def test_what_fools_its_reward_counts_until_the_judge_falls(race):
+    found = run_of(race, [0, 0.3, 0.2, 0.8, 0.1], [0.90, 0.91, 0.89, 0.87, 0.91])
+    assert race.best_before_a_fall(found) == 0.3
+
+
+def test_the_share_is_of_the_way_to_real_pictures(race):
+    mean = lambda new, unseen, judge: {
+        ("new_pairs", "detection"): new,
+        ("unseen_pairs", "detection"): unseen,
+        ("new_pairs", "recognition"): judge,
+        ("unseen_pairs", "recognition"): judge - 0.2,
+    }
+    means = {"base": mean(0.8, 0.5, 0.9), "real pictures": mean(1.0, 0.9, 1.0)}
+    means["6"] = mean(0.9, 0.6, 0.95)
+    start, end = race.points(means, [6], seconds=2.0)
+    assert start == race.Point(0, 0.0, 0.0, pytest.approx(0.8))
+    assert end == race.Point(6, 12.0, pytest.approx((0.5 + 0.25) / 2), pytest.approx(0.85))
+
+
+def test_the_interval_is_students(race):
+    # 4.303 is the 97.5% quantile of two degrees of freedom in any printed table.
+    assert race.interval([1.0, 2.0, 3.0]) == f"2 ± {4.303 / 3**0.5:.2g}"
+
+
+@pytest.mark.slow
+def test_passes_are_those_of_the_method(race):
+    """Four to draw; one with a gradient is three, and nft's old policy is one more."""
+    gradient, forward = (race.passes_of_an_iteration(name) for name in ("policy_gradient", "nft"))
+    of_an_image = [passes / race.BATCH for passes in (gradient, forward)]
+    assert of_an_image == [pytest.approx(7, rel=0.15), pytest.approx(8, rel=0.15)]
+
+
+def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
+    race, monkeypatch, tmp_path, capsys
+):
+    asked, means = [], {}
+    for k, name in enumerate(["base", *map(str, race.STEPS), "real pictures"]):
+        scores = {
+            (of, scorer): 0.1 * k for of in race.SETS for scorer in ("detection", "recognition")
+        }
+        means[name] = scores
+    commands = types.SimpleNamespace(
+        run=lambda output, module, *arguments: asked.append((module, arguments)),
+        read_means=lambda path: means,
+    )
+    monkeypatch.setattr(race, "joint_training", commands)
+    monkeypatch.setattr(race, "read_rows", lambda path: [{"images_per_second": 80.0}])
+    monkeypatch.setattr(race, "passes_of_an_iteration", lambda method: 100.0)
+    monkeypatch.setattr(race, "chip_seconds_of_an_image", lambda method: 0.5)
+    flags = [f"--output={tmp_path}", "--methods=nft,awm", "--seeds=2"]
+    race.main(flags)
+    trained = [arguments for module, arguments in asked if module == "main"]
+    assert len(trained) == 2 * (len(race.TRIES) + 2)
+    rates = {flag for arguments in trained for flag in arguments if "learning_rate" in flag}
+    assert len(rates) == len({1e-4, 2e-4, 4e-4, 5e-5})
+    # Shares rise by a ninth at each of eight evaluations, six iterations apart: half after 27.
+    first = capsys.readouterr().out
+    assert "2 of 2" in first and "4.32e+03 ± 0" in first
+    asked.clear()
+    race.main(flags)
+    assert not asked and capsys.readouterr().out == first
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"nft", "awm"}
+    assert (tmp_path / "race.svg").stat().st_size > 1000
+
+
+def test_an_unknown_method_is_named(race, capsys):
+    with pytest.raises(SystemExit):
+        race.parse_arguments(["--output=x", "--methods=ppo"])
+    assert "no method ppo; there are policy_gradient" in capsys.readouterr().err
