@@ -158,6 +158,25 @@ def test_transformers_are_trained_as_flow_grpo_trains_them(name, world):
     assert process.stochastic_steps == trained == 9
 
 
+@pytest.mark.parametrize(
+    "world", ["stable_diffusion_2", "stable_diffusion_xl", *TRANSFORMERS, "emoji"]
+)
+def test_the_fast_config_differs_in_the_method_alone(world):
+    fast = from_command_line(f"fast.py:{world}")
+    config_fields.check(fast)
+    ours, joint = fast.to_dict(), from_command_line(f"joint.py:{world}").to_dict()
+    differs = {field for field in ours if ours[field] != joint[field]}
+    assert differs == {"algorithm", "pretraining", "sampler", "tasks"} - (
+        {"pretraining"} if world in TRANSFORMERS else set()
+    ) - ({"tasks"} if world in (*TRANSFORMERS, "emoji") else set())
+    assert ours["algorithm"] | {"name": "policy_gradient"} == joint["algorithm"]
+    assert {"noise": "eta", "eta": 0.0, "guidance_scale": 1.0}.items() <= ours["sampler"].items()
+    for task, of in joint["tasks"].items():
+        if of["group_size"] == 1:
+            of |= {"group_size": 16, "normalisation": "group"}
+        assert ours["tasks"][task] == of
+
+
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():
     config = from_command_line("image_reward.py", **{"batch_size": 8, "mesh.fsdp": 8})
     config.tasks.image_reward.scorer.reward = "beauty"
