@@ -75,6 +75,7 @@ def test_statistics_of_prompts_are_part_of_the_state(make_config):
     assert memory["past_rewards"][0].rewards.shape == statistics.rewards.shape
 
 
+@pytest.mark.slow
 def test_what_is_held_is_what_is_trained_on(config):
     """A longer chain holds no more; another trained step two latents and a log-probability."""
 

@@ -161,7 +161,7 @@ def cases(changes, *quick):
 
 @pytest.mark.parametrize(
     "changes",
-    cases(SCHEDULERS, "no steps_offset", "only the class", "zero-terminal"),
+    cases(SCHEDULERS, "no steps_offset", "only the class"),
 )
 def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatch):
     folder = changed(emoji.folder, tmp_path / "model", SCHEDULER, changes)

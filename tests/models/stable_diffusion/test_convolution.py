@@ -58,6 +58,7 @@ def test_gradients_agree_with_xla(kernel_size, strides, padding):
         np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_accumulate_in_float32():
     inputs, kernel = case((3, 3), jnp.bfloat16)
     strides, padding = (1, 1), ((1, 1), (1, 1))
