@@ -1,19 +1,20 @@
 """Trains each method in the emoji world, and keeps what docs/gallery.md shows of it.
 
-    python benchmarks/gallery.py --output=FOLDER [--methods=nft,awm]
+    python benchmarks/gallery.py --output=FOLDER [--methods=nft,awm] [--page=docs/gallery.md]
 
 All learn the preference alone from the same base model, without the pretraining loss and without an
 average of the parameters, so that nothing is seen but the method. FOLDER then holds, of each, its
 run, METHOD.png, the same prompts and noise before and after, and METHOD.md, a fragment of the page
-with the command and the figures. Started again, it goes on where it was; what has its fragment is
-not run again. A method takes some minutes on 2 idle cores. `dpo_offline` is not among them: the
-emoji world has no pairs that people chose between.
+with the command and the figures; with --page they are put into the page. Started again, it goes on
+where it was; what has its fragment is not run again. A method takes some minutes on 2 idle cores.
+`dpo_offline` is not among them: the emoji world has no pairs that people chose between.
 """
 
 import argparse
 import io
 import pathlib
 import shlex
+import shutil
 
 import numpy as np
 from joint_training import run
@@ -72,6 +73,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=lambda names: names.split(","),
         default=list(METHODS),
         help=f"those to train, separated by commas; all of {', '.join(METHODS)} if not given",
+    )
+    parser.add_argument(
+        "--page", type=pathlib.Path, help="a page that gets the fragments, and a folder of pictures"
     )
     flags = parser.parse_args(arguments)
     if unknown := set(flags.methods) - set(METHODS):
@@ -139,20 +143,38 @@ def fragment(method: str, before: Record, after: Record, noise_length: float) ->
     )
 
 
+def put(page: pathlib.Path, method: str, folder: pathlib.Path) -> None:
+    """Puts a method's fragment into a page, in place of an earlier one, and its picture beside.
+
+    In the page the fragment stands between two comments, <!-- METHOD --> and <!-- /METHOD -->.
+    """
+    begin, end = f"<!-- {method} -->\n", f"<!-- /{method} -->\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, there, after = rest.partition(end)
+    assert there, f"{page} has no place for {method}"
+    shown = (folder / f"{method}.md").read_text(encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{shown}\n{end}{after}", encoding="utf-8")
+    pictures = page.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    shutil.copy(folder / f"{method}.png", pictures)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Trains, and writes the pictures and the fragments."""
     flags = parse_arguments(arguments)
     folder = pathlib.Path(flags.output)
     for method in flags.methods:
-        page = folder / f"{method}.md"
-        if not page.exists():
+        said = folder / f"{method}.md"
+        if not said.exists():
             workdir, last = str(folder / method), METHODS[method][1]
             run(flags.output, "main", *command(method), f"--workdir={workdir}")
             before, after = (read_record(workdir, step) for step in (0, last))
             write_png(folder / f"{method}.png", pictures(before, after))
             length = read_rows(workdir)[-1]["watch/noise_length"]
-            page.write_text(fragment(method, before, after, length), encoding="utf-8")
-        print(page.read_text(encoding="utf-8"), flush=True)
+            said.write_text(fragment(method, before, after, length), encoding="utf-8")
+        print(said.read_text(encoding="utf-8"), flush=True)
+        if flags.page:
+            put(flags.page, method, folder)
 
 
 if __name__ == "__main__":

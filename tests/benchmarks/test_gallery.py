@@ -1,6 +1,7 @@
 """The gallery's command, with programs that write down what they were asked for."""
 
 import json
+import re
 from pathlib import Path
 
 import gallery
@@ -13,6 +14,7 @@ from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.records import Record, encode, write_record
 from diffusionrl_jax.experiments import checks
+from tests.processes import ROOT
 
 PROMPTS = {
     "new_pairs": [f"pair {n}" for n in range(8)],
@@ -86,6 +88,27 @@ def test_what_is_done_is_not_done_again(calls, tmp_path):
         gallery.main([f"--output={tmp_path}", f"--methods={methods}"])
     names = [arguments[1] for _, arguments in calls]
     assert names == ["--config.algorithm.name=nft", "--config.algorithm.name=refl"]
+
+
+def test_the_page_gets_what_was_found(calls, tmp_path):
+    """Each in its own place, once however often the command is given, and with its picture."""
+    page = tmp_path / "docs" / "gallery.md"
+    page.parent.mkdir()
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    page.write_text(text)
+    for _ in range(2):
+        gallery.main([f"--output={tmp_path}", "--methods=nft,refl", f"--page={page}"])
+    shown = page.read_text()
+    for method in ("nft", "refl"):
+        part = shown.split(f"## {method}\n")[1].split("\n## ")[0]
+        assert part.count((tmp_path / f"{method}.md").read_text()) == 1
+        picture = page.parent / "gallery" / f"{method}.png"
+        assert picture.read_bytes() == (tmp_path / f"{method}.png").read_bytes()
+        assert f"(gallery/{method}.png)" in part
+    others = lambda text: re.sub("<!-- (nft|refl) -->.*?<!-- /", "<!-- /", text, flags=re.DOTALL)
+    assert others(shown) == others(text)
+    for method in gallery.METHODS:
+        assert text.count(f"<!-- {method} -->\n") == text.count(f"<!-- /{method} -->\n") == 1
 
 
 def test_an_unknown_method_is_refused(calls, tmp_path, capsys):
