@@ -6,8 +6,8 @@ All learn the preference alone from the same base model, without the pretraining
 average of the parameters, so that nothing is seen but the method. FOLDER then holds, of each, its
 run, METHOD.png, the same prompts and noise before and after, and METHOD.md, a fragment of the page
 with the command and the figures; with --page they are put into the page. Started again, it goes on
-where it was; what has its fragment is not run again. A method takes some minutes on 2 idle cores.
-`dpo_offline` is not among them: the emoji world has no pairs that people chose between.
+where it was; what has its fragment is not run again. `dpo_offline` is not among them: the emoji
+world has no pairs that people chose between.
 """
 
 import argparse
