@@ -84,6 +84,12 @@ def test_examples_run(files, page):
     exec(compile(code, f"{page}.md", "exec"), {"__name__": page})
 
 
+def test_tables_break_their_lines(site):
+    """The theme has a cell in one line: the style that mends it is there, and is asked for last."""
+    styles = re.findall(r'<link[^>]* ?href="([^"]+\.css)"', (site / "choosing.html").read_text())
+    assert "white-space: normal" in (site / styles[-1]).read_text()
+
+
 def test_the_objective_is_short():
     (code,) = (block for block in blocks("objective") if block.startswith("# reinforce.py"))
     assert len(code.splitlines()) <= 40
