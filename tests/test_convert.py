@@ -1,5 +1,6 @@
 """The command that converts a published pickle."""
 
+import inspect
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from diffusionrl_jax import convert
 from diffusionrl_jax.assets import resolve
 from diffusionrl_jax.rewards import conversion
 from tests.rewards.test_conversion import scores
@@ -26,3 +28,10 @@ def test_hps_v2_by_the_command(hps_v2):
     np.testing.assert_array_equal(scores("hps_v2", output), scores("hps_v2", folder))
     with pytest.raises(FileExistsError, match="exists: name a folder that does not"):
         conversion.convert(**arguments)
+
+
+def test_flags_are_the_functions_arguments():
+    arguments = inspect.signature(conversion.convert).parameters
+    assert convert.FLAGS.keys() == arguments.keys()
+    for reward in conversion.CONFIGS:
+        assert reward in convert.FLAGS["reward"]

@@ -1,11 +1,14 @@
 """The program that asks people, from the pictures to the report."""
 
+import importlib.util
+import re
 import shutil
 import signal
 
 import pytest
 from etils import epath
 
+from diffusionrl_jax import study
 from diffusionrl_jax.reporting.study import votes
 from tests.processes import finish
 from tests.reporting.study.conftest import write_table
@@ -62,3 +65,10 @@ def test_a_study_from_beginning_to_end(start, finished, tmp_path):
     status, output = finish(start("study", "serve", *flags, "--seed=1"))
     assert status == 1 and "holds a study of --seed=0: choose" in output.splitlines()[-1]
     shutil.rmtree(folder)
+
+
+def test_every_command_has_a_module_and_a_line_of_the_help():
+    for name in study.COMMANDS:
+        module = f"diffusionrl_jax.reporting.study.commands.{name}"
+        assert importlib.util.find_spec(module), name
+    assert tuple(re.findall(r"^(\w+) {2,}\w", study.__doc__, re.MULTILINE)) == study.COMMANDS
