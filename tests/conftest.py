@@ -247,3 +247,23 @@ def make_original(parity, tmp_path):
         return original, folder
 
     return make
+
+
+@pytest.fixture
+def hps_v2(make_original, tmp_path):
+    """HPS_v2.1_compressed.pt: float16 tensors under `state_dict`; and the flags to convert it."""
+    import collections
+
+    import torch
+
+    original, folder = make_original("hps_v2")
+    state = {name: value.half() for name, value in original.state().items()}
+    source = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"state_dict": collections.OrderedDict(state)}, source)
+    return folder, {
+        "reward": "hps_v2",
+        "source": str(source),
+        "output": str(tmp_path / "converted"),
+        "tokenizer": str(folder),
+        "config": str(folder / "config.json"),
+    }

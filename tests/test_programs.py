@@ -11,7 +11,6 @@ from PIL import Image
 from diffusionrl_jax import main, rewards
 from diffusionrl_jax.distributed import mesh
 from diffusionrl_jax.experiments.loading import load_policy
-from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.runs import export, trained
@@ -352,44 +351,3 @@ def test_sample_draws_a_checkpoint(start, finished, tmp_path):
     assert status == 0, output
     # The captions, and three pictures of 32 pixels at three times their size.
     assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
-
-
-@pytest.mark.slow
-def test_export_writes_a_checkpoint_once(start, finished, tmp_path):
-    folder = tmp_path / "exported"
-    command = "export", f"--checkpoint={finished}@best", f"--output={folder}", "--dtype=float16"
-    status, output = finish(start(*command))
-    assert status == 0, output
-    state = weights.read_safetensors(
-        folder / "vae" / "diffusion_pytorch_model.safetensors", upcast=False
-    )
-    assert {tensor.dtype for tensor in state.values()} == {np.dtype(np.float16)}
-    status, output = finish(start(*command))
-    assert status == 1
-    assert f"error: --output={folder} is not empty" in output
-
-
-@pytest.mark.slow
-def test_evaluate_compares_checkpoints(start, finished, config_file, make_config, tmp_path):
-    config = config_file(make_config())
-    checkpoints = f"last={finished},second={finished}@2"
-    status, output = finish(
-        start(
-            "evaluate",
-            f"--config={config}",
-            f"--checkpoints={checkpoints}",
-            f"--output={tmp_path}",
-            "--images=4",
-        )
-    )
-    assert status == 0, output
-    assert (tmp_path / "results.md").read_text() in output
-    lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert lines[0] == "model,set,measure,scorer,value,low,high,images"
-    assert {line.split(",")[0] for line in lines[1:]} == {
-        "base",
-        "last",
-        "second",
-        "real pictures",
-    }
-    assert Image.open(tmp_path / "comparison.png").height > 3 * 96

@@ -1,5 +1,6 @@
 """Tells why a save failed, and removes what it leaves behind."""
 
+import os
 import re
 import time
 
@@ -41,8 +42,10 @@ def remove_what_is_still_written(directory: epath.Path) -> None:
 
 def reason(error: Exception) -> str:
     """Returns what the file system said, without what a library puts around it."""
-    said = re.search(r"([^:]*) \[os_error_code=", str(error))
-    return getattr(error, "strerror", None) or (said and said[1].strip()) or first_line(error)
+    # TensorStore adds the system's number and more, in an order that changes from run to run.
+    number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    said = getattr(error, "strerror", None) or (number and os.strerror(int(number[1])))
+    return said or first_line(error)
 
 
 def first_line(error: Exception) -> str:

@@ -29,6 +29,10 @@ def write_parquet(path, texts=TEXTS, field="prompt", kind=None, **options):
     return str(path)
 
 
+def numbered(count):
+    return [f"prompt {n}" for n in range(count)]
+
+
 def listed(source):
     return [source.prompts[index] for index in range(len(source.prompts))]
 

@@ -13,7 +13,6 @@ from diffusionrl_jax.diffusion.guidance import conditions
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
-from diffusionrl_jax.models.text_encoders import Conditioning
 
 STEPS, SHAPE, SCALE = 4, (4, 8, 8), 3.0
 
@@ -99,18 +98,6 @@ def test_chain_is_that_of_diffusers(embeddings, keys, guidance_scale):
     # No two samples, and no two steps, share their noise.
     correlation = np.corrcoef(noise.reshape(6 * (STEPS + 1), -1))
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.3
-
-
-def test_conditioning_of_several_arrays_is_stacked_leaf_by_leaf():
-    draw = np.random.default_rng(0).standard_normal
-    prompts = Conditioning(draw((6, 5, 3)), draw((6, 2)), np.tile(np.arange(6.0), (6, 1)))
-    empty = Conditioning(np.zeros((1, 5, 3)), np.zeros((1, 2)), np.arange(6.0)[None])
-    guided = conditions(prompts, empty, SCALE)
-    assert guided.states.shape == (6, 2, 5, 3)
-    np.testing.assert_array_equal(guided.pooled[:, 0], prompts.pooled.astype(np.float32))
-    np.testing.assert_array_equal(guided.pooled[:, 1], 0)
-    np.testing.assert_array_equal(guided.time_ids[:, 1], prompts.time_ids)
-    assert conditions(prompts, empty, 1).states.shape == (6, 1, 5, 3)
 
 
 def test_each_sample_keeps_its_own_steps(embeddings, keys):

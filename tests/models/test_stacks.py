@@ -10,7 +10,6 @@ from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.distributed.shards import shards
 from diffusionrl_jax.models.folders import weights
-from diffusionrl_jax.models.parameters import random_parameters
 from diffusionrl_jax.models.stacks import layer_paths, scan_blocks
 
 LAYERS, WIDTH = 4, 8
@@ -86,9 +85,3 @@ def test_state_of_a_stack_is_that_of_its_layers():
         weights.to_flax({k: v for k, v in state.items() if k != "blocks.1.dense.bias"}, params)
     with pytest.raises(ValueError, match=r"'blocks.1.dense.weight'.*has shape \(3, 5\)"):
         weights.to_flax({**state, "blocks.1.dense.weight": draw(3, 5)}, params)
-
-
-def test_layers_are_drawn_with_their_own_fan_in():
-    template = {"blocks_0_to_19": {"kernel": jax.ShapeDtypeStruct((20, 64, 64), jnp.float32)}}
-    drawn = random_parameters(template, jax.random.key(0))["blocks_0_to_19"]["kernel"]
-    np.testing.assert_allclose(drawn.std(axis=(1, 2)), 64**-0.5, rtol=0.1)

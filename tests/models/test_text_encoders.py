@@ -24,7 +24,6 @@ from diffusionrl_jax.models.stable_diffusion.folder import (
     save_stable_diffusion,
 )
 from diffusionrl_jax.models.text_to_image import warn_of_cut
-from diffusionrl_jax.rewards import checkpoint
 from diffusionrl_jax.rewards.image_reward import ImageReward
 
 TOKENIZER = "asset:emoji/stable_diffusion/tokenizer"
@@ -90,14 +89,6 @@ def test_a_reward_models_tokenizer_that_knows_more(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"The tokenizer in {tmp_path} knows more tokens"):
         ImageReward.load(str(tmp_path))
-
-
-def test_a_clip_rewards_tokenizer_that_knows_more():
-    folder = assets.resolve("asset:emoji/detection")
-    size = len(CLIPTokenizer.from_pretrained(folder))
-    assert checkpoint.read_clip_tokenizer(folder, size).eos_token_id == size - 1
-    with pytest.raises(ValueError, match=f"has {size} words .* the model knows {size - 1}"):
-        checkpoint.read_clip_tokenizer(folder, size - 1)
 
 
 def test_prompts_that_are_cut_are_counted(tiny, tiny_xl, caplog, monkeypatch):

@@ -4,7 +4,6 @@ import struct
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
@@ -102,30 +101,3 @@ def test_rows_that_are_none(tmp_path):
         (tmp_path / "metrics.jsonl").write_bytes(good + bad)
         assert metrics.read_rows(str(tmp_path)) == [{"step": 1, "loss": 2.0}]
         metrics.MetricWriter(str(tmp_path), start_step=2).close()
-
-
-def test_files_end_with_whole_records(tmp_path):
-    file = metrics.AppendedFile(tmp_path / "file")
-    file.append(b"first\n")
-
-    class Short:
-        """Takes three bytes, and has no more room."""
-
-        def __init__(self, whole):
-            self.whole = whole
-
-        def __getattr__(self, name):
-            return getattr(self.whole, name)
-
-        def write(self, content):
-            if self.whole.tell() > 8:
-                raise OSError(28, "No space left on device")
-            return self.whole.write(content[:3])
-
-    whole, file._file = file._file, Short(file._file)
-    with pytest.raises(OSError, match="No space"):
-        file.append(b"second\n")
-    assert (tmp_path / "file").read_bytes() == b"first\n"
-    file._file = whole
-    file.append(b"third\n")
-    assert (tmp_path / "file").read_bytes() == b"first\nsecond\nthird\n"

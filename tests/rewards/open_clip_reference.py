@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 FILE = Path(__file__).with_suffix(".json")
-# In open_clip's terms; tests/rewards/test_open_clip.py has them in transformers'.
+# In open_clip's terms; tests/rewards/test_hps_v2.py has them in transformers'.
 TINY = {
     "embed_dim": 20,
     "vision_cfg": {

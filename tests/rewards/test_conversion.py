@@ -1,6 +1,5 @@
 """Files in the very key layout of the published pickles, at tiny sizes, become folders."""
 
-import collections
 import json
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import safetensors
 import torch
 
 from diffusionrl_jax.assets import resolve
@@ -23,38 +21,6 @@ PROMPTS = ["an apple and a cake", "a cat"]
 def scores(reward, folder):
     model, params = REWARDS[reward].load(str(folder))
     return np.asarray(jax.jit(model)(params, IMAGES, model.prepare(PROMPTS)))
-
-
-@pytest.fixture
-def hps_v2(make_original, tmp_path):
-    """HPS_v2.1_compressed.pt: float16 tensors under `state_dict`; and the flags for it."""
-    original, folder = make_original("hps_v2")
-    state = {name: value.half() for name, value in original.state().items()}
-    source = tmp_path / "HPS_v2.1_compressed.pt"
-    torch.save({"state_dict": collections.OrderedDict(state)}, source)
-    return folder, {
-        "reward": "hps_v2",
-        "source": str(source),
-        "output": str(tmp_path / "converted"),
-        "tokenizer": str(folder),
-        "config": str(folder / "config.json"),
-    }
-
-
-@pytest.mark.slow
-def test_hps_v2_by_the_command(hps_v2):
-    folder, arguments = hps_v2
-    flags = [f"--{name}={value}" for name, value in arguments.items()]
-    command = [sys.executable, "-m", "diffusionrl_jax.convert", *flags]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "WARNING" not in done.stderr
-    output = resolve(arguments["output"])
-    assert not list(output.parent.glob("*.partial"))
-    with safetensors.safe_open(output / "model.safetensors", "np") as file:
-        assert file.get_tensor("logit_scale").dtype == np.float16
-    np.testing.assert_array_equal(scores("hps_v2", output), scores("hps_v2", folder))
-    with pytest.raises(FileExistsError, match="exists: name a folder that does not"):
-        conversion.convert(**arguments)
 
 
 def test_image_reward(tmp_path):

@@ -94,8 +94,3 @@ def test_reward_is_minus_kilobytes():
     images = jnp.asarray(image / 255, jnp.float32)
     score = jax.jit(reward)(params, images, reward.prepare(["noise"]))
     np.testing.assert_allclose(score, [-pillow_bytes(image[0], 95) / 1000], rtol=1e-6)
-
-
-def test_quality_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="quality is 101"):
-        jpeg_tables.quantisation(101)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from diffusionrl_jax.rewards import JpegSize, scoring
-from diffusionrl_jax.rewards.scorers import is_of_ones_own, load_scorer
+from diffusionrl_jax.rewards.scorers import load_scorer
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 PROMPTS = ["an apple", "a cat"]
@@ -72,10 +72,3 @@ def test_what_fits_passes(scorer):
         (16, 16, 3),
         PROMPTS,
     )
-
-
-def test_whose_a_reward_is():
-    own = common.make_scorer("my.module:Reward")
-    assert is_of_ones_own(own)
-    assert is_of_ones_own(common.make_weighted_sum(a=(own, 1.0)))
-    assert not is_of_ones_own(common.make_scorer("host_reward", "my.module:function"))

@@ -228,21 +228,6 @@ def test_other_solvers_have_the_chain_of_the_same_noise(emoji, name, tmp_path, m
     assert np.abs(emoji.ours(folder) - emoji.theirs(folder, monkeypatch)).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
-def test_left_out_fields_have_the_class_s_own_defaults(name):
-    import diffusers
-
-    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    ours = schedulers.with_defaults({}, name)
-    of_noise = ("num_train_timesteps", *schedulers.BETAS, "prediction_type", "clip_sample")
-    for field in of_noise:
-        expected = parameters[field].default if field in parameters else False
-        assert ours[field] == expected, field
-    ddim = inspect.signature(DDIMScheduler.__init__).parameters
-    for field in set(ours) - set(of_noise):
-        assert ours[field] == ddim[field].default, field
-
-
 def test_left_out_fields_of_networks_have_the_class_s_own_defaults():
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
     for name, kind in classes.items():

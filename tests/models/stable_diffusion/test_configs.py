@@ -132,38 +132,6 @@ def test_files_that_hold_nothing(folder, name, text):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_tokenizer_without_one_of_its_files(folder, name):
-    (folder / "tokenizer" / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"tokenizer/{name} does not exist, nor does"):
-        load_stable_diffusion(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("vocab.json", '{"a": "b"}', "each with a whole number of its own"),
-        ("vocab.json", '{"a": 0, "b": 0}', "each with a whole number of its own"),
-        ("merges.txt", "#version: 0.2\na b c\n", "line 2 is 'a b c', and must be two parts"),
-        ("merges.txt", "\xff", "merges.txt is not UTF-8"),
-        ("tokenizer.json", "{}", "tokenizer.json: model is not of type BPE"),
-        ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "model is not of type BPE"),
-        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}}', "model.merges .* missing"),
-        ("tokenizer.json", '{"model": {"vocab": {}, "merges": []}}', "must have a word or more"),
-        ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": [["a"]]}}', "model.merges"),
-        ("tokenizer.json", '{"model": {"vocab": 3, "merges": []}}', "model.vocab"),
-    ],
-)
-def test_files_of_a_tokenizer(folder, name, content, words):
-    if name == "tokenizer.json":
-        for other in ("vocab.json", "merges.txt"):
-            (folder / "tokenizer" / other).unlink()
-    (folder / "tokenizer" / name).write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=words) as error:
-        load_stable_diffusion(folder)
-    assert str(folder / "tokenizer" / name) in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("part", "name"),
     [

@@ -1,7 +1,5 @@
 """What the interceptors change and what they must not, against diffusers' own modules."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,35 +76,6 @@ def test_tap_convolution_changes_no_value(block, plain):
 def test_both_together(block, plain):
     values, _ = block(remat="blocks", convolution="taps")
     assert_close(values, plain[0])
-
-
-@pytest.mark.slow
-def test_every_policy_gives_the_same_gradient_of_the_unet(tiny_2):
-    """Also of the levels that take keyword arguments, and nested."""
-    model, params = tiny_2
-    keys = jax.random.split(jax.random.key(0), 2)
-    latents = jax.random.normal(keys[0], (2, *model.latent_shape))
-    text = jax.random.normal(keys[1], (2, 5, 32))
-    timesteps = jnp.array([3, 700])
-
-    def gradient(remat):
-        chosen = dataclasses.replace(model, remat=remat)
-
-        def loss(params):
-            output = chosen.denoise(params, latents, timesteps, text)
-            return jnp.mean(jnp.square(output)), output
-
-        traced = jax.jit(jax.grad(loss, has_aux=True)).trace(params["unet"])
-        return traced.lower().compile()(params["unet"]), checkpoints(str(traced.jaxpr))
-
-    plain, none = gradient("none")
-    blocks, of_blocks = gradient("blocks")
-    full, of_levels = gradient("full")
-    # Two levels down, one in the middle, two up; within them, their blocks twice.
-    assert none == 0 < of_blocks
-    assert of_levels == 2 * of_blocks + 5
-    assert_close(blocks, plain)
-    assert_close(full, plain)
 
 
 # The first level has attention, or has none.

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,6 @@ from transformers import CLIPTextModel
 
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.networks import RENAMES, split_networks
-from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
     save_stable_diffusion,
@@ -163,17 +161,6 @@ def test_folder_keeps_every_weight_in_pytorch(pair):
         assert pipeline.scheduler.config[field] == model.scheduler_config[field]
 
 
-def test_initial_scale_is_flax_default(tiny):
-    """Against the standard deviation of `flax.linen.Conv`'s own initialiser."""
-    _, params = tiny
-    kernel = params["unet"]["down_blocks_1"]["resnets_0"]["conv2"]["kernel"]
-    own = nn.initializers.lecun_normal()(jax.random.key(0), kernel.shape)
-    assert abs(kernel.std() / own.std() - 1) < 0.02
-    assert abs(np.abs(kernel).max() / np.abs(own).max() - 1) < 0.02
-    assert np.all(params["vae"]["encoder"]["conv_norm_out"]["scale"] == 1)
-    assert np.all(params["vae"]["encoder"]["conv_norm_out"]["bias"] == 0)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_folder_round_trip(tiny, tmp_path, dtype):
     model, params = tiny
@@ -201,25 +188,6 @@ def test_loads_what_pytorch_saved(pair, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-def test_loads_old_attention_names(tiny, tmp_path):
-    """The VAE's attention as it was named before diffusers 0.18, with a position_ids buffer."""
-    model, params = tiny
-    save_stable_diffusion(tmp_path, model, params, "float32")
-    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-    state = weights.read_safetensors(file)
-    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
-        state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
-    state = {key.replace(".to_out.0.", ".proj_attn."): value for key, value in state.items()}
-    assert any(".proj_attn." in key for key in state)
-    weights.write_safetensors(file, state)
-    file = tmp_path / "text_encoder" / "model.safetensors"
-    state = weights.read_safetensors(file)
-    state["text_model.embeddings.position_ids"] = np.arange(12)[None]
-    weights.write_safetensors(file, state)
-    _, loaded = load_stable_diffusion(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(dict(params)))
-
-
 def test_bfloat16_compute_keeps_float32_parameters(tiny, tmp_path):
     model, params = tiny
     save_stable_diffusion(tmp_path, model, params, "float32")
@@ -240,73 +208,6 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny, tmp_path):
         *jax.eval_shape(half.encode, half_params["vae"], jnp.zeros((1, 16, 16, 3))),
     ]
     assert {output.dtype for output in outputs} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize(
-    ("network", "change", "words"),
-    [
-        ("unet", {"norm_num_groups": 16}, "norm_num_groups is 16"),
-        ("unet", {"block_out_channels": [32, 48]}, "multiples of 32"),
-        ("unet", {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, "AttnDownBlock2D"),
-        ("unet", {"num_attention_heads": 4}, "num_attention_heads is 4"),
-        ("unet", {"attention_head_dim": [5, 4]}, "attention_head_dim"),
-        ("unet", {"attention_head_dim": [4]}, "attention_head_dim"),
-        ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type .*one text encoder"),
-        ("unet", {"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
-        ("unet", {"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
-        ("unet", {"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type is 'text_proj'"),
-        ("unet", {"transformer_layers_per_block": [1]}, r"layers_per_block is \[1\]"),
-        ("unet", {"transformer_layers_per_block": [1, [1, 2]]}, "transformer_layers_per_block"),
-        ("unet", {"in_channels": 9}, "inpainting"),
-        ("unet", {"cross_attention_dim": 64}, "text embeddings 64 wide"),
-        ("unet", {"sample_size": None}, "sample_size missing"),
-        ("vae", {"use_quant_conv": False}, "use_quant_conv is False"),
-        ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
-        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean is"),
-        ("vae", {"norm_num_groups": 12}, "norm_num_groups 12"),
-        ("text_encoder", {"max_position_embeddings": 8}, "8 positions"),
-        ("text_encoder", {"model_type": "t5"}, "model_type is 't5'"),
-        ("text_encoder", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ("text_encoder", {"use_attention_mask": True}, "use_attention_mask is True"),
-        ("text_encoder", {"hidden_size": None}, "hidden_size missing"),
-    ],
-)
-def test_refuses_what_flax_computes_wrongly(configs, tokenizer, network, change, words):
-    changed = {**configs, network: {**configs[network], **change}}
-    with pytest.raises(ValueError, match=words):
-        build_stable_diffusion(changed, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("network", "change", "words"),
-    [
-        ("unet", {"addition_embed_type": None}, "addition_embed_type is None.*two text encoders"),
-        ("unet", {"addition_time_embed_dim": None}, "addition_time_embed_dim 0"),
-        ("unet", {"projection_class_embeddings_input_dim": 5 * 8 + 24}, "make 72: only XL base"),
-        ("unet", {"cross_attention_dim": 48}, "48 wide, but the text encoders make 80"),
-        ("text_encoder_2", {"projection_dim": 32}, "pooled text of 32 make 80"),
-        ("text_encoder_2", {"max_position_embeddings": 8}, "text_encoder_2.*8 positions"),
-        ("text_encoder_2", {"hidden_act": "relu"}, "text_encoder_2 .*'relu'"),
-    ],
-)
-def test_refuses_what_does_not_fit_in_xl(
-    configs_xl, tokenizer, tokenizer_2, network, change, words
-):
-    changed = {**configs_xl, network: {**configs_xl[network], **change}}
-    with pytest.raises(ValueError, match=words):
-        build_stable_diffusion(changed, tokenizer, tokenizer_2=tokenizer_2)
-
-
-def test_vae_that_overflows_in_float16_is_upcast(configs_xl, configs, tokenizer, tokenizer_2):
-    """AutoencoderKL's force_upcast, whose default is true; bfloat16 has float32's range."""
-    build = lambda dtype: build_stable_diffusion(
-        configs_xl, tokenizer, dtype, tokenizer_2=tokenizer_2
-    )
-    assert build(jnp.float16).vae.dtype == jnp.float32
-    assert build(jnp.float16).unet.dtype == jnp.float16
-    assert build(jnp.bfloat16).vae.dtype == jnp.bfloat16
-    kept = {**configs, "vae": {**configs["vae"], "force_upcast": False}}
-    assert build_stable_diffusion(kept, tokenizer, jnp.float16).vae.dtype == jnp.float16
 
 
 def test_incomplete_folders(tiny, tmp_path):

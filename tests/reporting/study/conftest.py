@@ -1,6 +1,7 @@
 """A study whose pictures tell which model has drawn them, and a server of it."""
 
 import threading
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.reporting.study import records, votes
+from diffusionrl_jax.reporting.study.questions import LEFT, RIGHT, TIE, ask
 from diffusionrl_jax.reporting.study.records import SCRAMBLED, A, B, Pair, Study
 from diffusionrl_jax.reporting.study.server import StudyServer
+from diffusionrl_jax.reporting.study.votes import SERVED, Rater, Vote
 
 PAIRS, CHECKS = 12, (1, 7)
 KINDS = ("Animals", "Arts & <b>Crafts</b>", "Produce")
@@ -69,3 +72,54 @@ def server(folder, study, raters):
         yield server
         server.shutdown()
         thread.join()
+
+
+def choose(rater, number, question, wanted):
+    """The vote for the picture that is wanted, on whichever side it is."""
+    choice = {question.left: LEFT, question.right: RIGHT, TIE: TIE}[wanted]
+    return Vote(rater, number, question, choice)
+
+
+def raters_of(votes):
+    numbers = sorted({vote.rater for vote in votes})
+    return [Rater(number, f"token {number}", SERVED) for number in numbers]
+
+
+@pytest.fixture
+def inattentive():
+    """Votes of four: the second prefers scrambled pictures, the third calls them equal."""
+    study, found = make_study(), []
+    for rater in range(1, 5):
+        for number, question in enumerate(ask(study, rater - 1)):
+            wanted = A if rater == 2 else B
+            if question.is_check:
+                sides = {question.left, question.right}
+                wanted = (
+                    SCRAMBLED if rater == 2 else TIE if rater == 3 else min(sides - {SCRAMBLED})
+                )
+            if rater < 4 or not question.is_check:
+                found.append(choose(rater, number, question, wanted))
+    return found
+
+
+class State(HTMLParser):
+    """The JSON in a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.text, self._inside = "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag == "script" and ("id", "state") in attributes
+
+    def handle_data(self, data):
+        self.text += data if self._inside else ""
+
+
+def write_table(folder):
+    """A file of prompts with categories, and its name as a source."""
+    path = folder / "parti.tsv"
+    rows = ["Prompt\tCategory", "a cat\tAnimals", 'an apple\t"Food, fruit"', "a dog\tAnimals"]
+    path.write_text("\n".join(rows) + "\n")
+    return f"{path}?field=Prompt"

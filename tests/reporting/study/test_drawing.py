@@ -1,8 +1,5 @@
 """Which models and prompts a study is of, and that its pictures are those that they draw."""
 
-import shutil
-import signal
-
 import numpy as np
 import pytest
 from etils import epath
@@ -14,13 +11,12 @@ from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.evaluation.statistics import wins
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import to_uint8
-from diffusionrl_jax.reporting.study import findings, records, votes
+from diffusionrl_jax.reporting.study import findings, records
 from diffusionrl_jax.reporting.study.drawing import draw_study, parse_models, usual_config
 from diffusionrl_jax.reporting.study.records import SCRAMBLED, A, B
 from diffusionrl_jax.rewards.scorers import load_scorer
 from diffusionrl_jax.runs import trained
-from tests.processes import finish
-from tests.reporting.study.test_server import cast, in_database
+from tests.reporting.study.conftest import write_table
 
 MODEL = "asset:emoji/stable_diffusion"
 
@@ -44,18 +40,10 @@ def test_the_config_of_models_without_a_run():
         usual_config({A: ("", ""), B: (MODEL, "")})
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A file of prompts with categories, and its name as a source."""
-    path = tmp_path_factory.mktemp("prompts") / "parti.tsv"
-    rows = ["Prompt\tCategory", "a cat\tAnimals", 'an apple\t"Food, fruit"', "a dog\tAnimals"]
-    path.write_text("\n".join(rows) + "\n")
-    return f"{path}?field=Prompt"
-
-
 @pytest.mark.slow
-def test_pictures_are_those_that_the_models_draw(finished, make_config, table, tmp_path):
+def test_pictures_are_those_that_the_models_draw(finished, make_config, tmp_path_factory, tmp_path):
     config, names = make_config(), {A: "base", B: f"{finished}@2"}
+    table = write_table(tmp_path_factory.mktemp("prompts"))
     study = draw_study(
         epath.Path(tmp_path),
         config.copy_and_resolve_references(),
@@ -102,55 +90,3 @@ def test_pictures_are_those_that_the_models_draw(finished, make_config, table, t
 
 def drawn(folder, name, pair):
     return np.asarray(Image.open(records.picture_path(epath.Path(folder), name, pair)))
-
-
-@pytest.mark.slow
-def test_a_study_from_beginning_to_end(start, finished, table, tmp_path):
-    """The server is killed in the middle; the same command goes on with the same links."""
-    folder = tmp_path / "study"
-    flags = [f"--folder={folder}", "--a=base", f"--b={finished}@best", f"--prompts={table}"]
-    more = ["--pairs=3", "--raters=2", "--checks=1", "--categories=Category", "--port=0"]
-
-    def serve():
-        """The process, its port, and the tokens."""
-        process, links = start("study", "serve", *flags, *more), []
-        for line in process.stdout:
-            if line.startswith("rater "):
-                links.append(line.split("http://127.0.0.1:")[1].strip().strip("/").split("/"))
-            if len(links) == 2:
-                return process, int(links[0][0]), [token for _, token in links]
-        raise AssertionError(finish(process))
-
-    process, port, tokens = serve()
-    path = epath.Path(folder)
-    raters = votes.read_raters(path)
-    assert [rater.token for rater in raters] == tokens
-    for number in range(4):
-        assert cast(port, raters[0], number, "left") == (200, "left")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    pictures = {p: p.read_bytes() for p in folder.rglob("*.png")}
-    assert len(pictures) == 7
-
-    process, port, again = serve()
-    assert again == tokens
-    assert cast(port, raters[0], 3, "right") == (409, "left")
-    for number in range(2):
-        assert cast(port, raters[1], number, "tie") == (200, "tie")
-    process.send_signal(signal.SIGTERM)
-    status, output = finish(process)
-    assert status == 0 and "Traceback" not in output and "study report" in output
-    assert pictures == {p: p.read_bytes() for p in folder.rglob("*.png")}
-    assert len(in_database(path)) == 6
-
-    status, output = finish(start("study", "export", *flags, "--raters=1"))
-    assert status == 0, output
-    assert "data:image/png" in (folder / "pages" / "rater_3.html").read_text()
-    status, output = finish(start("study", "report", f"--folder={folder}", "--needed=0"))
-    assert status == 0 and f"People prefer {finished}@best to base in" in output, output
-    assert "Category,Animals,preference,people" in (folder / "report.csv").read_text()
-    assert "size" in (folder / "report.html").read_text(), "the run's own scorer head to head"
-
-    status, output = finish(start("study", "serve", *flags, "--seed=1"))
-    assert status == 1 and "holds a study of --seed=0: choose" in output.splitlines()[-1]
-    shutil.rmtree(folder)

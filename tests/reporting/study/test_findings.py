@@ -1,6 +1,5 @@
 """What votes say, beside closed forms, SciPy and published numbers."""
 
-import csv
 import dataclasses
 import itertools
 import math
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusionrl_jax.reporting.study import findings, report, votes
+from diffusionrl_jax.reporting.study import findings, votes
 from diffusionrl_jax.reporting.study.findings import (
     AGREEMENT,
     ALPHA,
@@ -18,18 +17,11 @@ from diffusionrl_jax.reporting.study.findings import (
     PREFERENCE,
     CrossedBootstrap,
 )
-from diffusionrl_jax.reporting.study.questions import LEFT, RIGHT, TIE, Question, ask
-from diffusionrl_jax.reporting.study.records import SCRAMBLED, A, B
-from diffusionrl_jax.reporting.study.votes import SERVED, Rater, Vote
-from tests.reporting.study.conftest import KINDS, PAIRS, make_study
+from diffusionrl_jax.reporting.study.questions import TIE, Question
+from diffusionrl_jax.reporting.study.records import A, B
+from tests.reporting.study.conftest import KINDS, PAIRS, choose, make_study, raters_of
 
 WANTED = {0: A, 0.5: TIE, 1: B}
-
-
-def choose(rater, number, question, wanted):
-    """The vote for the picture that is wanted, on whichever side it is."""
-    choice = {question.left: LEFT, question.right: RIGHT, TIE: TIE}[wanted]
-    return Vote(rater, number, question, choice)
 
 
 def cast(table):
@@ -40,11 +32,6 @@ def cast(table):
         for pair, value in enumerate(row)
         if np.isfinite(value)
     ]
-
-
-def raters_of(votes):
-    numbers = sorted({vote.rater for vote in votes})
-    return [Rater(number, f"token {number}", SERVED) for number in numbers]
 
 
 def find(study, votes, needed=0.7):
@@ -172,23 +159,6 @@ def test_scorers_stand_beside_people():
     assert found["overall", "", AGREEMENT, "likes_b"].votes == 9
 
 
-@pytest.fixture
-def inattentive():
-    """Votes of four: the second prefers scrambled pictures, the third calls them equal."""
-    study, found = make_study(), []
-    for rater in range(1, 5):
-        for number, question in enumerate(ask(study, rater - 1)):
-            wanted = A if rater == 2 else B
-            if question.is_check:
-                sides = {question.left, question.right}
-                wanted = (
-                    SCRAMBLED if rater == 2 else TIE if rater == 3 else min(sides - {SCRAMBLED})
-                )
-            if rater < 4 or not question.is_check:
-                found.append(choose(rater, number, question, wanted))
-    return found
-
-
 def test_who_fails_the_checks_is_left_out(inattentive):
     attention = findings.attend(raters_of(inattentive), inattentive, 0.7)
     assert [(one.right, one.checks, one.counts) for one in attention] == [
@@ -207,34 +177,6 @@ def test_who_fails_the_checks_is_left_out(inattentive):
     everybody = find(make_study(), inattentive, needed=0.0)
     assert everybody["overall", "", PREFERENCE, PEOPLE].value == 0.75
     assert ("overall", "", PREFERENCE, EVERYBODY) not in everybody
-
-
-def test_the_page_and_the_table_hold_every_number(folder, study, inattentive, tmp_path):
-    attention = findings.attend(raters_of(inattentive), inattentive, 0.7)
-    found = report.write_report(tmp_path, folder, study, inattentive, attention)
-    with (tmp_path / "report.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(found) > 20
-    for row, expected in zip(rows, found, strict=True):
-        number = float(row["value"]) if row["value"] else math.nan
-        assert number == pytest.approx(expected.value, nan_ok=True)
-        assert (row["group"], row["category"]) == (expected.group, expected.category)
-    page = (tmp_path / "report.html").read_text()
-    for row in found:
-        if row.measure != ALPHA and not math.isnan(row.value):
-            assert report.percent(row) in page
-    assert "Arts &amp; &lt;b&gt;Crafts" in page and "Arts & <b>" not in page
-    assert "prompt &lt;/script&gt;" in page
-    assert page.count("left out</td>") == 2
-    assert page.count("data:image/png") == 8, "of four pairs of b; a is liked in none"
-    assert "100% [100, 100] of 24 votes on 12 pairs" in report.sentence(study, found)
-
-
-def test_a_report_of_no_votes(folder, study, raters, tmp_path):
-    attention = findings.attend(raters, [], 0.7)
-    found = report.write_report(tmp_path, folder, study, [], attention)
-    assert found == [] and report.sentence(study, found) == "There are no votes yet."
-    assert "There are no votes that count yet." in (tmp_path / "report.html").read_text()
 
 
 def test_what_the_database_holds_is_what_is_counted(folder, study, raters):

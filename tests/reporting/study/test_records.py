@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.reporting.study import records, votes
+from diffusionrl_jax.reporting.study import records
 from tests.reporting.study.conftest import make_study
 
 
@@ -38,10 +38,3 @@ def test_where_no_study_can_be(tmp_path, bucket):
         records.read_study(epath.Path(tmp_path))
     with pytest.raises(UserError, match="must be on a disk"):
         records.study_folder("gs://bucket/study")
-
-
-def test_votes_of_another_study_are_not_mixed_in(folder, study):
-    import dataclasses
-
-    with pytest.raises(UserError, match="the votes of another study"):
-        votes.prepare(folder, dataclasses.replace(study, identity="another"))

@@ -13,15 +13,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from diffusionrl_jax.reporting.study import pages, votes
+from diffusionrl_jax.reporting.study import votes
 from diffusionrl_jax.reporting.study.questions import CHOICES
 from tests.processes import ROOT
-from tests.reporting.study.conftest import PAIRS, REDS
+from tests.reporting.study.conftest import PAIRS, REDS, State
 
 
 def request(port, method, path, body=None, **headers):
@@ -37,21 +36,6 @@ def cast(port, rater, number, choice):
     body = json.dumps({"choice": choice})
     status, _, content = request(port, "POST", f"/{rater.token}/{number}", body)
     return status, json.loads(content)["choice"] if status in (200, 409) else None
-
-
-class State(HTMLParser):
-    """The JSON in a page."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.text, self._inside = "", False
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self._inside = tag == "script" and ("id", "state") in attributes
-
-    def handle_data(self, data):
-        self.text += data if self._inside else ""
 
 
 def state_of(port, rater):
@@ -126,14 +110,6 @@ def test_the_first_of_several_answers_counts(server, folder, raters):
     for number, (status, _) in enumerate(answers):
         assert status == (200 if CHOICES[number % 3] == first else 409)
     assert set(in_database(folder)) == {(rater.number, 3), (rater.number, 4)}
-
-
-def test_a_vote_is_neither_changed_nor_taken_back(server, folder, raters):
-    cast(server.server_port, raters[0], 0, "tie")
-    with contextlib.closing(sqlite3.connect(folder / votes.FILE)) as connection:
-        for statement in ("UPDATE votes SET choice = 'left'", "DELETE FROM votes"):
-            with pytest.raises(sqlite3.IntegrityError, match="a vote stays"):
-                connection.execute(statement)
 
 
 def raw(port, path):
@@ -282,28 +258,3 @@ def test_a_server_that_is_killed_loses_no_confirmed_vote(folder, study):
             assert kept.items() <= answers.items()
             for number, choice in kept.items():
                 assert cast(port, rater, number, "tie") == (200 if choice == "tie" else 409, choice)
-
-
-def test_raters_are_added_and_keep_their_links(folder, study):
-    first = votes.add_raters(folder, study, votes.SERVED, 2)
-    assert votes.add_raters(folder, study, votes.SERVED, 1) == first
-    exported = votes.add_raters(folder, study, votes.EXPORTED, 2, per_rater=4)
-    assert votes.add_raters(folder, study, votes.SERVED, 3)[:2] == first
-    found = votes.read_raters(folder)
-    assert [rater.number for rater in found] == [1, 2, 3, 4, 5]
-    assert len({rater.token for rater in found}) == 5
-    assert all(len(rater.token) == 22 for rater in found)
-    assert [len(votes.read_questions(folder, rater)) for rater in exported] == [6, 6]
-
-
-def test_a_page_with_its_pictures_is_one_file_that_tells_nothing(folder, study):
-    (rater,) = votes.add_raters(folder, study, votes.EXPORTED, 1)
-    questions = votes.read_questions(folder, rater)
-    page = pages.rater_page(study, rater, questions, {}, folder)
-    for told in (study.a, study.b, "scrambled", "earlier", "later"):
-        assert told not in page
-    state = json.loads(State(page).text)
-    for one, question in zip(state["questions"], questions, strict=True):
-        for side in ("left", "right"):
-            path = folder / getattr(question, side) / f"{question.pair:05}.png"
-            assert one[side] == pages.data_address(path)

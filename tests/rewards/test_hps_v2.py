@@ -5,10 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.towers import clip
-from diffusionrl_jax.rewards import REWARDS, hps_v2
+from diffusionrl_jax.rewards import REWARDS, hps_v2, preprocessing
 from tests.rewards import open_clip_reference
 
 # open_clip_reference.TINY in transformers' terms.
@@ -38,6 +40,10 @@ TINY = {
 @pytest.fixture(scope="module")
 def reference():
     return json.loads(open_clip_reference.FILE.read_text())
+
+
+def test_scores_match_pytorch(assert_scores_match_pytorch):
+    assert_scores_match_pytorch("hps_v2")
 
 
 def test_every_tensor_of_vit_h_14_has_its_place(reference):
@@ -82,3 +88,31 @@ def test_token_ids_of_open_clips_tokenizer(reference, make_original):
     assert rows.shape == (len(tokens["ids"]), 77)
     for prompt, row, expected in zip(tokens["prompts"], rows, tokens["ids"], strict=True):
         assert row[: len(expected)].tolist() == expected, prompt
+
+
+def test_scores_are_differentiable_as_the_originals(make_original):
+    original, folder = make_original("hps_v2")
+    reward, params = REWARDS["hps_v2"].load(str(folder))
+    image = np.random.default_rng(0).random((1, 32, 32, 3), dtype=np.float32)
+    inputs = reward.prepare(["a cake"])
+    gradient = jax.jit(jax.grad(lambda image: reward(params, image, inputs).sum()))(image)
+    pixels = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (preprocessing.CLIP_MEAN, preprocessing.CLIP_STD)
+    )
+    encoded = original.tokenizer(["a cake"], return_tensors="pt")
+    outputs = original.model(**encoded, pixel_values=(pixels - mean) / std)
+    (outputs.image_embeds * outputs.text_embeds).sum().backward()
+    expected = pixels.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6 + 1e-4 * np.abs(expected).max())
+
+
+def test_a_tensor_that_does_not_fit_is_named(make_original):
+    _, folder = make_original("hps_v2")
+    file = folder / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    state["visual.proj"] = state["visual.proj"][:, :-1].contiguous()
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(ValueError, match="visual.proj.* has shape"):
+        REWARDS["hps_v2"].load(str(folder))
