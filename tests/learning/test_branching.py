@@ -6,6 +6,7 @@ change, which is itself about a hundredth of the parameters, so that this is flo
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import optax
 import pytest
 import scipy.stats
 
+from diffusionrl_jax.costs.mathematics import operations
+from diffusionrl_jax.diffusion.guidance import denoise_passes
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.learning import draws
@@ -141,6 +144,23 @@ def test_an_iteration_is_that_of_samples_apart(make, reference, monkeypatch, way
         if name not in ("loss", "gradient_norm", "objective"):
             ours, theirs = ours[:2], theirs[:2]
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_operations_are_counted_as_if_groups_part_in_the_middle(make):
+    """The program does not say how often its loops turn."""
+    setup = make(devices=1, batch=2 * GROUP * PARTS)
+    experience, model = setup.algorithm.experience, setup.parts["model"]
+    ids, groups = setup.batch.input_ids, 2 * PARTS
+    drawn = operations(experience.draw, setup.params, setup.frozen, ids, 0)
+    encode = lambda rows: operations(model.encode_text, setup.frozen.text_encoder, ids[0, :rows])
+    text = jnp.zeros((1, setup.passes, *ids.shape[2:], 16))
+    latents, times = jnp.zeros((1, *model.latent_shape)), jnp.zeros(1, jnp.int32)
+    of_row = operations(
+        functools.partial(denoise_passes, model), setup.params, latents, times, text
+    )
+    # Of three steps a group of two takes two together on average.
+    assert experience.evaluations == 2 / GROUP + 1
+    assert drawn == groups * GROUP * experience.evaluations * of_row + encode(groups) + encode(1)
 
 
 def test_parts_are_trained_on_evenly_spaced_steps(make):
