@@ -181,10 +181,10 @@ def plain_experiment(config: Config) -> AbstractExperiment:
     It has one device, and neither rematerialisation nor attention kernels.
     """
     config = copied(config)
-    # A microbatch of 1 divides any batch, but not where samples are compared. That of scoring is
-    # kept, since it decides which phase decodes.
-    score, train = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)
-    one = {"sample": 1, "decode": 1, "score": score, "train": train[0]}
+    # A microbatch of 1 divides any batch, but not where groups are trained on together. That of
+    # scoring is kept, since it decides which phase decodes.
+    score, least = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)[0]
+    one = {"sample": least, "decode": 1, "score": score, "train": least}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 
