@@ -65,12 +65,15 @@ def draw_and_differentiate(setup, algorithm):
     prepared = jax.jit(algorithm.prepare)(*arguments)
     example, text = jax.tree.map(lambda leaf: leaf[0], (prepared.examples, prepared.text))
     gradient = jax.jit(jax.grad(algorithm.loss, has_aux=True))
-    return latents, samples, prepared.examples, gradient(setup.params, None, example, text)
+    arguments = setup.params, setup.frozen.base, example, text
+    return latents, samples, prepared.examples, gradient(*arguments)
 
 
 @pytest.mark.slow
-def test_a_group_is_drawn_and_learned_from_as_its_samples_are(make):
-    setup = make(devices=1, batch=2 * GROUP * PARTS, pretraining_weight=0.0, guidance_scale=1.0)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_group_is_drawn_and_learned_from_as_its_samples_are(make, lora):
+    numbers = {"pretraining_weight": 0.0, "guidance_scale": 1.0}
+    setup = make(devices=1, batch=2 * GROUP * PARTS, lora=lora, **numbers)
     found = draw_and_differentiate(setup, setup.algorithm)
     latents, samples, examples, (gradient, metrics) = jax.device_get(found)
     found = draw_and_differentiate(setup, apart(setup.algorithm))
