@@ -41,8 +41,9 @@ def separate_step(algorithm: Algorithm, state):
         return place(np.asarray(programs.score(*arguments)), by_task)
 
     def updates(phases, state, frozen, prepared):
-        for index in range(len(prepared.examples.weight)):
-            state, _ = phases.update(state, frozen, prepared.examples, prepared.text, index)
+        for examples, text in prepared.lessons:
+            for index in range(len(examples.weight)):
+                state, _ = phases.update(state, frozen, examples, text, index)
         return state, {}
 
     phases = dataclasses.replace(programs, sample=sample, score=score)

@@ -24,13 +24,24 @@ from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.summary import means_by_task
 
+# What each sample of a group has for itself.
+OF_SAMPLES = ("target", "old_log_prob", "advantages")
+
 
 def needs(fields: Config) -> Needs:
     """Returns what the method needs, from the fields of `config.algorithm.policy_gradient`."""
     count = fields.timesteps_per_iteration
     near = fields.kl_weight > 0
     kept = 1 + near + (fields.remove_ratio_bias or fields.most_divergence > 0)
-    return Needs(count, steps=count, base=near, kept_of_example=kept, predictions=int(near))
+    return Needs(
+        count,
+        steps=count,
+        base=near,
+        kept_of_example=kept,
+        predictions=int(near),
+        groups=fields.shared_prefix > 0,
+        branches=fields.shared_prefix,
+    )
 
 
 def make(config: Config, process: Process) -> "PolicyGradient":
@@ -110,24 +121,32 @@ class PolicyGradient:
     ) -> tuple[Examples, None]:
         """Makes one update per task and trained step, one task after another (Algorithm 1).
 
+        Where groups branch, what the denoiser is shown is a group's.
+
         The arguments and the result are those of `Objective.examples`.
         """
         firsts, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
-        steps = scored.samples.steps
+        steps, group = scored.samples.steps, experience.group
         assert steps is not None  # `needs` asks for them.
-        examples = of_steps(self.process, steps.latents, trained, self.weights)
+        # Groups that share what they are trained on are rows, in which the first sample stands.
+        examples = of_steps(self.process, steps.latents, trained[:, ::group], self.weights)
+        advantages = scored.advantages[examples.text]
         own = {
             "target": by_update(steps.following),
             "old_log_prob": by_update(steps.log_probs),
-            "advantages": scored.advantages[examples.text],
+            "advantages": advantages
+            if group == 1
+            else advantages.reshape(*advantages.shape[:-1], -1, group),
         }
         if self.compares_means:
-            noise = by_update(experience.noise_of_steps(scored.step, firsts, trained))
+            noise = experience.noise_of_steps(scored.step, firsts, trained)
+            noise = by_update(noise[:, ::group])
+            target = own["target"] if group == 1 else own["target"][:, :, 0]
             taken = jax.vmap(self.process.step, (0, 0, 0, None))
             # Only the mean depends on the denoiser's output.
             arguments = examples.latents, examples.own["step_index"], self.eta
-            own["old_mean"] = own["target"] - taken(jnp.zeros_like(noise), *arguments).std * noise
-        examples = dataclasses.replace(examples, own={**examples.own, **own})
+            own["old_mean"] = target - taken(jnp.zeros_like(noise), *arguments).std * noise
+        examples = dataclasses.replace(examples, own={**examples.own, **own}, group=group)
         if self.kl_weight:
             mean = lambda output, latents, own: self.step(output, latents, own["step_index"]).mean
             reference = predict(scored.frozen.base, examples, scored.samples.text, mean)
@@ -143,8 +162,8 @@ class PolicyGradient:
 
         The arguments and the result are those of `Objective.__call__`.
         """
-        own = example.own
-        step = self.step(output, example.latents, own["step_index"])
+        step = self.step(output, example.latents, example.own["step_index"])
+        step, own = _of_samples(step, example)
         # There is no ratio for others' examples: an overflow there would poison the gradient.
         log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
         compared, advantages, distances = log_ratio, own["advantages"], {}
@@ -188,3 +207,20 @@ class PolicyGradient:
         found = means_by_task(values, task_names, of_task)
         checked = {"mean": values["ratio_error"][0], "max": values["largest_ratio_error"][0]}
         return found | {f"ratio_check/{name}": value for name, value in checked.items()}
+
+
+def _of_samples(step: Gaussian, example: Examples) -> tuple[Gaussian, Mapping[str, jax.Array]]:
+    """Returns each sample's step and fields, of examples whose rows stand for groups.
+
+    Args:
+      step: the rows' distributions of the latents after the step.
+      example: one slice of the examples along U.
+    """
+    group, own = example.group, dict(example.own)
+    if group == 1:
+        return step, own
+    each = lambda array: array.reshape(-1, *array.shape[2:])
+    rows = lambda array: jnp.repeat(array, group, axis=0)
+    return jax.tree.map(rows, step), {
+        name: each(array) if name in OF_SAMPLES else rows(array) for name, array in own.items()
+    }

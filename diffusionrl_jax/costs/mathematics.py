@@ -7,6 +7,7 @@ import jax.core
 import numpy as np
 from jax.interpreters import partial_eval
 
+from diffusionrl_jax.distributed.loops import average_turns
 from diffusionrl_jax.mistakes import UserError
 
 
@@ -14,9 +15,10 @@ def operations(function, *arguments) -> float:
     """Counts the floating-point operations of all matrix products and convolutions of a function.
 
     They are counted on its jaxpr, without what the results do not depend on. Those in a scan count
-    as often as it turns, those in a loop without a known end once, and of a condition's branches
-    the largest one counts. Products with the zeros that pad or dilate a convolution's input are
-    left out, and so is all that is done element by element.
+    as often as it turns, those in a `loops.loop` as often as it does on average, those in another
+    loop without a known end once, and of a condition's branches the largest one counts. Products
+    with the zeros that pad or dilate a convolution's input are left out, and so is all that is done
+    element by element.
 
     Args:
       function: a pure function.
@@ -46,6 +48,8 @@ def _of_equation(equation) -> float:
     if name == "cond":
         return max(inner)
     times = params["length"] if name == "scan" else 1
+    if name == "while":
+        times = average_turns(str(equation.source_info.name_stack)) or 1
     if name == "shard_map":
         times = params["mesh"].size
     return times * sum(inner)

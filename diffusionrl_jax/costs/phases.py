@@ -68,8 +68,8 @@ def make_phases(experiment: AbstractExperiment) -> list[Phase]:
     They are the functions that the fused step is composed of, in the order of `phases.iteration`:
     "sample" (the text encoder and the chain), "decode" (a part of "score" where no image is kept),
     "score <task>", "prepare" (the advantages, the examples, and the pretraining pictures'
-    captions), "update" and "pretrain" (which share a program), and "finish" (the parameters'
-    average, if there is one).
+    captions), "update" and "pretrain" (which share a program unless their batches differ in size),
+    and "finish" (the parameters' average, if there is one).
     """
     recorder = _Recorder(experiment)
     phases = Phases(
@@ -119,7 +119,7 @@ class _Recorder:
                 "decode", experience.decode, frozen, latents, held=held, out_shardings=self.rows
             )
         unflatten = lambda leaf: jax.ShapeDtypeStruct(
-            (tasks, count, *leaf.shape[1:]), leaf.dtype, sharding=self.by_task
+            (tasks, leaf.shape[0] // tasks, *leaf.shape[1:]), leaf.dtype, sharding=self.by_task
         )
         keeps = experience.sampling.keeps_latents
         samples = Samples(steps, images, text, latents if later or keeps else None, keeps)
@@ -154,15 +154,17 @@ class _Recorder:
 
     def updates(self, phases, state, frozen, prepared):
         del phases
-        function = phase_programs(self.experiment.algorithm, state).update
         index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self.mesh))
-        arguments = state, frozen, prepared.examples, prepared.text, index
-        resident = self.always + bytes_per_chip((prepared.examples, prepared.text))
+        resident = self.always + bytes_per_chip(prepared.lessons)
         pretraining = 0 if self.experiment.batch.pretraining is None else 1
-        count = len(prepared.examples.weight) - pretraining
-        for name, times in {"update": count, "pretrain": pretraining}.items():
-            if times:
-                self.found.append(Phase(name, function, arguments, times, resident))
+        for number, (examples, text) in enumerate(prepared.lessons, start=1):
+            function = phase_programs(self.experiment.algorithm, state).update
+            arguments = state, frozen, examples, text, index
+            # The last update is that on pictures.
+            last = pretraining if number == len(prepared.lessons) else 0
+            for name, times in {"update": len(examples.weight) - last, "pretrain": last}.items():
+                if times:
+                    self.found.append(Phase(name, function, arguments, times, resident))
         return state, {}
 
     def finish(self, state):
@@ -179,10 +181,10 @@ def plain_experiment(config: Config) -> AbstractExperiment:
     It has one device, and neither rematerialisation nor attention kernels.
     """
     config = copied(config)
-    # A microbatch of 1 divides any batch, but not where samples are compared. That of scoring is
-    # kept, since it decides which phase decodes.
-    score, train = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)
-    one = {"sample": 1, "decode": 1, "score": score, "train": train[0]}
+    # A microbatch of 1 divides any batch, but not where groups are trained on together. That of
+    # scoring is kept, since it decides which phase decodes.
+    score, least = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)[0]
+    one = {"sample": least, "decode": 1, "score": score, "train": least}
     config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 

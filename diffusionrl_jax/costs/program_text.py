@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import jax
 from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
+from diffusionrl_jax.distributed.loops import average_turns
+
 # A kernel's multiply-adds for each query, key and channel, times two. The backward pass computes
 # the logits and the probabilities' gradients twice: for the query, and for the keys and values.
 KERNEL_OPERATIONS = {"fwd": 4, "dq": 6, "dkv": 8}
@@ -78,7 +80,7 @@ class Loop:
     """The name of a loop's body, and how often the loop turns; None if the text does not tell."""
 
     body: str
-    turns: int | None
+    turns: float | None
 
 
 def _named(attribute: str, rest: str) -> str:
@@ -129,19 +131,25 @@ class Program:
             for name, instructions in self.instructions.items()
         }
 
-    def _turns(self, rest: str) -> int | None:
-        """Returns a loop's turns: a scan counts from 0 to the only integer of its condition."""
+    def _turns(self, rest: str) -> float | None:
+        """Returns a loop's turns: a scan counts from 0 to the only integer of its condition.
+
+        Those of a `loops.loop` are the average that it names.
+        """
+        told = OPERATION_NAME.search(rest)
+        if told and (average := average_turns(told[1].removesuffix("/while"))) is not None:
+            return average
         condition = _named("condition", rest)
         texts = [self.computations[part] for part in (condition, *self.called[condition])]
         limits = {int(limit) for text in texts for limit in TURNS.findall(text)}
         counts_up = any("direction=LT" in text for text in texts)
         return limits.pop() if len(limits) == 1 and counts_up else None
 
-    def visits(self) -> dict[str, int]:
+    def visits(self) -> dict[str, float]:
         """Returns how often each computation is run in one call of the program."""
-        counts = dict.fromkeys(self.computations, 0)
+        counts: dict[str, float] = dict.fromkeys(self.computations, 0)
 
-        def visit(name: str, times: int) -> None:
+        def visit(name: str, times: float) -> None:
             counts[name] += times
             bodies = [loop.body for loop in self.loops[name]]
             for called in self.called[name]:
@@ -201,7 +209,7 @@ def _inlined(program: Program, name: str) -> Iterator[str]:
             yield from _inlined(program, called)
 
 
-def sent(program: Program) -> Iterator[tuple[str, int, int]]:
+def sent(program: Program) -> Iterator[tuple[str, int, float]]:
     """Yields the collectives of a program: kind, bytes on a chip, and how often one call runs it.
 
     The bytes are those that go into it or come out of it, whichever are more. A sum that is at once
@@ -229,7 +237,7 @@ def collectives(program: Program) -> dict[str, Collectives]:
     for kind, size, times in sent(program):
         number, total = totals.get(kind, (0, 0))
         totals[kind] = number + times, total + size * times
-    return {kind: Collectives(*total) for kind, total in totals.items()}
+    return {kind: Collectives(*map(round, total)) for kind, total in totals.items()}
 
 
 def largest_values(program: Program, most: int = 5) -> tuple[tuple[str, int], ...]:

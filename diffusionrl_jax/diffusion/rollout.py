@@ -40,6 +40,29 @@ def noise_keys(streams: jax.Array, steps: int) -> jax.Array:
     return fold_in(streams, jnp.arange(steps + 1))
 
 
+def guided_output(
+    model: TextToImage,
+    process: Process,
+    params: Parameters,
+    text: Text,
+    latents: jax.Array,
+    indices: jax.Array,
+    guidance_scale: float,
+) -> jax.Array:
+    """Returns the denoiser's output, guided, at a step of the chain.
+
+    Args:
+      model, process, params, text, guidance_scale: as in `rollout`.
+      latents: the latents before the step, float32 [batch, ...].
+      indices: the step's position in the chain, int32 [batch].
+
+    Returns:
+      float32 [batch, ...].
+    """
+    output = denoise_passes(model, params, latents, process.times[indices], text)
+    return guide(output, guidance_scale)
+
+
 def rollout(
     model: TextToImage,
     process: Process,
@@ -90,11 +113,10 @@ def rollout(
     def step(carry, index):
         latents, steps, before = carry
         indices = jnp.full(latents.shape[0], index)
-        times = process.times[indices]
-        output = guide(denoise_passes(model, params, latents, times, text), guidance_scale)
+        output = guided_output(model, process, params, text, latents, indices, guidance_scale)
         of_step = eta if jnp.ndim(eta) == 0 else jnp.asarray(eta)[:, index]
         if flow is not None:
-            clean = flow.clean(output, latents, times)
+            clean = flow.clean(output, latents, process.times[indices])
             output, before = flow.second_order(output, clean, indices, before), clean
         taken = process.step(output, latents, indices, of_step)
         following = taken.mean + taken.std * noise(index)

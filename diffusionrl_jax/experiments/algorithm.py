@@ -146,6 +146,7 @@ def make_algorithm(
         draws=not needs.pairs,
         keeps_latents=needs.latents,
         from_base=needs.drawn_by_base,
+        branches=needs.branches,
     )
     return Objectives(
         experience=Experience(

@@ -29,14 +29,16 @@ def iteration_operations(experiment: Experiment) -> float:
       experiment: what is to be trained.
     """
     config, needs = experiment.config, needs_of(experiment.config)
+    experience = experiment.algorithm.experience
     once = describe_model(config.model, checks.size(config)).network.operations
     images = config.batch_size * (1 if needs.pairs else len(experiment.task_names))
-    trained = images * needs.updates
+    rows = images / experience.group  # Of a group that shares what it is trained on there is one.
+    trained = rows * needs.updates
     if config.pretraining.weight:
         trained += config.batch_size
-    sampled = 0 if needs.pairs else images * config.sampler.steps
+    sampled = 0 if needs.pairs else images * experience.evaluations
     if needs.base and needs.steps:
-        sampled += images * needs.steps
+        sampled += rows * needs.steps
     return once * passes(config.sampler.guidance_scale) * (sampled + PASSES_OF_AN_UPDATE * trained)
 
 

@@ -9,7 +9,7 @@ from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
-from diffusionrl_jax.experiments import fields
+from diffusionrl_jax.experiments import fields, shared_prefix
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
@@ -66,9 +66,12 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_groups(config, mesh.size, "score", "its reward may compare them")
     needs = needs_of(config)
     if needs.groups:
-        _check_groups(config, mesh.size, "train", f"{config.algorithm.name} compares them")
+        reason = f"{config.algorithm.name} trains on them together"
+        _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)
+    if needs.branches:
+        shared_prefix.check_rounding(config, mesh.size)
 
 
 def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -80,6 +83,7 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check(config)
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
+    shared_prefix.check_fields(config, mesh.size)
 
 
 def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:

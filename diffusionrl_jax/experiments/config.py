@@ -78,6 +78,9 @@ def get_config() -> Config:
     config.algorithm.policy_gradient.most_divergence = 0.0
     # The weight of the KL to the base model, at the steps that are trained on; 0 means none.
     config.algorithm.policy_gradient.kl_weight = 0.0
+    # With shared_noise, a prompt's images are drawn as one up to the step that they are trained on,
+    # which is one of so many in each iteration and task; 0 draws each image by itself.
+    config.algorithm.policy_gradient.shared_prefix = 0
     # Reward weighted training: the denoising loss of a model's samples, weighted by their rewards.
     config.algorithm.reward_weighted = ml_collections.ConfigDict()
     # It is min_max, softmax, or best, which takes each prompt's best sample alone.

@@ -93,6 +93,7 @@ FIELDS: dict[str, Kind] = {
     "algorithm.policy_gradient.remove_ratio_bias": Switch(),
     "algorithm.policy_gradient.most_divergence": Number(0, 1e3, "clips the ratio"),
     "algorithm.policy_gradient.kl_weight": Number(0, LOSS_WEIGHT, "is no KL to the base model"),
+    "algorithm.policy_gradient.shared_prefix": Whole(0, 1000, "draws each image by itself"),
     "algorithm.reward_weighted.weighting": Choice(WEIGHTINGS),
     "algorithm.reward_weighted.temperature": Number(1e-6, 1e6),
     "algorithm.reward_weighted.noises": NOISES,

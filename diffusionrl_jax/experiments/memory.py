@@ -15,7 +15,7 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
-from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments import checks, shared_prefix
 from diffusionrl_jax.experiments.algorithm import needs_base
 from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.models.description import Description
@@ -57,6 +57,7 @@ class Sizes:
       pretrains: how many updates are on pictures that are not drawn.
       holds_base: whether iterations take the denoiser that training started from.
       split_frozen: as `config.mesh.split_frozen`.
+      group: for how many samples an update runs the denoiser once.
     """
 
     model: Description
@@ -84,6 +85,7 @@ class Sizes:
     on_host: bool
     split_frozen: bool
     chain_gradient: bool = False
+    group: int = 1
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -156,6 +158,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         on_host=on_host,
         split_frozen=config.mesh.split_frozen,
         chain_gradient=needs.chain_gradient,
+        group=shared_prefix.group_size(config),
     )
 
 
@@ -256,7 +259,9 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
         own = sizes.trained if division.train < share else sizes.trained / division.fsdp
         together = cast + (CHANGED * denoiser if sizes.lora else FLOAT * own)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
-    activations = min(division.train, share) * sizes.passes * backward
+    # Pictures of the pretraining loss stand for themselves.
+    group = 1 if sizes.pretrains else sizes.group
+    activations = min(division.train, share) / group * sizes.passes * backward
     one = share * (3 * sizes.latent + sizes.text)
     # Through the chain a gradient is pulled back as in an update, but for the parameters' own.
     chain = cast + activations if sizes.chain_gradient else 0

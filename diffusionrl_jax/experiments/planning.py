@@ -20,7 +20,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.devices import Devices, devices_here
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiments import checks, fields, memory
+from diffusionrl_jax.experiments import checks, fields, memory, shared_prefix
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
 
@@ -137,6 +137,8 @@ def trained_at_a_time(config: Config, share: int) -> list[int]:
     needs = needs_of(config)
     if needs.pairs:
         return [size for size in _divisors(share) if size % 2 == 0] or [share]
+    if needs.branches:
+        share = shared_prefix.samples_of_a_step(config, share)
     return _in_groups(config, share) if needs.groups else _divisors(share)
 
 

@@ -25,11 +25,13 @@ class Needs(NamedTuple):
         `state.TRAILING`, or None.
       kept_of_example: how many arrays of a latent's size an example has beside what the denoiser is
         shown.
-      groups: whether the loss compares the samples of a prompt, so that microbatches hold whole
-        groups.
+      groups: whether the samples of a prompt are trained on together, so that microbatches hold
+        whole groups.
       reward_gradient: whether rewards are differentiated by the latents that are scored.
       predictions: how often the denoiser runs without a gradient on what is trained on.
       chain_gradient: whether gradients are pulled back through steps of the chain.
+      branches: into how many parts a task's groups are split, each of which shares its chain up to
+        the step that is trained on; see `experience.Sampling`.
       pairs: whether pairs of pictures are learned from, and nothing is drawn. There are `updates`
         on them, and none of the tasks.
     """
@@ -47,6 +49,7 @@ class Needs(NamedTuple):
     late_steps: int = 0
     chain_gradient: bool = False
     pairs: bool = False
+    branches: int = 0
 
 
 class Algorithm(Protocol):

@@ -70,6 +70,29 @@ def trained_steps(
     return first + chosen[:, :count].reshape(*firsts.shape, count)
 
 
+def branch_steps(
+    seed: int, iteration: jax.Array, tasks: int, branches: int, steps: int
+) -> jax.Array:
+    """Draws the step at which the groups of each part of a task's batch branch.
+
+    A task's steps are evenly spaced, from a first one that is drawn for it: each part has any step
+    with the same probability, and all parts together have them as evenly as their number allows.
+
+    Args:
+      seed, iteration: as in `keys`.
+      tasks: T.
+      branches: the number of parts.
+      steps: how many steps of the chain, from its start, may be drawn.
+
+    Returns:
+      Positions in the chain, int32 [T, branches].
+    """
+    streams = keys(seed, iteration, TIMESTEPS, jnp.arange(tasks))
+    draw = lambda key: jax.random.randint(key, (), 0, steps)
+    spaced = jnp.arange(branches) * steps // branches
+    return (jax.vmap(draw)(streams)[:, None] + spaced) % steps
+
+
 def windows(
     seed: int, iteration: jax.Array, firsts: jax.Array, stochastic_steps: int, size: int
 ) -> jax.Array:

@@ -26,6 +26,9 @@ class Examples:
       weight: float32 [U], the factor of the update's loss.
       objective: int32 [U], whose loss the update has: its place among the objectives.
       own: what the objectives take besides, by name: arrays [U, B, ...].
+      group: how many samples each row of the batch stands for. B is then the number of groups, and
+        what each sample has for itself is [U, B, group, ...].
+      objectives: all numbers that are in `objective`.
     """
 
     latents: jax.Array
@@ -34,6 +37,8 @@ class Examples:
     weight: jax.Array
     objective: jax.Array
     own: Mapping[str, jax.Array]
+    group: int = flax.struct.field(pytree_node=False, default=1)
+    objectives: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(0,))
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
@@ -42,8 +47,8 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     Where an objective has no field of a name that another one has, it gets zeros.
 
     Args:
-      parts: the objectives' examples. Fields of one name have one dtype, and one shape apart from
-        U.
+      parts: the objectives' examples, of one batch and group. Fields of one name have one dtype,
+        and one shape apart from U.
     """
     shapes = {name: field for part in parts for name, field in part.own.items()}
 
@@ -57,6 +62,8 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
         )
         for part in parts
     ]
+    of_all = tuple(sorted({place for part in parts for place in part.objectives}))
+    parts = [dataclasses.replace(part, objectives=of_all) for part in parts]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 

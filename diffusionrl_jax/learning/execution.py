@@ -80,7 +80,7 @@ def phase_programs(algorithm: Algorithm, state: TrainState) -> Phases:
 
     Returns:
       The phases. `update` takes (state, frozen, examples, text, index) and cuts the example out
-      itself, so that one program serves every update.
+      itself, so that one program serves every update of a batch.
     """
     phases, mesh = algorithm.phases(), algorithm.mesh
     by_task, of_state = batch_sharding(mesh, axis=1), parameter_sharding(mesh, state)
@@ -197,10 +197,10 @@ class SplitStep:
                 state = self.keep_params(state)
             with timer.phase("update"):
                 history = []
-                for index in range(len(prepared.examples.weight)):
-                    arguments = state, frozen, prepared.examples, prepared.text, index
-                    state, metrics = phases.update(*arguments)
-                    history.append(metrics)
+                for examples, text in prepared.lessons:
+                    for index in range(len(examples.weight)):
+                        state, metrics = phases.update(state, frozen, examples, text, index)
+                        history.append(metrics)
                 state = jax.block_until_ready(state)
             return state, jax.tree.map(lambda *values: jax.numpy.stack(values), *history)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from diffusionrl_jax.diffusion.branching import branch, steps_together
 from diffusionrl_jax.diffusion.guidance import conditions
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.diffusion.rollout import Steps, rollout
@@ -22,6 +23,7 @@ from diffusionrl_jax.distributed.microbatch import (
 )
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.adaptation import Adaptation
+from diffusionrl_jax.learning.branching import map_groups
 from diffusionrl_jax.learning.iteration import Frozen, Samples
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
@@ -57,6 +59,9 @@ class Sampling:
       from_base: whether the samples are drawn by the model that training started from, whatever has
         been learned since.
       draws: whether there are samples at all. A method that learns from pictures alone has none.
+      branches: into how many parts a task's groups are split, each of which is trained on one step,
+        up to which a group's chain is drawn once; see `learning/branching.py`. 0 draws every sample
+        by itself.
     """
 
     seed: int
@@ -73,6 +78,7 @@ class Sampling:
     from_base: bool = False
     late_steps: int = 0
     draws: bool = True
+    branches: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,10 +131,14 @@ class Experience:
 
         Returns:
           The first sample of each one's noise group, int32 [T, B], from `draws.first_of_group`, and
-          the trained steps, int32 [T, B, K], from `draws.trained_steps`.
+          the trained steps, int32 [T, B, K], from `draws.trained_steps` or `branch_steps`.
         """
         numbers = self.sampling
         firsts = draws.first_of_group(numbers.noise_groups or (1,) * len(self.rewards), batch)
+        if numbers.branches:
+            of_parts = self.branch_steps(step)
+            part = jnp.arange(batch) // self.group % numbers.branches
+            return firsts, of_parts[:, part][..., None]
         arguments = numbers.seed, step, firsts
         if late := numbers.late_steps:
             last = self.process.steps
@@ -139,6 +149,30 @@ class Experience:
         if numbers.window:
             trained += self.windows(step, batch)[..., None]
         return firsts, trained
+
+    @property
+    def group(self) -> int:
+        """How many samples share each row that is trained on: 1 unless groups branch."""
+        return self.sampling.noise_groups[0] if self.sampling.branches else 1
+
+    @property
+    def evaluations(self) -> float:
+        """How often the denoiser runs for each sample that is drawn, on average, not guided."""
+        together = steps_together(self.process) * (1 - 1 / self.group)
+        return self.process.steps - together
+
+    def branch_steps(self, step: jax.Array) -> jax.Array:
+        """Draws the step at which groups branch, int32 [T, parts]; see `draws.branch_steps`.
+
+        Of a task's groups, one after another, each belongs to the next part in turn. So every
+        device has as many of each, and which step a sample is trained on depends on no division.
+
+        Args:
+          step: the iteration's number, int32 scalar.
+        """
+        numbers = self.sampling
+        tasks, steps = len(self.rewards), self.process.stochastic_steps
+        return draws.branch_steps(numbers.seed, step, tasks, numbers.branches, steps)
 
     def noise_of_steps(self, step: jax.Array, firsts: jax.Array, trained: jax.Array) -> jax.Array:
         """Draws the noise of steps once more, which is cheaper than to keep it.
@@ -204,7 +238,8 @@ class Experience:
 
         Returns:
           The final latents, the steps that are trained on, and the encoded text. The first axis of
-          all of them is B * T: samples first, then tasks.
+          all of them is B * T: samples first, then tasks. Where groups branch, it is that of groups
+          and tasks for the steps and the text; see `learning/branching.py`.
         """
         numbers = self.sampling
         current = self.adaptation.denoiser(params, frozen.base)
@@ -212,24 +247,51 @@ class Experience:
         denoiser = gather_parameters(drawing, self.mesh, self.model.dtype)
         text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
         tasks, batch, _ = input_ids.shape
+        empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
         # Samples come first, so that the merged axis keeps the batch axis' sharding.
-        flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
+        flatten = lambda x: x.swapaxes(0, 1).reshape(x.shape[1] * tasks, *x.shape[2:])
         firsts, trained = self.trained_steps(step, batch)
         sources = draws.noise_sources(firsts, trained, self.process.steps)
+        keys_of = lambda sources: draws.noise_keys(numbers.seed, step, sources)
+
+        def text_of(ids):
+            prompts = self.model.encode_text(text_encoder, ids)
+            return conditions(prompts, empty, numbers.guidance_scale)
+
+        def groups(arguments, index):
+            ids, sources = arguments
+            text = text_of(ids[:, 0])
+            keys = keys_of(sources.reshape(-1, sources.shape[-1])).reshape(sources.shape)
+            latents, steps = branch(
+                self.model,
+                self.process,
+                denoiser,
+                text,
+                keys[:, 0],
+                keys[:, :, index],
+                index,
+                eta=numbers.eta,
+                guidance_scale=numbers.guidance_scale,
+            )
+            return latents, steps, text
+
+        if numbers.branches:
+            places = self.branch_steps(step)
+            arguments = (input_ids, sources), places, self.group, numbers.sample, self.mesh
+            return jax.tree.map(flatten, map_groups(groups, *arguments))
+
         eta = self.eta(step, batch)
         of_samples = flatten(eta) if isinstance(eta, jax.Array) else None
-        empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
 
         def chain(arguments):
             ids, sources, kept, of_samples = arguments
-            prompts = self.model.encode_text(text_encoder, ids)
-            text = conditions(prompts, empty, numbers.guidance_scale)
+            text = text_of(ids)
             latents, steps = rollout(
                 self.model,
                 self.process,
                 denoiser,
                 text,
-                draws.noise_keys(numbers.seed, step, sources),
+                keys_of(sources),
                 kept,
                 eta=numbers.eta if of_samples is None else of_samples,
                 guidance_scale=numbers.guidance_scale,
@@ -262,7 +324,8 @@ class Experience:
     ) -> Samples:
         """Draws every task's samples, with their images or the latents to decode them from.
 
-        The arguments are those of `draw`. The arrays of the result are [T, B, ...].
+        The arguments are those of `draw`. The arrays of the result are [T, B, ...], or [T, groups,
+        ...] where `draw` says so.
         """
         if not self.sampling.draws:
             return Samples(None, None, None)
@@ -271,7 +334,7 @@ class Experience:
         later, keeps = self.decodes_to_score(batch), self.sampling.keeps_latents
         images = None if later else self.decode(frozen, latents)
         samples = Samples(steps, images, text, latents if later or keeps else None, keeps)
-        unflatten = lambda x: x.reshape(batch, tasks, *x.shape[1:]).swapaxes(0, 1)
+        unflatten = lambda x: x.reshape(len(x) // tasks, tasks, *x.shape[1:]).swapaxes(0, 1)
         return jax.tree.map(unflatten, samples)
 
     def score(self, frozen: Frozen, samples: Samples, reward_inputs: tuple) -> jax.Array:

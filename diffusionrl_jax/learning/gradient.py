@@ -26,7 +26,8 @@ class Learner:
         effect where the state keeps no average.
       follower_decay: how the decay of the average in the state's memory grows: by the first number
         with each iteration, up to the second.
-      microbatch: how many samples each device takes at a time; 0 means all at once.
+      microbatch: how many samples each device takes at a time, in whole groups where these share
+        what they are trained on; 0 means all at once.
       mesh: the devices.
     """
 
@@ -35,6 +36,15 @@ class Learner:
     microbatch: int
     mesh: Mesh
     follower_decay: tuple[float, float] = (0.0, 0.0)
+
+    def microbatches(self, rows: int, group: int) -> int:
+        """Returns in how many microbatches the rows of a batch are taken.
+
+        Args:
+          rows: the number of rows.
+          group: how many samples each row stands for.
+        """
+        return microbatch_count(rows, self.microbatch // group, self.mesh.size)
 
     def update(
         self,
@@ -64,7 +74,7 @@ class Learner:
         leaves, structure = jax.tree.flatten(example)
         per_sample = [leaf for leaf in leaves if leaf.ndim]
         shared = [leaf for leaf in leaves if not leaf.ndim]
-        count = microbatch_count(len(example.latents), self.microbatch, self.mesh.size)
+        count = self.microbatches(len(example.latents), example.group)
         in_state = [leaf.dtype for leaf in jax.tree.leaves(state.params)]
 
         def rebuild(per_sample, shared):

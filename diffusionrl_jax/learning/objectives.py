@@ -8,6 +8,7 @@ Axes: T tasks, B samples of each, P passes of the denoiser for a sample, U updat
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from diffusionrl_jax.diffusion.guidance import denoise_passes
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters
-from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
+from diffusionrl_jax.distributed.microbatch import map_microbatches
 from diffusionrl_jax.learning.advantages import AdvantageRules, reward_metrics
 from diffusionrl_jax.learning.examples import Examples, concatenate
 from diffusionrl_jax.learning.experience import Experience
@@ -101,7 +102,7 @@ class Objective(Protocol):
             then not used, but neither its value nor its gradient may be infinite or NaN.
 
         Returns:
-          The loss [B], and the metrics by name, [B] each.
+          The loss [B], and the metrics by name, [B] each; [B * group] where rows stand for groups.
         """
         ...
 
@@ -183,29 +184,29 @@ class Objectives:
           The examples, in the order in which they are trained on, with their text, the changed
           parts of the memory, and the rewards' metrics.
         """
-        if drawn := samples.text is not None:
+        if samples.text is not None:
             advantages, kept = self.rules(rewards, batch, memory)
             values, of_rewards = advantages.values, reward_metrics(advantages)
         else:
             values, kept, of_rewards = rewards, {}, {}
         scored = Scored(samples, values, rewards, step, batch, frozen, params, memory)
-        parts, texts, rows = [], [samples.text] if drawn else [], len(rewards) if drawn else 0
+        found = []
         for place, objective in enumerate(self.objectives):
             part, text = objective.examples(self.experience, scored, self._predict)
-            if text is not None:
-                part = dataclasses.replace(part, text=part.text + rows)
-                texts.append(text)
-                rows += len(jax.tree.leaves(text)[0])
-            parts.append(dataclasses.replace(part, objective=jnp.full(len(part.weight), place)))
-        text = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)
-        examples = self._shard(concatenate(parts))
-        return Prepared(examples, self._shard(text), kept, of_rewards)
+            whose = {"objective": jnp.full(len(part.weight), place), "objectives": (place,)}
+            found.append((dataclasses.replace(part, **whose), text))
+        batch_of = lambda of: (of[0].latents.shape[1], of[0].group)
+        lessons = [
+            self._shard(_lesson(list(of_batch), samples.text))
+            for _, of_batch in itertools.groupby(found, batch_of)
+        ]
+        return Prepared(*lessons[0], kept, of_rewards, tuple(lessons[1:]))
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""
         model, mesh = self.experience.model, self.mesh
         whole = gather_parameters(params, mesh, model.dtype)
-        count = microbatch_count(examples.times.shape[1], self.learner.microbatch, mesh.size)
+        count = self.learner.microbatches(examples.times.shape[1], examples.group)
 
         def of_microbatch(part):
             latents, times, own, rows = part
@@ -241,15 +242,17 @@ class Objectives:
         """
         model, denoiser = self.experience.model, self.experience.adaptation.denoiser(params, base)
         output = denoise_passes(model, denoiser, example.latents, example.times, text)
-        losses, metrics = [], {}
-        for place, objective in enumerate(self.objectives):
+        losses, metrics = [], dict.fromkeys(self.reductions, jnp.float32(0))
+        for place in example.objectives:
+            objective = self.objectives[place]
             loss, said = objective(output, example, example.objective == place)
             losses.append(loss)
             metrics |= {
                 name: values.max() if objective.metrics[name] == "max" else values.mean()
                 for name, values in said.items()
             }
-        loss = jax.lax.select_n(example.objective, *losses).mean()
+        places = jnp.asarray(example.objectives)
+        loss = jax.lax.select_n(jnp.argmax(places == example.objective), *losses).mean()
         return example.weight * loss, metrics | {"loss": loss}
 
     def update(
@@ -271,3 +274,23 @@ class Objectives:
             values = {name: metrics[name][owners == place] for name in of_updates}
             found |= objective.summary(values, task_names)
         return found
+
+
+def _lesson(found: list[tuple[Examples, Text | None]], drawn: Text | None) -> tuple[Examples, Text]:
+    """Puts objectives' examples of one batch together, with the rows of text to which they refer.
+
+    Args:
+      found: examples with rows of text of their own, or None for those of the samples.
+      drawn: the samples' rows of text; None where there are no samples.
+    """
+    parts, texts, rows = [], [], 0
+    if any(text is None for _, text in found):
+        assert drawn is not None  # Nothing else is referred to.
+        texts, rows = [drawn], len(jax.tree.leaves(drawn)[0])
+    for part, text in found:
+        if text is not None:
+            part = dataclasses.replace(part, text=part.text + rows)
+            texts.append(text)
+            rows += len(jax.tree.leaves(text)[0])
+        parts.append(part)
+    return concatenate(parts), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *texts)

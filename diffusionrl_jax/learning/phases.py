@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.iteration import Batch, Frozen, Samples
@@ -20,6 +21,8 @@ class Prepared:
     Attributes:
       examples: arrays [U, B, ...], in the order in which they are trained on.
       text: the rows of text [R, B, P, ...] to which the examples refer.
+      apart: further examples with their text, which are trained on after these. Their batches have
+        another size, so that they are trained on by another program.
       memory: the parts of the train state's memory that have changed.
       metrics: the rewards' metrics, [T] each; none where nothing is drawn.
     """
@@ -28,6 +31,12 @@ class Prepared:
     text: Text
     memory: Mapping[str, Any]
     metrics: Mapping[str, jax.Array]
+    apart: tuple[tuple[Examples, Text], ...] = ()
+
+    @property
+    def lessons(self) -> tuple[tuple[Examples, Text], ...]:
+        """All examples with their text."""
+        return ((self.examples, self.text), *self.apart)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +68,12 @@ def scan_updates(phases: Phases, state: TrainState, frozen: Frozen, prepared: Pr
     Returns:
       The new state, and the updates' metrics, [U] each.
     """
-    step = lambda state, example: phases.update(state, frozen, example, prepared.text)
-    return jax.lax.scan(step, state, prepared.examples)
+    history = []
+    for examples, text in prepared.lessons:
+        step = lambda state, example, text=text: phases.update(state, frozen, example, text)
+        state, metrics = jax.lax.scan(step, state, examples)
+        history.append(metrics)
+    return state, jax.tree.map(lambda *values: jnp.concatenate(values), *history)
 
 
 def iteration(
@@ -93,5 +106,5 @@ def iteration(
     del params, samples
     state = state.remember(prepared.memory)
     state, metrics = updates(phases, state, frozen, prepared)
-    owners = {"objective": prepared.examples.objective}
+    owners = {"objective": jnp.concatenate([of.objective for of, _ in prepared.lessons])}
     return phases.finish(state), metrics | owners | dict(prepared.metrics)

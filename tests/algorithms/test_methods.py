@@ -31,6 +31,10 @@ WEIGHTED |= {
     "optimizer.learning_rate": 1e-5,
     "optimizer.warmup_iterations": 0,
 }
+SHARED_PREFIX = {f"tasks.task{number}.shared_noise": True for number in range(2)}
+SHARED_PREFIX |= {
+    f"algorithm.policy_gradient.{name}": 1 for name in ("shared_prefix", "timesteps_per_iteration")
+}
 
 
 @pytest.fixture
@@ -73,12 +77,14 @@ def test_no_two_images_share_noise_unless_the_config_says_so(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_run_goes_on_from_a_checkpoint_to_the_bit(name, hasty, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in ALGORITHMS), ("policy_gradient", SHARED_PREFIX)]
+)
+def test_a_run_goes_on_from_a_checkpoint_to_the_bit(name, more, hasty, tmp_path):
     """On eight devices with an average of the parameters and past rewards of two tasks."""
     prompts = {"normalisation": "prompt", "prompt_min_count": 2, "most_prompts": 3}
     changes = {f"tasks.task1.{field}": value for field, value in prompts.items()}
-    changes |= {"ema_decay": 0.5, "batch_size": 32}
+    changes |= {"ema_decay": 0.5, "batch_size": 32} | more
     made = toy.make(name, devices=8, tasks=2, **changes)
     places = jnp.asarray(np.repeat([0, 1, 2], 4)[np.arange(32) % 12])
     batch = made.batch.replace(prompt_places=(None, places))

@@ -90,6 +90,7 @@ NUMBERS = {
     "decode_microbatch": 0,
     "score_microbatch": 0,
     "update_microbatch": 0,
+    "branches": 0,
 }
 
 
@@ -129,6 +130,7 @@ def make_objectives(
                 guidance_scale=scale,
                 steps_kept=count,
                 noise_groups=noise_groups,
+                branches=numbers["branches"],
                 **{name: numbers[f"{name}_microbatch"] for name in ("sample", "decode", "score")},
             ),
             mesh=mesh,
