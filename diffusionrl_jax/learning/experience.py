@@ -20,6 +20,7 @@ from diffusionrl_jax.distributed.microbatch import (
     map_microbatches,
     microbatch_count,
 )
+from diffusionrl_jax.distributed.shards import apply_by_device, gathered
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.adaptation import Adaptation
 from diffusionrl_jax.learning.iteration import Frozen, Samples
@@ -209,8 +210,10 @@ class Experience:
         numbers = self.sampling
         current = self.adaptation.denoiser(params, frozen.base)
         drawing = frozen.base if numbers.from_base else current
-        denoiser = gather_parameters(drawing, self.mesh, self.model.dtype)
-        text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
+        arguments = self.mesh, self.model.dtype
+        by_blocks = self.adaptation.by_blocks
+        denoiser = gathered(drawing, *arguments, by_blocks=by_blocks)
+        text_encoder = gathered(frozen.text_encoder, *arguments, by_blocks=by_blocks)
         tasks, batch, _ = input_ids.shape
         # Samples come first, so that the merged axis keeps the batch axis' sharding.
         flatten = lambda x: x.swapaxes(0, 1).reshape(batch * tasks, *x.shape[2:])
@@ -218,26 +221,32 @@ class Experience:
         sources = draws.noise_sources(firsts, trained, self.process.steps)
         eta = self.eta(step, batch)
         of_samples = flatten(eta) if isinstance(eta, jax.Array) else None
-        empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
 
-        def chain(arguments):
-            ids, sources, kept, of_samples = arguments
-            prompts = self.model.encode_text(text_encoder, ids)
-            text = conditions(prompts, empty, numbers.guidance_scale)
-            latents, steps = rollout(
-                self.model,
-                self.process,
-                denoiser,
-                text,
-                draws.noise_keys(numbers.seed, step, sources),
-                kept,
-                eta=numbers.eta if of_samples is None else of_samples,
-                guidance_scale=numbers.guidance_scale,
-            )
-            return latents, steps, text
+        def chains(of_all, of_each):
+            denoiser, text_encoder, empty_ids, step = of_all
+            empty = self.model.encode_empty(text_encoder, empty_ids[None])
 
-        arguments = (flatten(input_ids), flatten(sources), flatten(trained), of_samples)
-        return self._map(chain, arguments, tasks * batch, numbers.sample)
+            def chain(arguments):
+                ids, sources, kept, of_samples = arguments
+                prompts = self.model.encode_text(text_encoder, ids)
+                text = conditions(prompts, empty, numbers.guidance_scale)
+                latents, steps = rollout(
+                    self.model,
+                    self.process,
+                    denoiser,
+                    text,
+                    draws.noise_keys(numbers.seed, step, sources),
+                    kept,
+                    eta=numbers.eta if of_samples is None else of_samples,
+                    guidance_scale=numbers.guidance_scale,
+                )
+                return latents, steps, text
+
+            return self._map(chain, of_each, tasks * batch, numbers.sample)
+
+        of_all = denoiser, text_encoder, frozen.empty_ids, step
+        of_each = flatten(input_ids), flatten(sources), flatten(trained), of_samples
+        return apply_by_device(chains, of_all, of_each, self.mesh)
 
     def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
         """Decodes latents [n, ...] to images float32 [n, height, width, 3] in [0, 1]."""

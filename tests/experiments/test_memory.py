@@ -144,7 +144,7 @@ def test_operations_against_the_jaxpr(make_config, size):
         made = phases.make_phases(phases.plain_experiment(changed))[0]
         return mathematics.operations(made.function, *made.arguments)
 
-    model, _ = abstract.make_model(config, None)
+    model, *_ = abstract.make_model(config, None)
     tokens = model.tokenize([""]).shape[1]
     network = arithmetic.network(model.configs["unet"], tokens, model.latent_shape[1:])
     # The embeddings of the time are left out.

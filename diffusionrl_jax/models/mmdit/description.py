@@ -5,9 +5,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, tensor_files
+from diffusionrl_jax.models.mmdit import published
 from diffusionrl_jax.models.mmdit.configs import read_configs
 from diffusionrl_jax.models.mmdit.model import latent_size, patch_size
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES, T5
@@ -17,7 +19,7 @@ from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_factor
 
 
 def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Description:
-    """Returns the sizes of a model in a folder.
+    """Returns the sizes of a model in a folder, or of a published one that is not here.
 
     Args:
       name: a folder, here or on the hub, as `config.model` names it.
@@ -26,18 +28,8 @@ def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Descriptio
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
     """
-    if not name:
-        raise UserError("config.model is empty: name a diffusers folder or a hub id.")
-    folder = hub.locate(name)
-    configs = read_configs(folder)
+    configs, counted = _open(name)
     pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
-    names = [network for network in pipeline.kinds if network in configs]
-    stored = tensor_files.open_networks({folder / one: pipeline.kinds[one].stem for one in names})
-    stored["transformer"].pop(TABLE, None)
-    counted = {
-        one: sum(math.prod(tensor.shape) for tensor in tensors.values())
-        for one, tensors in stored.items()
-    }
     encoders = [one for one in pipeline.tokenizers if one in configs]
     has_t5 = any(pipeline.kinds[one].name == T5 for one in encoders)
     tokens = pipeline.text_tokens if has_t5 else 1  # A T5 that is left out is one token.
@@ -57,6 +49,25 @@ def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Descriptio
         text=tokens * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"],
         decoded=lambda itemsize: arithmetic.decoder(vae, pixels, itemsize),
     )
+
+
+def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    """Returns a model's configs, and the number of parameters of each of its networks."""
+    if not name:
+        raise UserError("config.model is empty: name a diffusers folder or a hub id.")
+    if name in published.CONFIGS and not resolve(name, "config.model").exists():
+        return published.CONFIGS[name], published.PARAMETERS[name]
+    folder = hub.locate(name)
+    configs = read_configs(folder)
+    kinds = PIPELINES[configs["pipeline"]["_class_name"]].kinds
+    stored = tensor_files.open_networks(
+        {folder / one: kind.stem for one, kind in kinds.items() if one in configs}
+    )
+    stored["transformer"].pop(TABLE, None)
+    return configs, {
+        one: sum(math.prod(tensor.shape) for tensor in tensors.values())
+        for one, tensors in stored.items()
+    }
 
 
 def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Network:
