@@ -175,7 +175,8 @@ def _trained(config: Config, model: Description) -> tuple[int, float]:
         return int(model.denoiser * lora.rank * FACTORS), CHANGED * model.denoiser
     shapes = model.denoiser_shapes()
     factors = jax.eval_shape(lambda: lora.init(shapes, seed=0))
-    return count(factors), CHANGED_OF_STACK * count(dict(enumerate(lora.kernels(shapes).values())))
+    kernels = sum(math.prod(kernel.shape) for kernel in lora.kernels(shapes).values())
+    return count(factors), CHANGED_OF_STACK * kernels
 
 
 @dataclasses.dataclass(frozen=True)

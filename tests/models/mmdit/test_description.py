@@ -52,7 +52,13 @@ def forward(network, config, words, latents):
     network(torch.empty(1, tokens, config["in_channels"]), **fields, **places, guidance=guidance)
 
 
-@pytest.mark.parametrize("name", published.CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in (MEDIUM, FLUX) else pytest.mark.slow)
+        for name in published.CONFIGS
+    ],
+)
 def test_published_sizes_and_operations_are_pytorchs(name):
     network, config = on_meta(name), published.CONFIGS[name]["transformer"]
     assert numel(network) == published.PARAMETERS[name]["transformer"]
@@ -70,6 +76,7 @@ def test_published_sizes_and_operations_are_pytorchs(name):
     assert kernels == pytest.approx(numel(network), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [MEDIUM, FLUX])
 def test_published_encoders_have_pytorchs_sizes(name):
     configs, sizes = published.CONFIGS[name], published.PARAMETERS[name]
