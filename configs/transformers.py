@@ -17,6 +17,7 @@ LORA_TARGETS = (
 MODELS = {
     "stable_diffusion_3_medium": "stabilityai/stable-diffusion-3-medium-diffusers",
     "stable_diffusion_3_5_medium": "stabilityai/stable-diffusion-3.5-medium",
+    "stable_diffusion_3_5_large": "stabilityai/stable-diffusion-3.5-large",
     "flux_dev": "black-forest-labs/FLUX.1-dev",
 }
 

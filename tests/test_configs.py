@@ -131,6 +131,7 @@ FLOW_GRPO = {
 TRANSFORMERS = {
     "stable_diffusion_3_medium": ("stabilityai/stable-diffusion-3-medium-diffusers", 4.5),
     "stable_diffusion_3_5_medium": ("stabilityai/stable-diffusion-3.5-medium", 4.5),
+    "stable_diffusion_3_5_large": ("stabilityai/stable-diffusion-3.5-large", 4.5),
     "flux_dev": ("black-forest-labs/FLUX.1-dev", 1.0),
 }
 

@@ -11,8 +11,8 @@ import numpy as np
 from diffusionrl_jax.algorithms.losses import pretraining
 from diffusionrl_jax.diffusion.guidance import conditions, passes
 from diffusionrl_jax.diffusion.process import Process
-from diffusionrl_jax.distributed.mesh import gather_parameters
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
+from diffusionrl_jax.distributed.shards import apply_by_device, gathered
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.experience import Experience
@@ -127,14 +127,23 @@ def encode_captions(
       Trees of [B, ...] and of [1, ...].
     """
     model, mesh = experience.model, experience.mesh
-    text_encoder = gather_parameters(scored.frozen.text_encoder, mesh)
+    by_blocks = experience.adaptation.by_blocks
+    text_encoder = gathered(scored.frozen.text_encoder, mesh, model.dtype, by_blocks=by_blocks)
     captions = text_from_arrays(pictures)
     if captions is None:
-        encode = functools.partial(model.encode_text, text_encoder)
         ids = pictures["input_ids"]
         count = microbatch_count(len(ids), microbatch, mesh.size)
-        captions = map_microbatches(encode, ids, count, mesh)
-    return captions, model.encode_empty(text_encoder, scored.frozen.empty_ids[None])
+
+        def encode(text_encoder, ids):
+            return map_microbatches(
+                functools.partial(model.encode_text, text_encoder), ids, count, mesh
+            )
+
+        captions = apply_by_device(encode, text_encoder, ids, mesh)
+    empty_ids = scored.frozen.empty_ids[None]
+    return captions, apply_by_device(
+        model.encode_empty, text_encoder, empty_ids, mesh, is_split=False
+    )
 
 
 def drop_text(text: Text, empty: Text, dropped: jax.Array) -> Text:

@@ -31,20 +31,15 @@ from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models import any_tokenizers
 from diffusionrl_jax.models.folders import published
-from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion, parameter_template
-from diffusionrl_jax.models.stable_diffusion.configs import read_configs, read_tokenizers
-from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
-from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
-from diffusionrl_jax.models.text_to_image import STABLE_DIFFUSION, family_of
+from diffusionrl_jax.models.text_to_image import TextToImage, model_shapes
 from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum
 
-# These serve any model, since which words a tokenizer has does not change a shape.
-CLIP_TOKENIZER = "asset:emoji/stable_diffusion/tokenizer"
+# It serves any model: see `any_tokenizers`.
 BERT_TOKENIZER = "asset:emoji/image_reward"
-TOKENS = 77
 OBJECTS = ("object",)
 
 Shapes = Any  # A tree of `jax.ShapeDtypeStruct`.
@@ -75,14 +70,9 @@ def _exists(path: str) -> bool:
     return bool(path) and resolve(path, "config.model").exists()
 
 
-@functools.lru_cache
-def _clip_tokenizer():
-    tokenizer = load_clip_tokenizer(assets.resolve(CLIP_TOKENIZER))
-    tokenizer.model_max_length = TOKENS
-    return tokenizer
-
-
-def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str | None]:
+def make_model(
+    config: Config, mesh: Mesh | None
+) -> tuple[TextToImage, dict[str, Shapes], str | None]:
     """Builds the networks that `config.model` names, without their parameters.
 
     Args:
@@ -91,48 +81,29 @@ def make_model(config: Config, mesh: Mesh | None) -> tuple[StableDiffusion, str 
       mesh: the devices that the program is compiled for, or None.
 
     Returns:
-      The model, and what was assumed, or None.
+      The model, the shapes of its parameters, and what was assumed, or None.
 
     Raises:
-      UserError: the name is neither here nor known, or names a transformer.
+      UserError: the name is neither here nor known.
     """
-    short = published.short_name(config.model)
-    if _exists(config.model):
-        folder = resolve(config.model, "config.model")
-        if family_of(folder) is not STABLE_DIFFUSION:
-            raise UserError(
-                f"config.model={config.model!r} is a transformer, of which no dry run is made yet: "
-                "give a model with a UNet."
-            )
-        configs = read_configs(folder)
-        tokenizers, assumed = read_tokenizers(folder, configs), None
-    elif short is not None:
-        configs = published.CONFIGS[short]
-        tokenizers = {"tokenizer": _clip_tokenizer()}
-        if "text_encoder_2" in configs:
-            tokenizers["tokenizer_2"] = _clip_tokenizer()
-        assumed = f"config.model: {published.HUB_IDS[short]}"
-    else:
-        raise UserError(
-            f"config.model={config.model!r} is no folder here, and its sizes are not known: give a "
-            f"diffusers folder, or one of {[*published.HUB_IDS, *published.HUB_IDS.values()]}."
-        )
-    model = build_stable_diffusion(
-        configs,
+    model, template = model_shapes(
+        config.model,
         dtype=jnp.dtype(config.dtype),
         remat=checks.remat(config),
         convolution=config.convolution,
         attention=config.attention,
         size=checks.size(config),
         mesh=mesh,
-        **tokenizers,
+        text_tokens=config.sampler.text_tokens or None,
+        embedded_guidance=config.sampler.embedded_guidance or None,
     )
-    return model, assumed
+    hub_id = published.HUB_IDS.get(config.model, config.model)
+    return model, template, None if _exists(config.model) else f"config.model: {hub_id}"
 
 
 def _clip_reward(kind, config: dict, group_size: int) -> tuple[Reward, Shapes]:
     model = clip.build(config)
-    return kind(model, _clip_tokenizer(), group_size), clip.template(model)
+    return kind(model, any_tokenizers.clip_tokenizer(), group_size), clip.template(model)
 
 
 def _image_reward(kind, group_size: int) -> tuple[Reward, Shapes]:
@@ -229,9 +200,7 @@ def _prepare(reward: Reward, group_size: int) -> dict:
     return reward.prepare([names[0]] * group_size)
 
 
-def make_batch(
-    config: Config, model: StableDiffusion, rewards: Sequence[Reward], mesh: Mesh
-) -> Batch:
+def make_batch(config: Config, model: TextToImage, rewards: Sequence[Reward], mesh: Mesh) -> Batch:
     """Returns the shapes of what an iteration takes from the host.
 
     Args:
@@ -288,10 +257,9 @@ def build(config: Config, mesh: Mesh) -> AbstractExperiment:
     checks.check(config, mesh)
     if scores_on_host(config):
         raise UserError("A host_reward is not compiled: leave its task out of the dry run.")
-    model, assumed = make_model(config, mesh)
+    model, template, assumed = make_model(config, mesh)
     made = [make_reward(task.scorer, task.group_size) for task in config.tasks.values()]
     rewards = [(reward, params) for reward, params, _ in made]
-    template = parameter_template(model)
     shardings = network_sharding(mesh, config.mesh.split_frozen, template)
     params = abstract_arrays(template, shardings)
     algorithm, frozen = assemble(config, model, params, mesh, rewards, abstract_arrays)

@@ -20,12 +20,14 @@ class Policy:
       params: the parameters by network, placed on the mesh: the denoiser's under its name, "vae"
         and "text_encoder".
       mesh: the devices.
+      by_blocks: whether the networks gather their split parameters themselves, one block at a time.
     """
 
     model: TextToImage
     process: Process
     params: dict[str, Parameters]
     mesh: Mesh
+    by_blocks: bool = False
 
     @property
     def denoiser(self) -> Parameters:

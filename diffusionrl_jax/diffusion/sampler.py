@@ -37,6 +37,7 @@ class Sampler:
                 *(model, policy.process, policy.mesh, params, ids, empty_ids, indices, seed),
                 eta=sampler.eta,
                 guidance_scale=sampler.guidance_scale,
+                by_blocks=policy.by_blocks,
             )
             vae = gather_parameters(params["vae"], policy.mesh)
             return map_microbatches(

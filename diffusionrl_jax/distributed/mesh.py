@@ -63,6 +63,11 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
 
+def on_one_device() -> bool:
+    """Returns whether what is traced is what each device computes by itself, within `shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def gather_parameters(params, mesh: Mesh, dtype=None, uncast=()):
     """Brings the split parameters of a network together on every device, before they are used.
 

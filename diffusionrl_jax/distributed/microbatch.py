@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusionrl_jax.distributed.mesh import BATCH_AXES
+from diffusionrl_jax.distributed.mesh import BATCH_AXES, on_one_device
 from diffusionrl_jax.mistakes import UserError
 
 
@@ -46,39 +46,47 @@ def split(tree, count: int, mesh: Mesh, axis: int = 0):
     Args:
       tree: arrays with a batch axis.
       count: the number of microbatches.
-      mesh: the devices over which the batch is split.
+      mesh: the devices over which the batch is split. On one device the batch is its own share.
       axis: the place of the batch axis.
     """
+    devices = 1 if on_one_device() else mesh.size
 
     def one(array):
         shape = array.shape
         rest = shape[axis + 1 :]
         # Sizes are not left to be inferred: samples of which no step is kept are empty arrays.
-        each = shape[axis] // (mesh.size * count)
-        array = array.reshape(*shape[:axis], mesh.size, count, each, *rest)
+        each = shape[axis] // (devices * count)
+        array = array.reshape(*shape[:axis], devices, count, each, *rest)
         array = array.swapaxes(axis, axis + 1)
         array = array.reshape(*shape[:axis], count, shape[axis] // count, *rest)
         array = jnp.moveaxis(array, axis, 0)
-        spec = PartitionSpec(*(None,) * (axis + 1), BATCH_AXES)
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+        return _over_devices(array, mesh, axis + 1)
 
     return jax.tree.map(one, tree)
 
 
 def merge(tree, count: int, mesh: Mesh, axis: int = 0):
     """Undoes `split`: [count, ..., batch / count, ...] becomes [..., batch, ...]."""
+    devices = 1 if on_one_device() else mesh.size
 
     def one(array):
         array = jnp.moveaxis(array, 0, axis)
         shape = array.shape
         batch, rest = count * shape[axis + 1], shape[axis + 2 :]
-        each = shape[axis + 1] // mesh.size
-        array = array.reshape(*shape[:axis], count, mesh.size, each, *rest)
+        each = shape[axis + 1] // devices
+        array = array.reshape(*shape[:axis], count, devices, each, *rest)
         array = array.swapaxes(axis, axis + 1).reshape(*shape[:axis], batch, *rest)
-        spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+        return _over_devices(array, mesh, axis)
 
     return jax.tree.map(one, tree)
+
+
+def _over_devices(array: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
+    """Splits an axis, the batch, over the devices, unless there is one device."""
+    if on_one_device():
+        return array
+    spec = PartitionSpec(*(None,) * axis, BATCH_AXES)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
 def mean_over_microbatches(function, share, count: int, reductions: Mapping[str, str]):

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from diffusionrl_jax.distributed.mesh import FSDP, parameter_sharding
+from diffusionrl_jax.distributed.mesh import (
+    BATCH_AXES,
+    FSDP,
+    gather_parameters,
+    parameter_sharding,
+)
 
 
 @flax.struct.dataclass
@@ -20,7 +25,8 @@ class Shard:
     """A split parameter in its place in a tree, which the network that uses it will gather.
 
     Attributes:
-      array: a device's part within `mean_over_devices`, and the whole parameter outside of it.
+      array: a device's part within `mean_over_devices` and `apply_by_device`, and the whole
+        parameter outside of them.
       axis: the axis along which it is split over "fsdp".
       dtype: the dtype in which it is gathered.
     """
@@ -58,15 +64,56 @@ def shards(params, mesh: Mesh, dtype=None):
     return jax.tree.map_with_path(mark, params)
 
 
+def gathered(params, mesh: Mesh, dtype=None, *, by_blocks: bool):
+    """Brings a network's split parameters together, or leaves that to the network.
+
+    Args:
+      params: a tree of parameters.
+      mesh: the devices over which they are split.
+      dtype: what the network computes in, as in `gather_parameters`.
+      by_blocks: whether the network gathers them itself, one block at a time.
+
+    Returns:
+      The tree whole on every device, or with a `Shard` in place of each split parameter.
+    """
+    return (shards if by_blocks else gather_parameters)(params, mesh, dtype)
+
+
 def has_shards(tree) -> bool:
     """Returns whether a tree has any `Shard`."""
     return any(map(is_shard, jax.tree.leaves(tree, is_leaf=is_shard)))
 
 
 def partition(tree):
-    """Returns how `mean_over_devices` passes a tree to the devices: only shards are split."""
+    """Returns how a tree is passed to the devices: only shards are split."""
     one = lambda leaf: PartitionSpec(*(None,) * leaf.axis, FSDP) if is_shard(leaf) else None
     return jax.tree.map(lambda leaf: one(leaf) or PartitionSpec(), tree, is_leaf=is_shard)
+
+
+def apply_by_device(function, params, batch, mesh: Mesh, is_split: bool = True):
+    """Applies a function in which networks may gather their own parameters.
+
+    Where there are shards among the parameters, every device applies it to its share of the batch,
+    and sees itself alone. Where there are none, it is applied to the whole batch.
+
+    Args:
+      function: takes (params, batch), and returns a tree of [batch, ...] arrays, in which each
+        sample follows from its own row of the batch alone. It gathers the shards.
+      params: all that every sample needs, a tree with `Shard`s.
+      batch: a tree of [batch, ...] arrays.
+      mesh: the devices.
+      is_split: whether the batch is split over the devices, and what is returned. Otherwise every
+        device has all of it.
+
+    Returns:
+      What the function returns for the whole batch.
+    """
+    if not has_shards(params):
+        return function(params, batch)
+    rows = PartitionSpec(BATCH_AXES) if is_split else PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(partition(params), rows), out_specs=rows, check_vma=False
+    )(params, batch)
 
 
 def gather_shards(tree, after: jax.Array | None = None):

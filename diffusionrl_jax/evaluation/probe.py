@@ -15,7 +15,8 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.gaussian import Gaussian
 from diffusionrl_jax.diffusion.guidance import conditions, denoise_passes, guide
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
+from diffusionrl_jax.distributed.mesh import batch_sharding, place, replicated
+from diffusionrl_jax.distributed.shards import apply_by_device, gathered
 from diffusionrl_jax.models.parameters import Parameters
 
 MOST_CHAINS = 8  # Or one a device, if there are more.
@@ -49,17 +50,26 @@ class Probe:
         rows = batch_sharding(mesh)
 
         def predict(params, ids, empty_ids, latents, index):
-            denoiser = gather_parameters(params[model.denoiser_name], mesh, model.dtype)
-            text_encoder = gather_parameters(params["text_encoder"], mesh)
-            text = conditions(
-                model.encode_text(text_encoder, ids),
-                model.encode_empty(text_encoder, empty_ids[None]),
-                sampler.guidance_scale,
+            denoiser, text_encoder = (
+                gathered(params[name], mesh, model.dtype, by_blocks=policy.by_blocks)
+                for name in (model.denoiser_name, "text_encoder")
             )
+
+            def output_of(of_all, of_each):
+                denoiser, text_encoder, empty_ids = of_all
+                ids, latents, times = of_each
+                text = conditions(
+                    model.encode_text(text_encoder, ids),
+                    model.encode_empty(text_encoder, empty_ids[None]),
+                    sampler.guidance_scale,
+                )
+                output = denoise_passes(model, denoiser, latents, times, text)
+                return guide(output, sampler.guidance_scale)
+
             indices = jnp.full(len(latents), index)
             times = process.times[indices]
-            output = denoise_passes(model, denoiser, latents, times, text)
-            output = guide(output, sampler.guidance_scale)
+            of_all, of_each = (denoiser, text_encoder, empty_ids), (ids, latents, times)
+            output = apply_by_device(output_of, of_all, of_each, mesh)
             step = process.step(output, latents, indices, sampler.eta)
             clean = process.clean(output, latents, times)
             ones, zeros = jnp.ones_like(latents), jnp.zeros_like(latents)

@@ -146,6 +146,7 @@ def draw_pictures(
             mesh,
             eta=config.sampler.eta,
             guidance_scale=config.sampler.guidance_scale,
+            by_blocks=config.mesh.gather == "blocks",
         ),
         out_shardings=whole,
     )

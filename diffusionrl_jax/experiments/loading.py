@@ -50,7 +50,7 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
         embedded_guidance=config.sampler.embedded_guidance or None,
     )
     process = make_chain(config, model)
-    policy = Policy(model, process, params, mesh)
+    policy = Policy(model, process, params, mesh, checks.gathers_by_blocks(config))
     if config.lora.start and not config.lora.rank and path in (None, config.model):
         lora, factors = read_start(config, policy)
         merged = make_merge(mesh, policy.denoiser, lora)(factors)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax import assets
@@ -18,8 +19,10 @@ from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments import checks, shared_prefix
 from diffusionrl_jax.experiments.algorithm import needs_base
 from diffusionrl_jax.experiments.assembly import judges
+from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import published, tensor_files
+from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.models.text_to_image import describe_model
 from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM, is_on_host
 
@@ -28,9 +31,11 @@ FLOAT = 4  # The bytes of a float32.
 IMAGES_OF_A_REWARD = 16
 # The bytes that OWLv2 holds for each image: it attends from 3,601 tokens to as many, in float32.
 OWLV2_IMAGE = 2.5 * 2**30
-# For LoRA: how many numbers the factors have for each of the denoiser's parameters and each rank,
+# For LoRA of a UNet: how many numbers the factors have for each of its parameters and each rank,
 # and the bytes of the gradients of the kernels that they change, for each of these parameters.
 FACTORS, CHANGED = 1 / 4000, 0.3
+# Of a stack of blocks: the bytes of each number of a changed kernel, and of its gradient.
+CHANGED_OF_STACK = 2 * FLOAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Sizes:
       steps: how many steps of a sample's chain are kept.
       updates: the number of updates for each task.
       tasks: the number of tasks.
+      changed: the bytes that an update holds of the kernels that LoRA's factors change.
       kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
       lora, on_host: whether there is LoRA, a reward on the host.
       pretrains: how many updates are on pictures that are not drawn.
@@ -86,6 +92,7 @@ class Sizes:
     split_frozen: bool
     chain_gradient: bool = False
     group: int = 1
+    changed: float = 0.0
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -124,8 +131,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     itemsize = jnp.dtype(config.dtype).itemsize
     number = passes(config.sampler.guidance_scale)
     image = FLOAT * model.image
-    rank = config.lora.rank
-    trained = int(model.denoiser * rank * FACTORS) if rank else model.denoiser
+    trained, changed = _trained(config, model)
     needs = needs_of(config)
     on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
     ahead = on_host and config.overlap_scoring
@@ -154,12 +160,26 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         reward_gradient=needs.reward_gradient,
         pretrains=bool(config.pretraining.weight) + needs.updates * needs.pairs,
         holds_base=needs_base(config),
-        lora=bool(rank),
+        lora=bool(config.lora.rank),
         on_host=on_host,
         split_frozen=config.mesh.split_frozen,
         chain_gradient=needs.chain_gradient,
         group=shared_prefix.group_size(config),
+        changed=changed,
     )
+
+
+def _trained(config: Config, model: Description) -> tuple[int, float]:
+    """Returns how many parameters are trained, and `Sizes.changed`."""
+    lora = make_lora(config)
+    if lora is None:
+        return model.denoiser, 0.0
+    if model.denoiser_shapes is None:
+        return int(model.denoiser * lora.rank * FACTORS), CHANGED * model.denoiser
+    shapes = model.denoiser_shapes()
+    factors = jax.eval_shape(lambda: lora.init(shapes, seed=0))
+    kernels = sum(math.prod(kernel.shape) for kernel in lora.kernels(shapes).values())
+    return count(factors), CHANGED_OF_STACK * kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,15 +240,25 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     whole = lambda number: FLOAT * number if is_split and sizes.split_frozen else 0
     cast_anyway = lambda number: sizes.itemsize * number if is_cast else 0
     denoiser, text_encoder = sizes.model.denoiser, sizes.model.text_encoder
-    cast = sizes.itemsize * denoiser if is_split else cast_anyway(denoiser)
-    cast_text = whole(text_encoder) or cast_anyway(text_encoder)
+    by_blocks = division.gather == "blocks" and is_split
+    # A block is gathered while the one before is used.
+    two_blocks = 2 * sizes.itemsize * sizes.model.network.largest_block
+    in_full = sizes.itemsize * denoiser if is_split else cast_anyway(denoiser)
+    cast = two_blocks if by_blocks else in_full
+    is_encoder_split = is_split and sizes.split_frozen
+    cast_text = sizes.itemsize * text_encoder if is_encoder_split else cast_anyway(text_encoder)
+    if by_blocks and is_encoder_split:
+        cast_text = sizes.itemsize * sizes.model.largest_encoder
 
     samples = share * sizes.tasks if trains else division.sample
     drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
     forward = sizes.passes * sizes.model.network.forward(sizes.itemsize, sizes.kernel)
     sampling = min(division.sample, samples) * forward
     # What the loop over microbatches leaves is held twice, as it is put in order.
-    phases = {"sample": always + cast + cast_text + sampling + 2 * drawn}
+    # By blocks, prompts are read before the denoiser is gathered.
+    used = max(cast_text, cast + sampling) if by_blocks else cast_text + cast + sampling
+    merged = sizes.changed / 2 / division.fsdp if by_blocks else 0
+    phases = {"sample": always + used + merged + 2 * drawn}
 
     in_parts = trains and division.score < share and not sizes.on_host
     scored = min(division.score, share if trains else samples)
@@ -243,28 +273,29 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     count = sizes.tasks * sizes.updates + sizes.pretrains
     updates = count * share * (1 + sizes.kept_of_example) * sizes.latent
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
-    captions = whole(text_encoder) + 2 * share * sizes.text if sizes.pretrains else 0
+    read = cast_text if is_encoder_split else 0
+    captions = read + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
     # All activations are held for the backward pass: as a rule two more of each.
     scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
     backwards = networks + 3 * scoring if sizes.reward_gradient else 0
-    if division.gather == "blocks" and is_split:
-        # A block is gathered while the one before is used. Its whole gradient is summed in float32.
-        of_block = (3 * sizes.itemsize + FLOAT) * sizes.model.network.largest_block
-        gradient = (CHANGED * denoiser if sizes.lora else FLOAT * sizes.trained) / division.fsdp
-        together = of_block + gradient
+    if by_blocks:
+        # The whole gradient of a block is summed in float32.
+        of_gradient = (sizes.itemsize + FLOAT) * sizes.model.network.largest_block
+        gradient = (sizes.changed if sizes.lora else FLOAT * sizes.trained) / division.fsdp
+        together = cast + of_gradient + gradient
     else:
         # With several microbatches the whole gradient is added up. With one it is split as it is
         # made.
         own = sizes.trained if division.train < share else sizes.trained / division.fsdp
-        together = cast + (CHANGED * denoiser if sizes.lora else FLOAT * own)
+        together = cast + (sizes.changed if sizes.lora else FLOAT * own)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     # Pictures of the pretraining loss stand for themselves.
     group = 1 if sizes.pretrains else sizes.group
     activations = min(division.train, share) / group * sizes.passes * backward
     one = share * (3 * sizes.latent + sizes.text)
     # Through the chain a gradient is pulled back as in an update, but for the parameters' own.
-    chain = cast + activations if sizes.chain_gradient else 0
+    chain = in_full + activations if sizes.chain_gradient else 0
     phases["prepare"] = always + drawn + updates + text
     phases["prepare"] += max(captions, reference, backwards, chain)
     phases["update"] = always + updates + text + one + together + activations

@@ -21,8 +21,7 @@ class Adaptation:
 
     Attributes:
       lora: says which kernels get factors. None means that all of the denoiser is trained.
-      by_blocks: whether, in updates, the denoiser gathers its split parameters itself, one block at
-        a time.
+      by_blocks: whether the networks gather their split parameters themselves, one block at a time.
     """
 
     lora: Lora | None = None

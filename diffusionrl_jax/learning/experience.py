@@ -21,6 +21,7 @@ from diffusionrl_jax.distributed.microbatch import (
     map_microbatches,
     microbatch_count,
 )
+from diffusionrl_jax.distributed.shards import apply_by_device, gathered
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.adaptation import Adaptation
 from diffusionrl_jax.learning.branching import map_groups
@@ -79,6 +80,16 @@ class Sampling:
     late_steps: int = 0
     draws: bool = True
     branches: int = 0
+
+
+def samples_first(array: jax.Array) -> jax.Array:
+    """Joins the axes of tasks and samples: [T, B, ...] becomes [B * T, ...].
+
+    Samples come first, so that the joined axis keeps the batch axis' sharding.
+    """
+    # The size is not left to be inferred: samples of which no step is kept are empty arrays.
+    samples = array.shape[0] * array.shape[1]
+    return array.swapaxes(0, 1).reshape(samples, *array.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -244,24 +255,27 @@ class Experience:
         numbers = self.sampling
         current = self.adaptation.denoiser(params, frozen.base)
         drawing = frozen.base if numbers.from_base else current
-        denoiser = gather_parameters(drawing, self.mesh, self.model.dtype)
-        text_encoder = gather_parameters(frozen.text_encoder, self.mesh)
-        tasks, batch, _ = input_ids.shape
-        empty = self.model.encode_empty(text_encoder, frozen.empty_ids[None])
-        # Samples come first, so that the merged axis keeps the batch axis' sharding.
-        flatten = lambda x: x.swapaxes(0, 1).reshape(x.shape[1] * tasks, *x.shape[2:])
-        firsts, trained = self.trained_steps(step, batch)
-        sources = draws.noise_sources(firsts, trained, self.process.steps)
-        keys_of = lambda sources: draws.noise_keys(numbers.seed, step, sources)
+        # A group's common steps are taken over all devices at once, by whole networks.
+        by_blocks = self.adaptation.by_blocks and not numbers.branches
+        denoiser, text_encoder = (
+            gathered(network, self.mesh, self.model.dtype, by_blocks=by_blocks)
+            for network in (drawing, frozen.text_encoder)
+        )
+        of_all = denoiser, text_encoder, frozen.empty_ids, step
+        return (self._draw_groups if numbers.branches else self._draw_each)(of_all, input_ids)
 
-        def text_of(ids):
-            prompts = self.model.encode_text(text_encoder, ids)
-            return conditions(prompts, empty, numbers.guidance_scale)
+    def _draw_groups(self, of_all, input_ids):
+        """Draws as `draw` does, each group as one up to where its chains part."""
+        numbers = self.sampling
+        denoiser, text_encoder, empty_ids, step = of_all
+        empty = self.model.encode_empty(text_encoder, empty_ids[None])
 
-        def groups(arguments, index):
+        def draw(arguments, index):
             ids, sources = arguments
-            text = text_of(ids[:, 0])
-            keys = keys_of(sources.reshape(-1, sources.shape[-1])).reshape(sources.shape)
+            prompts = self.model.encode_text(text_encoder, ids[:, 0])
+            text = conditions(prompts, empty, numbers.guidance_scale)
+            keys = draws.noise_keys(numbers.seed, step, sources.reshape(-1, sources.shape[-1]))
+            keys = keys.reshape(sources.shape)
             latents, steps = branch(
                 self.model,
                 self.process,
@@ -275,31 +289,46 @@ class Experience:
             )
             return latents, steps, text
 
-        if numbers.branches:
-            places = self.branch_steps(step)
-            arguments = (input_ids, sources), places, self.group, numbers.sample, self.mesh
-            return jax.tree.map(flatten, map_groups(groups, *arguments))
+        firsts, trained = self.trained_steps(step, input_ids.shape[1])
+        sources = draws.noise_sources(firsts, trained, self.process.steps)
+        places = self.branch_steps(step)
+        arguments = (input_ids, sources), places, self.group, numbers.sample, self.mesh
+        return jax.tree.map(samples_first, map_groups(draw, *arguments))
 
+    def _draw_each(self, of_all, input_ids):
+        """Draws as `draw` does, each sample by itself."""
+        numbers = self.sampling
+        tasks, batch, _ = input_ids.shape
+
+        def draw(of_all, of_each):
+            denoiser, text_encoder, empty_ids, step = of_all
+            empty = self.model.encode_empty(text_encoder, empty_ids[None])
+
+            def chain(arguments):
+                ids, sources, kept, eta = arguments
+                prompts = self.model.encode_text(text_encoder, ids)
+                text = conditions(prompts, empty, numbers.guidance_scale)
+                latents, steps = rollout(
+                    self.model,
+                    self.process,
+                    denoiser,
+                    text,
+                    draws.noise_keys(numbers.seed, step, sources),
+                    kept,
+                    eta=numbers.eta if eta is None else eta,
+                    guidance_scale=numbers.guidance_scale,
+                )
+                return latents, steps, text
+
+            return self._map(chain, of_each, tasks * batch, numbers.sample)
+
+        step = of_all[-1]
+        firsts, trained = self.trained_steps(step, batch)
+        sources = draws.noise_sources(firsts, trained, self.process.steps)
         eta = self.eta(step, batch)
-        of_samples = flatten(eta) if isinstance(eta, jax.Array) else None
-
-        def chain(arguments):
-            ids, sources, kept, of_samples = arguments
-            text = text_of(ids)
-            latents, steps = rollout(
-                self.model,
-                self.process,
-                denoiser,
-                text,
-                keys_of(sources),
-                kept,
-                eta=numbers.eta if of_samples is None else of_samples,
-                guidance_scale=numbers.guidance_scale,
-            )
-            return latents, steps, text
-
-        arguments = (flatten(input_ids), flatten(sources), flatten(trained), of_samples)
-        return self._map(chain, arguments, tasks * batch, numbers.sample)
+        of_samples = samples_first(eta) if isinstance(eta, jax.Array) else None
+        of_each = *map(samples_first, (input_ids, sources, trained)), of_samples
+        return apply_by_device(draw, of_all, of_each, self.mesh)
 
     def decode(self, frozen: Frozen, latents: jax.Array) -> jax.Array:
         """Decodes latents [n, ...] to images float32 [n, height, width, 3] in [0, 1]."""

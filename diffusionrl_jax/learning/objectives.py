@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.diffusion.guidance import denoise_passes
-from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters
+from diffusionrl_jax.distributed.mesh import batch_sharding
 from diffusionrl_jax.distributed.microbatch import map_microbatches
+from diffusionrl_jax.distributed.shards import apply_by_device, gathered
 from diffusionrl_jax.learning.advantages import AdvantageRules, reward_metrics
 from diffusionrl_jax.learning.examples import Examples, concatenate
 from diffusionrl_jax.learning.experience import Experience
@@ -205,18 +206,22 @@ class Objectives:
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""
         model, mesh = self.experience.model, self.mesh
-        whole = gather_parameters(params, mesh, model.dtype)
+        by_blocks = self.experience.adaptation.by_blocks
+        denoiser = gathered(params, mesh, model.dtype, by_blocks=by_blocks)
         count = self.learner.microbatches(examples.times.shape[1], examples.group)
 
-        def of_microbatch(part):
-            latents, times, own, rows = part
-            output = denoise_passes(model, whole, latents, times, rows)
-            return function(output, latents, own)
+        def of_batch(denoiser, batch):
+            def of_microbatch(part):
+                latents, times, own, rows = part
+                output = denoise_passes(model, denoiser, latents, times, rows)
+                return function(output, latents, own)
+
+            return map_microbatches(of_microbatch, batch, count, mesh)
 
         def of_update(example):
             rows = jax.tree.map(lambda rows: rows[example.text], text)
-            part = (example.latents, example.times, example.own, rows)
-            return map_microbatches(of_microbatch, part, count, mesh)
+            batch = (example.latents, example.times, example.own, rows)
+            return apply_by_device(of_batch, denoiser, batch, mesh)
 
         return jax.lax.map(of_update, examples)
 

@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
+from diffusionrl_jax.distributed.mesh import on_one_device
 from diffusionrl_jax.mistakes import UserError
 
 ATTENTION = ("auto", "dot_product", "splash", "cudnn")
@@ -180,7 +181,7 @@ def _on_each_device(
     local: Callable[..., jax.Array], mesh: Mesh, arrays: tuple[jax.Array, ...]
 ) -> jax.Array:
     """Applies `local` to each device's own rows and heads of [batch, tokens, heads, head size]."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:  # Else the arrays are a device's own.
+    if not on_one_device():
         batch, _, heads, _ = arrays[0].shape
         rows, columns = partition(batch, heads, mesh)
         spec = PartitionSpec(rows, None, columns)

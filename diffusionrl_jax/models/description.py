@@ -1,8 +1,8 @@
 """What a plan has to know of a model before the model is opened."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 
 class Network(Protocol):
@@ -50,19 +50,24 @@ class Description:
       denoiser: the number of the denoiser's parameters.
       vae: the number of the VAE's parameters.
       text_encoder: the number of all text encoders' parameters.
+      largest_encoder: how many of these are gathered together, at most, where blocks are.
       network: the denoiser's arithmetic.
       latent: how many numbers one latent has.
       image: how many numbers one image has.
       text: how many numbers one pass of the denoiser is conditioned on.
       decoded: takes the bytes of one number, and returns the bytes that are held while one image is
         decoded.
+      denoiser_shapes: returns the shapes of the denoiser's parameters, where that takes no time;
+        None elsewhere.
     """
 
     denoiser: int
     vae: int
     text_encoder: int
+    largest_encoder: int
     network: Network
     latent: int
     image: int
     text: int
     decoded: Callable[[int], float]
+    denoiser_shapes: Callable[[], Mapping[str, Any]] | None = None

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionrl_jax.distributed.shards import gather_shards
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import fields, weights
 from diffusionrl_jax.models.norms import root_mean_square
@@ -103,10 +104,13 @@ class T5Encoder:
         """Returns the last states, after the final norm, [n, tokens, width] in the compute dtype.
 
         Args:
-          params: the parameters, of `template`'s shapes.
+          params: the parameters, of `template`'s shapes. Large ones may be `Shard`s.
           input_ids: int32 [n, tokens]. Padding is attended to, as Stable Diffusion 3 was trained.
         """
-        config, encoder = self.config, params["encoder"]
+        config, blocks = self.config, params["encoder"][self.stack]
+        others = {name: part for name, part in params["encoder"].items() if name != self.stack}
+        others = gather_shards({**params, "encoder": others}, after=input_ids)
+        encoder = others["encoder"]
         tokens = input_ids.shape[1]
         table = encoder["block_0"]["layer_0"]["SelfAttention"][BIAS]["embedding"]
         buckets = distance_buckets(
@@ -115,7 +119,7 @@ class T5Encoder:
             config["relative_attention_max_distance"],
         )
         bias = table[buckets].transpose(2, 0, 1)[None]
-        states = params["shared"]["embedding"].astype(self.dtype)[input_ids]
+        states = others["shared"]["embedding"].astype(self.dtype)[input_ids]
 
         def norm(layer, values):
             return root_mean_square(layer["scale"], values, config["layer_norm_epsilon"])
@@ -138,7 +142,7 @@ class T5Encoder:
             gate = jax.nn.gelu(multiply(layers["wi_0"], normal), approximate=True)
             return states + multiply(layers["wo"], gate * multiply(layers["wi_1"], normal))
 
-        states = scan_blocks(block, encoder[self.stack], states)
+        states = scan_blocks(block, blocks, states)
         return norm(encoder["final_layer_norm"], states)
 
 

@@ -18,9 +18,11 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.description import Description
 from diffusionrl_jax.models.folders import hub, published
 from diffusionrl_jax.models.folders.networks import INDEX
+from diffusionrl_jax.models.mmdit import published as published_transformers
 from diffusionrl_jax.models.mmdit.description import describe_mmdit
 from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
 from diffusionrl_jax.models.mmdit.model import MMDiT
+from diffusionrl_jax.models.mmdit.shapes import mmdit_shapes
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.stable_diffusion.description import describe
 from diffusionrl_jax.models.stable_diffusion.folder import (
@@ -28,6 +30,7 @@ from diffusionrl_jax.models.stable_diffusion.folder import (
     save_stable_diffusion,
 )
 from diffusionrl_jax.models.stable_diffusion.model import StableDiffusion
+from diffusionrl_jax.models.stable_diffusion.shapes import stable_diffusion_shapes
 
 # A tree of arrays whose first axis is the prompt's. Only the model knows what the arrays are.
 Text = Any
@@ -98,7 +101,8 @@ class TextToImage(Protocol):
         """Returns what the denoiser is conditioned on, a tree of [n, ...] arrays.
 
         Args:
-          params: the parameters "text_encoder".
+          params: the parameters "text_encoder". Large ones may be `Shard`s, which the model gathers
+            as it sees fit.
           input_ids: int32 [n, tokens], from `tokenize`.
         """
         ...
@@ -169,6 +173,9 @@ class Family(NamedTuple):
       describe: takes what `config.model` names and the pictures' (height, width), or None for the
         model's own, and returns the model's sizes, without opening its weights.
       denoiser: the name of the denoiser's folder.
+      shapes: takes what `config.model` names, a folder that is here or a published model, and
+        options, and returns the model and its parameters' shapes, as
+        `stable_diffusion.shapes.stable_diffusion_shapes` does.
       read: reads a folder, as `stable_diffusion.folder.load_stable_diffusion` does.
       write: writes a folder, as `stable_diffusion.folder.save_stable_diffusion` does.
       guidance_scale: the scale of classifier-free guidance that its pipeline samples with.
@@ -177,6 +184,7 @@ class Family(NamedTuple):
 
     describe: Callable[..., Description]
     denoiser: str
+    shapes: Callable[..., tuple[TextToImage, dict[str, Any]]]
     read: Callable[..., tuple[TextToImage, dict[str, Any]]]
     write: Callable[..., None]
     guidance_scale: float = 7.5
@@ -184,12 +192,21 @@ class Family(NamedTuple):
 
 
 STABLE_DIFFUSION = Family(
-    describe, StableDiffusion.denoiser_name, load_stable_diffusion, save_stable_diffusion
+    describe,
+    StableDiffusion.denoiser_name,
+    stable_diffusion_shapes,
+    load_stable_diffusion,
+    save_stable_diffusion,
+)
+MMDIT = Family(
+    describe_mmdit,
+    MMDiT.denoiser_name,
+    mmdit_shapes,
+    load_mmdit,
+    save_mmdit,
+    options=("text_tokens",),
 )
 # The families, by the class of the pipeline in a folder's model_index.json.
-MMDIT = Family(
-    describe_mmdit, MMDiT.denoiser_name, load_mmdit, save_mmdit, options=("text_tokens",)
-)
 FAMILIES = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION,
@@ -198,6 +215,14 @@ FAMILIES = {
     "FluxPipeline": MMDIT._replace(
         guidance_scale=1.0, options=("text_tokens", "embedded_guidance")
     ),
+}
+# The family of each published model whose sizes are known without it, by what may name it.
+PUBLISHED = {
+    **dict.fromkeys((*published.HUB_IDS, *published.HUB_IDS.values()), STABLE_DIFFUSION),
+    **{
+        name: FAMILIES[configs["pipeline"]["_class_name"]]
+        for name, configs in published_transformers.CONFIGS.items()
+    },
 }
 DENOISERS = sorted({family.denoiser for family in FAMILIES.values()})
 
@@ -230,7 +255,7 @@ def describe_model(name: str, size: tuple[int, int] | None = None) -> Descriptio
 
     Args:
       name: what `config.model` names; see the family's `describe`.
-      size: the height and width of the pictures in pixels; None means the UNet's own size.
+      size: the height and width of the pictures in pixels; None means the denoiser's own size.
 
     Raises:
       UserError, FileNotFoundError: as the family's `describe`.
@@ -241,8 +266,8 @@ def describe_model(name: str, size: tuple[int, int] | None = None) -> Descriptio
 def family_at(name: str) -> Family:
     """Returns the family of a model, which is fetched where it is on the hub.
 
-    It is Stable Diffusion's where nothing is named, or a published checkpoint whose sizes are known
-    without it.
+    It is Stable Diffusion's where nothing is named, and known for a published model that is not in
+    a folder here.
 
     Args:
       name: what `config.model` names, which may be empty.
@@ -250,10 +275,42 @@ def family_at(name: str) -> Family:
     Raises:
       UserError, FileNotFoundError: as `hub.locate` and `family_of`.
     """
-    known = not name or published.short_name(name) is not None
-    if known and not (name and resolve(name, "config.model").exists()):
+    if not name:
         return STABLE_DIFFUSION
+    if name in PUBLISHED and not resolve(name, "config.model").exists():
+        return PUBLISHED[name]
     return family_of(hub.locate(name))
+
+
+def model_shapes(
+    name: str,
+    *,
+    text_tokens: int | None = None,
+    embedded_guidance: float | None = None,
+    **options,
+) -> tuple[TextToImage, dict[str, Any]]:
+    """Builds a model of any family without its weights.
+
+    Args:
+      name: a folder that is here, or a published model's hub id or short name.
+      text_tokens, embedded_guidance: as in `load_model`.
+      **options: those of `stable_diffusion.build.build_stable_diffusion`.
+
+    Returns:
+      The model, and the shapes of its parameters.
+
+    Raises:
+      UserError: the name is neither here nor known, or the family does not know an option.
+      UserError, FileNotFoundError: as the family's `shapes`.
+    """
+    if name not in PUBLISHED and not (name and resolve(name, "config.model").exists()):
+        raise UserError(
+            f"config.model={name!r} is no folder here, and its sizes are not known: give a "
+            f"diffusers folder, or one of {list(PUBLISHED)}."
+        )
+    family = family_at(name)
+    own = _own_options(family, name, text_tokens, embedded_guidance)
+    return family.shapes(name, **own, **options)
 
 
 def load_model(
@@ -281,6 +338,18 @@ def load_model(
     """
     folder = hub.locate(path)
     family = family_of(folder)
+    own = _own_options(family, path, text_tokens, embedded_guidance)
+    return family.read(folder, **own, **options)
+
+
+def _own_options(
+    family: Family, path: str, text_tokens: int | None, embedded_guidance: float | None
+) -> dict[str, Any]:
+    """Returns which of the options that only some families know are set.
+
+    Raises:
+      UserError: the family does not know one of them.
+    """
     own = {"text_tokens": text_tokens, "embedded_guidance": embedded_guidance}
     own = {name: value for name, value in own.items() if value is not None}
     for name, value in own.items():
@@ -290,7 +359,7 @@ def load_model(
                 f"config.sampler.{name}={value} is for models of {' and '.join(knows)}, and {path} "
                 "is another: set it to 0."
             )
-    return family.read(folder, **own, **options)
+    return own
 
 
 def save_model(path: epath.Path, model: TextToImage, params: Parameters, *options) -> None:

@@ -8,8 +8,10 @@ import pytest
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.distributed.gradients import mean_over_devices
 from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
+from diffusionrl_jax.distributed.microbatch import map_microbatches
 from diffusionrl_jax.distributed.shards import (
     add,
+    apply_by_device,
     gather_shards,
     has_shards,
     keeps_all_but_gathered,
@@ -116,3 +118,28 @@ def test_a_change_is_added_to_each_part():
     gradient, scalars = jax.jit(run)(kernel, change, ROWS)
     np.testing.assert_allclose(gradient, np.full(SHAPE, ROWS.mean()), atol=1e-6)
     np.testing.assert_allclose(scalars["sum"], ((kernel + change) * ROWS.mean()).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_each_device_applies_a_function_to_its_own_rows(fsdp, parts):
+    mesh = make_mesh(fsdp)
+
+    def function(params, rows):
+        def of_part(rows):
+            kernel = gather_shards(params["dense"], after=rows)["kernel"]
+            return rows @ kernel, jnp.full(len(rows), len(rows))
+
+        return map_microbatches(of_part, rows, parts, mesh)
+
+    apply = jax.jit(lambda: apply_by_device(function, shards(PARAMS, mesh), ROWS, mesh))
+    products, together = apply()
+    np.testing.assert_allclose(products, ROWS @ PARAMS["dense"]["kernel"], rtol=0, atol=1e-6)
+    # Eight devices have two rows each.
+    assert set(np.asarray(together)) == {16 // parts if fsdp == 1 else 2 // parts}
+    one = apply_by_device(
+        lambda params, rows: rows @ gather_shards(params)["dense"]["kernel"],
+        *(shards(PARAMS, mesh), ROWS[:1], mesh),
+        is_split=False,
+    )
+    np.testing.assert_allclose(one, ROWS[:1] @ PARAMS["dense"]["kernel"], rtol=0, atol=1e-6)

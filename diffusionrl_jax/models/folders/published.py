@@ -28,7 +28,7 @@ _UNET = {
     "sample_size": 64,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
-_VAE = {
+VAE = {
     "act_fn": "silu",
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -41,7 +41,7 @@ _VAE = {
     "scaling_factor": 0.18215,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
-_CLIP_L = {
+CLIP_TEXT = {
     "bos_token_id": 0,
     "eos_token_id": 2,
     "hidden_act": "quick_gelu",
@@ -56,7 +56,7 @@ _CLIP_L = {
 }
 # It has 24 layers, of which the checkpoint leaves out the last: the UNet saw the output of the
 # penultimate one.
-_OPENCLIP_H = _CLIP_L | {
+_OPENCLIP_H = CLIP_TEXT | {
     "hidden_act": "gelu",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -64,7 +64,7 @@ _OPENCLIP_H = _CLIP_L | {
     "num_hidden_layers": 23,
     "projection_dim": 512,
 }
-_OPENCLIP_BIGG = _CLIP_L | {
+OPENCLIP_BIGG = CLIP_TEXT | {
     "hidden_act": "gelu",
     "hidden_size": 1280,
     "intermediate_size": 5120,
@@ -89,8 +89,8 @@ _SCHEDULER = {"_class_name": "DDIMScheduler"} | NOISE_SCHEDULE
 CONFIGS = {
     "sd15": {
         "unet": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
-        "vae": _VAE,
-        "text_encoder": _CLIP_L,
+        "vae": VAE,
+        "text_encoder": CLIP_TEXT,
         "scheduler": _SCHEDULER,
     },
     "sd2": {
@@ -100,7 +100,7 @@ CONFIGS = {
             "cross_attention_dim": 1024,
             "use_linear_projection": True,
         },
-        "vae": _VAE,
+        "vae": VAE,
         "text_encoder": _OPENCLIP_H,
         "scheduler": _SCHEDULER,
     },
@@ -119,9 +119,9 @@ CONFIGS = {
             "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
             "use_linear_projection": True,
         },
-        "vae": _VAE | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": _OPENCLIP_BIGG,
+        "vae": VAE | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder": CLIP_TEXT,
+        "text_encoder_2": OPENCLIP_BIGG,
         "scheduler": _SCHEDULER,
         "pipeline": {"force_zeros_for_empty_prompt": True},
     },
@@ -130,7 +130,7 @@ CONFIGS = {
 # CLIPConfig's fields of openai/clip-vit-large-patch14.
 CLIP_L = {
     "projection_dim": 768,
-    "text_config": _CLIP_L,
+    "text_config": CLIP_TEXT,
     "vision_config": {
         "hidden_act": "quick_gelu",
         "hidden_size": 1024,

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.data.stored_tensors import StoredTensor
+from diffusionrl_jax.distributed.shards import gather_shards
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.attention import attend
@@ -192,7 +193,8 @@ class MMDiT:
         """Returns what the transformer is conditioned on.
 
         Args:
-          text_encoder_params: the parameters "text_encoder", a tree for each text encoder.
+          text_encoder_params: the parameters "text_encoder", a tree for each text encoder. Large
+            ones may be `Shard`s.
           input_ids: int32 [n, tokens], from `tokenize`. Padding is attended to, as the published
             models were trained.
 
@@ -210,7 +212,9 @@ class MMDiT:
             params = text_encoder_params[name]
             if isinstance(encoder, T5Encoder):
                 long = encoder.encode(params, ids[name])
-            elif self.pipeline.reads_clip_states:
+                continue
+            params = gather_shards(params, after=ids[name])
+            if self.pipeline.reads_clip_states:
                 states, end = text_encoders.penultimate_states(encoder, params, ids[name])
                 clips.append(states)
                 pooled.append(end)

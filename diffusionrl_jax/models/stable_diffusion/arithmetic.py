@@ -34,6 +34,10 @@ class Block:
       kept: how many values its backward pass asks for.
       tokens, heads: the tokens and the heads of its self-attention; 0 if it has none.
       parameters: how many parameters it has, without biases and scales.
+      stacked: how many values are stored of it where it is one of several equal blocks, whose
+        values lie in one array, and nothing is computed again. 0 means `kept`: the compiler then
+        chooses what it stores.
+      fills_up: whether the kernel is given tokens that are filled up to whole blocks.
     """
 
     operations: float
@@ -42,6 +46,8 @@ class Block:
     tokens: int = 0
     heads: int = 0
     parameters: int = 0
+    stacked: int = 0
+    fills_up: bool = False
 
     def probabilities(self, kernel: bool) -> int:
         """Returns the bytes of the float32 probabilities that its self-attention holds.
@@ -50,7 +56,7 @@ class Block:
           kernel: whether attention that suits it runs as a kernel that holds no probabilities.
         """
         shape = (1, self.tokens, self.heads, 1)
-        if kernel and takes_splash(shape, shape):
+        if kernel and takes_splash(shape, shape, self.fills_up):
             return 0
         return 4 * self.heads * self.tokens**2
 
@@ -105,7 +111,10 @@ class Network:
             for block in blocks
         )
         if remat == "none":
-            held = sum(itemsize * block.kept + block.probabilities(kernel) for block in blocks)
+            held = sum(
+                itemsize * (block.stacked or block.kept) + block.probabilities(kernel)
+                for block in blocks
+            )
         elif remat == "blocks":
             held = itemsize * sum(block.read for block in blocks) + one
         else:

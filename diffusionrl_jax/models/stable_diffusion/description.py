@@ -39,6 +39,7 @@ def describe(name: str, size: tuple[int, int] | None = None) -> Description:
         denoiser=counted["unet"],
         vae=counted["vae"],
         text_encoder=counted["text_encoder"],
+        largest_encoder=counted["text_encoder"],
         network=arithmetic.network(unet, tokens, sides),
         latent=unet["in_channels"] * latent_pixels,
         image=3 * pixels,

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import CLIPTokenizerFast
 
+from diffusionrl_jax.distributed.shards import gather_shards
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.folders.networks import (
@@ -168,7 +169,7 @@ class StableDiffusion:
         """Returns what the UNet is conditioned on.
 
         Args:
-          text_encoder_params: the parameters "text_encoder".
+          text_encoder_params: the parameters "text_encoder". Large ones may be `Shard`s.
           input_ids: int32 [n, tokens], from `tokenize`. Padding is attended to, as Stable Diffusion
             was trained.
 
@@ -176,6 +177,7 @@ class StableDiffusion:
           The last hidden state [n, tokens, width], in the compute dtype. For XL it is the
           `Conditioning` of an uncropped picture of the size that is drawn.
         """
+        text_encoder_params = gather_shards(text_encoder_params, after=input_ids)
         if self.text_encoder_2 is None:
             return text_encoders.last_states(self.text_encoder, text_encoder_params, input_ids)
         ids, ids_2 = jnp.split(input_ids, [self.tokenizer.model_max_length], axis=1)

@@ -1,0 +1,139 @@
+"""What is said of transformers before they are opened, against PyTorch and JAX."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+from diffusionrl_jax.models.mmdit import description, published
+from diffusionrl_jax.models.mmdit.blocks import block_shapes, joint_block
+from diffusionrl_jax.models.parameters import count
+from diffusionrl_jax.models.text_to_image import describe_model, model_shapes
+
+FLUX = "black-forest-labs/FLUX.1-dev"
+MEDIUM = "stabilityai/stable-diffusion-3.5-medium"
+CLASSES = {
+    "StableDiffusion3Pipeline": SD3Transformer2DModel,
+    "FluxPipeline": FluxTransformer2DModel,
+}
+
+
+def numel(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def on_meta(name):
+    """PyTorch's transformer of a published model, without memory for its weights."""
+    configs = published.CONFIGS[name]
+    with torch.device("meta"):
+        return CLASSES[configs["pipeline"]["_class_name"]](**configs["transformer"])
+
+
+def forward(network, config, words, latents):
+    """One sample's forward pass; pictures are square."""
+    text = torch.empty(1, words, config["joint_attention_dim"])
+    fields = {"encoder_hidden_states": text, "timestep": torch.empty(1)}
+    fields["pooled_projections"] = torch.empty(1, config["pooled_projection_dim"])
+    if "pos_embed_max_size" in config:
+        network(torch.empty(1, config["in_channels"], latents, latents), **fields)
+        return
+    tokens = (latents // 2) ** 2
+    guidance = torch.empty(1) if config["guidance_embeds"] else None
+    places = {"img_ids": torch.empty(tokens, 3), "txt_ids": torch.empty(words, 3)}
+    network(torch.empty(1, tokens, config["in_channels"]), **fields, **places, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in (MEDIUM, FLUX) else pytest.mark.slow)
+        for name in published.CONFIGS
+    ],
+)
+def test_published_sizes_and_operations_are_pytorchs(name):
+    network, config = on_meta(name), published.CONFIGS[name]["transformer"]
+    assert numel(network) == published.PARAMETERS[name]["transformer"]
+    described = describe_model(name, (512, 512))
+    assert count(described.denoiser_shapes()) == described.denoiser == numel(network)
+    words = 512 if "FLUX" in name else 77 + 256
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(network, config, words, 64)
+    # The embeddings of the time and of the pooled text are left out, and what comes after the
+    # last block: 0.2% of the smallest.
+    operations = described.network.operations
+    assert operations == pytest.approx(counter.get_total_flops(), rel=3e-3)
+    blocks = [block for part in described.network.parts for block in part]
+    kernels = sum(block.parameters for block in blocks)
+    assert kernels == pytest.approx(numel(network), rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [MEDIUM, FLUX])
+def test_published_encoders_have_pytorchs_sizes(name):
+    configs, sizes = published.CONFIGS[name], published.PARAMETERS[name]
+    first = CLIPTextModel if name == FLUX else CLIPTextModelWithProjection
+    clip = lambda kind, part: kind(CLIPTextConfig(**configs[part]))
+    t5 = "text_encoder_2" if name == FLUX else "text_encoder_3"
+    with torch.device("meta"):
+        assert numel(clip(first, "text_encoder")) == sizes["text_encoder"]
+        if name == MEDIUM:
+            second = clip(CLIPTextModelWithProjection, "text_encoder_2")
+            assert numel(second) == sizes["text_encoder_2"]
+        assert numel(T5EncoderModel(T5Config(**configs[t5]))) == sizes[t5]
+        assert numel(AutoencoderKL(**configs["vae"])) == sizes["vae"]
+    model, template = model_shapes(name, dtype=jnp.bfloat16, size=(512, 512))
+    for part, shapes in template["text_encoder"].items():
+        assert count(shapes) == sizes[part]
+    assert (count(template["vae"]), model.latent_shape) == (sizes["vae"], (16, 64, 64))
+    assert model.tokenize(["a cat"]).shape == (1, 77 + 512 if name == FLUX else 77 + 77 + 256)
+
+
+@jax.custom_vjp
+def attend(query, key, value):
+    """Attention in name only, that keeps for its gradient what the kernel keeps."""
+    return query * key[:, : query.shape[1]] * value[:, : query.shape[1]]
+
+
+def attend_forward(*arrays):
+    seen = attend(*arrays)
+    return seen, (*arrays, seen, seen[..., 0].astype(jnp.float32))
+
+
+attend.defvjp(attend_forward, lambda kept, gradient: kept[:3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "stacked"),
+    [
+        ({}, description.STACKED),
+        ({"is_dual": True}, description.STACKED_OF_DUAL),
+        ({"is_last": True}, description.STACKED_OF_LAST),
+    ],
+    ids=["both", "dual", "last"],
+)
+def test_what_a_block_stores_for_its_gradient_is_what_jax_keeps(kind, stacked):
+    """As in Stable Diffusion 3 at 512 pixels, with 4 heads of 16 numbers."""
+    heads, size, places, words = 4, 16, 1024, 333
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+    params = block_shapes(heads, size, normalises=True, **kind)
+    params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
+    width = heads * size
+
+    def block(params, carry):
+        picture, text, condition = carry
+        return joint_block(params, (picture, text), condition, heads, attend, attend)
+
+    carry = shape(1, places, width), shape(1, words, width), shape(1, width)
+    kept = jax.eval_shape(lambda *arguments: jax.vjp(block, *arguments)[1], params, carry)
+    bytes_of = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    values = (bytes_of(kept) - bytes_of(params)) / 2 / ((places + words) * width)
+    assert values == pytest.approx(stacked, abs=0.6)
