@@ -72,7 +72,7 @@ def identify_model(path: str, step: str, start: str = "") -> dict[str, Any]:
         files = held_digest(held)
     else:
         files = folder_digest(hub.locate(path))
-    found = {"path": path, "files": files}
+    found: dict[str, Any] = {"path": path, "files": files}
     if start:
         lora = lora_files.locate(start, "config.lora.start")
         found["lora"] = {"path": start, "files": file_digest(lora)}
