@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from diffusionrl_jax.runs.identities import identify_model, settle_step
 from tests.processes import (
     finish,
 )
@@ -32,3 +33,30 @@ def test_evaluate_compares_checkpoints(start, finished, config_file, make_config
         "real pictures",
     }
     assert Image.open(tmp_path / "comparison.png").height > 3 * 96
+
+
+def test_checkpoints_by_their_arrays(finished):
+    assert settle_step(str(finished), "last") == settle_step(str(finished), "") == "3"
+    found = [identify_model(str(finished), step) for step in ("2", "3")]
+    assert found[0]["arrays"] != found[1]["arrays"]
+    assert found[0]["started_from"] == found[1]["started_from"]
+
+
+@pytest.mark.slow
+def test_evaluate_repeats_a_manifest(start, finished, config_file, make_config, tmp_path):
+    config = config_file(make_config())
+    first = (f"--config={config}", f"--checkpoints=run={finished}@best", "--images=4")
+    status, output = finish(start("evaluate", *first, f"--output={tmp_path}/one"))
+    assert status == 0, output
+    again = f"--manifest={tmp_path}/one/manifest.json"
+    status, output = finish(start("evaluate", again, f"--output={tmp_path}/two"))
+    assert status == 0, output
+    one, two = (tmp_path / name / "results.csv" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    other = (*first, "--config.sampler.steps=2", again, f"--output={tmp_path}/three")
+    status, output = finish(start("evaluate", *other))
+    assert status == 1
+    assert "sampling.sampler.steps (was 3, now 2)" in output
+    assert len(output.strip().splitlines()) == 1
+    status, output = finish(start("evaluate", again, "--images=4", f"--output={tmp_path}/three"))
+    assert status == 1 and "go with a --config" in output

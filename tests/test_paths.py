@@ -58,7 +58,13 @@ def test_every_program_with_a_name_that_is_hard_to_read(start, config_file, make
             "--images=4",
         )
     )
-    assert sorted(os.listdir(output)) == ["comparison.png", "results.csv", "results.md"]
+    assert sorted(os.listdir(output)) == [
+        "comparison.png",
+        "differences.csv",
+        "manifest.json",
+        "results.csv",
+        "results.md",
+    ]
     model = folder / "model"
     run(start("export", f"--checkpoint={workdir}@1", f"--output={model}"))
     assert not list(model.glob("*.partial"))

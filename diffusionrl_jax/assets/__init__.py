@@ -1,4 +1,4 @@
-"""Finds the emoji world's weights and the paper's word lists, which are shipped, by their names."""
+"""Finds what is shipped by its name: the emoji world's weights, word lists, prompts."""
 
 import importlib.resources
 import pathlib
@@ -30,7 +30,7 @@ def resolve(path: str) -> epath.Path:
     if not (is_inside and resolved.exists()):
         shipped = sorted(
             f"{PREFIX}{folder}/{entry.name}"
-            for folder in ("emoji", "words")
+            for folder in ("emoji", "prompts", "words")
             for entry in (root / folder).iterdir()
         )
         raise FileNotFoundError(f"{path!r} is not shipped; these are: {shipped}.")

@@ -6,10 +6,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, cast
 
-from diffusionrl_jax.data import hub_files, prompt_index, records, word_lists
+from etils import epath
+
+from diffusionrl_jax.data import hub_files, prompt_index, records, suites, word_lists
 from diffusionrl_jax.data.emoji import prompt_sets
+from diffusionrl_jax.data.file_digests import file_digest
+from diffusionrl_jax.data.files import resolve
 from diffusionrl_jax.data.prompt_files import has_fields, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
@@ -17,7 +20,7 @@ from diffusionrl_jax.mistakes import UserError
 
 EMOJI = "emoji:"
 HUB = "hub"
-KINDS = (HUB, *records.KINDS, *word_lists.PROMPT_SETS, "template")
+KINDS = (HUB, suites.KIND, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
 # It is to be raised when files are read in another way, so that older indices are not taken.
@@ -55,8 +58,9 @@ def open_prompts(name: str, seed: int) -> PromptSource:
         - `tfds:NAME` or `array_record:FOLDER`, as in `records.open_records`; `field=` is a feature;
         - `template:a portrait of {article} {noun}`, filled from a list `words=FILE`;
         - `objects:train`, `objects:test`: the paper's pairs of 450 and of 82 objects;
-        - `occupations:all`, `occupations:train`, `occupations:test`: portraits at work.
-        All but the last two lines take `held_out=2000` and `split=train` or `split=test`.
+        - `occupations:all`, `occupations:train`, `occupations:test`: portraits at work;
+        - `suite:NAME`: a set of prompts that `suites.SUITES` has, with its options.
+        All but the last three lines take `held_out=2000` and `split=train` or `split=test`.
       seed: the seed of the prompts' order.
 
     Raises:
@@ -71,6 +75,8 @@ def open_prompts(name: str, seed: int) -> PromptSource:
                 f" {source.kind}:all."
             )
         return word_lists.PROMPT_SETS[source.kind](source.name, seed)
+    if source.kind == suites.KIND:
+        return ShuffledPrompts(tuple(suites.read_suite(source)), seed)
     if source.kind == "template":
         source.check_options(("words", *SPLITTING))
         if "words" not in source.options:
@@ -82,6 +88,52 @@ def open_prompts(name: str, seed: int) -> PromptSource:
         (held,) = hub_files.fetch([describe_hub_file(source)])
         source = dataclasses.replace(source, kind="", name=str(held.folder / held.files[0]))
     return ShuffledPrompts(_indexed(source), seed)
+
+
+def prompt_files(name: str) -> list[epath.Path]:
+    """Returns the files that prompts are read from, in the order of their names.
+
+    Args:
+      name: the prompts' name in a config.
+
+    Returns:
+      The files; of a template its list of words. There are none for prompts that this package makes
+      up, and for data sets of records, which have a format of their own.
+
+    Raises:
+      UserError, OSError: as `open_prompts`.
+    """
+    source = parse(name, (EMOJI.removesuffix(":"), *KINDS))
+    if source.kind == HUB:
+        (held,) = hub_files.fetch([describe_hub_file(source)])
+        return [epath.Path(held.folder / held.files[0])]
+    if source.kind == suites.KIND:
+        return suites.suite_files(source)
+    if source.kind == "template" and "words" in source.options:
+        return find_files(str(resolve(source.options["words"], "words")))
+    return [] if source.kind else find_files(source.name)
+
+
+def prompt_categories(name: str) -> suites.Categorised:
+    """Returns the categories of the prompts that a config names: none but for a suite's.
+
+    Args:
+      name: the prompts' name in a config.
+
+    Raises:
+      UserError, OSError: as `open_prompts`.
+    """
+    source = parse(name, (suites.KIND,))
+    return suites.read_suite(source) if source.kind else {}
+
+
+def prompt_note(name: str) -> str:
+    """Returns what is to be said beside the numbers of a suite, "" of other prompts.
+
+    The argument and the errors are those of `prompt_categories`.
+    """
+    source = parse(name, (suites.KIND,))
+    return suites.find_suite(source).note if source.kind else ""
 
 
 def describe_hub_file(source: Source) -> hub_files.Need:
@@ -113,9 +165,8 @@ def _indexed(source: Source) -> prompt_index.Chosen:
     else:
         files = find_files(source.name)
         for path in files:
-            with path.open("rb") as file:
-                hashed = hashlib.file_digest(cast(Any, file), "sha256")
-            digest.update(json.dumps(path.suffix.lower()).encode() + hashed.digest())
+            hashed = bytes.fromhex(file_digest(path))
+            digest.update(json.dumps(path.suffix.lower()).encode() + hashed)
         rows = lambda: itertools.chain.from_iterable(read_rows(path, field) for path in files)
     index = prompt_index.open_index(source.text, digest.hexdigest()[:32], rows)
     if not len(index):

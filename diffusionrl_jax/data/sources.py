@@ -14,7 +14,7 @@ from diffusionrl_jax.data.files import as_path, is_there, matching
 from diffusionrl_jax.mistakes import UserError
 
 # Options whose values are paths.
-PATHS = ("words", "data_dir")
+PATHS = ("words", "data_dir", "file")
 # Options begin here. A path may have question marks before, and a value may have some after.
 OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 

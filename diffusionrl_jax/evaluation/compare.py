@@ -11,15 +11,20 @@ from PIL import Image
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import real
 from diffusionrl_jax.data.files import is_there, split_step, write_whole
+from diffusionrl_jax.data.prompt_sources import prompt_categories
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.evaluation import statistics, tables
+from diffusionrl_jax.evaluation import categories, differences, manifest, statistics, tables
+from diffusionrl_jax.evaluation.categories import CategoryMean
+from diffusionrl_jax.evaluation.differences import Difference
 from diffusionrl_jax.evaluation.evaluator import SHOWN_IMAGES, Evaluation, Evaluator, evenly
+from diffusionrl_jax.evaluation.manifest import Manifest
 from diffusionrl_jax.experiments import checks, fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
+from diffusionrl_jax.runs.identities import settle_step
 
 COMPARED_IMAGES = 3  # How many of each set's shown images are compared.
 BASE = "base"
@@ -62,7 +67,12 @@ def parse_checkpoint(text: str) -> tuple[str, str, str]:
     return name.strip(), *trained.parse_model(location, f"--checkpoints={name}")
 
 
-def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], output: str) -> str:
+def compare_models(
+    config: Config,
+    checkpoints: Sequence[tuple[str, str, str]],
+    output: str,
+    earlier: Manifest | None = None,
+) -> str:
     """Scores the config's model, checkpoints and real pictures on the evaluation sets.
 
     Real pictures are scored for the sets whose prompts the emoji world can draw.
@@ -70,38 +80,66 @@ def compare_models(config: Config, checkpoints: Sequence[tuple[str, str, str]], 
     Args:
       config: the experiment, see `experiments/config.py`.
       checkpoints: name, path and step of each, as in `runs.trained.load_trained`.
-      output: an existing folder, for results.md, results.csv and comparison.png.
+      output: an existing folder, for results.md, results.csv, differences.csv, manifest.json
+        and comparison.png, and for suites categories.csv.
+      earlier: the manifest of the evaluation that this one has to be.
 
     Returns:
       The tables, as in results.md.
 
     Raises:
-      UserError, FileNotFoundError: the config or a checkpoint cannot be used; the error says why.
+      UserError, FileNotFoundError: the config or a checkpoint cannot be used, or this is not the
+        evaluation of `earlier`; the error says why.
     """
     names = [BASE, *(name for name, _, _ in checkpoints)]
     if len(set(names)) < len(names) or statistics.REAL in names:
         raise UserError(f"The names {names} must all differ, and not be {statistics.REAL!r}.")
     if not config.evaluation.sets:
         raise UserError("config.evaluation.sets is empty: there is nothing to evaluate.")
-    evaluator, evaluations = evaluate_models(config, [(BASE, "", ""), *checkpoints])
+    settled = [(name, path, settle_step(path, step)) for name, path, step in checkpoints]
+    models = [(BASE, "", ""), *settled]
+    config = _open(config, models)
+    described = manifest.describe(config, models)
+    if earlier is not None:
+        manifest.check_same(earlier, described)
+    evaluator, evaluations = _draw(config, models, SHOWN_IMAGES)
     pictures = {
         name: real.draw_prompts(texts, config.evaluation.seed)
         for name, texts in evaluator.prompts.items()
     }
+    scores = {name: evaluation.scores for name, evaluation in evaluations.items()}
     rows = statistics.compare(
-        {name: evaluation.scores for name, evaluation in evaluations.items()},
+        scores,
         evaluator.prompts,
         config.evaluation.head_to_head,
         evaluator.score_pictures(
             {name: drawn for name, drawn in pictures.items() if drawn is not None}
         ),
     )
-    text = tables.markdown(rows, evaluator.prompts)
+    results = tables.as_csv(rows)
+    made = manifest.complete(described, evaluator.policy, results)
+    suites = {
+        name: prompt_categories(chosen.prompts) for name, chosen in config.evaluation.sets.items()
+    }
+    by_category = categories.by_category(scores, evaluator.prompts, suites)
+    apart = differences.differences(scores, evaluator.prompts)
+    parts = [
+        tables.markdown(rows, evaluator.prompts, manifest.summary(made)),
+        tables.categories_markdown(by_category),
+        tables.differences_markdown(apart),
+    ]
+    text = "\n".join(filter(None, parts))
     if jax.process_index() == 0:
         folder = epath.Path(output)
         write_whole(folder / "results.md", text.encode())
-        tables.write_csv(folder / tables.CSV, rows)
+        write_whole(folder / tables.CSV, results)
+        tables.write_csv(folder / differences.CSV, apart, Difference)
+        if by_category:
+            tables.write_csv(folder / categories.CSV, by_category, CategoryMean)
+        manifest.write(folder, made)
         write_png(folder / "comparison.png", _comparison_picture(evaluator, evaluations))
+    if earlier is not None:
+        manifest.check_results(earlier, made)
     return text
 
 
@@ -122,12 +160,23 @@ def evaluate_models(
     Raises:
       UserError, FileNotFoundError: the config or a model cannot be used; the error says why.
     """
+    return _draw(_open(config, models), models, shown)
+
+
+def _open(config: Config, models: Sequence[tuple[str, str, str]]) -> Config:
+    """Refuses what does not fit, brings what is not here, and leaves nothing in the config open."""
     for _, path, step in models:
         if path:
             trained.check_trained(path, step)
     checks.check_evaluation(config, make_mesh(1))
     fetching.bring(config, for_training=False)
-    config, _ = planning.resolve(config, trains=False)
+    return planning.resolve(config, trains=False)[0]
+
+
+def _draw(
+    config: Config, models: Sequence[tuple[str, str, str]], shown: int
+) -> tuple[Evaluator, dict[str, Evaluation]]:
+    """Does what `evaluate_models` does, with a config from `_open`."""
     base = load_policy(config)
     evaluator = Evaluator(base, config, shown=shown)
     evaluations = {}

@@ -69,6 +69,22 @@ def evenly(count: int, limit: int) -> np.ndarray:
     return np.arange(chosen) * count // chosen
 
 
+def evaluation_prompts(config: Config) -> dict[str, list[str]]:
+    """Returns the prompt of each image of each of a config's evaluation sets.
+
+    Args:
+      config: see `experiments/config.py`.
+
+    Raises:
+      UserError, OSError: there are no such prompts, or one is broken.
+    """
+    evaluation, found = config.evaluation, {}
+    for name, chosen in evaluation.sets.items():
+        source = make_prompts(chosen.prompts, evaluation.seed)
+        found[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
+    return found
+
+
 class Evaluator:
     """Draws and scores the config's evaluation sets, a bounded number of images at a time.
 
@@ -103,13 +119,11 @@ class Evaluator:
         self._scored_at_once = config.microbatch.score * mesh.size
         self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)
-        self.prompts: dict[str, list[str]] = {}
+        self.prompts = evaluation_prompts(config)
         self.shown: dict[str, np.ndarray] = {}
         self._scorers: dict[str, dict[str, tuple]] = {}
         loaded = {}
         for name, chosen in sets.items():
-            source = make_prompts(chosen.prompts, self.config.seed)
-            self.prompts[name] = prompt_batch(source, 0, chosen.images, chosen.group_size)
             different = list(dict.fromkeys(self.prompts[name]))
             warn_of_cut(policy.model, different, f"config.evaluation.sets.{name}.prompts")
             self.shown[name] = evenly(chosen.images, shown)

@@ -11,6 +11,8 @@ import tabulate
 from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.evaluation.categories import CategoryMean
+from diffusionrl_jax.evaluation.differences import Difference
 from diffusionrl_jax.evaluation.statistics import Measurement
 from diffusionrl_jax.mistakes import UserError
 
@@ -25,7 +27,7 @@ TITLES = {
 }
 
 
-def cell(row: Measurement | None) -> str:
+def cell(row: Measurement | Difference | CategoryMean | None) -> str:
     """Formats a value with its interval, as "0.512 [0.480, 0.550]"; None becomes an empty cell."""
     if row is None:
         return ""
@@ -43,15 +45,18 @@ def _unique(values) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) -> str:
+def markdown(
+    rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]], made: str = ""
+) -> str:
     """Returns the whole comparison as Markdown.
 
     Args:
       rows: the measurements, from `statistics.compare`.
       prompts: set -> the prompt of each image.
+      made: a paragraph that says how the numbers were made.
     """
     by_key = {(row.measure, row.model, row.set, row.scorer): row for row in rows}
-    parts = [LEGEND]
+    parts = [LEGEND, made] if made else [LEGEND]
     for name, texts in prompts.items():
         chosen = [row for row in rows if row.measure == "mean" and row.set == name]
         scorers = _unique(row.scorer for row in chosen)
@@ -74,11 +79,57 @@ def markdown(rows: Sequence[Measurement], prompts: Mapping[str, Sequence[str]]) 
     return "\n\n".join(parts) + "\n"
 
 
-def write_csv(path: str | epath.Path, rows: Sequence[Any], kind: type = Measurement) -> None:
-    """Writes one line for each measurement. A NaN becomes an empty field.
+def differences_markdown(found: Sequence[Difference]) -> str:
+    """Returns what differs between models as Markdown, "" if there is nothing to compare.
 
     Args:
-      path: the file to write.
+      found: from `differences.differences`.
+    """
+    if not found:
+        return ""
+    tested = sum(not math.isnan(one.p) for one in found)
+    plural = "s" if tested != 1 else ""
+    lines = [
+        [
+            *(one.set, one.scorer, f"{one.model} - {one.against}", cell(one)),
+            *("" if math.isnan(p) else f"{p:.2g}" for p in (one.p, one.p_holm)),
+        ]
+        for one in found
+    ]
+    header = ["set", "scorer", "models", "difference", "p", "p by Holm"]
+    text = (
+        "## Differences on the same prompts and noise\n\n"
+        "95% intervals by a bootstrap over prompts, p by its standard error; the last column is "
+        f"corrected for all {tested} comparison{plural}."
+    )
+    return f"{text}\n\n{markdown_table(header, lines)}\n"
+
+
+def categories_markdown(found: Sequence[CategoryMean]) -> str:
+    """Returns scores by category as Markdown, a table for each set and column; "" if none.
+
+    Args:
+      found: from `categories.by_category`.
+    """
+    parts = []
+    for name, column in dict.fromkeys((one.set, one.column) for one in found):
+        chosen = [one for one in found if (one.set, one.column) == (name, column)]
+        by_key = {(one.category, one.scorer, one.model): one for one in chosen}
+        models = _unique(one.model for one in chosen)
+        lines = []
+        for category, scorer in dict.fromkeys((one.category, one.scorer) for one in chosen):
+            row = [by_key[category, scorer, model] for model in models]
+            images = max(one.images for one in row)
+            lines.append([category, scorer, str(images), *map(cell, row)])
+        parts.append(f"## {name} by {column}")
+        parts.append(markdown_table([column, "scorer", "images", *models], lines))
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def as_csv(rows: Sequence[Any], kind: type = Measurement) -> bytes:
+    """Returns a CSV file with one line for each measurement. A NaN becomes an empty field.
+
+    Args:
       rows: the measurements.
       kind: their dataclass, whose fields are the columns.
     """
@@ -90,7 +141,12 @@ def write_csv(path: str | epath.Path, rows: Sequence[Any], kind: type = Measurem
         values = dataclasses.asdict(row)
         empty = lambda value: isinstance(value, float) and math.isnan(value)
         writer.writerow({name: "" if empty(v) else v for name, v in values.items()})
-    write_whole(path, file.getvalue().encode())
+    return file.getvalue().encode()
+
+
+def write_csv(path: str | epath.Path, rows: Sequence[Any], kind: type = Measurement) -> None:
+    """Writes `as_csv` of the same arguments to a file."""
+    write_whole(path, as_csv(rows, kind))
 
 
 def read_csv(path: str | epath.Path) -> list[Measurement]:

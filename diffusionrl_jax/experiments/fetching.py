@@ -143,8 +143,8 @@ def _missing(named: Named) -> str:
             hub.locate(named.name, named.fields[0])
         elif named.kind == LORA:
             lora_files.locate(named.name, named.fields[0])
-        elif named.kind == PROMPTS and not (source := _prompt_source(named)).kind:
-            sources.find_files(source.name)
+        elif named.kind == PROMPTS:
+            prompt_sources.prompt_files(named.name)
         elif named.kind == PICTURES:
             source = sources.parse(named.name, PICTURE_FOLDERS)
             if source.kind and not as_path(source.name, source.kind).exists():

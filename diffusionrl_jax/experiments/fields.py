@@ -186,6 +186,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
         "exclusive": Switch(),
         "objects": Several(Text(), 1),
     },
+    "requested_objects": {"threshold": Number(0.001, 0.999)},
     "statistical_parity": {
         "credit": Choice(CREDITS),
         "class_prompts": Optional(Several(Text(), 2, by_name=True)),

@@ -114,7 +114,7 @@ def _reward(scorer: Config) -> int:
 def _is_owlv2(scorer: Config) -> bool:
     if scorer.reward == WEIGHTED_SUM:
         return any(map(_is_owlv2, scorer.options.scorers.values()))
-    return scorer.reward == "detection" and "owlv2" in scorer.path.lower()
+    return scorer.reward in ("detection", "requested_objects") and "owlv2" in scorer.path.lower()
 
 
 def sizes(config: Config, kernel: bool) -> Sizes:

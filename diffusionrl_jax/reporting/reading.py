@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 
 from diffusionrl_jax.data.files import as_path, matching, read_json
-from diffusionrl_jax.evaluation import records, tables
+from diffusionrl_jax.evaluation import manifest, records, tables
 from diffusionrl_jax.evaluation.judges import rewarded_by
 from diffusionrl_jax.evaluation.records import Record
 from diffusionrl_jax.evaluation.statistics import Measurement
@@ -32,6 +32,7 @@ class RunData:
       rows: the rows of its metrics.
       evaluations: its evaluations, the base model's first.
       comparisons: for each folder in the workdir that evaluate.py wrote, its name and measurements.
+      manifests: what the manifests of those folders say that have one, by the folder's name.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RunData:
     rows: list[dict[str, Any]]
     evaluations: list[Record]
     comparisons: dict[str, list[Measurement]]
+    manifests: dict[str, str]
 
     @property
     def tasks(self) -> list[str]:
@@ -107,10 +109,16 @@ def _read_run(name: str, folder: epath.Path) -> RunData:
         for entry in matching(folder, "*")
         if entry.is_dir() and (entry / tables.CSV).exists()
     }
+    manifests = {
+        name: _unless_damaged(manifest.read_summary, folder / name / manifest.FILE)
+        for name in comparisons
+        if (folder / name / manifest.FILE).exists()
+    }
     return RunData(
         *(name, str(folder), config, versions, rows),
         evaluations=[record for record in evaluations if record is not None],
         comparisons={name: found for name, found in comparisons.items() if found is not None},
+        manifests={name: text for name, text in manifests.items() if text is not None},
     )
 
 

@@ -17,6 +17,7 @@ from diffusionrl_jax.rewards.image_reward import ImageReward
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
 from diffusionrl_jax.rewards.pick_score import PickScore
 from diffusionrl_jax.rewards.recognition import RecognisedParity, Recognition
+from diffusionrl_jax.rewards.requested_objects import RequestedObjects
 from diffusionrl_jax.rewards.statistical_parity import StatisticalParity
 
 
@@ -74,6 +75,7 @@ REWARDS: dict[str, type[LoadedReward]] = {
     "clip_score": ClipScore,
     "aesthetic": Aesthetic,
     "detection": Detection,
+    "requested_objects": RequestedObjects,
     "statistical_parity": StatisticalParity,
     "jpeg_size": JpegSize,
     "recognition": Recognition,

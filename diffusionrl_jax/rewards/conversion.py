@@ -30,7 +30,14 @@ INSTALL_TORCH = (
 TOKENIZERS = {
     "image_reward": checkpoint.BERT_TOKENIZER_FILES,
     **dict.fromkeys(
-        ("hps_v2", "pick_score", "clip_score", "detection", "statistical_parity"),
+        (
+            "hps_v2",
+            "pick_score",
+            "clip_score",
+            "detection",
+            "requested_objects",
+            "statistical_parity",
+        ),
         checkpoint.CLIP_TOKENIZER_FILES,
     ),
 }

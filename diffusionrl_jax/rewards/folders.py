@@ -6,7 +6,6 @@ beside the hub's cache.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -19,6 +18,7 @@ from etils import epath
 from huggingface_hub.utils import WeakFileLock  # pyright: ignore[reportPrivateImportUsage]
 
 from diffusionrl_jax.data import hub_cache, hub_files
+from diffusionrl_jax.data.file_digests import file_digest
 from diffusionrl_jax.data.files import is_there, read_json, remove_partials, write_whole
 from diffusionrl_jax.data.hub_files import HUB_ID, Held, Need
 from diffusionrl_jax.models.folders.tensor_files import PICKLED_SUFFIXES
@@ -68,6 +68,7 @@ LAYOUTS = {
     "pick_score": Layout(CLIP_TOKENIZER_FILES),
     "clip_score": Layout(CLIP_TOKENIZER_FILES),
     "detection": Layout(CLIP_TOKENIZER_FILES),
+    "requested_objects": Layout(CLIP_TOKENIZER_FILES),
     "statistical_parity": Layout(CLIP_TOKENIZER_FILES, needs_tokenizer=False),
     # trl-lib/ddpo-aesthetic-predictor has sac+logos+ava1-l14-linearMSE.pth under another name.
     "aesthetic": Layout(pickle="aesthetic-model.pth", clip_from=CLIP),
@@ -216,14 +217,9 @@ def _convert(reward: str, held: Held, need: Need, target: pathlib.Path) -> None:
         "repository": held.repository,
         "revision": held.revision,
         "file": pickle,
-        "files": {path.name: _sha256(path) for path in target.iterdir()},
+        "files": {path.name: file_digest(path) for path in target.iterdir()},
     }
     write_whole(target / SOURCE_FILE, (json.dumps(origin, indent=2) + "\n").encode())
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _converted_folder(reward: str, path: str) -> pathlib.Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionrl_jax.evaluation import statistics, tables
+from diffusionrl_jax.evaluation import manifest, statistics, tables
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.reporting import curves, plots, reading, report
 from tests.reporting.runs import EVIL, write_run
@@ -100,6 +100,29 @@ def test_what_evaluate_wrote_is_shown(workdir, tmp_path):
     assert str(run.comparisons["mine"]) == str(rows)  # NaN is not equal to itself.
     text = report.make_report([run])
     assert "0.500 [0.250, 0.750]" in text and "compared: mine" in text
+    assert "manifest.json" not in text
+
+
+def test_a_comparisons_manifest_is_named(workdir, tmp_path, caplog):
+    copy = write_run(tmp_path / "compared")
+    sampler = {"steps": 50, "eta": 1.0, "guidance_scale": 7.5}
+    content = {
+        "models": {"base": {"path": "owner/name", "files": "abc"}},
+        "sampling": {"sampler": sampler, "dtype": "float32", "seed": 3},
+        "prompts": {"objects": {"note": "no numbers of GenEval"}},
+        "scorers": {},
+        "pictures": {"height": 512, "width": 512, "solver": "DDIM"},
+        "made_with": {"diffusionrl_jax": "1", "jax": "2", "devices": 4, "backend": "tpu"},
+    }
+    for name in ("mine", "damaged"):
+        folder = tmp_path / "compared" / name
+        folder.mkdir()
+        tables.write_csv(folder / tables.CSV, [])
+        manifest.write(folder, content if name == "mine" else {})
+    text = report.make_report(reading.read_runs([copy]))
+    assert "owner/name (abc), 50 steps of DDIM, eta 1, guidance 7.5, 512x512 pixels" in text
+    assert "no numbers of GenEval" in text and text.count("manifest.json has all") == 1
+    assert "damaged/manifest.json is no whole manifest" in caplog.text
 
 
 def test_a_run_of_an_earlier_version_has_a_page(tmp_path):

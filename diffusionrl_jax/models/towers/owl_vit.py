@@ -1,18 +1,20 @@
 """OWL-ViT's and OWLv2's open-vocabulary classification of image patches.
 
-They are Minderer et al., 2205.06230 and 2306.09683: CLIP towers, a normalisation and the class
-head. The box head is left out, since a score needs no boxes, and so is OWLv2's objectness head,
-which tells objects from background without a query. The names of the parameters are those of
+They are Minderer et al., 2205.06230 and 2306.09683: CLIP towers, a normalisation, the class head,
+and the box head, which most scores do without. OWLv2's objectness head is left out, which tells
+objects from background without a query. The names of the parameters are those of
 transformers' OwlViTForObjectDetection and Owlv2ForObjectDetection, which otherwise are the same
 network.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from transformers import Owlv2Config, OwlViTConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
@@ -21,6 +23,7 @@ from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.parameters import apply
 from diffusionrl_jax.models.towers import clip, heads
 
+BOX_EPSILON = 1e-4  # It keeps the logarithms of shares of 0 and 1 finite.
 EPSILON = 1e-6  # It is added to the norms, as in OwlViTClassPredictionHead.
 CONFIGS = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
 # Tensors of the published checkpoints that a score does not need.
@@ -31,6 +34,7 @@ UNUSED = (
     r"^owl(vit|v2)\.logit_scale$",
     *weights.BUFFERS,
 )
+NO_BOX_HEAD = r"^(?!box_head\.)"  # It fits all tensors but those of the box head.
 # CLIP's own module misspells this layer's name, and OWL-ViT's does not.
 _SPELLING = (r"\.pre_layrnorm\.", ".pre_layernorm.")
 # The renames from the names of `template` to a checkpoint's, by the checkpoint's model_type.
@@ -162,3 +166,33 @@ def class_logits(params: Mapping, features: jax.Array, queries: jax.Array) -> ja
     shift = heads.dense(head["logit_shift"], features)
     scale = nn.elu(heads.dense(head["logit_scale"], features)) + 1
     return (similarity + shift) * scale
+
+
+def box_template(model: OwlViT) -> dict:
+    """Returns the shapes of the box head's parameters, which `template` leaves out."""
+    width = model.vision.config.hidden_size
+    sizes = {"dense0": width, "dense1": width, "dense2": 4}
+    return {"box_head": {name: heads.dense_template(width, size) for name, size in sizes.items()}}
+
+
+def boxes(params: Mapping, features: jax.Array) -> jax.Array:
+    """Returns the box around what each patch sees.
+
+    Args:
+      params: a tree that holds "box_head".
+      features: the patches' features, float32 [n, patches, width], from `patch_features`. The
+        patches are those of a square, row by row.
+
+    Returns:
+      float32 [n, patches, 4]: left, top, right, bottom, in shares of the square.
+    """
+    head = params["box_head"]
+    hidden = nn.gelu(heads.dense(head["dense0"], features), approximate=False)
+    hidden = nn.gelu(heads.dense(head["dense1"], hidden), approximate=False)
+    side = math.isqrt(features.shape[1])
+    # A box is told from that of its own patch, whose place is its lower right corner.
+    place = (np.stack(np.meshgrid(*[np.arange(side)] * 2), -1).reshape(-1, 2) + 1) / side
+    usual = np.concatenate([place, np.full_like(place, 1 / side)], -1).astype(np.float32)
+    bias = np.log(usual + BOX_EPSILON) - np.log1p(-usual + BOX_EPSILON)
+    centre, size = jnp.split(jax.nn.sigmoid(heads.dense(head["dense2"], hidden) + bias), 2, -1)
+    return jnp.concatenate([centre - size / 2, centre + size / 2], -1)

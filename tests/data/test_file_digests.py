@@ -1,0 +1,36 @@
+"""Digests against those of coreutils."""
+
+import subprocess
+
+import pytest
+
+from diffusionrl_jax.data.file_digests import file_digest, folder_digest
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.txt", "a/c d.bin", "a/ü.txt", "Z", ".hidden/x", "a/.x"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode() * 100)
+    return tmp_path
+
+
+def test_they_are_what_sha256sum_prints(folder):
+    listed = "LC_ALL=C sha256sum Z a/c* a/ü.txt b.txt"
+    command = f"{listed} | sha256sum; sha256sum b.txt"
+    printed = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    whole, one = (line.split()[0] for line in printed.stdout.splitlines())
+    assert folder_digest(folder) == whole
+    assert file_digest(folder / "b.txt") == folder_digest(folder / "b.txt") == one
+
+
+def test_content_and_names_count(folder):
+    found = [folder_digest(folder)]
+    (folder / "b.txt").write_bytes(b"other")
+    found.append(folder_digest(folder))
+    (folder / "b.txt").rename(folder / "a" / "b.txt")
+    found.append(folder_digest(folder))
+    assert len(set(found)) == 3
+    (folder / ".hidden" / "x").write_bytes(b"other")
+    assert folder_digest(folder) == found[-1]
