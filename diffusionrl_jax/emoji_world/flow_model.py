@@ -1,12 +1,16 @@
-"""The tiny Stable Diffusion 3 of the emoji world: its architecture."""
+"""The tiny Stable Diffusion 3 of the emoji world: its architecture, and its first parameters."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from transformers import CLIPTokenizerFast
 
 from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.models.folders.networks import SCHEDULER, SECOND
+from diffusionrl_jax.models.mmdit.build import init_mmdit
+from diffusionrl_jax.models.mmdit.model import MMDiT
+from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 FIRST_WIDTH, SECOND_WIDTH = 64, 32  # Those of the text encoders.
 TRANSFORMER = {
@@ -64,3 +68,20 @@ def configs(
         SCHEDULER: SCHEDULE,
         "pipeline": {"_class_name": "StableDiffusion3Pipeline"},
     }
+
+
+def init_flow_model(folder: str, rng: jax.Array) -> tuple[MMDiT, dict[str, Any]]:
+    """Builds the model, with random parameters of the transformer and the text encoders.
+
+    Args:
+      folder: a folder of Stable Diffusion, whose VAE and tokenizer it has.
+      rng: a PRNG key.
+
+    Returns:
+      The model, and its parameters as float32 host arrays.
+    """
+    source, params = load_stable_diffusion(folder)
+    tokenizers = {name: source.tokenizer for name in ("text_encoder", SECOND)}
+    chosen = configs(source.tokenizer, source.configs["vae"], source.scaling_factor)
+    model, fresh = init_mmdit(chosen, rng, tokenizers)
+    return model, fresh | {"vae": params["vae"]}

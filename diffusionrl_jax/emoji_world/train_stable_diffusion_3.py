@@ -18,13 +18,11 @@ from jax.scipy.special import ndtri
 from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.emoji_world import flow_model
+from diffusionrl_jax.emoji_world.flow_model import init_flow_model
 from diffusionrl_jax.emoji_world.latent_pool import latent_pool
 from diffusionrl_jax.emoji_world.optimisation import constant, train
-from diffusionrl_jax.models.mmdit.build import init_mmdit
 from diffusionrl_jax.models.mmdit.folder import save_mmdit
 from diffusionrl_jax.models.parameters import flatten
-from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 from diffusionrl_jax.models.text_encoders import Conditioning
 
 OUTPUT = flags.DEFINE_string("output", None, "The diffusers folder to write.", required=True)
@@ -96,13 +94,9 @@ def train_transformer(model, params, pool, mesh, steps, schedule, checkpoint, st
 def main(_):
     mesh = make_mesh()
     output = as_path(OUTPUT.value, "--output")
-    source, source_params = load_stable_diffusion(VAE.value)
-    vae = source_params["vae"]
-    tokenizers = {name: source.tokenizer for name in ("text_encoder", "text_encoder_2")}
-    configs = flow_model.configs(source.tokenizer, source.configs["vae"], source.scaling_factor)
-    model, params = init_mmdit(configs, jax.random.key(0), tokenizers)
-    params |= {"vae": vae, "transformer": silenced(params["transformer"])}
-    means, stds, prompts, psnr = latent_pool(model, vae, mesh, POOL.value)
+    model, params = init_flow_model(VAE.value, jax.random.key(0))
+    params["transformer"] = silenced(params["transformer"])
+    means, stds, prompts, psnr = latent_pool(model, params["vae"], mesh, POOL.value)
     print(f"PSNR {psnr} dB, mean square {np.mean(means**2 + stds**2)}", flush=True)
 
     def save(trained, dtype="float32"):
