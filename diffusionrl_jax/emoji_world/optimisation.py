@@ -2,6 +2,7 @@
 
 import collections
 import time
+from typing import Any
 
 import flax.serialization
 import jax
@@ -79,7 +80,8 @@ def train(name, loss_function, params, batches, schedule, steps, mesh, checkpoin
     step = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=everywhere)
     first, carry = 0, (params, params, optimizer.init(params))
     if state_file is not None and state_file.exists():
-        first, carry = flax.serialization.from_bytes((first, carry), state_file.read_bytes())
+        kept: Any = flax.serialization.from_bytes((first, carry), state_file.read_bytes())
+        first, carry = kept
     carry = jax.device_put(carry, everywhere)
     carry = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
     start, sums = time.time(), collections.Counter()

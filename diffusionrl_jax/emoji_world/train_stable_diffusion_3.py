@@ -50,7 +50,7 @@ def silenced(transformer):
 
 
 def train_transformer(model, params, pool, mesh, steps, schedule, checkpoint, state_file=None):
-    """Trains the transformer and the text encoders on cached latents (2403.03206, Eqs. 5 and 14).
+    """Trains the transformer and the text encoders on cached latents (2403.03206, Sec. 3).
 
     Args:
       model: the networks.
