@@ -1,6 +1,6 @@
 """Images a second of the fused step, beside its phases with the images brought to the host.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.fusion
+    JAX_PLATFORMS=cpu python -m benchmarks.fusion [--world=emoji_flow]
 
 The same functions on the same batches, in turns: once as one compiled program, once as separate
 programs for sampling, scoring and each update, between which the images go to the host and back, as
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from configs import emoji
+from configs import worlds
 from diffusionrl_jax.command_line import start
 from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.distributed.mesh import batch_sharding, place
@@ -25,6 +25,7 @@ from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.execution import fused_program, phase_programs
 from diffusionrl_jax.learning.phases import iteration
 
+WORLD = flags.DEFINE_enum("world", "emoji", list(worlds.EMOJI), "Which of the emoji worlds.")
 IMAGES = flags.DEFINE_integer("images", 40, "Of a task; a multiple of 20 and of the devices.", 20)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Of measurement, after one to compile.", 1)
 
@@ -52,7 +53,7 @@ def separate_step(algorithm: Algorithm, state):
 
 def main(_):
     start.set_virtual_devices()
-    config = emoji.get_config()
+    config = worlds.EMOJI[WORLD.value]()
     config.batch_size = IMAGES.value
     experiment = experiments.build(config).with_pictures(str(cache_folder()))
     algorithm = experiment.algorithm
@@ -73,7 +74,7 @@ def main(_):
     fused, separate = (speeds[name][1:] for name in ("fused", "separate"))
     ratios = [mine / its for mine, its in zip(fused, separate, strict=True)]
     kind = jax.devices()[0].device_kind
-    print(f"{images} images an iteration on {jax.device_count()} x {kind}:")
+    print(f"{WORLD.value}, {images} images an iteration on {jax.device_count()} x {kind}:")
     print(f"fused {statistics.median(fused):.2f} images/s")
     print(f"separate {statistics.median(separate):.2f} images/s")
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -2,15 +2,16 @@
 
 import ml_collections
 
-from configs import emoji, stable_diffusion_2, stable_diffusion_xl, transformers
+from configs import emoji, emoji_flow, stable_diffusion_2, stable_diffusion_xl, transformers
 from diffusionrl_jax.mistakes import UserError
 
 STABLE_DIFFUSION_2 = "stable_diffusion_2"
+EMOJI = {"emoji": emoji.get_config, "emoji_flow": emoji_flow.get_config}
 WORLDS = {
     STABLE_DIFFUSION_2: stable_diffusion_2.get_config,
     "stable_diffusion_xl": stable_diffusion_xl.get_config,
     **transformers.WORLDS,
-    "emoji": emoji.get_config,
+    **EMOJI,
 }
 
 
@@ -26,4 +27,4 @@ def get_config(world: str, *, stable_diffusion: str, emoji: str) -> ml_collectio
     """
     if world not in WORLDS:
         raise UserError(f"There is no world {world!r}: choose from {', '.join(WORLDS)}.")
-    return WORLDS[world](emoji if world == "emoji" else stable_diffusion)
+    return WORLDS[world](emoji if world in EMOJI else stable_diffusion)

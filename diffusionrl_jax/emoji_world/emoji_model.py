@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from etils import epath
@@ -111,6 +112,16 @@ def train_tokenizer() -> CLIPTokenizerFast:
         return load_clip_tokenizer(epath.Path(folder))
 
 
+def text_encoder_config(tokenizer: CLIPTokenizerFast) -> dict[str, Any]:
+    """Returns the text encoder's config, which has the tokenizer's words and special tokens."""
+    return TEXT_ENCODER | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def configs(tokenizer: CLIPTokenizerFast, scaling_factor: float) -> dict[str, dict]:
     """Returns the folder's configs: "unet", "vae", "text_encoder" and "scheduler".
 
@@ -121,12 +132,6 @@ def configs(tokenizer: CLIPTokenizerFast, scaling_factor: float) -> dict[str, di
     return {
         "unet": UNET,
         "vae": VAE | {"scaling_factor": scaling_factor},
-        "text_encoder": TEXT_ENCODER
-        | {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        "text_encoder": text_encoder_config(tokenizer),
         "scheduler": SCHEDULER,
     }

@@ -8,21 +8,19 @@ continues from an earlier folder, as was done several times for the shipped mode
 docs/emoji_world.md.
 """
 
-import collections
 import os
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags
 
-from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.process import make_process
-from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, replicated
+from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.emoji_world import emoji_model
+from diffusionrl_jax.emoji_world.latent_pool import draw, latent_pool, stack_images
+from diffusionrl_jax.emoji_world.optimisation import annealed, train
 from diffusionrl_jax.models.stable_diffusion.build import (
     build_stable_diffusion,
     init_stable_diffusion,
@@ -39,79 +37,7 @@ VAE_STEPS = flags.DEFINE_integer("vae_steps", 6000, "Optimiser steps of 32 pictu
 UNET_STEPS = flags.DEFINE_integer("unet_steps", 6000, "Optimiser steps of 128 latents.")
 UNET_LEARNING_RATE = flags.DEFINE_float("unet_learning_rate", 1e-3, "Peak, AdamW.")
 POOL = flags.DEFINE_integer("pool", 49152, "Pictures whose latents the UNet is trained on.")
-TEST_SEED = 10**6
 TEXT_DROPOUT = 0.1
-EMA_DECAY = 0.998
-
-
-def draw(seed: int, start: int, count: int) -> list[pictures.Example]:
-    """Draws the pictures `start` to `start + count` - 1 of an endless series."""
-    return [
-        pictures.random_example(np.random.default_rng((seed, index)))
-        for index in range(start, start + count)
-    ]
-
-
-def stack_images(examples: list[pictures.Example]) -> np.ndarray:
-    """Stacks the examples' pictures, float32 [n, 32, 32, 3] in [0, 1]."""
-    return np.stack([example.image for example in examples]).astype(np.float32) / 255
-
-
-def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """Makes AdamW with a rate that is warmed up and then annealed to a hundredth."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0, learning_rate, min(300, steps // 10), steps, learning_rate / 100
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4)
-    )
-
-
-def train(name, loss_function, params, batches, learning_rate, steps, mesh, checkpoint):
-    """Minimises a loss.
-
-    Args:
-      name: what the log calls the model.
-      loss_function: a function from (params, batch, key) to (loss, dict of scalars).
-      params: the parameters to start from.
-      batches: a function from a step to a tree of host arrays [batch, ...].
-      learning_rate: the peak of the learning rate.
-      steps: how many steps are taken.
-      mesh: the devices over which batches are split.
-      checkpoint: a function that is called with the averaged parameters every 1,000 steps and at
-        the end.
-
-    Returns:
-      The exponential moving average of the parameters.
-    """
-    optimizer = make_optimizer(learning_rate, steps)
-    everywhere, sharded = replicated(mesh), batch_sharding(mesh)
-
-    def step(params, average, state, batch, index):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        gradients, metrics = jax.grad(loss_function, has_aux=True)(params, batch, key)
-        changes, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, changes)
-        # At first it is about the average of the steps so far, later of the last 1 / (1 - decay).
-        decay = jnp.minimum(EMA_DECAY, index / (index + 10))
-        average = optax.incremental_update(params, average, 1 - decay)
-        return params, average, state, metrics
-
-    step = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=everywhere)
-    carry = jax.device_put((params, params, optimizer.init(params)), everywhere)
-    carry = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
-    start, sums = time.time(), collections.Counter()
-    for index in range(steps):
-        batch = jax.device_put(batches(index), sharded)
-        *carry, metrics = step(*carry, batch, index)
-        sums.update(jax.device_get(metrics))
-        if (index + 1) % 100 == 0:
-            means = {key: round(float(value) / 100, 5) for key, value in sums.items()}
-            print(name, index + 1, round(time.time() - start), means, flush=True)
-            sums.clear()
-        if (index + 1) % 1000 == 0 or index + 1 == steps:
-            checkpoint(carry[1])
-    return carry[1]
 
 
 def train_vae(model, params, mesh, steps, checkpoint):
@@ -135,34 +61,8 @@ def train_vae(model, params, mesh, steps, checkpoint):
         return loss, {"squared": squared, "divergence": divergence}
 
     batches = lambda step: stack_images(draw(1, 32 * step, 32))
-    return train("vae", loss_function, params, batches, 2e-3, steps, mesh, checkpoint)
-
-
-def latent_pool(model, vae_params, mesh, count):
-    """Encodes pictures to train the UNet on, and measures the VAE.
-
-    Returns:
-      The latents' means and standard deviations, each [count, 4, 8, 8], the prompts, and the VAE's
-      PSNR in dB on 1,024 other pictures: that of their mean squared error, and the mean of their
-      own.
-    """
-    encode = jax.jit(lambda images: model.encode(vae_params, images))
-    decode = jax.jit(lambda latents: model.decode(vae_params, latents))
-    held_out = stack_images(draw(TEST_SEED, 0, 1024))
-    means, stds, prompts = [], [], []
-    errors = []
-    for start in range(0, len(held_out), 512):
-        images = jax.device_put(held_out[start : start + 512], batch_sharding(mesh))
-        errors.append(jnp.mean(jnp.square(decode(encode(images)[0]) - images), axis=(1, 2, 3)))
-    errors = np.concatenate(errors)
-    for start in range(0, count, 512):
-        examples = draw(2, start, 512)
-        mean, std = encode(jax.device_put(stack_images(examples), batch_sharding(mesh)))
-        means.append(np.asarray(mean))
-        stds.append(np.asarray(std))
-        prompts += [example.prompt for example in examples]
-    psnr = (-10 * np.log10(errors.mean()), np.mean(-10 * np.log10(errors)))
-    return np.concatenate(means), np.concatenate(stds), prompts, psnr
+    schedule = annealed(2e-3, steps)
+    return train("vae", loss_function, params, batches, schedule, steps, mesh, checkpoint)
 
 
 def _swap_endings(text, ids):
@@ -216,7 +116,8 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
         rows = np.random.default_rng((3, step)).integers(0, len(means), 128)
         return means[rows], stds[rows], ids[rows]
 
-    return train("unet", loss_function, params, batches, learning_rate, steps, mesh, checkpoint)
+    schedule = annealed(learning_rate, steps)
+    return train("unet", loss_function, params, batches, schedule, steps, mesh, checkpoint)
 
 
 def main(_):

@@ -16,6 +16,8 @@ from diffusionrl_jax.data.emoji import pictures, vocabulary
 from diffusionrl_jax.diffusion.guidance import conditions
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
+from diffusionrl_jax.emoji_world.flow_model import init_flow_model
+from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 FOLDER = "asset:emoji/stable_diffusion"
@@ -34,6 +36,31 @@ def loaded():
     return load_stable_diffusion(assets.resolve(FOLDER))
 
 
+def draw(model, params, guidance_scale, steps=20):
+    """Draws `PROMPTS` without noise in the steps.
+
+    Returns the latents that the chain begins with, for PyTorch, and the pictures.
+    """
+    process = make_process(model.scheduler_config, steps)
+    keys = noise_keys(jax.random.split(jax.random.key(3), len(PROMPTS)), steps)
+
+    @jax.jit
+    def drawn(params, ids, empty_ids):
+        encode = lambda ids: model.encode_text(params["text_encoder"], ids)
+        text = conditions(encode(ids), encode(empty_ids), guidance_scale)
+        denoiser, trained = params[model.denoiser_name], jnp.zeros((len(ids), 1), jnp.int32)
+        latents, steps = rollout(
+            *(model, process, denoiser, text, keys, trained),
+            eta=0.0,
+            guidance_scale=guidance_scale,
+        )
+        return steps.latents[:, 0], model.decode(params["vae"], latents)
+
+    with jax.default_matmul_precision("highest"):
+        latents, pictures = drawn(params, model.tokenize(PROMPTS), model.tokenize([""]))
+    return torch.tensor(np.asarray(latents)), np.asarray(pictures)
+
+
 SCALES = [3.0] + [
     pytest.param(scale, marks=pytest.mark.slow) for scale in (0.0, 0.5, 1.0, 1.001, 7.5, 20.0)
 ]
@@ -41,38 +68,40 @@ SCALES = [3.0] + [
 
 @pytest.mark.parametrize("guidance_scale", SCALES)
 def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
-    model, params = loaded
-    process = make_process(model.scheduler_config, 20)
-    keys = noise_keys(jax.random.split(jax.random.key(3), len(PROMPTS)), 20)
-
-    @jax.jit
-    def draw(params, ids, empty_ids):
-        encode = lambda ids: model.encode_text(params["text_encoder"], ids)
-        text = conditions(encode(ids), encode(empty_ids)[0], guidance_scale)
-        latents, steps = rollout(
-            *(model, process, params["unet"], text, keys, jnp.zeros((len(ids), 1), jnp.int32)),
-            eta=0.0,
-            guidance_scale=guidance_scale,
-        )
-        return steps.latents[:, 0], model.decode(params["vae"], latents)
-
-    with jax.default_matmul_precision("highest"):
-        latents, ours = draw(params, model.tokenize(PROMPTS), model.tokenize([""]))
+    latents, ours = draw(*loaded, guidance_scale)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         str(assets.resolve(FOLDER)), safety_checker=None, torch_dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         PROMPTS,
-        latents=torch.tensor(np.asarray(latents)),
+        latents=latents,
         num_inference_steps=20,
         guidance_scale=guidance_scale,
         eta=0.0,
         output_type="np",
     ).images
     # Only float32 rounding, through 20 steps.
-    assert np.abs(np.asarray(ours) - theirs).mean() < 1e-4
+    assert np.abs(ours - theirs).mean() < 1e-4
     assert theirs.std() > 0.1  # pictures, not a blank canvas
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_pytorch_draws_the_same_pictures_by_flow(tmp_path, guidance_scale):
+    """With random weights, and the VAE of the other model."""
+    made, params = init_flow_model(FOLDER, jax.random.key(0))
+    save_mmdit(tmp_path, made, params, "float32")
+    latents, ours = draw(*load_mmdit(tmp_path), guidance_scale, steps=8)
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        str(tmp_path), text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 8, "guidance_scale": guidance_scale}
+    theirs = pipeline(PROMPTS, latents=latents, output_type="np", **arguments).images
+    assert np.abs(ours - theirs).mean() < 1e-4
+    # The prompts, and nothing but them and the noise, make pictures differ.
+    assert theirs.std() > 0.1 and np.abs(theirs[0] - theirs[1]).mean() > 0.1
 
 
 def test_vae_reconstructs_held_out_pictures(loaded):

@@ -1,0 +1,23 @@
+"""The emoji world's tasks with its Stable Diffusion 3, by Flow-GRPO (2505.05470) unguided."""
+
+import ml_collections
+
+from configs import emoji
+
+
+def get_config(tasks: str = ",".join(emoji.TASKS)) -> ml_collections.ConfigDict:
+    """The tasks of `configs/emoji.py`, on a chain of flow matching with noise in two steps.
+
+    Methods that look at no step of the chain need no noise either: with
+    `--config.algorithm.name=nft` set `--config.sampler.eta=0 --config.sampler.window=0`.
+
+    Args:
+      tasks: as there.
+    """
+    config = emoji.get_config(tasks)
+    config.model = "asset:emoji/stable_diffusion_3"
+    # Of 8 steps one is 0.001 long: the scheduler's least time is not 0.
+    config.sampler.steps, config.sampler.noise, config.sampler.eta = 8, "sde", 0.7
+    config.sampler.window = 2
+    config.algorithm.policy_gradient.timesteps_per_iteration = 2
+    return config
