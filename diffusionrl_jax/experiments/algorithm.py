@@ -12,10 +12,11 @@ from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import Adaptation, make_lora
 from diffusionrl_jax.learning.advantages import BY_GROUP, AdvantageRules
 from diffusionrl_jax.learning.algorithm import Algorithm
-from diffusionrl_jax.learning.experience import Experience, Sampling
+from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.gradient import Learner
 from diffusionrl_jax.learning.objectives import Objective, Objectives
 from diffusionrl_jax.learning.prompt_statistics import init_past_rewards
+from diffusionrl_jax.learning.sampling import Sampling
 from diffusionrl_jax.learning.state import TrainState, init_state, make_optimizer
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters

@@ -17,7 +17,7 @@ class Needs(NamedTuple):
     Attributes:
       updates: how many updates an iteration makes for each task.
       steps: K, how many steps of each sample's chain are kept to be trained on.
-      late_steps: among how many last steps of the chain these are; see `experience.Sampling`.
+      late_steps: among how many last steps of the chain these are; see `sampling.Sampling`.
       latents: whether the samples' final latents are trained on.
       base: whether the denoiser that training started from is needed.
       drawn_by_base: whether that denoiser draws the samples.
@@ -31,7 +31,7 @@ class Needs(NamedTuple):
       predictions: how often the denoiser runs without a gradient on what is trained on.
       chain_gradient: whether gradients are pulled back through steps of the chain.
       branches: into how many parts a task's groups are split, each of which shares its chain up to
-        the step that is trained on; see `experience.Sampling`.
+        the step that is trained on; see `sampling.Sampling`.
       pairs: whether pairs of pictures are learned from, and nothing is drawn. There are `updates`
         on them, and none of the tasks.
     """

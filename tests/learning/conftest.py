@@ -23,10 +23,11 @@ from diffusionrl_jax.distributed.mesh import (
 from diffusionrl_jax.learning.adaptation import Adaptation
 from diffusionrl_jax.learning.advantages import AdvantageRules
 from diffusionrl_jax.learning.execution import make_train_step
-from diffusionrl_jax.learning.experience import Experience, Sampling
+from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.gradient import Learner
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.objectives import Objectives
+from diffusionrl_jax.learning.sampling import Sampling
 from diffusionrl_jax.learning.state import init_state
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
