@@ -214,7 +214,7 @@ def read(
         operations=operations + sum(visits[name] * sum(own) for name, own in kernels.items()),
         accessed=accessed,
         collectives=collectives(program),
-        kernels=sum(visits[name] * len(own) for name, own in kernels.items()),
+        kernels=round(sum(visits[name] * len(own) for name, own in kernels.items())),
         largest=largest_values(program),
         unknown_loops=tuple(unknown),
         seconds=seconds,

@@ -57,7 +57,7 @@ def by_category(
                 inside = np.flatnonzero(of_image == category)
                 if not (category and inside.size):
                     continue
-                bootstrap = Bootstrap([prompts[name][index] for index in inside])
+                bootstrap = Bootstrap([prompts[name][index] for index in inside.tolist()])
                 for model, sets in scores.items():
                     for scorer, values in sets[name].items():
                         chosen = values[inside]

@@ -6,13 +6,13 @@ compared before anything is computed; "results" has the digest of results.csv, f
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jaxlib
 from absl import logging
 from etils import epath
 
@@ -114,7 +114,7 @@ def describe(config: Config, models: Sequence[Model]) -> dict[str, Any]:
             "diffusionrl_jax": diffusionrl_jax.__version__,
             REVISION: git_revision(),
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
             "backend": jax.default_backend(),
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),

@@ -201,7 +201,8 @@ class Objectives:
             self._shard(_lesson(list(of_batch), samples.text))
             for _, of_batch in itertools.groupby(found, batch_of)
         ]
-        return Prepared(*lessons[0], kept, of_rewards, tuple(lessons[1:]))
+        examples, text = lessons[0]
+        return Prepared(examples, text, kept, of_rewards, tuple(lessons[1:]))
 
     def _predict(self, params: Parameters, examples: Examples, text: Text, function: Callable):
         """Runs the denoiser on examples; this is the `predict` of `Objective.examples`."""
@@ -247,7 +248,8 @@ class Objectives:
         """
         model, denoiser = self.experience.model, self.experience.adaptation.denoiser(params, base)
         output = denoise_passes(model, denoiser, example.latents, example.times, text)
-        losses, metrics = [], dict.fromkeys(self.reductions, jnp.float32(0))
+        losses = []
+        metrics: Metrics = {name: jnp.float32(0) for name in self.reductions}
         for place in example.objectives:
             objective = self.objectives[place]
             loss, said = objective(output, example, example.objective == place)
