@@ -35,6 +35,7 @@ def test_evaluate_compares_checkpoints(start, finished, config_file, make_config
     assert Image.open(tmp_path / "comparison.png").height > 3 * 96
 
 
+@pytest.mark.slow
 def test_checkpoints_by_their_arrays(finished):
     assert settle_step(str(finished), "last") == settle_step(str(finished), "") == "3"
     found = [identify_model(str(finished), step) for step in ("2", "3")]

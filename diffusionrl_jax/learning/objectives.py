@@ -265,11 +265,16 @@ class Objectives:
     def update(
         self, state: TrainState, frozen: Frozen, example: Examples, text: Text
     ) -> tuple[TrainState, Metrics]:
-        """Takes one step of the optimiser on one update; see `Learner.update`."""
+        """Takes one step of the optimiser on one update; see `Learner.update`.
+
+        The metrics say which "objective" it was of.
+        """
         gather = lambda params: self.experience.adaptation.gather(
             params, frozen.base, self.mesh, self.experience.model.dtype
         )
-        return self.learner.update(self.loss, self.reductions, gather, state, example, text)
+        arguments = self.loss, self.reductions, gather, state, example, text
+        state, metrics = self.learner.update(*arguments)
+        return state, metrics | {"objective": example.objective}
 
     def summary(
         self, metrics: Mapping[str, np.ndarray], task_names: tuple[str, ...]

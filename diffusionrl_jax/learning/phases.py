@@ -106,5 +106,4 @@ def iteration(
     del params, samples
     state = state.remember(prepared.memory)
     state, metrics = updates(phases, state, frozen, prepared)
-    owners = {"objective": jnp.concatenate([of.objective for of, _ in prepared.lessons])}
-    return phases.finish(state), metrics | owners | dict(prepared.metrics)
+    return phases.finish(state), metrics | dict(prepared.metrics)

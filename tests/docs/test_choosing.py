@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "choosing.md").read_text()
 # A gradient counts as three passes: a forward one, and a backward one that takes two.
 GRADIENT = 3
 # For the emoji world, and for evaluation.
-OTHERS = {"recognition", "recognised_parity", "colour_parity"}
+OTHERS = {"recognition", "recognised_parity", "colour_parity", "requested_objects"}
 
 
 def rows(header):

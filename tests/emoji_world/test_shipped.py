@@ -135,7 +135,7 @@ def test_what_is_not_shipped_is_named(path):
 
 def test_no_link_leads_out_of_the_package(monkeypatch, tmp_path):
     package, outside = tmp_path / "package", tmp_path / "outside"
-    for folder in (package / "emoji", package / "words", outside):
+    for folder in (package / "emoji", package / "prompts", package / "words", outside):
         folder.mkdir(parents=True)
     (package / "link").symlink_to(outside)
     monkeypatch.setattr(importlib.resources, "files", lambda name: package)

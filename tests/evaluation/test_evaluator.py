@@ -63,6 +63,7 @@ def test_scores_are_of_the_images(result, tmp_path):
         assert -score * 1000 == pytest.approx(path.stat().st_size, abs=12)
 
 
+@pytest.mark.slow
 def test_parts_of_a_bounded_size_give_the_same_pictures(policy, result, make_config):
     config = make_config(**{"microbatch.sample": 1})
     config.evaluation.sets.people.images = 24

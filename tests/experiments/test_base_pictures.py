@@ -50,6 +50,7 @@ def contents(cache):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_pictures_are_those_that_the_sampler_draws_of_the_tasks_prompts(experiment, drawn):
     policy, arrays = experiment.policy, drawn[1].read(range(COUNT))
     prompts = [experiment.sources[n % 2][n // 2] for n in range(COUNT)]

@@ -23,6 +23,7 @@ def first_version(config):
     values = json.loads(json.dumps(config.to_dict()))
     values |= values.pop("algorithm")["policy_gradient"]
     del values["kl_weight"], values["remove_ratio_bias"], values["most_divergence"]
+    del values["shared_prefix"]
     del values["lora"]
     del values["mesh"]["split_frozen"], values["mesh"]["gather"]
     del values["microbatch"]["score"]

@@ -102,6 +102,7 @@ def case(request, build, alphas):
         text=np.int32(0),
         weight=np.float32(1),
         objective=np.int32(0),
+        objectives=(0, 1),
         own={
             "target": following,
             "step_index": np.full(1, STEP, np.int32),

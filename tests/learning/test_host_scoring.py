@@ -138,6 +138,7 @@ def test_overlapping_changes_nothing_but_the_order(on_host):
     assert same(overlapped, resumed)
 
 
+@pytest.mark.slow
 def test_samples_are_one_update_old(on_host):
     _, metrics = run_ahead(on_host, 0, 3)
     errors = [values["largest_ratio_error"][0] for values in metrics]

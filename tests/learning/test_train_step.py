@@ -77,6 +77,7 @@ def assert_donated(setup, execution):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_state_is_donated(setup):
     assert_donated(setup, "fused")
 

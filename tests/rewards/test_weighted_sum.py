@@ -15,6 +15,7 @@ from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 PROMPTS = ["an apple and a cake", "an apple and a cake", "a cat and a dog", "a cat and a dog"]
 
 
+@pytest.mark.slow
 def test_sum_of_two_scorers():
     preference = common.make_scorer("image_reward", "asset:emoji/image_reward")
     size = common.make_scorer("jpeg_size", sign=1.0)

@@ -197,6 +197,7 @@ def test_lora_file_has_nothing_but_the_average_factors(lora_run, tmp_path):
     np.testing.assert_allclose((up @ down).T, moved, atol=2e-3 * np.abs(moved).max())
 
 
+@pytest.mark.slow
 def test_lora_needs_a_run_that_trained_it(run, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="has trained all of the denoiser"):
         export.export_lora(run, tmp_path, "float32")

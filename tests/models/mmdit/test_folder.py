@@ -47,7 +47,7 @@ def first_noise(shape, seed, count, steps):
     ("kind", "steps", "scale"),
     [
         pytest.param("t5", 4, 3.0, marks=pytest.mark.slow),
-        ("without", 4, 3.0),
+        pytest.param("without", 4, 3.0, marks=pytest.mark.slow),
         # FLUX is given the scale of its guidance, and sees each sample once.
         pytest.param("flux", 3, 1.0, marks=pytest.mark.slow),
     ],

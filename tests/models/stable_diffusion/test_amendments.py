@@ -171,7 +171,7 @@ def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatc
         assert np.abs(emoji.ours(folder, eta) - theirs).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("changes", cases(SCHEDULERS_XL, "clip_sample"))
+@pytest.mark.parametrize("changes", cases(SCHEDULERS_XL))
 def test_pictures_are_those_of_the_pipeline_of_xl(xl, changes, tmp_path, monkeypatch):
     folder = changed(xl.folder, tmp_path / "model", SCHEDULER, changes)
     for eta in (0.0, 1.0):
@@ -264,6 +264,7 @@ def test_sample_size_of_before_it_was_saved(emoji, saved, tmp_path):
     assert (model.latent_shape[1] == 64) == (saved == "0.8.0")
 
 
+@pytest.mark.slow
 def test_an_export_says_what_was_used(emoji, tmp_path, monkeypatch):
     changes = SCHEDULERS["zero-terminal"] | {"steps_offset": 0, "clip_sample": ABSENT}
     folder = changed(emoji.folder, tmp_path / "model", SCHEDULER, changes)
