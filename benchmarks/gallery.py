@@ -17,6 +17,7 @@ import shlex
 import shutil
 
 import numpy as np
+from arguments import names_of
 from joint_training import run
 from PIL import Image
 
@@ -70,17 +71,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="where runs, pictures and fragments go")
     parser.add_argument(
         "--methods",
-        type=lambda names: names.split(","),
+        type=names_of("method", METHODS),
         default=list(METHODS),
         help=f"those to train, separated by commas; all of {', '.join(METHODS)} if not given",
     )
     parser.add_argument(
         "--page", type=pathlib.Path, help="a page that gets the fragments, and a folder of pictures"
     )
-    flags = parser.parse_args(arguments)
-    if unknown := set(flags.methods) - set(METHODS):
-        parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
-    return flags
+    return parser.parse_args(arguments)
 
 
 def overrides(method: str) -> dict:

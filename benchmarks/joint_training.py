@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 
+from arguments import names_of
+
 CONFIG = "configs/emoji.py"
 TASKS = ("preference", "compositionality", "fairness")
 VARIANTS = {
@@ -60,14 +62,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="of each run; the config's if not given")
     parser.add_argument(
         "--variants",
-        type=lambda names: names.split(","),
+        type=names_of("variant", VARIANTS),
         default=list(VARIANTS),
         help=f"those to train, separated by commas; all of {', '.join(VARIANTS)} if not given",
     )
-    flags = parser.parse_args(arguments)
-    if unknown := set(flags.variants) - set(VARIANTS):
-        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
-    return flags
+    return parser.parse_args(arguments)
 
 
 def run(output: str, module: str, *arguments: str) -> None:

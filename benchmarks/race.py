@@ -25,6 +25,7 @@ import joint_training
 import matplotlib
 import numpy as np
 import scipy.stats
+from arguments import names_of
 from etils import epath
 
 from configs import emoji, image_reward
@@ -286,14 +287,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how often each method is trained")
     parser.add_argument(
         "--methods",
-        type=lambda names: names.split(","),
+        type=names_of("method", CONTESTANTS),
         default=list(CONTESTANTS),
         help=f"those to race, separated by commas; all of {', '.join(CONTESTANTS)} if not given",
     )
-    flags = parser.parse_args(arguments)
-    if unknown := set(flags.methods) - set(CONTESTANTS):
-        parser.error(f"no method {', '.join(sorted(unknown))}; there are {', '.join(CONTESTANTS)}")
-    return flags
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,23 @@
+"""What several benchmarks' command lines have in common."""
+
+import argparse
+from collections.abc import Callable, Collection
+
+
+def names_of(kind: str, known: Collection[str]) -> Callable[[str], list[str]]:
+    """Returns what reads names that are separated by commas, and refuses those that are not known.
+
+    Args:
+      kind: what the names are of, for the error.
+      known: the names that there are.
+    """
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(
+                f"no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+            )
+        return names
+
+    return read
