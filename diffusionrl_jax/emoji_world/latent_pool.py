@@ -48,3 +48,25 @@ def latent_pool(model, vae_params, mesh, count):
         prompts += [example.prompt for example in examples]
     psnr = (-10 * np.log10(errors.mean()), np.mean(-10 * np.log10(errors)))
     return np.concatenate(means), np.concatenate(stds), prompts, psnr
+
+
+def draw_rows(rows, empty, dropout: float, key):
+    """Draws what a denoiser is trained on, from rows of a pool.
+
+    Args:
+      rows: the latents' means and standard deviations, and the prompts' tokens, of a batch.
+      empty: the tokens of the empty prompt.
+      dropout: how often that takes a prompt's place.
+      key: a PRNG key.
+
+    Returns:
+      The latents, noise of their shape, a number between 0 and 1 for each row's time, stratified
+      over the batch, so that the loss is less noisy, and the tokens.
+    """
+    mean, std, ids = rows
+    keys = jax.random.split(key, 4)
+    clean = mean + std * jax.random.normal(keys[0], mean.shape)
+    noise = jax.random.normal(keys[1], mean.shape)
+    spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
+    dropped = jax.random.bernoulli(keys[3], dropout, (len(mean), 1))
+    return clean, noise, spread, jnp.where(dropped, empty, ids)

@@ -19,7 +19,7 @@ from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.emoji_world import emoji_model
-from diffusionrl_jax.emoji_world.latent_pool import draw, latent_pool, stack_images
+from diffusionrl_jax.emoji_world.latent_pool import draw, draw_rows, latent_pool, stack_images
 from diffusionrl_jax.emoji_world.optimisation import annealed, train
 from diffusionrl_jax.models.stable_diffusion.build import (
     build_stable_diffusion,
@@ -97,15 +97,8 @@ def train_unet(model, params, pool, mesh, steps, learning_rate, checkpoint):
     empty = model.tokenize([""])[0]
 
     def loss_function(params, batch, key):
-        mean, std, ids = batch
-        keys = jax.random.split(key, 4)
-        clean = mean + std * jax.random.normal(keys[0], mean.shape)
-        noise = jax.random.normal(keys[1], mean.shape)
-        # Times are stratified over the batch, so that the loss is less noisy.
-        spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
+        clean, noise, spread, ids = draw_rows(batch, empty, TEXT_DROPOUT, key)
         timesteps = (spread * 1000).astype(jnp.int32)
-        dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
-        ids = jnp.where(dropped, empty, ids)
         text = _swap_endings(model.encode_text(params["text_encoder"], ids), ids)
         noisy = process.noise(clean, noise, timesteps)
         output = model.denoise(params["unet"], noisy, timesteps, text)

@@ -19,7 +19,7 @@ from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.emoji_world.flow_model import init_flow_model
-from diffusionrl_jax.emoji_world.latent_pool import latent_pool
+from diffusionrl_jax.emoji_world.latent_pool import draw_rows, latent_pool
 from diffusionrl_jax.emoji_world.optimisation import constant, train
 from diffusionrl_jax.models.mmdit.folder import save_mmdit
 from diffusionrl_jax.models.parameters import flatten
@@ -65,15 +65,9 @@ def train_transformer(model, params, pool, mesh, steps, schedule, checkpoint, st
     empty = model.tokenize([""])[0]
 
     def loss_function(params, batch, key):
-        mean, std, ids = batch
-        keys = jax.random.split(key, 4)
-        clean = mean + std * jax.random.normal(keys[0], mean.shape)
-        noise = jax.random.normal(keys[1], mean.shape)
-        # Times are stratified over the batch, so that the loss is less noisy.
-        spread = (jnp.arange(len(mean)) + jax.random.uniform(keys[2], (len(mean),))) / len(mean)
+        clean, noise, spread, ids = draw_rows(batch, empty, TEXT_DROPOUT, key)
         times = jax.nn.sigmoid(TIME_DEVIATION * ndtri(spread))
-        dropped = jax.random.bernoulli(keys[3], TEXT_DROPOUT, (len(mean), 1))
-        text = model.encode_text(params["text_encoder"], jnp.where(dropped, empty, ids))
+        text = model.encode_text(params["text_encoder"], ids)
         # The projected states sum up the whole prompt. A transformer that reads them draws only the
         # pairs that it knows, so that it is shown another prompt's.
         text = Conditioning(text.states, jnp.roll(text.pooled, 1, axis=0))
