@@ -100,6 +100,7 @@ def test_the_same_reward_on_the_host_gives_the_same_parameters(on_host, in_graph
     assert not same(ours[-1].params, ours[0].params)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_sum_may_be_on_the_host(setup, in_graph):
     weights = {"host": 2.0, "graph": -1.0}
     mixed = WeightedSum({"host": HOST, "graph": Redness()}, weights)

@@ -177,14 +177,8 @@ def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"guidance_scale": 1.0},
-        *(pytest.param(more, marks=pytest.mark.slow) for more in ({}, {"xl": True})),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {}, {"xl": True}], ids=str)
 def test_embeddings_of_the_texts_give_the_same_loss(build, changes):
     setup = build(batch_size=BATCH, steps=2, timesteps_per_iteration=0, **changes)
     algorithm, batch = setup.algorithm, setup.batch

@@ -35,6 +35,7 @@ def test_boxes_match_transformers(name, make_original, parity):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pictures_are_judged(make_original):
     _, folder = make_original("owlv2")
     reward, params = RequestedObjects.load(str(folder), threshold=0.01)

@@ -159,10 +159,7 @@ def cases(changes, *quick):
     return [pytest.param(fields, id=name, marks=marks(name)) for name, fields in changes.items()]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    cases(SCHEDULERS, "no steps_offset", "only the class"),
-)
+@pytest.mark.parametrize("changes", cases(SCHEDULERS, "only the class"))
 def test_pictures_are_those_of_the_pipeline(emoji, changes, tmp_path, monkeypatch):
     folder = changed(emoji.folder, tmp_path / "model", SCHEDULER, changes)
     for eta in (0.0, 1.0):

@@ -120,9 +120,8 @@ def several_texts(shape, text_shape, count=2, passes=2):
     return (latents, timesteps, text), (*map(jnp.asarray, repeated), text)
 
 
-@pytest.mark.parametrize(
-    "first_level", ["no attention", pytest.param("attention", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first_level", ["no attention", "attention"])
 def test_texts_of_a_sample_share_what_comes_before_them(first_level):
     """The output is that of a row of latents for every text, to float32's rounding."""
     denoise, params = unet_with(first_level, (64, 64))
