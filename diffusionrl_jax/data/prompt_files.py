@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -91,16 +91,20 @@ def read_prompts(name: str) -> tuple[str, ...]:
     return prompts
 
 
-def read_column(name: str, column: str) -> dict[str, str]:
-    """Returns what another column, or JSON field, says of each prompt of a file.
+def read_columns(name: str, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Returns what other columns, or JSON fields, say of each prompt of a file.
 
     Args:
       name: a path, as a task names it, of a file with fields.
-      column: the name of the other column. Where a prompt is there twice, the first counts.
+      columns: the names of the other columns, at least one.
+
+    Returns:
+      Prompt -> column -> what it says, in the order of the rows. Where a prompt is there twice, the
+      first counts.
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: it has no such column, or no columns at all, or as `read_rows`.
+      UserError: it has no such column, no columns at all or no prompt, or as `read_rows`.
     """
     source = parse(name, ())
     field, found = source.options.get("field", "prompt"), {}
@@ -108,11 +112,16 @@ def read_column(name: str, column: str) -> dict[str, str]:
         reader = TABLES.get(path.suffix.lower())
         if reader is None:
             raise UserError(
-                f"{path} has no column {column!r}, since it is text: name a table, of"
+                f"{path} has no column {columns[0]!r}, since it is text: name a table, of"
                 f" {', '.join(TABLES)}."
             )
-        for prompt, value in zip(reader(path, field), reader(path, column), strict=True):
-            found.setdefault(prompt.strip(), value.strip())
+        rows = (reader(path, column) for column in (field, *columns))
+        for prompt, *values in zip(*rows, strict=True):
+            said = dict(zip(columns, map(str.strip, values), strict=True))
+            if prompt := prompt.strip():
+                found.setdefault(prompt, said)
+    if not found:
+        raise UserError(f"{name} has no prompt: write some.")
     return found
 
 

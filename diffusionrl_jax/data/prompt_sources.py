@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -13,7 +13,7 @@ from diffusionrl_jax.data import hub_files, prompt_index, records, suites, word_
 from diffusionrl_jax.data.emoji import prompt_sets
 from diffusionrl_jax.data.file_digests import file_digest
 from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.data.prompt_files import has_fields, read_rows
+from diffusionrl_jax.data.prompt_files import has_fields, read_columns, read_rows
 from diffusionrl_jax.data.prompts import PromptSource, ShuffledPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, decode_text, find_files, parse
 from diffusionrl_jax.mistakes import UserError
@@ -114,23 +114,35 @@ def prompt_files(name: str) -> list[epath.Path]:
     return [] if source.kind else find_files(source.name)
 
 
-def prompt_categories(name: str) -> suites.Categorised:
-    """Returns the categories of the prompts that a config names: none but for a suite's.
+def prompt_categories(name: str, columns: Sequence[str] | None = None) -> suites.Categorised:
+    """Returns the categories of the prompts that a config names.
 
     Args:
       name: the prompts' name in a config.
+      columns: the columns of a suite, or of a file with fields, whose categories are told; None
+        means all of a suite, and none of any other prompts.
 
     Raises:
+      UserError: there is no such column.
       UserError, OSError: as `open_prompts`.
     """
-    source = parse(name, (suites.KIND,))
-    return suites.read_suite(source) if source.kind else {}
+    source = parse(name, (EMOJI.removesuffix(":"), *KINDS))
+    if source.kind == suites.KIND:
+        return suites.read_suite(source, columns)
+    if not columns:
+        return {}
+    if source.kind:
+        raise UserError(
+            f"{name} has no columns {', '.join(columns)}: name none, or the prompts of a table or"
+            " of a suite."
+        )
+    return read_columns(name, columns)
 
 
 def prompt_note(name: str) -> str:
     """Returns what is to be said beside the numbers of a suite, "" of other prompts.
 
-    The argument and the errors are those of `prompt_categories`.
+    The argument and the errors are those of `open_prompts`.
     """
     source = parse(name, (suites.KIND,))
     return suites.find_suite(source).note if source.kind else ""

@@ -5,13 +5,13 @@ path is given, so that none is ever silently missing.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
 from diffusionrl_jax.data import object_requests, word_lists
 from diffusionrl_jax.data.files import resolve
-from diffusionrl_jax.data.prompt_files import read_column, read_prompts, read_rows
+from diffusionrl_jax.data.prompt_files import read_columns, read_prompts, read_rows
 from diffusionrl_jax.data.prompts import PORTRAIT, RELATIONS, PairPrompts, TemplatePrompts
 from diffusionrl_jax.data.sources import Source, find_files
 from diffusionrl_jax.mistakes import UserError, suggestion
@@ -45,11 +45,7 @@ def _read_table(field: str, *columns: str) -> Callable[[Source], Categorised]:
 
     def read(source: Source) -> Categorised:
         name = f"{source.options['file']}?field={source.options.get('field', field)}"
-        found = {column: read_column(name, column) for column in columns}
-        return {
-            prompt: {column: by[prompt] for column, by in found.items()}
-            for prompt in read_prompts(name)
-        }
+        return read_columns(name, columns)
 
     return read
 
@@ -138,16 +134,29 @@ def find_suite(source: Source) -> Suite:
     return suite
 
 
-def read_suite(source: Source) -> Categorised:
+def read_suite(source: Source, columns: Sequence[str] | None = None) -> Categorised:
     """Returns the different prompts of a suite, in their order, each with its categories.
 
     Args:
       source: a source of the kind `KIND`.
+      columns: the columns of categories that are wanted; None means all.
 
     Raises:
-      UserError, OSError: as `find_suite`, or a file is missing or broken.
+      UserError, OSError: as `find_suite`, it has no such column, or a file is missing or broken.
     """
-    return find_suite(source).read(source)
+    found = find_suite(source).read(source)
+    if columns is None:
+        return found
+    known = columns_of(found)
+    for column in columns:
+        if column not in known:
+            raise UserError(
+                f"{source.text!r} has no column {column!r}, but {known}: name one of them, or none."
+            )
+    return {
+        prompt: {column: of_prompt[column] for column in columns if column in of_prompt}
+        for prompt, of_prompt in found.items()
+    }
 
 
 def suite_files(source: Source) -> list[epath.Path]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusionrl_jax.data.prompt_files import read_column, read_prompts
+from diffusionrl_jax.data.prompt_files import read_columns, read_prompts
 from diffusionrl_jax.data.prompt_sources import open_prompts
 
 TEXTS = ["an apple", "é cat", "犬", "  spaces ", "an apple", "line\nbreak", " ", "spaces"]
@@ -97,27 +97,32 @@ def test_tabs_beside_quotes_that_enclose_no_field(tmp_path):
     path = write(tmp_path / "p.tsv", "\r\n".join(lines).encode())
     texts = ('"G I G" in letters', 'a "b", c', '5" disks', '"')
     assert read_prompts(path) == texts
-    assert read_column(path, "kind") == dict(zip(texts, ("Art", "Art", "Thing", ""), strict=True))
+    kinds = zip(texts, ("Art", "Art", "Thing", ""), strict=True)
+    assert read_columns(path, ["kind"]) == {prompt: {"kind": kind} for prompt, kind in kinds}
     path = write(tmp_path / "open.tsv", b'prompt\tkind\n"G I G\tArt\na\tArt\n')
     with pytest.raises(ValueError, match="line 3: unexpected end of data: mend the quotes"):
         read_prompts(path)
 
 
-def test_another_column_is_read_beside_the_prompts(tmp_path):
+def test_other_columns_are_read_beside_the_prompts(tmp_path):
     rows = [
-        {"text": f" {text} ", "kind": kind} for text, kind in (("a", "x"), ("b", "y"), ("a", "z"))
+        {"text": f" {text} ", "kind": kind, "size": f"{kind} "}
+        for text, kind in (("a", "x"), (" ", "w"), ("b", "y"), ("a", "z"))
     ]
-    expected = {"a": "x", "b": "y"}
+    expected = {text: {"size": kind, "kind": kind} for text, kind in (("a", "x"), ("b", "y"))}
+    columns = ["size", "kind"]
     path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    assert read_column(f"{path}?field=text", "kind") == expected
+    assert read_columns(f"{path}?field=text", columns) == expected
     path = str(tmp_path / "p.parquet")
     pq.write_table(pa.Table.from_pylist(rows), path)
-    assert read_column(f"{path}?field=text&split=test&held_out=2", "kind") == expected
-    with pytest.raises(ValueError, match=r"no column 'frob', but \['text', 'kind'\]"):
-        read_column(f"{path}?field=text", "frob")
+    assert read_columns(f"{path}?field=text&split=test&held_out=2", columns) == expected
+    with pytest.raises(ValueError, match=r"no column 'frob', but \['text', 'kind', 'size'\]"):
+        read_columns(f"{path}?field=text", ["kind", "frob"])
     path = write(tmp_path / "p.txt", b"a\n")
     with pytest.raises(ValueError, match="no column 'kind', since it is text"):
-        read_column(path, "kind")
+        read_columns(path, ["kind"])
+    with pytest.raises(ValueError, match=r"blank.csv.* has no prompt: write some"):
+        read_columns(write(tmp_path / "blank.csv", b"prompt,kind\n,x\n"), ["kind"])
 
 
 @pytest.mark.parametrize("rows", [TEXTS, [{"prompt": text, "n": 1} for text in TEXTS]])

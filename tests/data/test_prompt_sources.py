@@ -5,7 +5,7 @@ from etils import epath
 
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.prompt_files import read_prompts
-from diffusionrl_jax.data.prompt_sources import open_prompts
+from diffusionrl_jax.data.prompt_sources import open_prompts, prompt_categories
 from tests.data.test_files import NAMES
 from tests.data.test_prompt_files import (
     TEXTS,
@@ -40,6 +40,19 @@ def test_several_files_are_one_source(tmp_path):
     for n, part in enumerate((TEXTS[:3], TEXTS[3:])):
         write_parquet(tmp_path / f"p-{n}.parquet", part)
     assert listed(open_prompts(f"{tmp_path}/p-*.parquet", 0)) == UNIQUE
+
+
+def test_categories_of_a_table_are_those_of_its_columns(tmp_path):
+    name = f"{write(tmp_path / 'p.csv', b'Prompt,kind')}?field=Prompt"
+    assert prompt_categories(name) == prompt_categories(name, []) == {}
+    write(tmp_path / "p.csv", b"Prompt,kind\na cat,Animals\na car,\n")
+    assert prompt_categories(name, ["kind"]) == {
+        "a cat": {"kind": "Animals"},
+        "a car": {"kind": ""},
+    }
+    for other in ("emoji:pairs", "objects:test", "hub:a/b/c.csv"):
+        with pytest.raises(ValueError, match=f"{other} has no columns kind, size: name none, or"):
+            prompt_categories(other, ["kind", "size"])
 
 
 def test_files_in_buckets(bucket, tmp_path):

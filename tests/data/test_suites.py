@@ -59,6 +59,10 @@ def test_a_table_has_its_columns(tmp_path):
         "bond": {"Category": "Abstract", "Challenge": "Basic"},
         "a cat": {"Category": "Animals", "Challenge": "Quantity"},
     }
+    assert prompt_categories(name, ["Challenge"])["a cat"] == {"Challenge": "Quantity"}
+    assert prompt_categories(name, []) == dict.fromkeys(prompt_categories(name), {})
+    with pytest.raises(UserError, match=r"no column 'Note', but \['Category', 'Challenge'\]"):
+        prompt_categories(name, ["Category", "Note"])
     assert [path.name for path in prompt_files(name)] == ["P&p.tsv"]
     (tmp_path / "d.csv").write_text("Prompts,Category\nA red car.,Colors\n")
     drawbench = prompt_categories(f"suite:drawbench?file={tmp_path}/d.csv")

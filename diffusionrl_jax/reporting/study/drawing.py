@@ -10,9 +10,8 @@ from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.data.prompt_files import read_column
-from diffusionrl_jax.data.prompt_sources import EMOJI, KINDS
-from diffusionrl_jax.data.sources import parse
+from diffusionrl_jax.data.prompt_sources import prompt_categories
+from diffusionrl_jax.data.suites import columns_of
 from diffusionrl_jax.evaluation.compare import BASE, evaluate_models
 from diffusionrl_jax.evaluation.evaluator import evenly
 from diffusionrl_jax.experiments.config import make_evaluation_set
@@ -79,7 +78,7 @@ def draw_study(
     question: str,
     seed: int = 0,
     checks: int = 0,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     scorers: Sequence[str] | None = None,
 ) -> Study:
     """Draws and scores a study's pictures, and writes its folder. All processes call it.
@@ -94,7 +93,8 @@ def draw_study(
       question: what people are asked.
       seed: of the noise, of the prompts' order, and of what each rater is shown.
       checks: of how many pairs a picture is shown beside a scrambled one, too.
-      columns: the columns of the prompts' file that say to which categories a prompt belongs.
+      columns: the columns of the prompts' file, or of their suite, that say to which categories a
+        prompt belongs; None means all of a suite's.
       scorers: names in `config.evaluation.scorers` of those that judge the pictures, too; None
         means those by which an evaluation sets models head to head.
 
@@ -102,12 +102,8 @@ def draw_study(
       UserError, FileNotFoundError: the models, the prompts or a scorer cannot be used.
     """
     models = parse_models(names)
-    if columns and parse(prompts, (EMOJI.removesuffix(":"), *KINDS)).kind:
-        raise UserError(
-            f"--prompts={prompts} has no columns {', '.join(columns)}: leave --categories out, or "
-            "name a table."
-        )
-    categories = {column: read_column(prompts, column) for column in columns}
+    categories = prompt_categories(prompts, columns)
+    groups = columns_of(categories)
     chosen = tuple(config.evaluation.head_to_head if scorers is None else scorers)
     # The devices are given the same number of pictures each; those beyond the pairs are left out.
     images = -(-pairs // jax.device_count()) * jax.device_count()
@@ -134,7 +130,7 @@ def draw_study(
         pairs=tuple(
             Pair(
                 prompt,
-                {column: found.get(prompt, "") for column, found in categories.items()},
+                {column: categories.get(prompt, {}).get(column, "") for column in groups},
                 {
                     scorer: (float(by[number, 0]), float(by[number, 1]))
                     for scorer, by in scores.items()

@@ -23,7 +23,7 @@ class Finding:
     """One number of a study.
 
     Attributes:
-      group: `OVERALL`, or a column of the prompts' file.
+      group: `OVERALL`, or a column of the prompts' file or suite.
       category: the value in that column; "" for `OVERALL`.
       measure: `PREFERENCE` for b over a, with ties half; `ALPHA`, Krippendorff's, 1 where raters
         agree and 0 where they might have guessed; `AGREEMENT`, the share of votes that a reward

@@ -25,7 +25,7 @@ class Pair:
 
     Attributes:
       prompt: the prompt.
-      groups: column of the prompts' file -> the prompt's category in it.
+      groups: column of the prompts' file or suite -> the prompt's category in it.
       scores: scorer -> its scores of the pictures of a and of b.
     """
 

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.data.prompt_sources import prompt_note
 from diffusionrl_jax.evaluation import tables
 from diffusionrl_jax.evaluation.statistics import OVERALL
 from diffusionrl_jax.reporting.study import findings, pages
@@ -50,6 +51,7 @@ def write_report(
         found=_by_key(found),
         groups=list(dict.fromkeys((row.group, row.category) for row in found)),
         scorers=list(study.pairs[0].scores),
+        note=prompt_note(study.prompts),
         attention=[one for one in attention if one.answered or one.checks],
         extremes=_extremes(folder, study, votes, attention),
         percent=percent,

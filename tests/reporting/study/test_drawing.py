@@ -1,5 +1,8 @@
 """Which models and prompts a study is of, and that its pictures are those that they draw."""
 
+import csv
+import types
+
 import numpy as np
 import pytest
 from etils import epath
@@ -8,15 +11,15 @@ from PIL import Image
 from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.diffusion.sampler import Sampler
-from diffusionrl_jax.evaluation.statistics import wins
+from diffusionrl_jax.evaluation.statistics import OVERALL, wins
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import to_uint8
-from diffusionrl_jax.reporting.study import findings, records
+from diffusionrl_jax.reporting.study import drawing, findings, questions, records, report
 from diffusionrl_jax.reporting.study.drawing import draw_study, parse_models, usual_config
 from diffusionrl_jax.reporting.study.records import SCRAMBLED, A, B
 from diffusionrl_jax.rewards.scorers import load_scorer
 from diffusionrl_jax.runs import trained
-from tests.reporting.study.conftest import write_table
+from tests.reporting.study.conftest import choose, raters_of, write_table
 
 MODEL = "asset:emoji/stable_diffusion"
 
@@ -38,6 +41,96 @@ def test_the_config_of_models_without_a_run():
     assert (config.model, config.sampler.guidance_scale) == (MODEL, 7.5)
     with pytest.raises(UserError, match="'base' is the model that a run began from, and asset:"):
         usual_config({A: ("", ""), B: (MODEL, "")})
+
+
+PARTI = """Prompt\tCategory\tChallenge
+a cat\tAnimals\tBasic
+two dogs\tAnimals\tQuantity
+a cake\tFood\tBasic
+"""
+# The prompts of each category of each column.
+CATEGORIES = {
+    ("Category", "Animals"): {"a cat", "two dogs"},
+    ("Category", "Food"): {"a cake"},
+    ("Challenge", "Basic"): {"a cat", "a cake"},
+    ("Challenge", "Quantity"): {"two dogs"},
+}
+
+
+@pytest.fixture
+def draw(monkeypatch, tmp_path):
+    """A function of prompts and columns: the study of four pairs, whose pictures are grey."""
+
+    def evaluate(config, models, shown):
+        (name,) = config.evaluation.sets
+        chosen = config.evaluation.sets[name]
+        prompts = prompt_batch(make_prompts(chosen.prompts, config.evaluation.seed), 0, shown, 1)
+        images = np.full((shown, 4, 4, 3), 0.5, np.float32)
+        scores = {name: {scorer: np.zeros(shown) for scorer in chosen.scorers}}
+        evaluation = types.SimpleNamespace(scores=scores, images={name: images})
+        evaluator = types.SimpleNamespace(prompts={name: prompts})
+        return evaluator, {model: evaluation for model, *_ in models}
+
+    monkeypatch.setattr(drawing, "evaluate_models", evaluate)
+
+    def of(prompts, columns=None, **options):
+        names, folder = {A: "models/earlier", B: MODEL}, epath.Path(tmp_path) / "drawn"
+        folder.mkdir(exist_ok=True)
+        config = usual_config(parse_models(names))
+        options = {"question": "Which?", "scorers": [], "columns": columns} | options
+        return folder, draw_study(folder, config, names, prompts, 4, **options)
+
+    return of
+
+
+def test_a_suite_brings_its_categories_to_the_report(draw, tmp_path):
+    (tmp_path / "parti.tsv").write_text(PARTI)
+    folder, study = draw(f"suite:parti_prompts?file={tmp_path}/parti.tsv", seed=7)
+    votes = [
+        choose(1, number, question, B if study.pairs[question.pair].prompt == "a cake" else A)
+        for number, question in enumerate(questions.ask(records.read_study(folder), 0))
+    ]
+    report.write_report(folder, folder, records.read_study(folder), votes, [attentive(votes)])
+    found = {
+        (row["group"], row["category"]): (float(row["value"]), int(row["pairs"]))
+        for row in csv.DictReader((folder / "report.csv").read_text().splitlines())
+        if row["measure"] == findings.PREFERENCE and row["group"] != OVERALL
+    }
+    drawn = [pair.prompt for pair in study.pairs]
+    inside = {key: [p for p in drawn if p in prompts] for key, prompts in CATEGORIES.items()}
+    assert found == {
+        key: (pytest.approx(prompts.count("a cake") / len(prompts)), len(prompts))
+        for key, prompts in inside.items()
+    }
+    page = (folder / "report.html").read_text()
+    assert all(f"{column}:</span> {category}" in page for column, category in CATEGORIES)
+
+
+def attentive(votes):
+    return findings.attend(raters_of(votes), votes, 0.0)[0]
+
+
+def test_some_columns_of_a_suite_and_of_a_table(draw, tmp_path):
+    (tmp_path / "parti.tsv").write_text(PARTI)
+    table = f"{tmp_path}/parti.tsv?field=Prompt"
+    suite = f"suite:parti_prompts?file={tmp_path}/parti.tsv"
+    expected = {"a cat": "Basic", "two dogs": "Quantity", "a cake": "Basic"}
+    for name in (table, suite):
+        pairs = draw(name, ["Challenge"])[1].pairs
+        assert {pair.prompt: pair.groups for pair in pairs} == {
+            prompt: {"Challenge": challenge} for prompt, challenge in expected.items()
+        }
+    assert all(pair.groups == {} for pair in draw(table)[1].pairs)
+    for name in (table, suite, "emoji:pairs"):
+        with pytest.raises(UserError, match="has no columns? '?frob"):
+            draw(name, ["frob"])
+
+
+def test_what_is_said_of_a_suite_is_said_of_its_study(draw):
+    folder, study = draw("suite:object_requests?each=2")
+    assert [set(pair.groups) for pair in study.pairs] == [{"task"}] * 4
+    report.write_report(folder, folder, study, [], [])
+    assert "no numbers of GenEval" in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow

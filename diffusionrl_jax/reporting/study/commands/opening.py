@@ -24,11 +24,14 @@ FOLDER = flags.DEFINE_string("folder", USUAL_FOLDER, "For pictures, links and vo
 A = flags.DEFINE_string("a", "", "One model: base, PATH, or a run's PATH@step, @best or @last.")
 B = flags.DEFINE_string("b", "", "The other one, of which the report tells how it does.")
 PROMPTS = flags.DEFINE_string(
-    "prompts", "", "What to draw, as a task's prompts: a file, table.tsv?field=Prompt, ..."
+    "prompts", "", "What to draw, as a task's prompts: a file, suite:NAME, emoji:pairs, ..."
 )
 PAIRS = flags.DEFINE_integer("pairs", 100, "How many pairs of pictures to draw.")
 CATEGORIES = flags.DEFINE_list(
-    "categories", [], "Columns of the prompts' file; the report tells of each of their values."
+    "categories",
+    None,
+    "Columns of the prompts' table or suite; the report tells of each of their values. Without it, "
+    "of all of a suite's.",
 )
 SCORERS = flags.DEFINE_list(
     "scorers", None, "Of config.evaluation.scorers, to be set beside people; its head_to_head."
