@@ -7,7 +7,6 @@ compared before anything is computed; "results" has the digest of results.csv, f
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,17 +17,14 @@ from etils import epath
 
 import diffusionrl_jax
 from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.data.file_digests import files_digest, folder_digest
-from diffusionrl_jax.data.files import as_path, read_json, resolve, write_whole
-from diffusionrl_jax.data.prompt_sources import prompt_files, prompt_note
+from diffusionrl_jax.data.files import as_path, read_json, write_whole
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.evaluation.evaluator import evaluation_prompts
+from diffusionrl_jax.evaluation.identities import identify_prompts, identify_scorer
 from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.experiments.config import of_earlier
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.rewards import REWARDS, folders, http_scorer, imports
-from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM
-from diffusionrl_jax.runs.identities import held_digest, identify_model
+from diffusionrl_jax.runs.identities import identify_model
 from diffusionrl_jax.runs.provenance import git_revision
 from diffusionrl_jax.runs.trained import differing_fields
 
@@ -38,7 +34,6 @@ COMPARED = ("models", "prompts", "scorers", "sampling", "made_with")
 DRAWING = ("sampler", "microbatch", "mesh", "execution", "convolution", "attention", "remat")
 # Other revisions may give the same digits: of this one a warning is given.
 REVISION = "git_revision"
-UNKNOWN = "not known"  # Of what is behind an address.
 
 # A model's name, path and step, as `runs.trained.load_trained` takes them.
 Model = tuple[str, str, str]
@@ -87,17 +82,7 @@ def describe(config: Config, models: Sequence[Model]) -> dict[str, Any]:
             for name, path, step in models
         },
         "prompts": {
-            name: {
-                "source": evaluation.sets[name].prompts,
-                "images": len(texts),
-                "group_size": evaluation.sets[name].group_size,
-                "different": len(set(texts)),
-                "texts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-                "files": _files(prompt_files(evaluation.sets[name].prompts)),
-                "scorers": list(evaluation.sets[name].scorers),
-            }
-            | _note(prompt_note(evaluation.sets[name].prompts))
-            for name, texts in prompts.items()
+            name: identify_prompts(evaluation.sets[name], texts) for name, texts in prompts.items()
         },
         "scorers": {
             name: identify_scorer(scorer)
@@ -126,71 +111,8 @@ def describe(config: Config, models: Sequence[Model]) -> dict[str, Any]:
     return json.loads(json.dumps(content, default=_plain))
 
 
-def _note(text: str) -> dict[str, str]:
-    return {"note": text} if text else {}
-
-
 def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else str(value)
-
-
-def _files(paths: Sequence[epath.Path]) -> str:
-    """Returns the digest of files by their names, "" for none."""
-    return files_digest({path.name: path for path in paths}) if paths else ""
-
-
-def identify_scorer(scorer: Config) -> dict[str, Any]:
-    """Describes a scorer: its config, and a digest of the files that it is read from.
-
-    Args:
-      scorer: from `make_scorer` or `make_weighted_sum`.
-
-    Returns:
-      What JSON can hold. The digest is that of the folder; of a reward of one's own that of its
-      module's source; "" of one without files; `UNKNOWN` of a server's.
-
-    Raises:
-      UserError, OSError: its files are missing, or its module cannot be imported.
-    """
-    if scorer.reward == WEIGHTED_SUM:
-        parts = scorer.options.scorers
-        weights = scorer.options.weights.to_dict()
-        normalised = bool(scorer.options.get("normalised", False))
-        return {
-            "reward": WEIGHTED_SUM,
-            "weights": weights,
-            "normalised": normalised,
-            "parts": {name: identify_scorer(part) for name, part in parts.items()},
-        }
-    found = {
-        "reward": scorer.reward,
-        "path": scorer.path,
-        "options": scorer.options.to_dict(),
-        "files": _scorer_files(scorer.reward, scorer.path),
-    }
-    substitute = getattr(REWARDS.get(scorer.reward), "substitute", "")
-    return found | _note(substitute)
-
-
-def _scorer_files(reward: str, path: str) -> str:
-    if reward == HOST_REWARD:
-        return UNKNOWN if http_scorer.is_address(path) else _source(path)
-    if ":" in reward:
-        return _source(reward)
-    if not path:
-        return ""
-    if folders.is_hub_id(reward, path):
-        return held_digest(folders.hold(reward, path))
-    return folder_digest(resolve(path, "The path of a reward model"))
-
-
-def _source(name: str) -> str:
-    """Returns the digest of the file that a module's attribute is from."""
-    try:
-        file = inspect.getsourcefile(imports.resolve(name))
-    except TypeError:  # It is built in, or an object of no source.
-        file = None
-    return folder_digest(file) if file else UNKNOWN
 
 
 def read(path: str) -> Manifest:

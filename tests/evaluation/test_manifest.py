@@ -131,19 +131,3 @@ def test_what_is_no_manifest(content, named, tmp_path):
     (tmp_path / "m.json").write_text(content)
     with pytest.raises(UserError, match=named):
         manifest.read(str(tmp_path / "m.json"))
-
-
-def test_scorers_by_their_files_or_their_source():
-    folder = common.make_scorer("detection", "asset:emoji/detection")
-    own = common.make_scorer("tests.evaluation.test_evaluator:GroupMean")
-    both = manifest.identify_scorer(common.make_weighted_sum(a=(folder, 1.0), b=(own, 2.0)))
-    assert both["weights"] == {"a": 1.0, "b": 2.0}
-    assert len(both["parts"]["a"]["files"]) == len(both["parts"]["b"]["files"]) == 64
-    judge = manifest.identify_scorer(
-        common.make_scorer("requested_objects", "asset:emoji/detection")
-    )
-    assert judge["files"] == both["parts"]["a"]["files"]
-    assert "in place of GenEval's" in judge["note"] and "note" not in both["parts"]["a"]
-    server = common.make_scorer("host_reward", "http://localhost:1/score")
-    assert manifest.identify_scorer(server)["files"] == manifest.UNKNOWN
-    assert manifest.identify_scorer(common.make_scorer("jpeg_size"))["files"] == ""
