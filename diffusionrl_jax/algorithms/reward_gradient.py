@@ -99,9 +99,9 @@ def reward_gradients(
       The scores, float32 [T * N, B], and their gradients, float32 [T * N, B, ...]. Both are 0 where
       a sample or its score is not finite.
     """
-    found = []
+    scoring, found = experience.scoring, []
     for number, inputs in enumerate(scored.batch.reward_inputs):
-        gradient = lambda latents, number=number, inputs=inputs: experience.reward_gradient(
+        gradient = lambda latents, number=number, inputs=inputs: scoring.reward_gradient(
             number, scored.frozen, latents, inputs
         )
         found.append(jax.lax.map(gradient, latents[number]))

@@ -112,11 +112,12 @@ class _Recorder:
         arguments = params, frozen, input_ids, step
         drawn = self._add("sample", experience.draw, *arguments, out_shardings=self.rows)
         latents, steps, text = abstract_arrays(drawn, self.rows)
-        images, later = None, experience.decodes_to_score(count)
+        scoring = experience.scoring
+        images, later = None, scoring.decodes_to_score(count)
         if not later:
             held = latents, steps, text
             images = self._add(
-                "decode", experience.decode, frozen, latents, held=held, out_shardings=self.rows
+                "decode", scoring.decode, frozen, latents, held=held, out_shardings=self.rows
             )
         unflatten = lambda leaf: jax.ShapeDtypeStruct(
             (tasks, leaf.shape[0] // tasks, *leaf.shape[1:]), leaf.dtype, sharding=self.by_task
@@ -126,13 +127,13 @@ class _Recorder:
         return jax.tree.map(unflatten, samples)
 
     def score(self, frozen, samples, reward_inputs) -> Shapes:
-        experience, names = self.experiment.algorithm.experience, self.experiment.task_names
+        scoring, names = self.experiment.algorithm.experience.scoring, self.experiment.task_names
         if samples.text is None:
             return jax.ShapeDtypeStruct((len(names), 0), jnp.float32)
         later = samples.images is None
         scored = samples.latents if later else samples.images
         networks = (frozen.vae,) if later else ()
-        score = experience.score_latents if later else experience.score_task
+        score = scoring.score_latents if later else scoring.score_task
         of_task = jax.ShapeDtypeStruct(scored.shape[1:], scored.dtype, sharding=self.rows)
         for index, name in enumerate(names):
             self._add(

@@ -154,7 +154,7 @@ def start_scoring(
     for index, fields in enumerate(scorers):
         answers.append({})
         if fields:
-            assert images is not None  # `Experience.decodes_to_score` sees to it.
+            assert images is not None  # `Scoring.decodes_to_score` sees to it.
             # All processes must start programs in the same order: here. The rest may take its time.
             local = in_background(_local_rows, *_as_bytes(images, index, mesh))
             for field, scorer in fields.items():

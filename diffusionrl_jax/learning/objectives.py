@@ -155,10 +155,8 @@ class Objectives:
 
     def phases(self) -> Phases:
         """Returns the parts of an iteration."""
-        experience, learner = self.experience, self.learner
-        return Phases(
-            experience.sample, experience.score, self.prepare, self.update, learner.finish
-        )
+        sample, score = self.experience.sample, self.experience.scoring.score
+        return Phases(sample, score, self.prepare, self.update, self.learner.finish)
 
     def prepare(
         self,

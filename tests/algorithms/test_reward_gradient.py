@@ -39,7 +39,8 @@ def test_the_reward_is_differentiated_by_the_latents(preference):
     shape = (16, *experience.model.latent_shape)
     latents, direction = rng.standard_normal((2, *shape)).astype(np.float32)
     direction /= np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
-    gradient = jax.jit(lambda latents: experience.reward_gradient(0, made.frozen, latents, inputs))
+    of_latents = experience.scoring.reward_gradient
+    gradient = jax.jit(lambda latents: of_latents(0, made.frozen, latents, inputs))
     scores, slopes = gradient(latents)
     along = np.asarray((slopes * direction).sum((1, 2, 3)))
     step = 0.05

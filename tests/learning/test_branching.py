@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.stats
 
 from diffusionrl_jax.costs.mathematics import operations
 from diffusionrl_jax.diffusion.guidance import denoise_passes
 from diffusionrl_jax.distributed import mesh as mesh_rules
 from diffusionrl_jax.distributed.mesh import batch_sharding
-from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.models.lora import Lora
 from tests.apart import apart
@@ -164,36 +162,3 @@ def test_operations_are_counted_as_if_groups_part_in_the_middle(make):
     # Of three steps a group of two takes two together on average.
     assert experience.evaluations == 2 / GROUP + 1
     assert drawn == groups * GROUP * experience.evaluations * of_row + encode(groups) + encode(1)
-
-
-def test_parts_are_trained_on_evenly_spaced_steps(make):
-    iterations, parts, steps = 300, 4, 10
-    draw = jax.jit(jax.vmap(lambda step: draws.branch_steps(7, step, 2, parts, steps)))
-    found = np.asarray(draw(jnp.arange(iterations)))
-    assert found.shape == (iterations, 2, parts)
-    # Of ten steps four are at distances of 2 and 3, from a first one that any may be.
-    spaced = (found - found[..., :1]) % steps
-    np.testing.assert_array_equal(spaced, np.broadcast_to([0, 2, 5, 7], found.shape))
-    for task in range(2):
-        counts = np.bincount(found[:, task].ravel(), minlength=steps)
-        assert len(counts) == steps
-        firsts = np.bincount(found[:, task, 0], minlength=steps)
-        assert scipy.stats.chisquare(firsts).pvalue > 1e-4
-    assert not np.array_equal(found[:, 0], found[:, 1])
-    # As many parts as twice the steps have each step twice.
-    every = np.sort(draws.branch_steps(7, 0, 1, 2 * steps, steps)[0])
-    np.testing.assert_array_equal(every, np.repeat(np.arange(steps), 2))
-
-
-def test_which_step_a_group_is_trained_on_depends_on_no_division(make):
-    found = []
-    for devices in (1, 8):
-        experience = make(devices=devices).algorithm.experience
-        firsts, trained = experience.trained_steps(3, BATCH)
-        found.append(np.asarray(trained))
-        of_parts = np.asarray(experience.branch_steps(3))[0]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(np.asarray(firsts)[0], np.arange(BATCH) // GROUP * GROUP)
-    groups = found[0][0, :, 0].reshape(-1, GROUP)
-    np.testing.assert_array_equal(groups[:, 0], np.tile(of_parts, BATCH // (GROUP * PARTS)))
-    np.testing.assert_array_equal(groups[:, 1], groups[:, 0])

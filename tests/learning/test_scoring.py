@@ -1,4 +1,4 @@
-"""Rewards of whole groups in microbatches, and pictures that are none."""
+"""Rewards of whole groups in microbatches, and images that are decoded where they are scored."""
 
 import dataclasses
 import functools
@@ -12,10 +12,9 @@ from diffusionrl_jax.distributed.mesh import batch_sharding, replicated
 from diffusionrl_jax.learning.advantages import reward_metrics
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.summary import check_finite
-from diffusionrl_jax.rewards import REWARDS, scoring
-from diffusionrl_jax.rewards.colorimetry import ColourParity
-from diffusionrl_jax.rewards.jpeg_size import JpegSize
+from diffusionrl_jax.rewards import REWARDS
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
+from tests.rewards.test_scoring import Lonely
 
 GROUP, BATCH = 4, 32
 PROMPTS = [text for text in ("a fox", "a cake", "a cat", "a dog") * 2 for _ in range(GROUP)]
@@ -58,79 +57,23 @@ def test_microbatches_keep_groups_together(build, scored):
     placed = jax.device_put((images, inputs), batch_sharding(mesh))
     for microbatch in (0, 2 * GROUP):
         changed = setup.changed(numbers={"score_microbatch": microbatch}, rewards=(reward,))
-        score = jax.jit(functools.partial(changed.algorithm.experience.score_task, 0))
+        score = jax.jit(functools.partial(changed.algorithm.experience.scoring.score_task, 0))
         scores = score(jax.device_put(params, replicated(mesh)), *placed)
         np.testing.assert_allclose(scores, expected, atol=1e-5)
-
-
-BROKEN = {1: np.nan, 5: np.inf, 6: -np.inf}
-
-
-@dataclasses.dataclass(frozen=True)
-class Blind:
-    """Says the same of whatever it sees."""
-
-    group_size: int = GROUP
-
-    def __call__(self, params, images, inputs):
-        return jnp.full(len(images), 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lonely(Blind):
-    compares_pictures = False
-
-
-SINGLE = np.isin(np.arange(16), list(BROKEN))
-BY_GROUP = np.isin(np.arange(16) // GROUP, [index // GROUP for index in BROKEN])
-
-
-@pytest.mark.parametrize(
-    ("reward", "lost"),
-    [
-        (JpegSize(), SINGLE),
-        (Lonely(), SINGLE),
-        (WeightedSum({"a": Lonely(), "b": Lonely()}, {"a": 1.0, "b": 2.0}), SINGLE),
-        (Blind(), BY_GROUP),
-        (ColourParity(group_size=GROUP), BY_GROUP),
-        (WeightedSum({"a": Lonely(), "b": Blind()}, {"a": 1.0, "b": 2.0}), BY_GROUP),
-    ],
-    ids=["jpeg_size", "alone", "sum", "group", "colour_parity", "sum_with_group"],
-)
-def test_pictures_that_are_not_finite_have_no_score(reward, lost):
-    """The others' scores are those of the reward by itself, to the bit."""
-    params = {"a": {}, "b": {}} if isinstance(reward, WeightedSum) else {}
-    images = np.random.default_rng(0).random((16, 16, 16, 3), np.float32)
-    score = jax.jit(lambda images: scoring.score(reward, params, images, {}))
-    expected = jax.jit(lambda images: reward(params, images, {}))(images)
-    np.testing.assert_array_equal(score(images), expected)
-    for index, number in BROKEN.items():
-        images[index, 7, 3, index % 3] = number
-    np.testing.assert_array_equal(score(images), np.where(lost, np.nan, expected))
-
-
-def test_a_reward_that_is_no_number_an_image_is_named():
-    @dataclasses.dataclass(frozen=True)
-    class Column:
-        def __call__(self, params, images, inputs):
-            return images.mean((1, 2))[:, :1]
-
-    with pytest.raises(ValueError, match=r"The reward Column gave scores of shape \(8, 1\) for 8"):
-        scoring.score(Column(), {}, jnp.ones((8, 4, 4, 3)), {})
 
 
 def test_a_decoder_that_gives_nan_stops_the_run(build):
     setup = build(tasks=1, devices=2)
     algorithm = setup.changed(rewards=(Lonely(),)).algorithm
-    experience = algorithm.experience
+    scoring = algorithm.experience.scoring
     bias = setup.frozen.vae["decoder"]["conv_out"]["bias"]
     conv_out = setup.frozen.vae["decoder"]["conv_out"] | {"bias": bias.at[0].set(jnp.nan)}
     decoder = setup.frozen.vae["decoder"] | {"conv_out": conv_out}
     frozen = setup.frozen.replace(vae=setup.frozen.vae | {"decoder": decoder}, rewards=({},))
-    latents = jnp.ones((8, *experience.model.latent_shape))
-    images = jax.jit(experience.decode)(frozen, latents)
-    held = experience.score_task(0, {}, images, {})
-    streamed = jax.jit(experience.score_latents, static_argnums=0)(0, {}, frozen.vae, latents, {})
+    latents = jnp.ones((8, *scoring.model.latent_shape))
+    images = jax.jit(scoring.decode)(frozen, latents)
+    held = scoring.score_task(0, {}, images, {})
+    streamed = jax.jit(scoring.score_latents, static_argnums=0)(0, {}, frozen.vae, latents, {})
     for scores in (held, streamed):
         advantages, _ = algorithm.rules(scores[None], setup.batch, {})
         metrics = reward_metrics(advantages)
@@ -151,20 +94,20 @@ def test_images_are_decoded_where_they_are_scored(build):
     """They are those that are kept, to the bit; two are scored, one is decoded at a time."""
     setup = build(tasks=2, devices=2, batch_size=8)
     numbers = {"decode_microbatch": 1, "score_microbatch": 2}
-    experience = setup.changed(numbers=numbers, rewards=(Pixels(),) * 2).algorithm.experience
-    rng, shape = np.random.default_rng(0), experience.model.latent_shape
-    sharding = batch_sharding(experience.mesh, axis=1)
+    scoring = setup.changed(numbers=numbers, rewards=(Pixels(),) * 2).algorithm.experience.scoring
+    rng, shape = np.random.default_rng(0), scoring.model.latent_shape
+    sharding = batch_sharding(scoring.mesh, axis=1)
     latents = jax.device_put(rng.standard_normal((2, 8, *shape)).astype(np.float32), sharding)
-    decode = jax.jit(experience.decode, out_shardings=batch_sharding(experience.mesh))
+    decode = jax.jit(scoring.decode, out_shardings=batch_sharding(scoring.mesh))
     images = jax.numpy.stack([decode(setup.frozen, latents[task]) for task in range(2)])
     images = jax.device_put(images, sharding)
-    score = jax.jit(experience.score)
+    score = jax.jit(scoring.score)
     expected, scores = (
         np.asarray(score(setup.frozen, samples, setup.batch.reward_inputs))
         for samples in (Samples((), images, ()), Samples((), None, (), latents))
     )
-    assert experience.decodes_to_score(8)
-    assert not setup.algorithm.experience.decodes_to_score(8)
+    assert scoring.decodes_to_score(8)
+    assert not setup.algorithm.experience.scoring.decodes_to_score(8)
     assert len(np.unique(expected)) == expected.size
     np.testing.assert_array_equal(scores, expected)
 
@@ -177,7 +120,8 @@ def test_no_image_is_held(build):
     arguments = setup.params, setup.frozen, setup.batch.input_ids, 0
     samples = jax.eval_shape(experience.sample, *arguments)
     image = 4 * np.prod(experience.model.image_shape)
-    jaxpr = jax.make_jaxpr(experience.score)(setup.frozen, samples, setup.batch.reward_inputs)
+    score = jax.make_jaxpr(experience.scoring.score)
+    jaxpr = score(setup.frozen, samples, setup.batch.reward_inputs)
     largest = max(np.prod(value.shape) for value in values_of(jaxpr.jaxpr))
     assert image // 4 * 2 <= largest < image // 4 * 32
 
