@@ -33,7 +33,7 @@ from diffusionrl_jax.costs import phases
 from diffusionrl_jax.costs.needs import needs
 from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
-from diffusionrl_jax.models.text_to_image import describe_model
+from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.monitoring.markdown import table
 from diffusionrl_jax.monitoring.metrics import read_rows
 

@@ -32,8 +32,9 @@ from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import any_tokenizers
+from diffusionrl_jax.models.families import model_shapes
 from diffusionrl_jax.models.folders import published
-from diffusionrl_jax.models.text_to_image import TextToImage, model_shapes
+from diffusionrl_jax.models.text_to_image import TextToImage
 from diffusionrl_jax.models.towers import clip, owl_vit
 from diffusionrl_jax.rewards import REWARDS, Reward, hps_v2, scorers, statistical_parity
 from diffusionrl_jax.rewards.weighted_sum import SEPARATOR, WeightedSum

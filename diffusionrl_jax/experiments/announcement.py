@@ -12,8 +12,8 @@ from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
+from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.models.parameters import count
-from diffusionrl_jax.models.text_to_image import describe_model
 
 # A backward pass computes twice what a forward pass does.
 PASSES_OF_AN_UPDATE = 3

@@ -15,10 +15,10 @@ from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import attention
+from diffusionrl_jax.models.families import load_model
 from diffusionrl_jax.models.lora import UP, Lora
 from diffusionrl_jax.models.lora_files import read_lora
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.text_to_image import load_model
 
 FROZEN = ("text_encoder", "vae")
 

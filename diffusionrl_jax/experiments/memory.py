@@ -21,9 +21,9 @@ from diffusionrl_jax.experiments.algorithm import needs_base
 from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models.description import Description
+from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.models.folders import published, tensor_files
 from diffusionrl_jax.models.parameters import count
-from diffusionrl_jax.models.text_to_image import describe_model
 from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM, is_on_host
 
 FLOAT = 4  # The bytes of a float32.

@@ -17,8 +17,8 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import lora
+from diffusionrl_jax.models.families import save_model
 from diffusionrl_jax.models.folders import hub, weights
-from diffusionrl_jax.models.text_to_image import save_model
 from diffusionrl_jax.runs import trained
 
 INDEX = "model_index.json"

@@ -22,10 +22,10 @@ from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.families import DENOISERS, STABLE_DIFFUSION, family_at
 from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.models.parameters import Parameters
-from diffusionrl_jax.models.text_to_image import DENOISERS, STABLE_DIFFUSION, family_at
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 
 # The fields that may differ when a run is resumed: how long it trains, how it is watched, and where

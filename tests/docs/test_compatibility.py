@@ -7,11 +7,11 @@ import re
 import pytest
 
 from diffusionrl_jax.models import schedulers
+from diffusionrl_jax.models.families import FAMILIES
 from diffusionrl_jax.models.folders.networks import CLASSES, NETWORKS, NETWORKS_XL, STEMS
 from diffusionrl_jax.models.folders.tensor_files import candidates
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES
 from diffusionrl_jax.models.stable_diffusion import amendments
-from diffusionrl_jax.models.text_to_image import FAMILIES
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
 

@@ -10,7 +10,7 @@ import types
 import pytest
 
 from diffusionrl_jax.diffusion import process
-from diffusionrl_jax.models import text_to_image
+from diffusionrl_jax.models import families
 from tests.processes import ROOT
 
 PROTOCOLS = {
@@ -45,7 +45,7 @@ def files(tmp_path, monkeypatch):
             if name := FILE.match(block):
                 (tmp_path / name[1]).write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(text_to_image, "FAMILIES", dict(text_to_image.FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     monkeypatch.setattr(process, "PROCESSES", dict(process.PROCESSES))
     yield tmp_path
     for file in tmp_path.glob("*.py"):

@@ -14,10 +14,10 @@ from transformers import (
     T5EncoderModel,
 )
 
+from diffusionrl_jax.models.families import describe_model, model_shapes
 from diffusionrl_jax.models.mmdit import description, published
 from diffusionrl_jax.models.mmdit.blocks import block_shapes, joint_block
 from diffusionrl_jax.models.parameters import count
-from diffusionrl_jax.models.text_to_image import describe_model, model_shapes
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 MEDIUM = "stabilityai/stable-diffusion-3.5-medium"

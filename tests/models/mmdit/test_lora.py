@@ -9,11 +9,11 @@ import torch
 
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.attention import attend
+from diffusionrl_jax.models.families import load_model
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.lora import FILE_NAME, Lora
 from diffusionrl_jax.models.lora_files import read_lora
 from diffusionrl_jax.models.text_encoders import Conditioning
-from diffusionrl_jax.models.text_to_image import load_model
 
 # Those of Flow-GRPO (2505.05470), in its released code.
 TARGETS = (

@@ -17,13 +17,13 @@ from diffusionrl_jax import assets
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import schedulers
+from diffusionrl_jax.models.families import describe_model, family_of
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.folders.networks import RENAMES
 from diffusionrl_jax.models.stable_diffusion import supported
 from diffusionrl_jax.models.stable_diffusion.build import build_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.configs import read_configs, read_tokenizers
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
-from diffusionrl_jax.models.text_to_image import describe_model, family_of, load_model
 
 EMOJI = assets.resolve("asset:emoji/stable_diffusion")
 UNET, VAE, TEXT = (f"{name}/config.json" for name in ("unet", "vae", "text_encoder"))
@@ -152,13 +152,6 @@ def test_other_classes_are_refused_by_name(folder, part, name):
     change(folder / part / "config.json", {"_class_name": name})
     with pytest.raises(UserError, match=f"{part}/config.json: the {part} is of class {name}"):
         load_stable_diffusion(folder)
-
-
-@pytest.mark.parametrize("name", ["StableDiffusionInpaintPipeline", None, ["my", "Pipeline"], 3])
-def test_other_pipelines_are_refused_by_name(folder, name):
-    change(folder / "model_index.json", {"_class_name": name})
-    with pytest.raises(UserError, match="model_index.json: the pipeline is of class .*use one of"):
-        load_model(str(folder))
 
 
 def test_a_second_text_encoder_that_the_pipeline_does_not_name_is_passed_over(folder):
