@@ -333,21 +333,3 @@ def test_bad_input_ends_in_one_line(
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert message in line
-
-
-@pytest.mark.slow
-def test_sample_draws_a_checkpoint(start, finished, tmp_path):
-    path = tmp_path / "grid.png"
-    status, output = finish(
-        start(
-            "sample",
-            f"--model={finished}@best",
-            "--prompts=a cat",
-            "--prompts=an apple next to a cake",
-            "--images_per_prompt=3",
-            f"--output={path}",
-        )
-    )
-    assert status == 0, output
-    # The captions, and three pictures of 32 pixels at three times their size.
-    assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)

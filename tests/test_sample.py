@@ -1,12 +1,14 @@
-"""What sample draws, by its flags; tests/test_programs.py runs it."""
+"""What sample draws, by its flags."""
 
 import json
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 from diffusionrl_jax import sample
+from tests.processes import finish
 
 
 @pytest.fixture
@@ -42,3 +44,21 @@ def test_prompts_of_the_command_line(read, tmp_path):
     for prompts, file in (((), ""), (("a",), f"{tmp_path}/p.txt")):
         with pytest.raises(ValueError, match="Give either --prompts"):
             read(*prompts, file=file)
+
+
+@pytest.mark.slow
+def test_sample_draws_a_checkpoint(start, finished, tmp_path):
+    path = tmp_path / "grid.png"
+    status, output = finish(
+        start(
+            "sample",
+            f"--model={finished}@best",
+            "--prompts=a cat",
+            "--prompts=an apple next to a cake",
+            "--images_per_prompt=3",
+            f"--output={path}",
+        )
+    )
+    assert status == 0, output
+    # The captions, and three pictures of 32 pixels at three times their size.
+    assert Image.open(path).size == (110 + 3 * 98 - 2, 2 * 98 - 2)
