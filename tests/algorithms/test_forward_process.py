@@ -23,8 +23,6 @@ from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.learning import draws
-from diffusionrl_jax.learning.examples import noise_anew
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -328,32 +326,3 @@ def test_microbatches_hold_whole_groups(in_groups):
     config.tasks.small.group_size = 4
     with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 32, whole groups"):
         checks.check(config, make_mesh())
-
-
-@pytest.mark.slow
-def test_a_group_shares_its_noise_and_no_more():
-    """Where a method compares; times are each sample's own."""
-    process, clean = make_process(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
-    sources = draws.first_of_group((3, 2), 6)
-    found = noise_anew(process, clean, (1.0, 1.0), 0, 0, 2, sources=sources)
-    times, noise = found.times, found.own["target"]
-    for update, size in zip(range(4), (3, 3, 2, 2), strict=True):
-        groups = np.asarray(noise[update]).reshape(6 // size, size, -1)
-        np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], size, axis=1))
-        assert len(np.unique(groups[:, 0, 0])) == len(groups)
-        assert len(np.unique(times[update])) > 3
-    assert len(np.unique(np.asarray(noise)[:, 0, 0, 0, 0])) == 4
-
-
-def test_samples_are_noised_along_the_flow():
-    """In a straight line to noise of their own, at times of their own."""
-    made = objective(DiffusionNFT, "flow")
-    clean = np.random.default_rng(5).standard_normal((2, 6, 4, 4, 4)).astype(np.float32)
-    found = jax.jit(lambda clean: noise_anew(made.process, clean, (1.0, 1.0), 0, 0, 3))(clean)
-    clean = clean[np.asarray(found.text)]
-    noise = np.asarray(found.own["target"]) + clean
-    times = np.asarray(found.times)[..., None, None, None]
-    assert times.dtype == np.float32 and len(np.unique(times)) == times.size
-    np.testing.assert_allclose(found.latents, (1 - times) * clean + times * noise, atol=1e-5)
-    correlation = np.corrcoef(noise.reshape(36, -1))
-    assert np.abs(correlation - np.eye(36)).max() < 0.5

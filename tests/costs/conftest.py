@@ -23,6 +23,11 @@ TOO_LARGE = compiled.OutOfMemory(20 * 2**30, 16 * 2**30)
 
 
 @pytest.fixture
+def config(make_config):
+    return make_config(**{"mesh.fsdp": 2, "microbatch.sample": 1, "microbatch.train": 1})
+
+
+@pytest.fixture
 def compilations(monkeypatch):
     """What was asked of the compiler, which finds that the update does not fit in four chips."""
     asked = []

@@ -2,9 +2,11 @@
 
 import pytest
 
-from diffusionrl_jax.costs import phases
+from diffusionrl_jax.costs import abstract, phases
+from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import planning
 
+FIELDS = "algorithm.policy_gradient"
 DRAWN = ["sample", "decode", "score small", "prepare"]
 
 
@@ -23,3 +25,43 @@ def test_samples_that_are_compared_are_counted_together(make_config, name, chang
     config, _ = planning.resolve(config)
     made = phases.make_phases(phases.plain_experiment(config))
     assert [phase.name for phase in made] == expected
+
+
+@pytest.mark.slow
+def test_what_is_held_is_what_is_trained_on(config):
+    """A longer chain holds no more; another trained step two latents and a log-probability."""
+
+    def held(**changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        experiment = abstract.build(changed, make_mesh(2))
+        return {phase.name: phase.resident for phase in phases.make_phases(experiment)}
+
+    short = held()
+    assert held(**{"sampler.steps": 30}) == short
+    latents = 4 * 16 * 16 * 4 * config.batch_size // 8
+    more = held(**{f"{FIELDS}.timesteps_per_iteration": 2})
+    for name in ("decode", "score small", "prepare"):
+        assert more[name] - short[name] == 2 * latents + 4 * config.batch_size // 8
+    # The KL holds the base model, and one more, its mean.
+    near = held(**{f"{FIELDS}.kl_weight": 1.0})
+    experiment = abstract.build(config, make_mesh(2))
+    base = phases.bytes_per_chip(experiment.state.params)
+    assert near["sample"] - short["sample"] == base
+    assert near["update"] - short["update"] == base + latents
+
+
+@pytest.mark.slow
+def test_a_kl_to_the_base_model_counts_a_forward_pass_at_each_trained_step(config):
+    def operations(**changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({f"{FIELDS}.timesteps_per_iteration": 2} | changes)
+        made = phases.make_phases(phases.plain_experiment(changed))
+        return phases.operations([one for one in made if one.name in ("sample", "prepare")])
+
+    without, with_kl = operations(), operations(**{f"{FIELDS}.kl_weight": 1.0})
+    # Of one step more, of all samples.
+    forward = without["sample"] - operations(**{"sampler.steps": 2})["sample"]
+    assert forward > 0
+    assert with_kl["prepare"] - without["prepare"] == pytest.approx(2 * forward, rel=1e-3)
+    assert with_kl["sample"] == without["sample"]

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from diffusionrl_jax.evaluation import tables
 from diffusionrl_jax.evaluation.categories import by_category
 
 CATEGORIES = {
@@ -39,10 +38,3 @@ def test_each_category_has_its_mean():
     assert (one.value, one.images) == (2.5, 3)
     assert (one.low, one.high) == (1.0, 5.5), "one prompt has a mean of 1, the other of 5.5"
     assert math.isnan(found["base", "Kind", "y"].low)
-
-
-def test_a_table_has_a_row_for_each():
-    text = tables.categories_markdown(by_category(SCORES, PROMPTS, CATEGORIES))
-    assert "## set by Kind" in text and "## set by Place" in text
-    assert "| x      | s        | 3        | 2.000 [0.500, 5.000] | 2.500 [1.000, 5.500] |" in text
-    assert tables.categories_markdown([]) == ""

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusionrl_jax.evaluation import tables
-from diffusionrl_jax.evaluation.differences import Difference, differences, holm
+from diffusionrl_jax.evaluation.differences import differences, holm
 from diffusionrl_jax.evaluation.statistics import Bootstrap
 
 
@@ -94,15 +93,3 @@ def test_what_can_not_be_told():
     (some,) = differences(part, {"s": list("xyz")})
     assert some.images == 2 and some.value == -0.5
     assert Bootstrap(["x", "x"]).count == 1
-
-
-def test_tables_hold_every_difference(tmp_path):
-    base, ours, prompts = scored(0.05)
-    scores = {"base": {"s": {"r": base}}, "ours": {"s": {"r": ours}}}
-    found = differences(scores, {"s": prompts})
-    text = tables.differences_markdown(found)
-    assert "| s" in text and "ours - base" in text and "1 comparison" in text
-    lines = tables.as_csv(found, Difference).decode().splitlines()
-    assert lines[0] == "model,against,set,scorer,value,low,high,p,p_holm,images"
-    assert len(lines) == 2
-    assert tables.differences_markdown([]) == ""

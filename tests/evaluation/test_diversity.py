@@ -6,7 +6,6 @@ from scipy.spatial import distance
 from configs import emoji
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation import diversity
-from diffusionrl_jax.evaluation.judges import rewarded_by
 from diffusionrl_jax.rewards.jpeg_size import JpegSize
 from diffusionrl_jax.rewards.scorers import load_scorer
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
@@ -58,26 +57,3 @@ def test_a_clip_is_found_in_a_sum_and_sees_each_picture_alone():
     # A batch of another size is summed in another order.
     np.testing.assert_allclose(features(images), expected, atol=1e-5)
     assert name == diversity.CLIP
-
-
-def test_which_judges_are_never_a_reward():
-    config = emoji.get_config()
-    found = rewarded_by(config.tasks, config.evaluation.scorers)
-    assert found == {
-        "preference": ["preference"],
-        "detection": ["compositionality"],
-        "parity": ["fairness"],  # Whatever its credit is.
-        "recognition": [],
-        "independent_parity": [],
-        "colour_parity": [],
-    }
-    assert rewarded_by(config.tasks.to_dict(), config.evaluation.scorers.to_dict()) == found
-
-
-def test_a_part_of_a_sum_is_a_reward_too():
-    from configs import common
-
-    size, other = common.make_scorer("jpeg_size", sign=1.0), common.make_scorer("aesthetic", "x")
-    task = common.make_task(common.make_weighted_sum(a=(size, 1.0), b=(other, 2.0)), "emoji:pairs")
-    judges = {"size": common.make_scorer("jpeg_size"), "aesthetic": common.make_scorer("aesthetic")}
-    assert rewarded_by({"t": task}, judges) == {"size": ["t"], "aesthetic": []}

@@ -1,4 +1,4 @@
-"""Each field takes its bounds and refuses what lies beside them; the page is the table's."""
+"""Each field takes its bounds and refuses what lies beside them."""
 
 import math
 
@@ -8,13 +8,12 @@ import pytest
 
 from configs import common, compositionality, emoji, fairness, hps, joint
 from diffusionrl_jax.distributed.digests import digests, not_finite
-from diffusionrl_jax.experiments import configuration_page, fields
 from diffusionrl_jax.experiments import experiment as experiments
+from diffusionrl_jax.experiments import fields
 from diffusionrl_jax.experiments.ranges import Choice, Number, Switch, Whole
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
-from tests.processes import ROOT
 
 NUMBERS = {name: kind for name, kind in fields.FIELDS.items() if isinstance(kind, Number | Whole)}
 OTHERS = {name: kind for name, kind in fields.FIELDS.items() if isinstance(kind, Choice | Switch)}
@@ -198,7 +197,3 @@ def test_an_iteration_at_the_bounds_is_finite(bound, config, compilation_cache):
     values = summary.summarise(jax.device_get(metrics), made.task_names, made.algorithm)
     summary.check_finite(values, jax.device_get(metrics), made.task_names, config.batch_size)
     assert not not_finite(digests(state.params))
-
-
-def test_the_page_is_the_tables():
-    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page.markdown()

@@ -96,3 +96,8 @@ def test_which_step_a_group_is_trained_on_depends_on_no_division(build):
     groups = found[0][0, :, 0].reshape(-1, 2)
     np.testing.assert_array_equal(groups[:, 0], np.tile(of_parts, batch // (2 * parts)))
     np.testing.assert_array_equal(groups[:, 1], groups[:, 0])
+
+
+def test_more_timesteps_than_noisy_steps(build):
+    with pytest.raises(ValueError, match="timesteps_per_iteration=3 must be between 0 and 2"):
+        build(steps=3, timesteps_per_iteration=3, scheduler={"set_alpha_to_one": True}).algorithm  # noqa: B018

@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from diffusionrl_jax.distributed import mesh as mesh_rules
-from diffusionrl_jax.learning.execution import choose_execution
 from diffusionrl_jax.learning.phases import iteration
 
 TOLERANCE = 1e-5
@@ -196,23 +195,6 @@ def test_unet_is_in_the_program_twice(build, changes, updates):
     assert metrics["loss"].shape == (updates,)
     first_layer = (3, 3, 4, 32)
     assert convolutions(program.jaxpr, first_layer) == 2
-
-
-@pytest.mark.parametrize(
-    ("execution", "expected"), [("auto", "split"), ("fused", "fused"), ("split", "split")]
-)
-def test_execution_is_split_on_the_cpu_unless_said(execution, expected):
-    assert choose_execution(execution) == expected
-
-
-def test_unknown_execution():
-    with pytest.raises(ValueError, match="execution='both' must be one of"):
-        choose_execution("both")
-
-
-def test_more_timesteps_than_noisy_steps(build):
-    with pytest.raises(ValueError, match="timesteps_per_iteration=3 must be between 0 and 2"):
-        build(steps=3, timesteps_per_iteration=3, scheduler={"set_alpha_to_one": True}).algorithm  # noqa: B018
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""Sizes, pictures and prompts of a model, against PyTorch's pipelines."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.families import load_model
+from tests.models.mmdit.test_folder import open_pytorch
+
+
+def test_encoded_pictures_are_pytorchs(make_folder):
+    folder = make_folder()
+    model, params = load_model(str(folder))
+    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    mean, std = jax.jit(model.encode)(params["vae"], images)
+    vae = open_pytorch(folder).vae
+    with torch.no_grad():
+        posterior = vae.encode(torch.from_numpy(2 * images - 1).permute(0, 3, 1, 2)).latent_dist
+    expected = (posterior.mean.numpy() - 0.0609) * 1.5305
+    assert np.abs(mean - expected).max() < 1e-5
+    assert np.abs(std - 1.5305 * posterior.std.numpy()).max() < 1e-5
+    assert np.abs(expected).max() > 0.1
+
+
+def test_sizes(make_folder):
+    model, _ = load_model(str(make_folder()), size=(24, 16))
+    assert model.latent_shape == (16, 12, 8) and model.image_shape == (24, 16, 3)
+    with pytest.raises(UserError, match="width of 18 pixels must be a multiple of 4.*use 16"):
+        load_model(str(make_folder()), size=(16, 18))
+    with pytest.raises(UserError, match="8 x 4 patches is larger .* 6 x 6"):
+        load_model(str(make_folder()), size=(32, 16))
+
+
+def test_cut_prompts_are_those_that_t5_does_not_read(make_folder):
+    model, _ = load_model(str(make_folder()))
+    assert model.are_cut(["a" * 100, "a" * 300]).tolist() == [False, True]
+    without, _ = load_model(str(make_folder(False)))
+    assert without.are_cut(["a" * 100, "a"]).tolist() == [True, False]
