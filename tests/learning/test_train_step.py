@@ -4,15 +4,12 @@ Another program takes its sums in another order: parameters are compared with an
 of 1e-5, less than a hundredth of what two iterations move them by.
 """
 
-import functools
-
 import jax
 import numpy as np
 import optax
 import pytest
 
 from diffusionrl_jax.distributed import mesh as mesh_rules
-from diffusionrl_jax.learning.phases import iteration
 
 TOLERANCE = 1e-5
 # The last step's deviation is 0.02, and only 64 elements are averaged: rounding shows.
@@ -160,41 +157,6 @@ def test_a_task_without_finite_rewards_changes_nothing(setup, reference):
     np.testing.assert_array_equal(metrics["loss"][:2], 0)
     assert (metrics["gradient_norm"][2:] > 0).all()
     np.testing.assert_array_equal(reference[1][0]["invalid_rewards"], [0, 0])
-
-
-def convolutions(jaxpr, kernel_shape):
-    """How many convolutions with a kernel of that shape a program runs, loops counted once."""
-    count = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            count += equation.invars[1].aval.shape == kernel_shape
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                count += convolutions(inner, kernel_shape)
-    return count
-
-
-@pytest.mark.parametrize(
-    ("changes", "updates"),
-    [
-        ({"tasks": 1}, 3),
-        ({"tasks": 3, "timesteps_per_iteration": 4, "steps": 7}, 13),
-        ({"pretraining_weight": 0.0, "guidance_scale": 1.0, "devices": 1} | MICROBATCHES, 4),
-        ({"timesteps_per_iteration": 0}, 1),
-    ],
-    ids=["one task", "more tasks, timesteps and steps", "microbatches", "pretraining only"],
-)
-def test_unet_is_in_the_program_twice(build, changes, updates):
-    setup = build(**changes)
-    program, (_, metrics) = jax.make_jaxpr(
-        functools.partial(iteration, setup.algorithm.phases()), return_shape=True
-    )(setup.state(), setup.frozen, setup.batch)
-    assert metrics["loss"].shape == (updates,)
-    first_layer = (3, 3, 4, 32)
-    assert convolutions(program.jaxpr, first_layer) == 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The reward models' training pictures and losses, against closed forms."""
+"""What trained reward models are measured by, against a closed form."""
 
 import numpy as np
 import pytest
