@@ -29,6 +29,8 @@ from diffusionrl_jax.models.parameters import Parameters
 
 # The least number that NFT divides an error by.
 LEAST_ERROR = 1e-5
+# What NFT's errors may be of; the first is the paper's.
+ERRORS = ("clean", "output")
 
 
 def _distance_to(name: str) -> str:
@@ -167,15 +169,20 @@ class DiffusionNFT(ForwardProcess):
     With outputs v of the current denoiser and v_old of the one that drew the samples, the good
     policy's output is (1 - beta) v_old + beta v, and the bad one's (1 + beta) v_old - beta v. The
     loss is p L(good) + (1 - p) L(bad) with p = (1 + advantage) / 2. L is the mean squared error of
-    the clean latents divided by their mean absolute error, which has no gradient. The paper's loss
+    the clean latents divided by their mean absolute error, which has no gradient. For a denoiser
+    that predicts noise, a small change of its output near the end of the noising is a large one of
+    the clean latents, so that the two policies' difference from the old one outweighs the rewards
+    there; `error` "output" takes the denoiser's outputs in their place. The paper's loss
     is this one times its largest advantage over beta; the weight of the base model is therefore
     multiplied by the inverse.
 
     Attributes:
       beta: how far the two policies are from the old one.
+      error: what the errors are of, one of `ERRORS`.
     """
 
     beta: float = 1.0
+    error: str = ERRORS[0]
 
     @property
     def reference_share(self) -> float:
@@ -188,13 +195,16 @@ class DiffusionNFT(ForwardProcess):
         The arguments and the result are those of `ForwardProcess.loss`.
         """
         own = example.own
-        of_latents = lambda output: self.process.clean(output, example.latents, example.times)
-        old = of_latents(own["old"])
-        change = self.beta * (of_latents(output) - old)
+        if self.error == "clean":
+            view = lambda output: self.process.clean(output, example.latents, example.times)
+        else:
+            view = lambda output: output
+        old = view(own["old"])
+        change = self.beta * (view(output) - old)
         losses = []
         for sign in (1, -1):
             # The target is the output that means the sample's own latents.
-            off = old + sign * change - of_latents(own["target"])
+            off = old + sign * change - view(own["target"])
             size = jnp.abs(jax.lax.stop_gradient(off)).mean(axis=tuple(range(1, off.ndim)))
             losses.append(mean_square(off) / jnp.maximum(size, LEAST_ERROR))
         share = (1 + own["advantages"]) / 2

@@ -113,6 +113,8 @@ def get_config() -> Config:
     config.algorithm.nft = ml_collections.ConfigDict()
     config.algorithm.nft.noises = 1  # Updates per task and iteration.
     config.algorithm.nft.beta = 1.0  # How far good and bad policy are from the one that draws.
+    # What errors are of: the clean latents, as published for flow matching, or the output.
+    config.algorithm.nft.error = "clean"
     config.algorithm.nft.most_advantage = 5.0  # The largest absolute advantage.
     # The weight of the distance to the base model's output.
     config.algorithm.nft.reference_weight = 1e-4
@@ -171,6 +173,9 @@ def get_config() -> Config:
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 1e-2
     config.optimizer.gradient_clip = 1.0  # The largest norm of a gradient; 0 does not clip.
+    # Each update of an iteration, such as each task's, is a step of the optimiser, as in
+    # Algorithm 1. If True, the mean of all their gradients is one.
+    config.optimizer.one_step = False
     config.ema_decay = 0.0  # The average's decay per iteration; 0 keeps no average.
 
     # Low-rank adaptation: only factors of these modules' kernels are trained and saved.

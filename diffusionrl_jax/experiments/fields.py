@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionrl_jax.algorithms import ALGORITHMS
+from diffusionrl_jax.algorithms.forward_process import ERRORS
 from diffusionrl_jax.algorithms.reward_weighted import WEIGHTINGS
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.rectified_flow import NOISE_RULES, TRAINING_TIMES
@@ -101,6 +102,7 @@ FIELDS: dict[str, Kind] = {
     "algorithm.raft.noises": NOISES,
     **_forward_process("nft"),
     "algorithm.nft.beta": Number(1e-6, 1),
+    "algorithm.nft.error": Choice(ERRORS),
     **_forward_process("awm"),
     "algorithm.awm.clip_range": CLIP_RANGE,
     "algorithm.awm.trailing_weight": Number(0, LOSS_WEIGHT, "is no distance to the average"),
@@ -131,6 +133,7 @@ FIELDS: dict[str, Kind] = {
     "optimizer.epsilon": Number(1e-15, 1),
     "optimizer.weight_decay": Number(0, 1, "does not decay"),
     "optimizer.gradient_clip": Number(1e-6, 1e6, "does not clip"),
+    "optimizer.one_step": Switch(),
     "ema_decay": Number(0, BELOW_ONE, "keeps no average"),
     "lora.rank": Whole(0, 4096, "trains all of the denoiser"),
     "lora.start": Text(may_be_empty=True),

@@ -17,7 +17,7 @@ from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.experiments import checks, shared_prefix
-from diffusionrl_jax.experiments.algorithm import needs_base
+from diffusionrl_jax.experiments.algorithm import needs_base, updates_per_iteration
 from diffusionrl_jax.experiments.assembly import judges
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.models.description import Description
@@ -135,10 +135,11 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     needs = needs_of(config)
     on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
     ahead = on_host and config.overlap_scoring
+    sums = config.optimizer.one_step and updates_per_iteration(config) > 1
     return Sizes(
         model=model,
         trained=trained,
-        copies=3 + bool(config.ema_decay) + ahead + bool(needs.follower),
+        copies=3 + sums + bool(config.ema_decay) + ahead + bool(needs.follower),
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
         judges=sum(_reward(scorer) for scorer, _ in judges(config)),
         rewarded=tuple(

@@ -86,18 +86,21 @@ def make_optimizer(config: Config, updates_per_iteration: int) -> optax.Gradient
 
     Args:
       config: has the fields learning_rate, warmup_iterations, decay_iterations, beta1, beta2,
-        epsilon, weight_decay and gradient_clip. A gradient_clip of 0 clips nothing.
-      updates_per_iteration: how many steps of the optimiser an iteration takes.
+        epsilon, weight_decay, gradient_clip and one_step. A gradient_clip of 0 clips nothing. With
+        one_step only the last update of an iteration changes the parameters, by the mean of all
+        its updates' gradients, which is clipped as one.
+      updates_per_iteration: how many gradients an iteration gives to the optimiser.
     """
+    steps = 1 if config.one_step else updates_per_iteration
     rate = config.learning_rate
-    warmup = config.warmup_iterations * updates_per_iteration
-    decay = config.decay_iterations * updates_per_iteration
+    warmup = config.warmup_iterations * steps
+    decay = config.decay_iterations * steps
     if decay:
         rate = optax.warmup_cosine_decay_schedule(0, rate, warmup, warmup + decay, rate / 10)
     elif warmup:
         rate = optax.linear_schedule(0, rate, warmup)
     clip = config.gradient_clip
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.adamw(
             rate,
@@ -107,6 +110,9 @@ def make_optimizer(config: Config, updates_per_iteration: int) -> optax.Gradient
             weight_decay=config.weight_decay,
         ),
     )
+    if steps == updates_per_iteration:
+        return optimizer
+    return optax.MultiSteps(optimizer, updates_per_iteration).gradient_transformation()
 
 
 def init_state(

@@ -103,16 +103,19 @@ def errors_of_clean(predicted, numbers, prediction_type):
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("beta", [1.0, 0.1])
-def test_nft_is_the_papers(numbers, prediction_type, beta):
+@pytest.mark.parametrize(("beta", "error"), [(1.0, "clean"), (0.1, "clean"), (0.1, "output")])
+def test_nft_is_the_papers(numbers, prediction_type, beta, error):
     """Eq. 11 of 2509.16117, by PyTorch, up to the factor that is documented."""
-    made = objective(DiffusionNFT, prediction_type, beta=beta, reference_weight=0.01)
+    changes = {"beta": beta, "error": error, "reference_weight": 0.01}
+    made = objective(DiffusionNFT, prediction_type, **changes)
+    target = torch.from_numpy(np.asarray(example(made, numbers).own["target"]))
     value, gradient = derivative(made, numbers.output, example(made, numbers))
     output = torch.from_numpy(numbers.output).requires_grad_()
     old, share = torch.from_numpy(numbers.old), (1 + torch.from_numpy(numbers.advantages)) / 2
     losses = []
     for mixed in ((1 - beta) * old + beta * output, (1 + beta) * old - beta * output):
-        off = errors_of_clean(mixed, numbers, prediction_type)
+        of_clean = error == "clean"
+        off = errors_of_clean(mixed, numbers, prediction_type) if of_clean else mixed - target
         size = off.detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
         losses.append((off**2 / size).mean((1, 2, 3)))
     loss = 5 / beta * (share * losses[0] + (1 - share) * losses[1])

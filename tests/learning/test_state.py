@@ -22,6 +22,7 @@ CONFIG = ml_collections.ConfigDict(
         "warmup_iterations": 0,
         "decay_iterations": 0,
         "gradient_clip": 1.0,
+        "one_step": False,
     }
 )
 
@@ -56,6 +57,34 @@ def test_optimizer_is_adamw_of_pytorch(warmup, decay, updates_per_iteration):
         theirs.step()
         scheduler.step()
     np.testing.assert_allclose(params, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_one_step_takes_the_mean_gradient_of_an_iteration():
+    """As PyTorch does that adds up the gradients of three backward passes before a step."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 4)).astype(np.float32)
+    config = ml_collections.ConfigDict(
+        CONFIG.to_dict() | {"one_step": True, "warmup_iterations": 2}
+    )
+    optimizer = make_optimizer(config, 3)
+    update = jax.jit(optimizer.update)
+    params, slots = jnp.asarray(start), optimizer.init(start)
+    tensor = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    theirs = torch.optim.AdamW([tensor], lr=1e-2, eps=1e-8, weight_decay=1e-1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda count: min(count / 2, 1.0))
+    for size in (0.1, 5.0, 2.0):
+        before = params
+        theirs.zero_grad()
+        for _ in range(3):
+            np.testing.assert_array_equal(params, before)
+            gradient = size * rng.standard_normal((3, 4)).astype(np.float32)
+            changes, slots = update(gradient, slots, params)
+            params = optax.apply_updates(params, changes)
+            (tensor * torch.from_numpy(gradient)).sum().div(3).backward()
+        torch.nn.utils.clip_grad_norm_([tensor], 1.0)
+        theirs.step()
+        scheduler.step()
+        np.testing.assert_allclose(params, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_state_owns_its_parameters():
