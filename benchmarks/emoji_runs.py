@@ -61,15 +61,13 @@ def flags_of(changes: Mapping) -> list[str]:
 
 
 def overrides(method: str, rate: float, seed: int, iterations: int) -> dict:
-    """What a run of a method has changed from `CONFIG`, by the fields' names.
-
-    No pretraining loss is among it. `EVALUATIONS` checkpoints are kept, those after `steps_of`.
-    """
+    """What a run without a pretraining loss has changed from `CONFIG`, by the fields' names."""
     changes = {
         "algorithm.name": method,
         "batch_size": BATCH,
         "checkpoint.every": steps_of(iterations)[0],
-        "checkpoint.keep_last": EVALUATIONS,
+        # Those of `steps_of`, though a run that is stopped leaves one more each time.
+        "checkpoint.keep_last": 2 * EVALUATIONS,
         "ema_decay": 0.9,
         "evaluation.every": iterations,
         "iterations": iterations,
@@ -121,6 +119,28 @@ def read_means(folder: str) -> dict[str, dict[tuple[str, str], float]]:
                 measure = row["set"], row["scorer"]
                 means.setdefault(row["model"], {})[measure] = float(row["value"])
     return means
+
+
+def read_pairs(folder: str, file: str) -> dict[tuple, tuple[float, float, float]]:
+    """What sets two models beside each other in evaluate.py's folder, with its 95% interval.
+
+    Args:
+      folder: the folder.
+      file: differences.csv or head_to_head.csv.
+
+    Returns:
+      (model, against, set, scorer) -> value, low and high; NaN where there is no interval.
+    """
+    number = lambda text: float(text or "nan")
+    with open(os.path.join(folder, file), newline="", encoding="utf-8") as rows:
+        return {
+            (row["model"], row["against"], row["set"], row["scorer"]): (
+                number(row["value"]),
+                number(row["low"]),
+                number(row["high"]),
+            )
+            for row in csv.DictReader(rows)
+        }
 
 
 def mean_of(means: Mapping[tuple[str, str], float], measures: Iterable[tuple[str, str]]) -> float:
