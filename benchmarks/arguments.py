@@ -21,3 +21,10 @@ def names_of(kind: str, known: Collection[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def count(text: str) -> int:
+    """Reads a whole number of 1 or more, and refuses anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)

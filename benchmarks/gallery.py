@@ -18,7 +18,7 @@ import shutil
 
 import numpy as np
 from arguments import names_of
-from joint_training import run
+from emoji_runs import run
 from PIL import Image
 
 from diffusionrl_jax.evaluation.records import Record, mean_by_prompt, read_record

@@ -13,16 +13,14 @@ more seeds or variants if asked.
 """
 
 import argparse
-import csv
 import itertools
 import os
 import statistics
-import subprocess
-import sys
 
+import emoji_runs
 from arguments import names_of
+from emoji_runs import CONFIG, IMAGES, MEASURES, WATCHED
 
-CONFIG = "configs/emoji.py"
 TASKS = ("preference", "compositionality", "fairness")
 VARIANTS = {
     "joint": (CONFIG, []),
@@ -36,22 +34,6 @@ VARIANTS = {
         ["--config.pretraining.weight=0", "--config.algorithm.policy_gradient.kl_weight=0.01"],
     ),
 }
-# What each task is judged by: the evaluation's set and scorer. The second set of each holds things
-# that were held out of the base model's pairs, or of training.
-MEASURES = {
-    "preference": (("new_pairs", "preference"), ("unseen_pairs", "preference")),
-    "compositionality": (("new_pairs", "detection"), ("unseen_pairs", "detection")),
-    "fairness": (("portraits", "parity"), ("unseen_portraits", "parity")),
-}
-# Judges that no task is rewarded by.
-WATCHED = (
-    ("new_pairs", "recognition"),
-    ("unseen_pairs", "recognition"),
-    ("portraits", "independent_parity"),
-    ("unseen_portraits", "independent_parity"),
-)
-# Differences between models are small: more images than a run's own evaluation draws.
-IMAGES = {"new_pairs": 384, "unseen_pairs": 384, "portraits": 320, "unseen_portraits": 320}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -67,15 +49,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help=f"those to train, separated by commas; all of {', '.join(VARIANTS)} if not given",
     )
     return parser.parse_args(arguments)
-
-
-def run(output: str, module: str, *arguments: str) -> None:
-    """Runs a program of the package as a user would; what it compiles is kept for the next."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": os.path.abspath(os.path.join(output, "compiled"))
-    }
-    command = [sys.executable, "-m", f"diffusionrl_jax.{module}", *arguments]
-    subprocess.run(command, check=True, env=environment)
 
 
 def train(output: str, name: str, seed: int, iterations: int | None) -> str:
@@ -94,19 +67,8 @@ def train(output: str, name: str, seed: int, iterations: int | None) -> str:
             f"--config.evaluation.every={iterations}",
         ]
     arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
-    run(output, "main", *arguments, *overrides)
+    emoji_runs.run(output, "main", *arguments, *overrides)
     return workdir
-
-
-def read_means(path: str) -> dict[str, dict[tuple[str, str], float]]:
-    """evaluate.py's results.csv: model -> (set, scorer) -> mean."""
-    means: dict[str, dict[tuple[str, str], float]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["measure"] == "mean":
-                measure = row["set"], row["scorer"]
-                means.setdefault(row["model"], {})[measure] = float(row["value"])
-    return means
 
 
 def values(means: dict, name: str, measure: tuple[str, str]) -> list[float]:
@@ -130,9 +92,7 @@ def table(means: dict, variants: list[str]) -> str:
     for measure in (*itertools.chain(*MEASURES.values()), *WATCHED):
         cells = []
         for name in names:
-            found = values(means, name, measure)
-            spread = f" ({min(found):.3f} to {max(found):.3f})" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.3f}{spread}")
+            cells.append(emoji_runs.mean_and_range(values(means, name, measure)))
         lines.append(f"| {'/'.join(measure)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -141,16 +101,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains, evaluates and prints."""
     flags = parse_arguments(arguments)
     checkpoints = {
-        f"{name}-{seed}": train(flags.output, name, seed, flags.iterations)
+        f"{name}-{seed}": f"{train(flags.output, name, seed, flags.iterations)}@last"
         for seed in range(flags.seeds)
         for name in flags.variants
     }
-    listed = ",".join(f"{name}={workdir}@last" for name, workdir in checkpoints.items())
     evaluation = os.path.join(flags.output, "evaluation")
-    options = [f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={evaluation}"]
-    sizes = [f"--config.evaluation.sets.{name}.images={images}" for name, images in IMAGES.items()]
-    run(flags.output, "evaluate", *options, *sizes)
-    means = read_means(os.path.join(evaluation, "results.csv"))
+    asked = emoji_runs.evaluation_arguments(evaluation, checkpoints, IMAGES, {})
+    emoji_runs.run(flags.output, "evaluate", *asked)
+    means = emoji_runs.read_means(evaluation)
     print(table(means, flags.variants))
     if "joint" not in flags.variants:
         return

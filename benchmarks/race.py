@@ -21,11 +21,12 @@ import os
 import statistics
 from collections.abc import Sequence
 
-import joint_training
+import emoji_runs
 import matplotlib
 import numpy as np
 import scipy.stats
 from arguments import names_of
+from emoji_runs import BATCH, ITERATIONS, METHODS
 from etils import epath
 
 from configs import emoji, image_reward
@@ -35,28 +36,10 @@ from diffusionrl_jax.data.files import write_whole
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.monitoring.markdown import table
-from diffusionrl_jax.monitoring.metrics import read_rows
 
 TASK = "compositionality"
-CONFIG = f"configs/emoji.py:{TASK}"
-ITERATIONS, BATCH, EVALUATIONS = 48, 160, 8
-STEPS = range(ITERATIONS // EVALUATIONS, ITERATIONS + 1, ITERATIONS // EVALUATIONS)
-# Of each method, what differs: its published settings where they suit four steps and small groups,
-# and the middle one of the three learning rates. Those that need no noise draw without it.
-WITHOUT_NOISE = {"sampler.eta": 0.0}
-CONTESTANTS = {
-    "policy_gradient": ({}, 2e-4),
-    "reward_weighted": ({"algorithm.reward_weighted.weighting": "softmax"}, 2e-5),
-    "raft": ({}, 2e-5),
-    "nft": (WITHOUT_NOISE, 2e-4),
-    "awm": (WITHOUT_NOISE, 1e-4),
-    "dgpo": (WITHOUT_NOISE, 1e-4),
-    "crd": (WITHOUT_NOISE, 1e-4),
-    "dpo": (WITHOUT_NOISE, 1e-4),
-    "draft_lv": (WITHOUT_NOISE, 1e-4),
-    "refl": (WITHOUT_NOISE | {"algorithm.refl.late_steps": 2}, 1e-4),
-    "draft_k": (WITHOUT_NOISE, 1e-4),
-}
+CONFIG = f"{emoji_runs.CONFIG}:{TASK}"
+STEPS = emoji_runs.steps_of(ITERATIONS)
 TRIES = (0.5, 1.0, 2.0)
 TUNING_SEED, TUNING_PROMPTS = 100, "emoji:compositions"
 REWARD, JUDGE = "detection", "recognition"
@@ -87,46 +70,23 @@ class Point:
 
 
 def overrides(method: str, rate: float, seed: int, iterations: int) -> dict:
-    """What a run's config has changed from `CONFIG`, by the fields' names."""
-    changes = {
-        "algorithm.name": method,
-        "batch_size": BATCH,
-        "checkpoint.every": iterations // EVALUATIONS,
-        "checkpoint.keep_last": EVALUATIONS,
-        "ema_decay": 0.9,
-        "evaluation.every": iterations,
-        "iterations": iterations,
-        "optimizer.decay_iterations": ITERATIONS,
-        "optimizer.learning_rate": rate,
-        "optimizer.warmup_iterations": 3,
-        "pretraining.weight": 0.0,
-        "seed": seed,
-    }
-    return changes | CONTESTANTS[method][0]
-
-
-def train(output: str, name: str, changes: dict) -> str:
-    """Trains, or finishes, one run, and returns its workdir."""
-    workdir = os.path.join(output, name)
-    flags = [f"--config.{field}={value}" for field, value in changes.items()]
-    joint_training.run(output, "main", f"--config={CONFIG}", f"--workdir={workdir}", *flags)
-    return workdir
+    """What a run's config has changed from `CONFIG`; the rate of a try falls as a whole run's."""
+    changes = emoji_runs.overrides(method, rate, seed, iterations)
+    return changes | {"optimizer.decay_iterations": ITERATIONS}
 
 
 def evaluate(output: str, name: str, steps: Sequence[int], changes: dict) -> dict:
     """Judges a run's checkpoints, all methods' by the same sampler: means as of `read_means`."""
-    listed = ",".join(f"{step}={os.path.join(output, name)}@{step}" for step in steps)
+    checkpoints = {str(step): f"{os.path.join(output, name)}@{step}" for step in steps}
     folder = os.path.join(output, "evaluations", name)
-    changes = {f"evaluation.sets.{each}.images": n for each, n in IMAGES.items()} | changes
-    flags = [f"--config.{field}={value}" for field, value in changes.items()]
-    arguments = (f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={folder}", *flags)
-    joint_training.run(output, "evaluate", *arguments)
-    return joint_training.read_means(os.path.join(folder, "results.csv"))
+    asked = emoji_runs.evaluation_arguments(folder, checkpoints, IMAGES, changes)
+    emoji_runs.run(output, "evaluate", *asked)
+    return emoji_runs.read_means(folder)
 
 
 def mean_of_sets(means: dict[tuple[str, str], float], scorer: str) -> float:
     """A model's mean over the sets."""
-    return statistics.mean(means[name, scorer] for name in SETS)
+    return emoji_runs.mean_of(means, [(name, scorer) for name in SETS])
 
 
 def choose_rate(output: str, method: str) -> float:
@@ -135,9 +95,9 @@ def choose_rate(output: str, method: str) -> float:
     prompts = {f"evaluation.sets.{name}.prompts": TUNING_PROMPTS for name in SETS}
     reached = {}
     for factor in TRIES:
-        rate = factor * CONTESTANTS[method][1]
+        rate = factor * METHODS[method][1]
         name = f"tries-{method}-{rate:g}"
-        train(output, name, overrides(method, rate, TUNING_SEED, last))
+        emoji_runs.train(output, name, CONFIG, overrides(method, rate, TUNING_SEED, last))
         changes = prompts | {"evaluation.seed": TUNING_SEED}
         reached[rate] = mean_of_sets(evaluate(output, name, [last], changes)[str(last)], REWARD)
     return max(reached, key=reached.get)
@@ -162,13 +122,6 @@ def points(means: dict, iterations: Sequence[int], seconds: float) -> list[Point
         Point(step, step * seconds, share(model), mean_of_sets(model, JUDGE))
         for step, model in evaluated.items()
     ]
-
-
-def seconds_of_an_iteration(workdir: str) -> float:
-    """The median, which compiles nothing."""
-    return BATCH / statistics.median(
-        row["images_per_second"] for row in read_rows(workdir) if "images_per_second" in row
-    )
 
 
 def iterations_until(found: list[Point], share: float) -> float | None:
@@ -200,7 +153,7 @@ def passes_of_an_iteration(method: str) -> float:
     VAE and the reward models are not, but where a reward's gradient goes through them.
     """
     config = emoji.get_config(TASK)
-    changes = overrides(method, CONTESTANTS[method][1], 0, ITERATIONS)
+    changes = overrides(method, METHODS[method][1], 0, ITERATIONS)
     config.update_from_flattened_dict(changes)
     made = phases.make_phases(phases.plain_experiment(config))
     counted = [phase for phase in made if phase.name != "decode" and "score" not in phase.name]
@@ -214,7 +167,7 @@ def chip_seconds_of_an_image(method: str) -> float:
     config = image_reward.get_config()
     config.algorithm.name = method
     config.pretraining.weight = 0.0
-    config.update_from_flattened_dict(CONTESTANTS[method][0])
+    config.update_from_flattened_dict(METHODS[method][0])
     return 1 / needs(config, PUBLISHED).bound(chips.of_topology(SLICE))
 
 
@@ -287,9 +240,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how often each method is trained")
     parser.add_argument(
         "--methods",
-        type=names_of("method", CONTESTANTS),
-        default=list(CONTESTANTS),
-        help=f"those to race, separated by commas; all of {', '.join(CONTESTANTS)} if not given",
+        type=names_of("method", METHODS),
+        default=list(METHODS),
+        help=f"those to race, separated by commas; all of {', '.join(METHODS)} if not given",
     )
     return parser.parse_args(arguments)
 
@@ -313,9 +266,9 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             name = f"{method}-{seed}"
             changes = overrides(method, result["rate"], seed, ITERATIONS)
-            workdir = train(flags.output, name, changes)
+            workdir = emoji_runs.train(flags.output, name, CONFIG, changes)
             means = evaluate(flags.output, name, STEPS, {"evaluation.seed": 1})
-            found = points(means, STEPS, seconds_of_an_iteration(workdir))
+            found = points(means, STEPS, emoji_runs.seconds_of_an_iteration(workdir))
             result["runs"][str(seed)] = list(map(dataclasses.asdict, found))
             write_whole(epath.Path(path), json.dumps(results, indent=1).encode())
     print(table(HEAD, [row(method, result) for method, result in results.items()]))

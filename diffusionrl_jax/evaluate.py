@@ -5,8 +5,8 @@ r"""Scores the base model and checkpoints of it on a config's evaluation sets.
 
 All of them draw the same prompts with the same noise. Real pictures are scored beside them where
 the emoji world can draw the prompts. The program writes results.md, results.csv, differences.csv,
-comparison.png, categories.csv of suites, and manifest.json, which says all that the numbers depend
-on:
+comparison.png, categories.csv of suites, head_to_head.csv of several checkpoints, and
+manifest.json, which says all that the numbers depend on:
 
     python -m diffusionrl_jax.evaluate --manifest=/tmp/results/manifest.json --output=/tmp/again
 

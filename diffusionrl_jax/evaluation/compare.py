@@ -14,10 +14,18 @@ from diffusionrl_jax.data.files import is_there, split_step, write_whole
 from diffusionrl_jax.data.prompt_sources import prompt_categories
 from diffusionrl_jax.diffusion.sampler import Sampler
 from diffusionrl_jax.distributed.mesh import make_mesh
-from diffusionrl_jax.evaluation import categories, differences, manifest, statistics, tables
+from diffusionrl_jax.evaluation import (
+    categories,
+    differences,
+    head_to_head,
+    manifest,
+    statistics,
+    tables,
+)
 from diffusionrl_jax.evaluation.categories import CategoryMean
 from diffusionrl_jax.evaluation.differences import Difference
 from diffusionrl_jax.evaluation.evaluator import SHOWN_IMAGES, Evaluation, Evaluator, evenly
+from diffusionrl_jax.evaluation.head_to_head import WinRate
 from diffusionrl_jax.evaluation.manifest import Manifest
 from diffusionrl_jax.experiments import checks, fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
@@ -81,7 +89,8 @@ def compare_models(
       config: the experiment, see `experiments/config.py`.
       checkpoints: name, path and step of each, as in `runs.trained.load_trained`.
       output: an existing folder, for results.md, results.csv, differences.csv, manifest.json
-        and comparison.png, and for suites categories.csv.
+        and comparison.png, for suites categories.csv, and of several checkpoints
+        head_to_head.csv if a scorer decides.
       earlier: the manifest of the evaluation that this one has to be.
 
     Returns:
@@ -134,6 +143,11 @@ def compare_models(
         write_whole(folder / "results.md", text.encode())
         write_whole(folder / tables.CSV, results)
         tables.write_csv(folder / differences.CSV, apart, Difference)
+        decisive = config.evaluation.head_to_head
+        # One checkpoint's wins over the base model are among the results.
+        if decisive and len(checkpoints) > 1:
+            rates = head_to_head.win_rates(scores, evaluator.prompts, decisive)
+            tables.write_csv(folder / head_to_head.CSV, rates, WinRate)
         if by_category:
             tables.write_csv(folder / categories.CSV, by_category, CategoryMean)
         manifest.write(folder, made)

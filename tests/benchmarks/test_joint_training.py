@@ -40,7 +40,7 @@ def calls(command, monkeypatch, tmp_path):
                 for measure in measures | set(command.WATCHED):
                     writer.writerow(["mean", *measure, name, row])
 
-    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(command.emoji_runs, "run", run)
     return calls
 
 

@@ -1,7 +1,6 @@
 """The race: its arithmetic, and that it is resumed, with programs that note what they are asked."""
 
 import json
-import types
 from pathlib import Path
 
 import pytest
@@ -69,12 +68,10 @@ def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
             (of, scorer): 0.1 * k for of in race.SETS for scorer in ("detection", "recognition")
         }
         means[name] = scores
-    commands = types.SimpleNamespace(
-        run=lambda output, module, *arguments: asked.append((module, arguments)),
-        read_means=lambda path: means,
-    )
-    monkeypatch.setattr(race, "joint_training", commands)
-    monkeypatch.setattr(race, "read_rows", lambda path: [{"images_per_second": 80.0}])
+    run = lambda output, module, *arguments: asked.append((module, arguments))
+    monkeypatch.setattr(race.emoji_runs, "run", run)
+    monkeypatch.setattr(race.emoji_runs, "read_means", lambda folder: means)
+    monkeypatch.setattr(race.emoji_runs, "read_rows", lambda path: [{"images_per_second": 80.0}])
     monkeypatch.setattr(race, "passes_of_an_iteration", lambda method: 100.0)
     monkeypatch.setattr(race, "chip_seconds_of_an_image", lambda method: 0.5)
     flags = [f"--output={tmp_path}", "--methods=nft,awm", "--seeds=2"]
