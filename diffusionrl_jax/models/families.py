@@ -69,7 +69,7 @@ MMDIT = Family(
 # The families, by the class of the pipeline in a folder's model_index.json.
 FAMILIES = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
-    "StableDiffusionXLPipeline": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION._replace(guidance_scale=5.0),
     "StableDiffusion3Pipeline": MMDIT._replace(guidance_scale=7.0),
     # It takes the scale of its guidance as an input, and is not guided otherwise.
     "FluxPipeline": MMDIT._replace(

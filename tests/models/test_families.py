@@ -57,3 +57,12 @@ def test_options_of_other_models_are_refused(tmp_path):
         families.load_model(str(tmp_path), embedded_guidance=4.0)
     with pytest.raises(UserError, match="is no folder here, and its sizes are not known"):
         families.model_shapes("nobody/nothing")
+
+
+@pytest.mark.parametrize("pipeline", families.FAMILIES)
+def test_guidance_is_that_of_the_pipeline_in_pytorch(pipeline):
+    ours = families.FAMILIES[pipeline]
+    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    # FLUX is guided by an input of the network, and classifier-free by another parameter.
+    name = "true_cfg_scale" if pipeline == "FluxPipeline" else "guidance_scale"
+    assert ours.guidance_scale == parameters[name].default
