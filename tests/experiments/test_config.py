@@ -24,7 +24,7 @@ def first_version(config):
     values |= values.pop("algorithm")["policy_gradient"]
     del values["kl_weight"], values["remove_ratio_bias"], values["most_divergence"]
     del values["shared_prefix"]
-    del values["lora"]
+    del values["lora"], values["optimizer"]["one_step"]
     del values["mesh"]["split_frozen"], values["mesh"]["gather"]
     del values["microbatch"]["score"]
     return values
