@@ -12,6 +12,8 @@ def get_config(world: str = worlds.STABLE_DIFFUSION_2) -> ml_collections.ConfigD
     """A world's joint config, but for the method and what that draws with (2509.16117, Sec. 4)."""
     config = joint.get_config(world)
     config.algorithm.name = "nft"
+    # The tasks move the policy together: see docs/methods.md.
+    config.optimizer.one_step = True
     # Any chain will do: the ODE needs the fewest steps, and guidance is learned instead of used.
     config.sampler.noise, config.sampler.eta = "eta", 0.0
     config.sampler.steps = min(config.sampler.steps, 10)

@@ -167,15 +167,23 @@ def test_the_fast_config_differs_in_the_method_alone(world):
     config_fields.check(fast)
     ours, joint = fast.to_dict(), from_command_line(f"joint.py:{world}").to_dict()
     differs = {field for field in ours if ours[field] != joint[field]}
-    assert differs == {"algorithm", "pretraining", "sampler", "tasks"} - (
+    assert differs == {"algorithm", "optimizer", "pretraining", "sampler", "tasks"} - (
         {"pretraining"} if world in TRANSFORMERS else set()
     ) - ({"tasks"} if world in (*TRANSFORMERS, "emoji") else set())
     assert ours["algorithm"] | {"name": "policy_gradient"} == joint["algorithm"]
+    assert ours["optimizer"] | {"one_step": False} == joint["optimizer"]
     assert {"noise": "eta", "eta": 0.0, "guidance_scale": 1.0}.items() <= ours["sampler"].items()
     for task, of in joint["tasks"].items():
         if of["group_size"] == 1:
             of |= {"group_size": 16, "normalisation": "group"}
         assert ours["tasks"][task] == of
+
+
+@pytest.mark.parametrize("tasks", ["", ":preference", ":fairness"])
+def test_the_emoji_world_by_nft_has_the_same_tasks(tasks):
+    config = from_command_line(f"emoji_nft.py{tasks}")
+    config_fields.check(config)
+    assert [*config.tasks] == [*from_command_line(f"emoji.py{tasks}").tasks]
 
 
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():
