@@ -157,7 +157,13 @@ def test_operations_against_the_jaxpr(make_config, size):
     assert network.operations == pytest.approx(sampled(2) - sampled(1), rel=0.02)
 
 
-@pytest.mark.parametrize("changes", [{}, {"pretraining.weight": 1.0, f"{FIELDS}.kl_weight": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pretraining.weight": 1.0, f"{FIELDS}.kl_weight": 0.5, "optimizer.one_step": True},
+    ],
+)
 def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     config = make_config(**{"batch_size": 64, "pretraining.pictures": "emoji"} | changes)
     devices = Devices(8, "v5e", "tpu", 2**34)
