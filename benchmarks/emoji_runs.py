@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from diffusionrl_jax.monitoring.metrics import read_rows
 
-CONFIG = "configs/emoji.py"
+CONFIG = "configs/emoji_policy_gradient.py"
 # Of the runs that compare methods, which all draw as many images and are judged as often.
 ITERATIONS, BATCH, EVALUATIONS = 48, 160, 8
 # Of each method, what differs: its published settings where they suit four steps and small groups,

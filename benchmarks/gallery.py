@@ -26,7 +26,7 @@ from diffusionrl_jax.evaluation.watch import diversity_share, paired_changes
 from diffusionrl_jax.monitoring.images import before_after, write_png
 from diffusionrl_jax.monitoring.metrics import read_rows
 
-CONFIG = "configs/emoji.py:preference"
+CONFIG = "configs/emoji_policy_gradient.py:preference"
 ALIKE = {"batch_size": 160, "pretraining.weight": 0.0, "ema_decay": 0.0}
 WITHOUT_NOISE = {"sampler.eta": 0.0}
 SLOWLY = {"optimizer.learning_rate": 1e-5, "optimizer.warmup_iterations": 0}

@@ -30,11 +30,11 @@ from emoji_runs import CONFIG, IMAGES, MEASURES, METHODS
 from etils import epath
 from paper_numbers import RANKS, SCORE_TABLES, ScoreTable
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.data.files import write_whole
 
 PREFERENCE = SCORE_TABLES["1"]
-WEIGHT = emoji.get_config().pretraining.weight
+WEIGHT = emoji_policy_gradient.get_config().pretraining.weight
 WEIGHTS = {"refl": WEIGHT, "reward_weighted": 0.5, "policy_gradient": WEIGHT}
 LONG = 192  # Iterations of the ablation.
 # Prompts and noise that no run has watched; of sets that a table does not show, a few images.

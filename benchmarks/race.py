@@ -29,7 +29,7 @@ from arguments import names_of
 from emoji_runs import BATCH, ITERATIONS, METHODS
 from etils import epath
 
-from configs import emoji, image_reward
+from configs import emoji_policy_gradient, image_reward
 from diffusionrl_jax.costs import phases
 from diffusionrl_jax.costs.needs import needs
 from diffusionrl_jax.data.files import write_whole
@@ -152,7 +152,7 @@ def passes_of_an_iteration(method: str) -> float:
     Drawing, the passes without a gradient and the updates are counted, with the text encoder; the
     VAE and the reward models are not, but where a reward's gradient goes through them.
     """
-    config = emoji.get_config(TASK)
+    config = emoji_policy_gradient.get_config(TASK)
     changes = overrides(method, METHODS[method][1], 0, ITERATIONS)
     config.update_from_flattened_dict(changes)
     made = phases.make_phases(phases.plain_experiment(config))

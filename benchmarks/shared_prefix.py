@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.command_line import start
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
@@ -56,7 +56,7 @@ class Run:
 
 def make(shared_prefix: int) -> Run:
     """Returns a run of which nothing is done yet."""
-    config = emoji.get_config("preference,compositionality")
+    config = emoji_policy_gradient.get_config("preference,compositionality")
     config.batch_size, config.sampler.steps = IMAGES.value, STEPS.value
     config.pretraining.weight = 0.0
     config.algorithm.policy_gradient.shared_prefix = shared_prefix

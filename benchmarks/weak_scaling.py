@@ -12,7 +12,7 @@ import dataclasses
 import jax
 from absl import app, flags, logging
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.costs import abstract, compiled, phases
 from diffusionrl_jax.costs.roofline import PhaseCost
 from diffusionrl_jax.distributed import chips
@@ -59,7 +59,7 @@ def measure(devices: int, images: int) -> Scaling:
       devices: how many.
       images: of a task on each device.
     """
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     config.batch_size = images * devices
     mesh = make_mesh(1, jax.devices()[:devices])
     phase = phases.whole_step(abstract.build(config, mesh))

@@ -2,19 +2,19 @@
 
 import ml_collections
 
-from configs import emoji
+from configs import emoji_policy_gradient
 
 
-def get_config(tasks: str = ",".join(emoji.TASKS)) -> ml_collections.ConfigDict:
-    """The tasks of `configs/emoji.py`, on a chain of flow matching with noise in two steps.
+def get_config(tasks: str = ",".join(emoji_policy_gradient.TASKS)) -> ml_collections.ConfigDict:
+    """The emoji world's tasks, on a chain of flow matching with noise in two steps.
 
     Methods that look at no step of the chain need no noise either: with
     `--config.algorithm.name=nft` set `--config.sampler.eta=0 --config.sampler.window=0`.
 
     Args:
-      tasks: as there.
+      tasks: the names of those to train on, as in `configs/emoji.py`.
     """
-    config = emoji.get_config(tasks)
+    config = emoji_policy_gradient.get_config(tasks)
     config.model = "asset:emoji/stable_diffusion_3"
     # Of 8 steps one is 0.001 long: the scheduler's least time is not 0.
     config.sampler.steps, config.sampler.noise, config.sampler.eta = 8, "sde", 0.7

@@ -2,11 +2,17 @@
 
 import ml_collections
 
-from configs import emoji, emoji_flow, stable_diffusion_2, stable_diffusion_xl, transformers
+from configs import (
+    emoji_flow,
+    emoji_policy_gradient,
+    stable_diffusion_2,
+    stable_diffusion_xl,
+    transformers,
+)
 from diffusionrl_jax.mistakes import UserError
 
 STABLE_DIFFUSION_2 = "stable_diffusion_2"
-EMOJI = {"emoji": emoji.get_config, "emoji_flow": emoji_flow.get_config}
+EMOJI = {"emoji": emoji_policy_gradient.get_config, "emoji_flow": emoji_flow.get_config}
 WORLDS = {
     STABLE_DIFFUSION_2: stable_diffusion_2.get_config,
     "stable_diffusion_xl": stable_diffusion_xl.get_config,

@@ -180,10 +180,10 @@ def test_the_fast_config_differs_in_the_method_alone(world):
 
 
 @pytest.mark.parametrize("tasks", ["", ":preference", ":fairness"])
-def test_the_emoji_world_by_nft_has_the_same_tasks(tasks):
-    config = from_command_line(f"emoji_nft.py{tasks}")
+def test_the_emoji_world_has_the_same_tasks_by_both_methods(tasks):
+    config = from_command_line(f"emoji.py{tasks}")
     config_fields.check(config)
-    assert [*config.tasks] == [*from_command_line(f"emoji.py{tasks}").tasks]
+    assert [*config.tasks] == [*from_command_line(f"emoji_policy_gradient.py{tasks}").tasks]
 
 
 def test_a_reward_that_there_is_not_is_named_before_anything_is_loaded():

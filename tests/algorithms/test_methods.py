@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common, emoji
+from configs import common, emoji_policy_gradient
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
@@ -110,7 +110,7 @@ def emoji_gains(name, iterations, changes):
     Returns how much more than the base model's each picture is preferred afterwards, with the same
     noise and prompts, which were not trained on: float32 [320].
     """
-    config = emoji.get_config("preference")
+    config = emoji_policy_gradient.get_config("preference")
     changes = {"batch_size": 160, "pretraining.weight": 0.0, "algorithm.name": name} | changes
     config.update_from_flattened_dict(changes)
     config, _ = planning.resolve(config)

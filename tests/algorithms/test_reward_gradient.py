@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.algorithms import reward_gradient
 from diffusionrl_jax.algorithms.reward_gradient import RewardGradient
 from diffusionrl_jax.diffusion.process import make_process
@@ -21,7 +21,7 @@ def preference():
     """The emoji world's preference, few at a time."""
 
     def make(**changes):
-        config = emoji.get_config("preference")
+        config = emoji_policy_gradient.get_config("preference")
         config.algorithm.name = "draft_lv"
         changes = {"batch_size": 16, "pretraining.weight": 0.0} | changes
         config.update_from_flattened_dict(changes)

@@ -5,7 +5,7 @@ import math
 import emoji_runs
 import pytest
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
 
@@ -23,7 +23,7 @@ def test_a_run_is_judged_at_its_end_and_as_often_as_it_may(iterations):
 
 @pytest.mark.parametrize("method", emoji_runs.METHODS)
 def test_every_method_has_settings_that_fit(method):
-    config = emoji.get_config("compositionality")
+    config = emoji_policy_gradient.get_config("compositionality")
     rate = emoji_runs.METHODS[method][1]
     config.update_from_flattened_dict(emoji_runs.overrides(method, rate, 0, 48))
     checks.check_experiment(config, make_mesh(1))
@@ -35,7 +35,7 @@ def test_an_evaluation_is_asked_for_as_one_would_type_it():
         "out", checkpoints, {"portraits": 20}, {"evaluation.seed": 1}
     )
     assert asked == [
-        "--config=configs/emoji.py",
+        "--config=configs/emoji_policy_gradient.py",
         "--checkpoints=nft=runs/nft-0@48,awm=runs/awm-0@last",
         "--output=out",
         "--config.evaluation.sets.portraits.images=20",

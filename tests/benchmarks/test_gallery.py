@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.records import Record, encode, write_record
@@ -61,7 +61,7 @@ def calls(monkeypatch, tmp_path):
 def test_every_method_has_a_setting_that_fits():
     assert ALGORITHMS.keys() - gallery.METHODS.keys() == {"dpo_offline"}
     for method in gallery.METHODS:
-        config = emoji.get_config("preference")
+        config = emoji_policy_gradient.get_config("preference")
         config.update_from_flattened_dict(gallery.overrides(method))
         checks.check_experiment(config, make_mesh(1))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import emoji
+from configs import emoji_policy_gradient
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SEEDS = 2
@@ -74,10 +74,10 @@ def test_an_unknown_variant(command, calls, tmp_path, capsys):
 
 def test_what_the_variants_change_is_in_the_config(command):
     for path, overrides in command.VARIANTS.values():
-        config = emoji.get_config(*path.split(":")[1:])
+        config = emoji_policy_gradient.get_config(*path.split(":")[1:])
         for override in overrides:
             field = override.split("=")[0].removeprefix("--config.")
             for name in field.split("."):
                 assert name in config
                 config = config[name]
-            config = emoji.get_config()
+            config = emoji_policy_gradient.get_config()

@@ -14,7 +14,7 @@ import paper_tables
 import pytest
 from paper_numbers import SCORE_TABLES
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
 
@@ -231,8 +231,8 @@ def test_every_run_has_settings_that_fit(number, calls, tmp_path):
     trained = [arguments for module, arguments in calls if module == "main"]
     assert len(trained) == len(of.methods)
     for arguments in trained:
-        config = emoji.get_config(of.task)
-        assert flag(arguments, "config") == f"configs/emoji.py:{of.task}"
+        config = emoji_policy_gradient.get_config(of.task)
+        assert flag(arguments, "config") == f"configs/emoji_policy_gradient.py:{of.task}"
         changes = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
         pairs = [change.split("=") for change in changes]
         config.update_from_flattened_dict({name: typed(value) for name, value in pairs})

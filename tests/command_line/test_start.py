@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.command_line import start
 from diffusionrl_jax.command_line.start import (
     HEARTBEAT_TIMEOUT,
@@ -23,7 +23,7 @@ def test_virtual_devices_are_a_power_of_two(cores, expected):
 
 @pytest.mark.parametrize("cores", range(1, 33))
 def test_main_job_divides_over_the_devices_of_any_machine(cores):
-    config, devices = emoji.get_config(), virtual_device_count(cores)
+    config, devices = emoji_policy_gradient.get_config(), virtual_device_count(cores)
     batches = [(config.batch_size, task.group_size) for task in config.tasks.values()]
     batches += [(chosen.images, chosen.group_size) for chosen in config.evaluation.sets.values()]
     for images, group in batches:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import common, emoji
+from configs import common, emoji_policy_gradient
 from diffusionrl_jax.distributed.mesh import make_mesh, parameter_sharding
 from diffusionrl_jax.experiments import config as fields
 from diffusionrl_jax.learning.prompt_statistics import init_statistics
@@ -31,14 +31,14 @@ def first_version(config):
 
 
 def test_what_old_configs_lack_is_filled_in():
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     found = fields.of_earlier(first_version(config))
     config.mesh.gather = "whole"  # as there was nothing else
     assert json.dumps(found.to_dict()) == json.dumps(config.to_dict())
 
 
 def test_a_present_config_stays_as_it_is():
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     config.algorithm.name = "reward_weighted"
     config.algorithm.reward_weighted.noises = 3
     values = json.loads(json.dumps(config.to_dict()))

@@ -6,7 +6,7 @@ import json
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import emoji, hps, joint
+from configs import emoji_policy_gradient, hps, joint
 from diffusionrl_jax.distributed.devices import Devices, devices_of_topology
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.experiments import checks, planning
@@ -42,7 +42,7 @@ def test_a_plan_passes_all_checks(make, count):
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
 def test_the_emoji_world_is_computed_on_cpus_as_it_was(count):
     """20 samples are drawn at a time, and all else is done at once."""
-    config, _ = planning.resolve(emoji.get_config(), devices(count, 4 * GIB, "cpu"))
+    config, _ = planning.resolve(emoji_policy_gradient.get_config(), devices(count, 4 * GIB, "cpu"))
     share = 320 // count
     assert config.microbatch.sample == 20 and 3 * share % 20 == 0
     assert config.microbatch.decode >= 3 * share

@@ -14,14 +14,14 @@ import tempfile
 
 import pytest
 
-from configs import common, emoji
+from configs import common, emoji_policy_gradient
 
 FILE = pathlib.Path(__file__).with_name("parameters.json")
 DEVICES = 8
 
 
 def joint(**changes):
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     config.update_from_flattened_dict(
         {"batch_size": 40, "iterations": 3, "algorithm.policy_gradient.timesteps_per_iteration": 2}
         | changes

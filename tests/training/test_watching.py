@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import common, emoji
+from configs import common, emoji_policy_gradient
 from diffusionrl_jax import main
 from diffusionrl_jax.evaluation import records, watch
 from diffusionrl_jax.monitoring.metrics import read_rows
@@ -55,7 +55,7 @@ def test_a_warning_can_stop_a_run(make_config, tmp_path, monkeypatch, caplog):
 
 def fooled(seed):
     """Small files are all that counts, and nothing holds the model."""
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     size = common.make_scorer("jpeg_size")
     with config.unlocked():
         del config.tasks.preference, config.tasks.compositionality, config.tasks.fairness
