@@ -10,13 +10,14 @@ from absl import flags
 
 # What one types, and its commands: what has flags and is imported by nothing else.
 PROGRAM = re.compile(r"diffusionrl_jax\.(\w+|.+\.commands\.\w+)")
+BENCHMARK = re.compile(r"benchmarks\.\w+")
 
 
 @contextlib.contextmanager
 def program(name, *arguments):
     """A program's module, newly imported, with its flags as `arguments` give them.
 
-    The flags of all other programs are put aside, and are there again afterwards.
+    The flags of all other programs and of benchmarks are put aside, and are there again afterwards.
 
     Args:
       name: as after `diffusionrl_jax.`.
@@ -25,7 +26,7 @@ def program(name, *arguments):
     values = vars(flags.FLAGS)
     before, others = dict(values), flags.FlagValues()
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        if not PROGRAM.fullmatch(module):
+        if not (PROGRAM.fullmatch(module) or BENCHMARK.fullmatch(module)):
             for flag in defined:
                 others[flag.name] = flag
                 others.register_flag_by_module(module, flag)
@@ -49,9 +50,13 @@ def program(name, *arguments):
 
 
 def _forget():
-    """Has Python import anew the programs that it has imported, and returns them by their names."""
+    """Has Python import anew the programs that it has imported, and returns them by their names.
+
+    Flags of a program that is no longer imported, as another test may leave it, stay as they are.
+    """
     defined = flags.FLAGS.flags_by_module_dict()
-    found = {name: sys.modules.pop(name) for name in defined if PROGRAM.fullmatch(name)}
+    programs = [name for name in defined if PROGRAM.fullmatch(name) and name in sys.modules]
+    found = {name: sys.modules.pop(name) for name in programs}
     for name in found:
         parent, _, leaf = name.rpartition(".")
         delattr(sys.modules[parent], leaf)

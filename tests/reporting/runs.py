@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from configs import emoji
+from configs import emoji_policy_gradient
 from diffusionrl_jax.evaluation import records
 
 STEPS = (0, 4, 8)
@@ -15,7 +15,7 @@ PROMPTS = [f"a fox and {n // 2} cakes" for n in range(14)] + [EVIL, EVIL]
 def write_run(folder, pixels=32, seed=0, gain=1.0, steps=STEPS, images=16):
     """A run whose preference rises by `gain`; the pictures of step n have the red value n."""
     folder.mkdir(parents=True)
-    config = emoji.get_config("preference").to_dict()
+    config = emoji_policy_gradient.get_config("preference").to_dict()
     config["evaluation"]["sets"] = {
         "new_pairs": config["evaluation"]["sets"]["new_pairs"]
         | {"scorers": ["preference", "other"]}
