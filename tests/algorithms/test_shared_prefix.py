@@ -48,7 +48,8 @@ def make(devices, **changes):
     return toy.make("policy_gradient", devices=devices, tasks=2, **SHARED | changes)
 
 
-@pytest.mark.parametrize("option", ["all", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
 def test_parameters_and_metrics_are_those_of_images_apart(option, hasty):
     changes = OPTIONS[option]
     made, alone = make(8, **MICROBATCHES, **changes), make(1, **changes)

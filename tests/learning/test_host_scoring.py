@@ -169,6 +169,7 @@ def patient(images, prompts, metadata):
     return redness(images, prompts, metadata)
 
 
+@pytest.mark.slow
 def test_images_are_drawn_while_the_last_are_scored(setup):
     waiting = with_rewards(setup, (HostReward(f"{__name__}:patient", timeout=60.0), Redness()))
     state = waiting.state(samples_ahead=True)

@@ -97,6 +97,7 @@ def test_variants_fused_and_split(build, changes):
     assert largest_difference(fused[-1].params, split[-1].params) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_ratio_is_one_at_unchanged_parameters(setup):
     state = setup.state()
     before = jax.device_get(state.params)
