@@ -18,7 +18,7 @@ import shutil
 
 import numpy as np
 from arguments import names_of
-from emoji_runs import run
+from emoji_runs import WITHOUT_NOISE, run
 from PIL import Image
 
 from diffusionrl_jax.evaluation.records import Record, mean_by_prompt, read_record
@@ -28,7 +28,6 @@ from diffusionrl_jax.monitoring.metrics import read_rows
 
 CONFIG = "configs/emoji_policy_gradient.py:preference"
 ALIKE = {"batch_size": 160, "pretraining.weight": 0.0, "ema_decay": 0.0}
-WITHOUT_NOISE = {"sampler.eta": 0.0}
 SLOWLY = {"optimizer.learning_rate": 1e-5, "optimizer.warmup_iterations": 0}
 MANY_STEPS = {"sampler.steps": 16}
 # Of each method: what differs from the config, and how many iterations are trained.

@@ -12,7 +12,8 @@ import numpy as np
 from diffusionrl_jax.distributed.mesh import batch_sharding, make_mesh, parameter_sharding
 from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.experiments.algorithm import initial_state, make_algorithm
-from diffusionrl_jax.experiments.config import get_config, make_scorer, make_task
+from diffusionrl_jax.experiments.config import get_config
+from diffusionrl_jax.experiments.tasks import make_scorer, make_task
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.iteration import Batch, Frozen
 from diffusionrl_jax.models.parameters import Parameters

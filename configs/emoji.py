@@ -6,10 +6,9 @@
 import ml_collections
 
 from configs import emoji_policy_gradient
-from configs.emoji_policy_gradient import TASKS
 
 
-def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
+def get_config(tasks: str = ",".join(emoji_policy_gradient.TASKS)) -> ml_collections.ConfigDict:
     """Preference, compositionality and fairness together, without noise and guidance.
 
     Args:

@@ -8,33 +8,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.stats
 
-from diffusionrl_jax.evaluation.statistics import Bootstrap, Scores
+from diffusionrl_jax.evaluation.statistics import Bootstrap, Comparison, Scores
 
 CSV = "differences.csv"
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """How much higher one model scores than another.
+class Difference(Comparison):
+    """How much higher one model scores than another: the mean of `model` less `against`.
 
     Attributes:
-      model, against: the two models' names.
-      set, scorer: the set of prompts, and the scorer.
-      value: the mean of the images' differences, `model` less `against`.
-      low, high: the bounds of its 95% interval, by a bootstrap over prompts; NaN for a single one.
       p: the probability of a difference as large, either way, if there is none: by Student's t
         test, with the bootstrap's standard error, and the number of prompts less 1.
       p_holm: the same after Holm's correction for all the differences that were looked at.
       images: how many images had a finite score by both.
     """
 
-    model: str
-    against: str
-    set: str
-    scorer: str
-    value: float
-    low: float
-    high: float
     p: float
     p_holm: float
     images: int

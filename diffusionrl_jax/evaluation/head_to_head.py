@@ -6,30 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from diffusionrl_jax.evaluation.statistics import Bootstrap, Scores, wins
+from diffusionrl_jax.evaluation.statistics import Bootstrap, Comparison, Scores, wins
 
 CSV = "head_to_head.csv"
 
 
 @dataclasses.dataclass(frozen=True)
-class WinRate:
-    """How often one model's images score higher than another's.
+class WinRate(Comparison):
+    """The share of the images on which `model` scores higher than `against`; ties count half.
+
+    The other way round, the rate is 1 less this one.
 
     Attributes:
-      model, against: the two models' names. The other way round, the rate is 1 less this one.
-      set, scorer: the set of prompts, and the scorer.
-      value: the share of the images on which `model` scores higher; ties count half.
-      low, high: the bounds of its 95% interval, by a bootstrap over prompts; NaN for a single one.
       images: how many images had a finite score by both.
     """
 
-    model: str
-    against: str
-    set: str
-    scorer: str
-    value: float
-    low: float
-    high: float
     images: int
 
 

@@ -43,6 +43,26 @@ class Measurement:
     images: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A number that two models' scores of the same images give together.
+
+    Attributes:
+      model, against: the two models' names.
+      set, scorer: the set of prompts, and the scorer.
+      value: the number.
+      low, high: the bounds of its 95% interval, by a bootstrap over prompts; NaN for a single one.
+    """
+
+    model: str
+    against: str
+    set: str
+    scorer: str
+    value: float
+    low: float
+    high: float
+
+
 def resample(count: int, generator: np.random.Generator) -> np.ndarray:
     """Returns how often each of so many clusters is in the sample and in each resample of it.
 

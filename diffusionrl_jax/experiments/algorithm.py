@@ -63,7 +63,7 @@ def needs_base(config: Config) -> bool:
 
 
 def updates_per_iteration(config: Config) -> int:
-    """Returns how many steps of the optimiser an iteration takes."""
+    """Returns how many gradients an iteration gives to the optimiser."""
     needs = needs_of(config)
     times = 1 if needs.pairs else len(config.tasks)
     return times * needs.updates + (1 if config.pretraining.weight else 0)

@@ -8,13 +8,9 @@ from typing import Any
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.experiments import fields
-from diffusionrl_jax.experiments.config import (
-    get_config,
-    make_evaluation_set,
-    make_scorer,
-    make_task,
-)
+from diffusionrl_jax.experiments.config import get_config
 from diffusionrl_jax.experiments.ranges import Kind
+from diffusionrl_jax.experiments.tasks import make_evaluation_set, make_scorer, make_task
 from diffusionrl_jax.monitoring.markdown import table
 
 NAME = "NAME"

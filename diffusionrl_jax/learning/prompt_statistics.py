@@ -109,7 +109,7 @@ def init_past_rewards(tasks: Config) -> PastRewards:
     """Returns the past rewards before the first iteration.
 
     Args:
-      tasks: name -> task, from `experiments.config.make_task`.
+      tasks: name -> task, from `experiments.tasks.make_task`.
     """
     wanted = [task.normalisation == "prompt" for task in tasks.values()]
     if not any(wanted):

@@ -58,7 +58,8 @@ def gradient_rms(norms: np.ndarray, parameters: int, clip: float) -> float:
     """Returns the least root mean square of the gradients of an iteration's updates, once clipped.
 
     Adam divides by the gradients' size plus its epsilon: where they are smaller than that, steps
-    are smaller than the learning rate says.
+    are smaller than the learning rate says. Where all updates are one step, Adam sees their mean,
+    which is smaller where they differ.
 
     Args:
       norms: the gradients' norms before they are clipped, [U].

@@ -36,7 +36,7 @@ def _reward_class(scorer: Config) -> type[LoadedReward]:
 def load_scorer(scorer: Config, group_size: int) -> tuple[Reward, Parameters]:
     """Opens the reward that a scorer describes, or the several rewards of a weighted sum.
 
-    Scorers are made by `make_scorer` and `make_weighted_sum` of `experiments/config.py`.
+    Scorers are made by `make_scorer` and `make_weighted_sum` of `experiments/tasks.py`.
 
     Args:
       scorer: the reward's name, its folder or hub id, and its options.

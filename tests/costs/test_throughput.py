@@ -21,22 +21,28 @@ def test_measures(make_config, execution, tmp_path):
     assert "images/s/chip" in result.markdown()
 
 
+def result_of(**changes):
+    """What was measured of two made-up chips."""
+    fields = {
+        "model": "a model",
+        "device": "a chip",
+        "devices": 2,
+        "execution": "fused",
+        "images": 8,
+        "seconds": {"iteration": 2.0},
+        "operations": {},
+        "peak": None,
+        "memory": 0,
+        "memory_of": "device",
+        "compilation": 2.0,
+        "compilation_cached": 1.0,
+    }
+    return throughput.Throughput(**fields | changes)
+
+
 @pytest.mark.parametrize(("counted", "cells"), [({"iteration": 4e12}, "1 | 10.0%"), ({}, " | ")])
 def test_what_is_not_counted_is_left_out(counted, cells):
-    result = throughput.Throughput(
-        model="a model",
-        device="a chip",
-        devices=2,
-        execution="fused",
-        images=8,
-        seconds={"iteration": 2.0},
-        operations=counted,
-        peak=1e13,
-        memory=0,
-        memory_of="device",
-        compilation=2.0,
-        compilation_cached=1.0,
-    )
+    result = result_of(operations=counted, peak=1e13)
     assert f"| iteration | 2.000 | 2.000 | {cells} |" in result.markdown()
 
 

@@ -14,7 +14,7 @@ from diffusionrl_jax.data.prompt_sources import prompt_categories
 from diffusionrl_jax.data.suites import columns_of
 from diffusionrl_jax.evaluation.compare import BASE, evaluate_models
 from diffusionrl_jax.evaluation.evaluator import evenly
-from diffusionrl_jax.experiments.config import make_evaluation_set
+from diffusionrl_jax.experiments.tasks import make_evaluation_set
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.hub import is_run
 from diffusionrl_jax.monitoring.images import to_uint8, write_png

@@ -5,25 +5,12 @@ import json
 import jax
 import pytest
 
-from diffusionrl_jax.costs.throughput import Throughput
+from tests.costs.test_throughput import result_of
 from tests.own_flags import program
 
 TRAIN = "costs.commands.train"
 CONFIG = "--config=configs/emoji.py:preference"
-RESULT = Throughput(
-    model="a model",
-    device="a chip",
-    devices=2,
-    execution="fused",
-    images=8,
-    seconds={"iteration": 2.0},
-    operations={},
-    peak=None,
-    memory=0,
-    memory_of="device",
-    compilation=2.0,
-    compilation_cached=1.0,
-)
+RESULT = result_of()
 
 
 @pytest.fixture
