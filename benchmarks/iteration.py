@@ -78,6 +78,8 @@ class Work:
             "clip_range": CLIP_RANGE,
             "advantage_clip": ADVANTAGE_CLIP,
             "gradient_clip": GRADIENT_CLIP,
+            "group_size": 1,
+            "exchange": None,
         }
 
 

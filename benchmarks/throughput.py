@@ -7,24 +7,20 @@ The two take turns, an iteration each, and never run at once. See docs/throughpu
 
 import argparse
 import contextlib
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
+import rival
 from iteration import Ours, Work, emoji_prompts
 
 from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 
-WORKER = Path(__file__).with_name("trl_ddpo.py")
 PHASES = ("sampling", "training", "iteration")
 SIDES = ("ours", "TRL")
 # OpenMP's threads go on spinning for a while after their work.
@@ -47,42 +43,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rival-sample-batch", type=int, default=64)
     parser.add_argument("--rival-train-batch", type=int, default=32)
     return parser.parse_args(arguments)
-
-
-@contextlib.contextmanager
-def rival(python: str, settings: dict) -> Iterator[tuple[Callable[[], dict], dict]]:
-    """TRL's worker: a function that runs an iteration, and the description of its set-up.
-
-    Raises:
-      RuntimeError: the worker ended early; its own message is on standard error.
-    """
-    # Nothing of this environment may leak into the other.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "XLA"))}
-    environment |= {"OMP_NUM_THREADS": str(settings["threads"]), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [python, str(WORKER), json.dumps(settings)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-
-    def read() -> dict:
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"TRL's worker ended with status {process.wait()}.")
-        return json.loads(line)
-
-    def iterate() -> dict:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        return read()
-
-    with process:
-        try:
-            yield iterate, read()
-        finally:
-            process.stdin.close()
 
 
 def measure(
@@ -174,8 +134,9 @@ def main(arguments: list[str] | None = None) -> str:
             settings = work.rival_settings(
                 folder, prompts, flags.rival_sample_batch, flags.rival_train_batch, flags.threads
             )
-            sides["TRL"], about = stack.enter_context(rival(flags.rival_python, settings))
-            print(f"TRL: {about}", file=sys.stderr)
+            worker = stack.enter_context(rival.start(flags.rival_python, settings))
+            sides["TRL"] = worker.iterate
+            print(f"TRL: {worker.about}", file=sys.stderr)
         measured = measure(sides, flags.rounds, PAUSE_SECONDS if flags.rival_python else 0.0)
     check_work(work, measured)
     return table(work, measured)

@@ -1,8 +1,12 @@
 """TRL's DDPOTrainer as a worker: runs in TRL's own environment and imports nothing of this project.
 
-The first argument is JSON, the work of `throughput.Work.rival_settings`. For each line on standard
-input one iteration is run; it is answered by one line of JSON on standard output. The first line on
-standard output describes the set-up.
+The first line on standard input is JSON, the work of `iteration.Work.rival_settings`; the answer
+describes the set-up. For each empty line after it one iteration is run, which is answered by one
+line of JSON. A line that names a folder is answered after the UNet was saved there.
+
+The reward is the pictures' brightness. With a folder "exchange" among the settings it is asked for
+instead: the pictures are written there, a line {"pictures": PATH, "prompts": [...]} is printed, and
+the next line on standard input is a JSON list of the scores.
 """
 
 import contextlib
@@ -14,6 +18,7 @@ import time
 
 import accelerate
 import diffusers
+import numpy as np
 import torch
 import trl
 
@@ -42,14 +47,35 @@ class Meter:
         self.values["optimizer_steps"] += 1
 
 
-def make_trainer(settings, meter):
-    """The trainer: all of the UNet in float32, no per-prompt statistics, no pictures logged."""
+def brightness(images, prompts):
+    """The mean of all pixels."""
+    return images.float().mean(dim=(1, 2, 3))
+
+
+def asking(answer, folder):
+    """A reward that is asked for: see the module's docstring."""
+    path = os.path.join(folder, "pictures.npy")
+
+    def reward(images, prompts):
+        np.save(path, images.float().permute(0, 2, 3, 1).numpy())
+        answer(pictures=path, prompts=list(prompts))
+        return torch.tensor(json.loads(sys.stdin.readline()))
+
+    return reward
+
+
+def make_trainer(settings, meter, reward):
+    """The trainer: all of the UNet in float32, no pictures logged."""
+    group_size = settings["group_size"]
     config = trl.DDPOConfig(
         seed=0,
         mixed_precision="no",
         log_with=None,
         save_freq=10**9,
-        per_prompt_stat_tracking=False,
+        # A prompt's pictures are a group of the last so many.
+        per_prompt_stat_tracking=group_size > 1,
+        per_prompt_stat_tracking_buffer_size=group_size,
+        per_prompt_stat_tracking_min_count=group_size,
         num_epochs=1,
         sample_num_steps=settings["steps"],
         sample_eta=1.0,
@@ -59,7 +85,7 @@ def make_trainer(settings, meter):
         train_batch_size=settings["train_batch"],
         train_gradient_accumulation_steps=settings["accumulation"],
         train_num_inner_epochs=1,
-        train_cfg=True,
+        train_cfg=settings["guidance_scale"] > 1,
         # The trainer rounds the product down.
         train_timestep_fraction=(settings["train_timesteps"] + 0.5) / settings["steps"],
         train_learning_rate=settings["learning_rate"],
@@ -68,16 +94,19 @@ def make_trainer(settings, meter):
         train_max_grad_norm=settings["gradient_clip"],
     )
     pipeline = trl.DefaultDDPOStableDiffusionPipeline(settings["model"], use_lora=False)
+    if not config.train_cfg:
+        # Without guidance TRL would still hand the UNet the empty prompts beside the prompts.
+        pipeline.sd_pipeline._encode_prompt = lambda *args, prompt_embeds, **kwargs: prompt_embeds
     prompts = itertools.cycle(settings["prompts"])
     rewards = []
 
-    def brightness(images, prompts, metadata):
-        values = images.float().mean(dim=(1, 2, 3))
+    def scored(images, prompts, metadata):
+        values = reward(images, prompts)
         rewards.append(values.mean().item())
         return values, {}
 
     accelerate.PartialState()  # the trainer logs before it makes one
-    trainer = trl.DDPOTrainer(config, brightness, lambda: (next(prompts), {}), pipeline)
+    trainer = trl.DDPOTrainer(config, scored, lambda: (next(prompts), {}), pipeline)
     trainer.sd_pipeline.set_progress_bar_config(disable=True)
     unet = trainer.accelerator.unwrap_model(trainer.sd_pipeline.unet)
     unet.register_forward_hook(meter.count_unet)
@@ -106,12 +135,14 @@ def main():
     def answer(**values):
         print(json.dumps(values), file=answers, flush=True)
 
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     meter = Meter()
-    trainer, unet, rewards = make_trainer(settings, meter)
+    exchange = settings["exchange"]
+    reward = asking(answer, exchange) if exchange else brightness
+    trainer, unet, rewards = make_trainer(settings, meter, reward)
     answer(
         versions={
             module.__name__: module.__version__ for module in (trl, torch, diffusers, accelerate)
@@ -120,12 +151,16 @@ def main():
         trained_parameters=sum(p.numel() for p in unet.parameters() if p.requires_grad),
         dtype=str(unet.dtype),
     )
-    step = 0
-    for epoch, _ in enumerate(sys.stdin):
+    step, epochs = 0, itertools.count()
+    for line in iter(sys.stdin.readline, ""):
+        if folder := line.strip():
+            unet.save_pretrained(folder)
+            answer(saved=folder)
+            continue
         meter.__init__()
         rewards.clear()
         with meter.seconds("iteration"):
-            step = trainer.step(epoch, step)
+            step = trainer.step(next(epochs), step)
         answer(**meter.values, reward=sum(rewards) / len(rewards))
 
 

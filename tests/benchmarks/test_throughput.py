@@ -1,7 +1,6 @@
-"""The throughput command's own side at a toy size, and its talk with a worker that is not TRL."""
+"""The throughput command's own side at a toy size."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -11,13 +10,6 @@ from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ECHO_WORKER = """
-import json, sys
-settings = json.loads(sys.argv[1])
-print(json.dumps({"about": settings["images"]}), flush=True)
-for _ in sys.stdin:
-    print(json.dumps({"iteration": 2.0}), flush=True)
-"""
 
 
 @pytest.fixture
@@ -76,19 +68,6 @@ def test_other_work_is_refused(throughput):
     assert work.rival_settings("", [], 64, 16, 2)["accumulation"] == 2
     with pytest.raises(ValueError, match="guidance_scale must not be 1"):
         throughput.Work(images=1, steps=1, train_timesteps=1, guidance_scale=1.0)
-
-
-def test_worker_answers_line_by_line(throughput, monkeypatch, tmp_path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(ECHO_WORKER)
-    monkeypatch.setattr(throughput, "WORKER", worker)
-    with throughput.rival(sys.executable, {"images": 7, "threads": 1}) as (iterate, about):
-        assert about == {"about": 7}
-        assert [iterate(), iterate()] == [{"iteration": 2.0}] * 2
-    worker.write_text("raise SystemExit(3)")
-    with pytest.raises(RuntimeError, match="status 3"):
-        with throughput.rival(sys.executable, {"images": 7, "threads": 1}):
-            pass
 
 
 def test_settings_are_json(throughput):

@@ -1,9 +1,7 @@
-"""Runs are watched, and those that fool their rewards on purpose are found out."""
+"""Runs are watched, and may be stopped."""
 
-import numpy as np
 import pytest
 
-from configs import common, emoji_policy_gradient
 from diffusionrl_jax import main
 from diffusionrl_jax.evaluation import records, watch
 from diffusionrl_jax.monitoring.metrics import read_rows
@@ -51,44 +49,3 @@ def test_a_warning_can_stop_a_run(make_config, tmp_path, monkeypatch, caplog):
     assert main.train(config, str(tmp_path))
     assert read_rows(str(tmp_path))[3]["watch/diversity/people"] < 1.1
     assert "not compared" not in caplog.text
-
-
-def fooled(seed):
-    """Small files are all that counts, and nothing holds the model."""
-    config = emoji_policy_gradient.get_config()
-    size = common.make_scorer("jpeg_size")
-    with config.unlocked():
-        del config.tasks.preference, config.tasks.compositionality, config.tasks.fairness
-        config.tasks.small = common.make_task(
-            size, "emoji:pairs", group_size=4, normalisation="group"
-        )
-        sets = config.evaluation.sets
-        del sets.new_pairs, sets.unseen_pairs, sets.portraits, sets.unseen_portraits
-        sets.pairs = common.make_evaluation_set("emoji:new_pairs", 96, ("size", "recognition"), 4)
-        config.evaluation.scorers.size = size
-        config.evaluation.best = {"pairs/recognition": 1.0}
-    config.update_from_flattened_dict(
-        {
-            "seed": seed,
-            "batch_size": 64,
-            "iterations": 12,
-            "pretraining.weight": 0.0,
-            "optimizer.learning_rate": 3e-4,
-            "optimizer.warmup_iterations": 0,
-            "optimizer.decay_iterations": 0,
-            "ema_decay": 0.0,
-            "evaluation.every": 1,
-            "evaluation.head_to_head": (),
-            "watch.stop": True,
-        }
-    )
-    return config
-
-
-@pytest.mark.slow
-def test_a_run_that_fools_its_reward_is_stopped(tmp_path, compilation_cache):
-    with pytest.raises(ValueError, match="config.watch.stop: .*recognition, never a reward, fell"):
-        main.train(fooled(0), str(tmp_path))
-    scores = [row["pairs/recognition"] for row in read_rows(str(tmp_path))]
-    assert len(scores) < 12
-    assert np.argmax(np.array(scores) < scores[0] - 0.2) in (0, len(scores) - 1), scores
