@@ -60,8 +60,9 @@ def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path,
     assert len(trained) == 5, "what is trained is kept"
 
 
-def test_the_rival_draws_our_prompts_in_groups(race):
+def test_the_rival_draws_our_prompts_in_groups(race, monkeypatch):
+    monkeypatch.setattr(race, "ITERATIONS", 2)
     prompts = race.rival_prompts(race.emoji_policy_gradient.get_config(race.TASK))
     groups = [prompts[n : n + 4] for n in range(0, len(prompts), 4)]
     assert all(len(set(group)) == 1 for group in groups)
-    assert len(prompts) == 48 * 320 and len(set(prompts)) > 1000
+    assert len(prompts) == 2 * 320 and len(set(prompts)) > 100
