@@ -55,12 +55,14 @@ def reward_gradient() -> ml_collections.ConfigDict:
         UNHELD
         | {
             "batch_size": 32,
-            "iterations": 60,
-            "optimizer.learning_rate": 1e-3,
+            "iterations": 20,
+            "optimizer.learning_rate": 5e-4,
+            # Adam's first steps are as large as any, and would break the model at once.
+            "optimizer.warmup_iterations": 5,
             "sampler.eta": 0.0,
         }
     )
-    config.evaluation.every = 3
+    config.evaluation.every = 1
     return config
 
 
