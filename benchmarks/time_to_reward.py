@@ -41,7 +41,7 @@ TASK = "preference"
 CONFIG = f"{emoji_runs.CONFIG}:{TASK}"
 # An iteration of TRL's trains all steps of its pictures, as by default, in two updates.
 IMAGES_DRAWN, UPDATES, SAMPLE_BATCH, TRAIN_BATCH = 320, 2, 64, 32
-RATES = (1e-4, 3e-4, 1e-3)  # The second is TRL's default.
+RATES = (3e-5, 1e-4, 3e-4)  # The last is TRL's default.
 POINTS = 8  # Checkpoints of a run of TRL.
 IMAGES = {"new_pairs": 192, "unseen_pairs": 192, "portraits": 20, "unseen_portraits": 20}
 

@@ -29,7 +29,7 @@ def test_a_score_is_reached_between_two_checkpoints(race):
 
 
 def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path, capsys):
-    trained, scores = [], {"TRL at 0.0001": 1.2, "TRL at 0.0003": 1.4, "TRL at 0.001": 0.9}
+    trained, scores = [], {"TRL at 3e-05": 1.2, "TRL at 0.0001": 1.4, "TRL at 0.0003": 0.9}
 
     def train_rival(python, folder, rate, seconds, threads):
         trained.append(rate)
@@ -47,15 +47,15 @@ def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path,
     monkeypatch.setattr(race, "judge", judged)
     asked = ["--rival-python=python", f"--output={tmp_path}", "--methods=nft,draft_lv"]
     rows = race.main([*asked, "--seconds=100"]).splitlines()
-    assert rows[0] == "Base model 1.000, target 1.400 (TRL at 0.0003)."
+    assert rows[0] == "Base model 1.000, target 1.400 (TRL at 0.0001)."
     cells = {
         row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in rows[4:]
     }
-    assert cells["TRL at 0.0003"] == ["1.400", "100", "1.0", "640", "1.0"]
-    assert cells["TRL at 0.001"] == ["1.000", "not reached", "", "", ""]
+    assert cells["TRL at 0.0001"] == ["1.400", "100", "1.0", "640", "1.0"]
+    assert cells["TRL at 0.0003"] == ["1.000", "not reached", "", "", ""]
     assert cells["nft"] == ["1.800", "30", "3.3", "240", "2.7"]
     assert cells["draft_lv"][1] == "not reached"
-    assert trained == [1e-4, 3e-4, 1e-3, "nft", "draft_lv"]
+    assert trained == [3e-5, 1e-4, 3e-4, "nft", "draft_lv"]
     race.main([*asked, "--seconds=100"])
     assert len(trained) == 5, "what is trained is kept"
 
