@@ -1,6 +1,7 @@
 """The pretraining loss's pictures and captions, against diffusers' noising and SciPy's tests."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,22 @@ from tests.algorithms import toy
 
 SHAPE = 4, 2, 2
 COUNT = 600
-# What runs for a moment is not worth optimising.
-HASTY = {"xla_backend_optimization_level": 0}
 # Below this the p-value of a right sample is in one of 1000 seeds.
 CHANCE = 1e-3
 
 
-def noised(guidance_scale, std, prediction_type="epsilon", dropout=0.3):
-    """(the pictures' mean latents, the examples of one update, which captions are dropped)."""
+@functools.cache
+def program(guidance_scale, prediction_type):
     process = make_ddim(NOISE_SCHEDULE | {"prediction_type": prediction_type}, 10)
-    objective = Pretraining(process, 0, guidance_scale, 0.25, dropout)
+    return jax.jit(Pretraining(process, 0, guidance_scale, 0.25, text_dropout=0.3).noised)
+
+
+def noised(guidance_scale, std, prediction_type="epsilon"):
+    """(the pictures' mean latents, the examples of one update, which captions are dropped)."""
     mean = np.random.default_rng(0).standard_normal((COUNT, *SHAPE)).astype(np.float32)
     pictures = {"latent_mean": mean, "latent_std": np.full_like(mean, std)}
     keys = jax.random.split(jax.random.key(1), COUNT)
-    run = jax.jit(objective.noised, compiler_options=HASTY)
-    return mean, *jax.device_get(run(pictures, keys))
+    return mean, *jax.device_get(program(guidance_scale, prediction_type)(pictures, keys))
 
 
 def parts(examples):
@@ -40,7 +42,7 @@ def parts(examples):
     return (torch.from_numpy(np.array(array[0])) for array in own)
 
 
-def test_noised_pictures_and_targets_are_those_of_diffusers():
+def test_noised_pictures_and_targets_are_those_of_diffusers(hasty):
     """Of pictures whose encoding is certain; the target is then the noise, or the velocity."""
     scheduler = DDIMScheduler(**NOISE_SCHEDULE)
     mean, examples, _ = noised(1.0, std=0.0)
@@ -58,7 +60,7 @@ def test_noised_pictures_and_targets_are_those_of_diffusers():
     assert scipy.stats.kstest(times.numpy() + 0.5, uniform.cdf).pvalue > CHANCE
 
 
-def test_the_encodings_own_noise_is_drawn_beside():
+def test_the_encodings_own_noise_is_drawn_beside(hasty):
     """What the picture's deviation adds to its mean is normal, and not the noise of the chain."""
     mean, examples, _ = noised(1.0, std=2.0)
     latents, noise, times = parts(examples)
@@ -70,14 +72,14 @@ def test_the_encodings_own_noise_is_drawn_beside():
     assert scipy.stats.pearsonr(encoding.ravel(), noise.ravel()).pvalue > CHANCE
 
 
-def test_captions_are_dropped_only_where_the_empty_prompt_is_not_seen_anyway():
+def test_captions_are_dropped_only_where_the_empty_prompt_is_not_seen_anyway(hasty):
     """Guided, the loss is its expectation over the dropout."""
     drawn, guided = (noised(scale, 0.0)[2] for scale in (1.0, 3.0))
     assert scipy.stats.binomtest(int(drawn.sum()), COUNT, 0.3).pvalue > CHANCE
     assert not guided.any()
 
 
-def test_the_empty_prompts_text_takes_the_place_of_what_is_dropped():
+def test_the_empty_prompts_text_takes_the_place_of_what_is_dropped(hasty):
     text = {"states": jnp.arange(12.0).reshape(3, 2, 2), "pooled": jnp.arange(3.0)[:, None]}
     empty = jax.tree.map(lambda array: -jnp.ones_like(array[:1]), text)
     found = drop_text(text, empty, jnp.array([False, True, False]))

@@ -28,8 +28,7 @@ def given():
     return jnp.asarray(prompts), keys, jax.random.split(jax.random.key(2), (GROUPS, SIZE))
 
 
-# It runs for a moment, and is not worth optimising.
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+@jax.jit
 def branched(prompts, keys, own, index):
     text = conditions(prompts, EMPTY, SCALE)
     return branch(MODEL, PROCESS, 0.7, text, keys, own, index, eta=1.0, guidance_scale=SCALE)
@@ -62,7 +61,7 @@ def chain_of_diffusers(prompt, keys, own, index):
 
 
 @pytest.mark.parametrize("index", range(STEPS))
-def test_each_chain_is_that_of_diffusers(given, index):
+def test_each_chain_is_that_of_diffusers(given, index, hasty):
     prompts, keys, own = given
     last, steps = branched(*given, index)
     assert last.shape == (GROUPS, SIZE, *SHAPE) and steps.latents.shape == (GROUPS, 1, *SHAPE)

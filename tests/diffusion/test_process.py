@@ -49,12 +49,10 @@ def test_refuses_what_it_would_get_wrong(name, options, message):
         make_process({"_class_name": name}, 10, **options)
 
 
-def test_times_are_drawn_as_a_model_was_trained_unless_it_is_said():
+def test_times_are_drawn_as_a_model_was_trained_unless_it_is_said(hasty):
     """ "auto" is Stable Diffusion 3's normal logits for a flow, and uniform timesteps elsewhere."""
     keys = jax.random.split(jax.random.key(0), 4000)
-    hasty = {"xla_backend_optimization_level": 0}
-    jit = lambda function: jax.jit(jax.vmap(function), compiler_options=hasty)
-    drawn = lambda process: np.float64(jit(process.draw_time)(keys))
+    drawn = lambda process: np.float64(jax.jit(jax.vmap(process.draw_time))(keys))
     # Half of what is normal lies within 0.6745 of the mean: of the sigmoid, within 0.6625.
     inside = lambda times: np.mean((times > 1 - 0.6625) & (times < 0.6625))
     assert inside(drawn(make_process(FLOW, 10))) == pytest.approx(0.5, abs=0.04)
