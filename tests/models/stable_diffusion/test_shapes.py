@@ -31,5 +31,6 @@ def test_published_models_have_pytorchs_sizes(name):
     model, shapes = stable_diffusion_shapes(name)
     for part, size in published.PARAMETERS[name].items():
         assert count(shapes[part]) == size
-    assert model.latent_shape == (4, 128, 128) if name == "sdxl" else (4, 64, 64)
+    side = 128 if name == "sdxl" else 64
+    assert model.latent_shape == (4, side, side)
     assert model.tokenize(["a cat"]).shape[-1] == (2 * 77 if name == "sdxl" else 77)
