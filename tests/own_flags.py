@@ -9,7 +9,7 @@ from unittest import mock
 from absl import flags
 
 # What one types, and its commands: what has flags and is imported by nothing else.
-PROGRAM = re.compile(r"diffusionrl_jax\.(\w+|.+\.commands\.\w+)")
+PROGRAM = re.compile(r"diffusionrl_jax\.(\w+|.+\.commands\.\w+|emoji_world\.train_\w+)")
 BENCHMARK = re.compile(r"benchmarks\.\w+")
 
 

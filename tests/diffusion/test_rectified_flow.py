@@ -271,13 +271,6 @@ def test_times_are_drawn_as_published(drawn, bounds, shift):
     [
         ({"use_karras_sigmas": True}, {}, "use_karras_sigmas True is not supported"),
         ({}, {"order": 2}, "order=2 is for chains without noise: set config.sampler.eta to 0"),
-        ({"_class_name": "DDIMScheduler"}, {"noise": "cps"}, "noise='cps' is for models of flow"),
-        ({"_class_name": "DDIMScheduler"}, {"order": 2}, "sampler.order=2 is for .* set it to 1"),
-        (
-            {"_class_name": "DDIMScheduler"},
-            {"training_times": "logit_normal"},
-            "config.training_times='logit_normal' is for .* DDIMScheduler: set it to 'uniform'",
-        ),
     ],
 )
 def test_refuses_what_it_would_get_wrong(changes, options, message):

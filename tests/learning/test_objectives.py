@@ -130,46 +130,6 @@ def test_a_last_step_without_noise_is_never_chosen(build, rewards):
     assert text.shape[0] == TASKS
 
 
-def test_pretraining_update_is_noised_pictures(setup, prepared):
-    updates, text = prepared
-    pictures = jax.device_get(setup.batch.pretraining)
-    alpha_bar = np.asarray(setup.algorithm.experience.process.training_alpha_bar)
-    alpha_bar = alpha_bar[updates.times[-1]][..., None, None, None]
-    noise = np.asarray(updates.own["target"][-1])
-    clean = (updates.latents[-1] - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)
-    encoding_noise = (clean - pictures["latent_mean"]) / pictures["latent_std"]
-    # 512 draws.
-    assert abs(noise.std() - 1) < 0.1
-    visible = encoding_noise[alpha_bar[..., 0, 0, 0] > 0.5]  # elsewhere rounding is magnified
-    assert abs(visible.std() - 1) < 0.2
-    assert len(np.unique(updates.times[-1])) > 5
-
-
-def encoded(setup):
-    """What the UNet is to be conditioned on for each picture: its caption, the empty prompt."""
-    encode = jax.jit(setup.algorithm.experience.model.encode_text)
-    ids = np.asarray(setup.batch.pretraining["input_ids"])
-    encoder = setup.frozen.text_encoder
-    return (np.asarray(encode(encoder, each)) for each in (ids, np.zeros_like(ids)))
-
-
-def test_guided_pretraining_sees_the_caption_and_the_empty_prompt(setup, prepared):
-    _, text = prepared
-    np.testing.assert_allclose(text[-1], np.stack(list(encoded(setup)), axis=1), atol=1e-5)
-
-
-def test_unguided_pretraining_draws_the_text(build, rewards):
-    setup = build(batch_size=BATCH, steps=STEPS, guidance_scale=1.0, text_dropout=0.5)
-    _, text = prepare(setup, jax.jit(setup.algorithm.prepare), rewards)
-    assert text.shape == (TASKS + 1, BATCH, 1, 4, 16)
-    caption, empty = encoded(setup)
-    distance = lambda other: np.abs(np.asarray(text[-1, :, 0]) - other).max((1, 2)) < 1e-4
-    kept, dropped = distance(caption), distance(empty)
-    assert (kept ^ dropped).all()
-    assert kept.any()
-    assert dropped.any()  # half of them, as text_dropout says
-
-
 def test_updates_stay_on_the_devices_that_sampled_them(setup, prepared):
     updates, text = prepared
     expected = batch_sharding(setup.algorithm.mesh, axis=1)
