@@ -1,4 +1,4 @@
-"""Each file imports from the rooms before its own alone, and no two files import each other."""
+"""Each file imports from the rooms before its own, no two each other, and each has its tests."""
 
 import ast
 import graphlib
@@ -59,3 +59,9 @@ def test_no_import_runs_upward(name):
 
 def test_no_circle():
     tuple(graphlib.TopologicalSorter({name: imports(name) for name in FILES}).static_order())
+
+
+def test_every_module_has_a_test_file_of_its_own_path_and_name():
+    modules = [file.relative_to(PACKAGE) for file in FILES.values() if file.name != "__init__.py"]
+    tested = lambda module: (ROOT / "tests" / module.with_name(f"test_{module.name}")).is_file()
+    assert [str(module) for module in modules if not tested(module)] == []

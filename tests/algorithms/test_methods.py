@@ -11,7 +11,6 @@ from configs import common, emoji_policy_gradient
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
-from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 from diffusionrl_jax.runs import trained
@@ -58,22 +57,6 @@ def test_two_parameters_learn_the_reward(name, cheap_noise):
     # The rates allow for at most 0.05.
     assert after > before + 0.01 and state.params["level"] > 0
     assert np.isfinite(jax.device_get(metrics["loss"])).all()
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_no_two_images_share_noise_unless_the_config_says_so(name):
-    """And then only where a step is credited with its own noise."""
-    for shared in (False, True):
-        changes = {f"tasks.task{number}.shared_noise": shared for number in range(2)}
-        experience = toy.make(name, tasks=2, **changes).algorithm.experience
-        firsts, trained = experience.trained_steps(3, 16)
-        steps = experience.process.steps
-        sources = np.asarray(draws.noise_sources(firsts, trained, steps))
-        own = np.broadcast_to(np.arange(32).reshape(2, 16, 1), sources.shape)
-        alike = name == "policy_gradient" and shared
-        assert (sources == own).all() != alike
-        keys = draws.noise_keys(experience.sampling.seed, 3, jnp.asarray(own.reshape(32, -1)))
-        assert len(np.unique(jax.random.key_data(keys).reshape(-1, 2), axis=0)) == keys.size
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from diffusionrl_jax.distributed.mesh import (
     place,
     replicated,
 )
-from diffusionrl_jax.experiments.loading import network_sharding
 from diffusionrl_jax.learning.state import init_state
 
 
@@ -86,9 +85,6 @@ def test_frozen_parameters_are_split_or_whole():
     large = {"kernel": shape(512, 1024)}
     assert frozen_sharding(mesh, large, split=True)["kernel"].spec == PartitionSpec(None, "fsdp")
     assert frozen_sharding(mesh, large, split=False)["kernel"].spec == PartitionSpec()
-    networks = network_sharding(mesh, False, {"unet": large, "vae": large})
-    assert networks["unet"]["kernel"].spec == PartitionSpec(None, "fsdp")
-    assert networks["vae"]["kernel"].spec == PartitionSpec()
 
 
 def test_host_arrays_are_placed_as_said():

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common, emoji
-from diffusionrl_jax.data.emoji import pictures, world
-from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import make_train_step
@@ -17,53 +16,6 @@ from diffusionrl_jax.monitoring.progress import PhaseTimer
 DETECTION = common.make_scorer("detection", "asset:emoji/detection")
 
 FIELDS = "algorithm.policy_gradient"
-
-
-@pytest.fixture(scope="module")
-def experiment(make_config, compilation_cache, tmp_path_factory):
-    """Two tasks and the pretraining loss on a few pictures."""
-    config = make_config(**{"pretraining.weight": 1.0, "pretraining.pictures": "emoji"})
-    config.tasks.people = config.tasks.small.copy_and_resolve_references()
-    config.tasks.people.prompts, config.tasks.people.group_size = "emoji:portraits", 4
-    config.sampler.guidance_scale = 3.0
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world, "SPLITS", {"train": 12})
-        yield experiments.build(config).with_pictures(str(cache))
-        assert len(list(cache.glob("latents-*/index.json"))) == 1
-
-
-def test_batch_is_a_function_of_the_step(experiment):
-    first, again, next_step = (jax.device_get(experiment.batch(step)) for step in (3, 3, 4))
-    assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
-    assert not np.array_equal(first.input_ids, next_step.input_ids)
-
-
-@pytest.mark.parametrize(("fsdp", "devices"), [(2, 8), (4, 4), (1, 2)])
-def test_batch_does_not_depend_on_the_mesh(experiment, fsdp, devices):
-    mesh = make_mesh(fsdp, jax.devices()[:devices])
-    policy = dataclasses.replace(experiment.policy, mesh=mesh)
-    other = dataclasses.replace(experiment, policy=policy).batch(3)
-    assert other.input_ids.sharding.mesh == other.pretraining["input_ids"].sharding.mesh == mesh
-    same = jax.tree.map(np.array_equal, jax.device_get(other), jax.device_get(experiment.batch(3)))
-    assert jax.tree.all(same)
-
-
-def test_batch_has_every_tasks_prompts(experiment):
-    batch = jax.device_get(experiment.batch(0))
-    tokenizer = experiment.policy.model.tokenizer
-    assert experiment.task_names == ("people", "small")
-    people, pairs = (
-        tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in batch.input_ids
-    )
-    assert people == [experiment.sources[0][index] for index in (0, 0, 0, 0, 1, 1, 1, 1)]
-    assert pairs == [experiment.sources[1][index] for index in range(8)]
-
-
-def test_a_batch_has_a_pretraining_picture_for_each_sample(experiment):
-    pretraining = jax.device_get(experiment.batch(0)).pretraining
-    assert pretraining["latent_mean"].shape == (8, 4, 16, 16)
-    assert pretraining["input_ids"].shape == (8, 16)
 
 
 def test_pretraining_latents_are_the_encoders(experiment):
@@ -87,24 +39,6 @@ def test_state_starts_with_the_models_parameters(experiment):
         same = jax.tree.map(np.array_equal, params, experiment.policy.denoiser)
         assert jax.tree.all(same)
     assert state.evaluation_params is state.ema_params
-
-
-def test_prompts_are_told_apart_where_they_are_normalised_by(make_config):
-    task = common.make_task(
-        common.make_scorer("jpeg_size"), "emoji:portraits", 2, normalisation="prompt"
-    )
-    config = make_config(**{"tasks.people": task})
-    experiment = experiments.build(config)
-    people, small = map(experiment.task_names.index, ("people", "small"))
-    batches = [experiment.batch(step) for step in range(4)]
-    assert all(batch.prompt_places[small] is None for batch in batches)
-    places = np.concatenate([batch.prompt_places[people] for batch in batches])
-    ids = np.concatenate([batch.input_ids[people] for batch in batches])
-    same_prompt = (ids[:, None] == ids).all(-1)
-    np.testing.assert_array_equal(places[:, None] == places, same_prompt)
-    assert 4 <= len(set(places.tolist())) and max(places) < len(experiment.prompt_places[people])
-    past_rewards = experiment.init_state().memory["past_rewards"]
-    assert past_rewards[small] is None and past_rewards[people].rewards.shape == (4096, 32)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,14 @@
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax.data.emoji import pictures, world
+from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.data.latents import LatentDataset
 from diffusionrl_jax.data.pictures import MappedPictures
 from diffusionrl_jax.experiments import caching, pretraining
 from diffusionrl_jax.experiments.loading import load_policy
-from diffusionrl_jax.models import text_encoders
-
-
-@pytest.fixture(scope="module")
-def dataset_name(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world, "SPLITS", {"train": 20})
-        world.load("train", str(folder))
-    return f"tfds:emoji_world?text=prompt&data_dir={folder}"
 
 
 @pytest.fixture(scope="module")
@@ -123,31 +112,3 @@ def test_captions_that_are_cut_are_counted(cached, tmp_path, caplog):
         pretraining.encode_pictures(source, *arguments)
         expected = [f"{count} captions are longer than what the model reads, and are cut."]
         assert [record.getMessage() for record in caplog.records] == expected * bool(count)
-
-
-@pytest.mark.parametrize("xl", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "xl"])
-def test_cached_texts_are_the_encoders(
-    xl, make_config, tiny_xl_model, dataset_name, compilation_cache, tmp_path
-):
-    changes = {"pretraining.weight": 1.0, "pretraining.pictures": dataset_name}
-    config = make_config(**changes, **({"model": tiny_xl_model} if xl else {}))
-    caching.cache_latents(config, str(tmp_path), text_embeddings=True)
-    config.pretraining.pictures = f"latents:{tmp_path}"
-    policy = load_policy(config)
-    batch = load(config, policy, tmp_path).batch(1, 8, seed=0)
-    text = policy.model.encode_text(policy.params["text_encoder"], batch["input_ids"])
-    kept = text_encoders.text_from_arrays(batch)
-    # Another batch size adds up in another order.
-    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    jax.tree.map(assert_close, kept, text)
-    with pytest.raises(ValueError, match="are of another text encoder .*--text_embeddings"):
-        load(config, changed(policy, "text_encoder"), tmp_path)
-    config.pretraining.pictures = dataset_name
-    with pytest.raises(ValueError, match="another model or other pictures"):
-        caching.cache_latents(config, str(tmp_path))
-
-
-def test_the_command_takes_pictures_alone(cached, tmp_path):
-    config, _, _ = cached
-    with pytest.raises(ValueError, match="names no pictures to encode"):
-        caching.cache_latents(config, str(tmp_path))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusionrl_jax.experiments.algorithm import make_algorithm
 from diffusionrl_jax.learning import advantages
 from diffusionrl_jax.learning.advantages import batch_normalised, group_normalised
 from tests.algorithms import toy
@@ -49,14 +48,6 @@ def test_a_task_names_its_rule(name):
     found, _ = made.algorithm.rules(rewards, made.batch, {})
     alone = advantages.OF_GROUPS[name](rewards[0], 4, 10.0)
     np.testing.assert_array_equal(found.values[0], alone.values)
-
-
-def test_rules_of_groups_need_groups():
-    made = toy.make("nft")
-    made.config.tasks.task0.update(normalisation="win_rate", group_size=1)
-    experience = made.algorithm.experience
-    with pytest.raises(ValueError, match="task0 is normalised by win rate: set its group_size"):
-        make_algorithm(made.config, experience.model, experience.mesh, experience.rewards)
 
 
 def test_advantages_closed_form():
