@@ -14,7 +14,7 @@ from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.emoji import pictures, vocabulary
 from diffusionrl_jax.models.text_encoders import load_clip_tokenizer
 
-TOKENS = 16  # A prompt's length. The longest of the world has 12.
+TOKENS = 16  # A prompt's length. The longest of the world has 11.
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 VAE = {
