@@ -52,7 +52,8 @@ def run(output: str, module: str, *arguments: str) -> None:
         "JAX_COMPILATION_CACHE_DIR": os.path.abspath(os.path.join(output, "compiled"))
     }
     command = [sys.executable, "-m", f"diffusionrl_jax.{module}", *arguments]
-    subprocess.run(command, check=True, env=environment)
+    # Standard output is for a study's own table.
+    subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
 
 
 def flags_of(changes: Mapping) -> list[str]:

@@ -179,6 +179,7 @@ def test_images_are_drawn_while_the_last_are_scored(setup):
     assert Watch.ended[:2] == ["sample", "sample"] and ended == ["score", "update"]
 
 
+@pytest.mark.slow
 def test_images_without_a_score_are_left_out(on_host):
     asked = on_host.batch.questions[0]
     prompts = ["lost 0", *asked.prompts[1:]]
