@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common, emoji_policy_gradient
+from configs import common, worlds
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import planning
@@ -22,6 +22,11 @@ METHODS = {
     "nft": (WITHOUT_NOISE, 12),
     "awm": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "draft_lv": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
+}
+# In the world of flow matching, whose policy gradient has noise in two steps.
+FLOW_METHODS = {
+    "policy_gradient": ({}, 12),
+    "nft": (WITHOUT_NOISE | {"sampler.window": 0}, 12),
 }
 WEIGHTED = {"from_base": False, "noises": 2, "weighting": "softmax"}
 WEIGHTED = {f"algorithm.reward_weighted.{name}": value for name, value in WEIGHTED.items()}
@@ -87,13 +92,13 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(name, more, hasty, tmp_path)
     assert jax.tree.structure(finals[0]) == jax.tree.structure(finals[1])
 
 
-def emoji_gains(name, iterations, changes):
-    """Trains in the emoji world, on its preference alone.
+def emoji_gains(name, iterations, changes, world="emoji"):
+    """Trains in an emoji world, on its preference alone.
 
     Returns how much more than the base model's each picture is preferred afterwards, with the same
     noise and prompts, which were not trained on: float32 [320].
     """
-    config = emoji_policy_gradient.get_config("preference")
+    config = worlds.EMOJI[world]("preference")
     changes = {"batch_size": 160, "pretraining.weight": 0.0, "algorithm.name": name} | changes
     config.update_from_flattened_dict(changes)
     config, _ = planning.resolve(config)
@@ -114,7 +119,8 @@ def emoji_gains(name, iterations, changes):
     for iteration in range(iterations):
         state, _ = step(state, made.frozen, made.batch(iteration))
     gains = rewards(state.params) - before
-    print(f"{name}: {before.mean():.3f} {gains.mean():+.3f}, standard error {error(gains):.3f}")
+    change = f"{before.mean():.3f} {gains.mean():+.3f}, standard error {error(gains):.3f}"
+    print(f"{world}, {name}: {change}")
     return gains
 
 
@@ -128,6 +134,14 @@ def error(values):
 def test_training_raises_the_reward(name, compilation_cache):
     changes, iterations = METHODS[name]
     gains = emoji_gains(name, iterations, changes)
+    assert gains.mean() > 4 * error(gains)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOW_METHODS)
+def test_training_raises_the_reward_of_flow_matching(name, compilation_cache):
+    changes, iterations = FLOW_METHODS[name]
+    gains = emoji_gains(name, iterations, changes, "emoji_flow")
     assert gains.mean() > 4 * error(gains)
 
 

@@ -1,18 +1,16 @@
-"""The emoji world's Stable Diffusion 3 has PyTorch's sizes, and draws what PyTorch draws."""
+"""The emoji world's Stable Diffusion 3 has PyTorch's sizes."""
 
 import json
 
 import diffusers
 import jax
-import numpy as np
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.emoji_world import emoji_model, flow_model
-from diffusionrl_jax.models.mmdit.folder import load_mmdit, save_mmdit
-from tests.emoji_world.test_shipped import FOLDER, PROMPTS, draw
+from tests.emoji_world.test_shipped import FOLDER
 
 
 def numel(network):
@@ -41,21 +39,3 @@ def test_networks_have_the_sizes_of_pytorchs():
     shipped = json.loads((assets.resolve(FOLDER) / "vae" / "config.json").read_text())
     assert model.scaling_factor == shipped["scaling_factor"]
     assert model.tokenize(["a fox"]).shape[1] % emoji_model.TOKENS == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_pytorch_draws_the_same_pictures_by_flow(tmp_path, guidance_scale):
-    """With random weights, and the VAE of the other model."""
-    made, params = flow_model.init_flow_model(FOLDER, jax.random.key(0))
-    save_mmdit(tmp_path, made, params, "float32")
-    latents, ours = draw(*load_mmdit(tmp_path), guidance_scale, steps=8)
-    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
-        str(tmp_path), text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    arguments = {"num_inference_steps": 8, "guidance_scale": guidance_scale}
-    theirs = pipeline(PROMPTS, latents=latents, output_type="np", **arguments).images
-    assert np.abs(ours - theirs).mean() < 1e-4
-    # The prompts, and nothing but them and the noise, make pictures differ.
-    assert theirs.std() > 0.1 and np.abs(theirs[0] - theirs[1]).mean() > 0.1

@@ -16,9 +16,11 @@ from diffusionrl_jax.data.emoji import pictures, vocabulary
 from diffusionrl_jax.diffusion.guidance import conditions
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.diffusion.rollout import noise_keys, rollout
+from diffusionrl_jax.models.mmdit.folder import load_mmdit
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
 
 FOLDER = "asset:emoji/stable_diffusion"
+FLOW_FOLDER = "asset:emoji/stable_diffusion_3"
 PROMPTS = [
     "an apple next to a cake",
     "a portrait of a judge",
@@ -82,6 +84,24 @@ def test_pytorch_draws_the_same_pictures(loaded, guidance_scale):
     # Only float32 rounding, through 20 steps.
     assert np.abs(ours - theirs).mean() < 1e-4
     assert theirs.std() > 0.1  # pictures, not a blank canvas
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_pytorch_draws_the_same_pictures_by_flow(guidance_scale):
+    latents, ours = draw(*load_mmdit(assets.resolve(FLOW_FOLDER)), guidance_scale, steps=8)
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        str(assets.resolve(FLOW_FOLDER)),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        torch_dtype=torch.float32,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 8, "guidance_scale": guidance_scale}
+    theirs = pipeline(PROMPTS, latents=latents, output_type="np", **arguments).images
+    assert np.abs(ours - theirs).mean() < 1e-4
+    # The prompts, and nothing but them and the noise, make pictures differ.
+    assert theirs.std() > 0.1 and np.abs(theirs[0] - theirs[1]).mean() > 0.1
 
 
 def test_vae_reconstructs_held_out_pictures(loaded):
