@@ -119,28 +119,24 @@ def train_rival(python: str, folder: str, rate: float, seconds: float, threads: 
         "group_size": config.tasks[TASK].group_size,
         "exchange": folder,
     }
-    points, spent = [], 0.0
+    points, spent, iterations = [], 0.0, 0
     with rival.start(python, settings, make_reward(config)) as worker:
         print(f"TRL: {worker.about}", file=sys.stderr)
-        for iteration in itertools.count(1):
+        while spent < seconds:
             measured = worker.iterate()
-            spent += measured["iteration"]
+            spent, iterations = spent + measured["iteration"], iterations + 1
             print(
-                f"TRL at {rate:g}: {iteration} iterations in {spent:.0f} s, "
+                f"TRL at {rate:g}: {iterations} iterations in {spent:.0f} s, "
                 f"reward {measured['reward']:.3f}",
-                *(f"{name} {measured[name]}" for name in ("optimizer_steps", "forward", "trained")),
                 file=sys.stderr,
                 flush=True,
             )
-            if spent < (len(points) + 1) * seconds / POINTS:
-                continue
-            checkpoint = os.path.join(folder, str(iteration))
-            shutil.copytree(model, checkpoint, dirs_exist_ok=True)
-            worker.save(os.path.join(checkpoint, "unet"))
-            points.append(Point(checkpoint, spent, iteration * IMAGES_DRAWN))
-            if spent >= seconds:
-                return points
-    raise AssertionError("unreachable")
+            if spent >= (len(points) + 1) * seconds / POINTS:
+                checkpoint = os.path.join(folder, str(iterations))
+                shutil.copytree(model, checkpoint, dirs_exist_ok=True)
+                worker.save(os.path.join(checkpoint, "unet"))
+                points.append(Point(checkpoint, spent, iterations * IMAGES_DRAWN))
+    return points
 
 
 def train_ours(folder: str, method: str) -> list[Point]:
