@@ -227,9 +227,10 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     needed = memory.needed(sizes, division, trains)
     whole = needed.pop("whole step", 0)
     phase = max(needed, key=lambda name: needed[name])
-    split = devices.platform == "cpu" or sizes.on_host or config.execution == "split"
-    if config.execution == "auto" and devices.memory is not None:
-        split |= whole > USED * devices.memory
+    split = sizes.on_host or config.execution == "split"
+    if config.execution == "auto":
+        fits = devices.memory is None or whole <= USED * devices.memory
+        split |= devices.platform == "cpu" or not fits
     if not split and whole > needed[phase]:
         return Plan(devices, division, split, whole, "whole step")
     return Plan(devices, division, split, needed[phase], phase)
