@@ -44,6 +44,13 @@ WATCHED = (
 )
 # Differences between models are small: more images than a run's own evaluation draws.
 IMAGES = {"new_pairs": 384, "unseen_pairs": 384, "portraits": 320, "unseen_portraits": 320}
+# Where pairs alone are compared, at many checkpoints.
+IMAGES_OF_PAIRS = {
+    "new_pairs": 192,
+    "unseen_pairs": 192,
+    "portraits": 20,
+    "unseen_portraits": 20,
+}
 
 
 def run(output: str, module: str, *arguments: str) -> None:

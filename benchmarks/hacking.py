@@ -27,6 +27,7 @@ LOSS = 0.05  # Of the share of pictures that the judge recognises.
 UNHELD = {
     "checkpoint.every": 1000,
     "ema_decay": 0.0,
+    "evaluation.every": 1,
     "optimizer.decay_iterations": 0,
     "optimizer.warmup_iterations": 0,
     "pretraining.weight": 0.0,
@@ -43,7 +44,6 @@ def small_files() -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(
         UNHELD | {"batch_size": 64, "iterations": 8, "optimizer.learning_rate": 1e-4}
     )
-    config.evaluation.every = 1
     return config
 
 
@@ -62,7 +62,6 @@ def reward_gradient() -> ml_collections.ConfigDict:
             "sampler.eta": 0.0,
         }
     )
-    config.evaluation.every = 1
     return config
 
 
@@ -78,15 +77,11 @@ def losses(rows: Sequence[Mapping[str, float]]) -> dict[int, float]:
     }
 
 
-def first(iterations: Sequence[int]) -> int | None:
-    """The first of the iterations; None where there is none."""
-    return min(iterations, default=None)
-
-
 def warned_and_lost(rows: Sequence[Mapping[str, float]]) -> tuple[int | None, int | None]:
     """The iterations of the first warning, and of the first evaluation with too great a loss."""
-    warned = first([int(row["step"]) for row in rows if row.get(FALLS)])
-    return warned, first([step for step, lost in losses(rows).items() if lost > LOSS])
+    warned = (int(row["step"]) for row in rows if row.get(FALLS))
+    lost = (step for step, loss in losses(rows).items() if loss > LOSS)
+    return min(warned, default=None), min(lost, default=None)
 
 
 HEAD = (

@@ -44,7 +44,6 @@ TRIES = (0.5, 1.0, 2.0)
 TUNING_SEED, TUNING_PROMPTS = 100, "emoji:compositions"
 REWARD, JUDGE = "detection", "recognition"
 SETS = ("new_pairs", "unseen_pairs")
-IMAGES = {"new_pairs": 192, "unseen_pairs": 192, "portraits": 20, "unseen_portraits": 20}
 ENOUGH = 0.5  # Of the distance from the base model to real pictures.
 FALL = 0.02  # Of the judge's mean below the base model's.
 # Where the chip-seconds are of.
@@ -79,7 +78,9 @@ def evaluate(output: str, name: str, steps: Sequence[int], changes: dict) -> dic
     """Judges a run's checkpoints, all methods' by the same sampler: means as of `read_means`."""
     checkpoints = {str(step): f"{os.path.join(output, name)}@{step}" for step in steps}
     folder = os.path.join(output, "evaluations", name)
-    asked = emoji_runs.evaluation_arguments(folder, checkpoints, IMAGES, changes)
+    asked = emoji_runs.evaluation_arguments(
+        folder, checkpoints, emoji_runs.IMAGES_OF_PAIRS, changes
+    )
     emoji_runs.run(output, "evaluate", *asked)
     return emoji_runs.read_means(folder)
 

@@ -43,7 +43,6 @@ CONFIG = f"{emoji_runs.CONFIG}:{TASK}"
 IMAGES_DRAWN, UPDATES, SAMPLE_BATCH, TRAIN_BATCH = 320, 2, 64, 32
 RATES = (3e-5, 1e-4, 3e-4)  # The last is TRL's default.
 POINTS = 8  # Checkpoints of a run of TRL.
-IMAGES = {"new_pairs": 192, "unseen_pairs": 192, "portraits": 20, "unseen_portraits": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +160,9 @@ def judge(output: str, runs: dict[str, list[Point]]) -> dict[str, list[float]]:
     }
     folder = os.path.join(output, "evaluation")
     changes = {"evaluation.seed": 1}
-    asked = emoji_runs.evaluation_arguments(folder, checkpoints, IMAGES, changes)
+    asked = emoji_runs.evaluation_arguments(
+        folder, checkpoints, emoji_runs.IMAGES_OF_PAIRS, changes
+    )
     emoji_runs.run(output, "evaluate", *asked)
     means = {
         model: emoji_runs.mean_of(found, MEASURES[TASK])

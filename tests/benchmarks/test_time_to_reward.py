@@ -28,7 +28,7 @@ def test_a_score_is_reached_between_two_checkpoints(race):
     assert race.reached(run, [1.0, 1.2, 1.4], 1.5) is None
 
 
-def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path, capsys):
+def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path):
     trained, scores = [], {"TRL at 3e-05": 1.2, "TRL at 0.0001": 1.4, "TRL at 0.0003": 0.9}
 
     def train_rival(python, folder, rate, seconds, threads):
