@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-timesteps", type=int, default=4, help="K, of each image")
     parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=2, help="TRL's; our virtual devices")
-    parser.add_argument("--convolution", default="xla", help="ours: xla or taps")
+    parser.add_argument("--convolution", default="auto", help="ours: auto, xla or taps")
     parser.add_argument("--sample-microbatch", type=int, default=32, help="ours, of a device")
     parser.add_argument("--update-microbatch", type=int, default=0, help="ours, of a device")
     parser.add_argument("--rival-sample-batch", type=int, default=64)

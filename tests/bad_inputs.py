@@ -131,7 +131,7 @@ FIELDS = [
     ("mesh.fsdp", "3", "mesh.fsdp=3 must be one of"),
     ("mesh.gather", "parts", "auto, whole, blocks"),
     ("execution", "eager", "auto, fused, split"),
-    ("convolution", "fft", "xla, taps"),
+    ("convolution", "fft", "auto, xla, taps"),
     ("remat", "some", "auto, none, blocks, full"),
     ("attention", "cudnn", "needs NVIDIA GPUs"),
     ("attention", "flash", "auto, dot_product, splash, cudnn"),

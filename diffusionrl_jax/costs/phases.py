@@ -186,7 +186,8 @@ def plain_experiment(config: Config) -> AbstractExperiment:
     # scoring is kept, since it decides which phase decodes.
     score, least = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)[0]
     one = {"sample": least, "decode": 1, "score": score, "train": least}
-    config.update(remat="none", attention="dot_product", mesh={"fsdp": 1}, microbatch=one)
+    plain = {"remat": "none", "convolution": "xla", "attention": "dot_product"}
+    config.update(plain, mesh={"fsdp": 1}, microbatch=one)
     return abstract.build(config, make_mesh(1, jax.local_devices(backend="cpu")[:1]))
 
 

@@ -222,7 +222,7 @@ def get_config() -> Config:
     # With a host_reward: whether the next images are drawn while the last are scored. They are then
     # one update old when they are trained on; docs/rewards_of_your_own.md.
     config.overlap_scoring = True
-    config.convolution = "xla"  # Or taps: kernel gradients as matmuls, for XLA's CPU backend.
+    config.convolution = "auto"  # xla, or taps: kernel gradients as matmuls, on a CPU.
     # What the backward pass recomputes: none, blocks or full, of which docs/memory.md says what
     # each costs. For auto, one of them is chosen.
     config.remat = "auto"

@@ -38,7 +38,7 @@ class TrainStep(Protocol):
 def choose_execution(execution: str, scores_on_host: bool = False) -> str:
     """Returns the execution that is meant by "auto": fused, except on XLA's CPU backend.
 
-    There phases run faster apart. Other executions are returned as they are.
+    There phases are as fast apart, and can be timed. Other executions are returned as they are.
 
     Args:
       execution: one of `EXECUTIONS`.

@@ -83,7 +83,7 @@ class MMDiT:
       text_tokens: how many tokens T5 reads.
       position_table: what the folder has of tokens' places, which is written as it was read; FLUX
         has nothing.
-      convolution: "xla" or "taps"; see `stable_diffusion/convolution.py`.
+      convolution: "auto", "xla" or "taps"; see `stable_diffusion/convolution.py`.
       attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
       mesh: the devices over which the batch is split, for `attention`.
       size: the height and width of the pictures in pixels; None means the transformer's own size.

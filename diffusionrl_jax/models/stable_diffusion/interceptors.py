@@ -31,7 +31,7 @@ from diffusionrl_jax.models.attention import attend, choose
 from diffusionrl_jax.models.stable_diffusion import convolution as taps
 from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION, rematerialisation
 
-CONVOLUTION = ("xla", "taps")
+CONVOLUTION = ("auto", "xla", "taps")
 
 
 def check_options(remat: str, convolution: str) -> None:
@@ -63,7 +63,7 @@ def interception(
         UNet's transformer and residual blocks keep only their inputs. With "full" the down, middle
         and up blocks that these lie in do so as well, and their insides are computed three times.
       convolution: "xla", or "taps" for the kernel gradients of `convolution.py`, which are for
-        training on the CPU inside a scan.
+        training on a CPU. "auto" is whichever suits the devices of the mesh, or else JAX's own.
       attention, mesh: "auto", "dot_product", "splash" or "cudnn", and the devices that the program
         is compiled for; see `models/attention.py`.
 
@@ -77,7 +77,7 @@ def interception(
         upsampling(),
         float32_attention(choose(attention, mesh), mesh),
     ]
-    if convolution == "taps":
+    if convolution == "taps" or convolution == "auto" and _is_cpu(mesh):
         interceptors.append(tap_convolution)
     interceptors.append(rematerialisation(REMATERIALISATION[remat]))
     # This is the last, and so within rematerialisation: inputs are kept before they are repeated.
@@ -86,6 +86,10 @@ def interception(
         for interceptor in interceptors:
             stack.enter_context(nn.intercept_methods(interceptor))
         yield
+
+
+def _is_cpu(mesh: Mesh | None) -> bool:
+    return (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu"
 
 
 def _is_call(context: nn.module.InterceptorContext, *kinds: type) -> bool:

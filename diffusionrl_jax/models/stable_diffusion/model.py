@@ -75,7 +75,7 @@ class StableDiffusion:
         "text_encoder" and "scheduler"; for XL also under "text_encoder_2" and, those of
         model_index.json, "pipeline".
       remat: "none", "blocks" or "full"; see `interceptors.py`.
-      convolution: "xla" or "taps"; see `convolution.py`.
+      convolution: "auto", "xla" or "taps"; see `convolution.py`.
       attention: "auto", "dot_product", "splash" or "cudnn"; see `models/attention.py`.
       mesh: the devices over which the batch is split, for `attention`.
       text_encoder_2: XL's second text encoder; None in other models.

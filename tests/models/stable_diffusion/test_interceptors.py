@@ -73,6 +73,14 @@ def test_tap_convolution_changes_no_value(block, plain):
     assert_close(values, plain_values)
 
 
+@pytest.mark.parametrize(("backend", "same_as"), [("cpu", "taps"), ("tpu", "xla")])
+def test_convolution_suits_the_devices(block, monkeypatch, backend, same_as):
+    _, expected = block(convolution=same_as)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    _, program = block(convolution="auto")
+    assert program.count("custom_vjp") == expected.count("custom_vjp")
+
+
 def test_both_together(block, plain):
     values, _ = block(remat="blocks", convolution="taps")
     assert_close(values, plain[0])
