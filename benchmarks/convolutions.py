@@ -4,10 +4,10 @@
 
 Of each convolution of the emoji world's UNet it times the pass forwards, the gradient by the inputs
 and that by the kernel, as often as the UNet has such a convolution, in turns: XLA's own; the
-kernel's gradient as one matrix product for each tap, as `--config.convolution=taps` has it; the
-same as a single product; XLA's with the channels first, as PyTorch has them; and PyTorch's, with
-the channels first and last. Then the UNet's whole gradient, by both. A time is the median over the
-rounds; a side is compared within a round. PyTorch and diffusers are needed.
+kernel's gradient as a matrix product for each row of the kernel, as `--config.convolution=taps` has
+it; the same as a single product; XLA's with the channels first, as PyTorch has them; and PyTorch's,
+with the channels first and last. Then the UNet's whole gradient, by XLA's convolutions, by those
+with products, and by PyTorch. Times are medians over the rounds. PyTorch and diffusers are needed.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from jax import lax
 from diffusionrl_jax.emoji_world import emoji_model
 from diffusionrl_jax.models.stable_diffusion import convolution as by_taps
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
+from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 from diffusionrl_jax.monitoring.markdown import table
 
 PASSES = ("forwards", "by inputs", "by kernel")
@@ -207,8 +208,13 @@ def measure(functions: Mapping[str, Callable], rounds: int, calls: int) -> dict[
 def unet_gradients(images: int) -> dict[str, Callable]:
     """The whole UNet's gradient of the parameters, by us and by PyTorch."""
     configs, params, loss, arguments = unet_of(images)
-    compiled = jax.jit(jax.grad(loss)).lower(params, *arguments).compile()
     placed = jax.device_put((params, *arguments))
+
+    def by_jax(convolution):
+        with interception(convolution=convolution):
+            compiled = jax.jit(jax.grad(loss)).lower(*placed).compile()
+        return lambda: jax.block_until_ready(compiled(*placed))
+
     latents, timesteps, text = map(torch.from_numpy, arguments)
     unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
 
@@ -216,10 +222,7 @@ def unet_gradients(images: int) -> dict[str, Callable]:
         unet.zero_grad()
         unet(latents, timesteps, text).sample.square().mean().backward()
 
-    return {
-        "XLA": lambda: jax.block_until_ready(compiled(*placed)),
-        "PyTorch": by_torch,
-    }
+    return {"XLA": by_jax("xla"), "taps": by_jax("taps"), "PyTorch": by_torch}
 
 
 def main(arguments: list[str] | None = None) -> None:
