@@ -82,7 +82,7 @@ def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
     assert len(rates) == len({1e-4, 2e-4, 4e-4, 5e-5})
     # Shares rise by a ninth at each of eight evaluations, six iterations apart: half after 27.
     first = capsys.readouterr().out
-    assert "2 of 2" in first and "4.32e+03 ± 0" in first
+    assert "2 of 2" in first and "4,320 ± 0" in first
     asked.clear()
     race.main(flags)
     assert not asked and capsys.readouterr().out == first
