@@ -39,7 +39,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="TRL's; our virtual devices")
     parser.add_argument("--convolution", default="auto", help="ours: auto, xla or taps")
     parser.add_argument("--sample-microbatch", type=int, default=32, help="ours, of a device")
-    parser.add_argument("--update-microbatch", type=int, default=0, help="ours, of a device")
+    parser.add_argument("--update-microbatch", type=int, default=16, help="ours, of a device")
     parser.add_argument("--rival-sample-batch", type=int, default=64)
     parser.add_argument("--rival-train-batch", type=int, default=32)
     return parser.parse_args(arguments)
