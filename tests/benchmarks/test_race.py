@@ -90,6 +90,12 @@ def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
     assert (tmp_path / "race.svg").stat().st_size > 1000
 
 
+def test_the_page_is_made_of_the_results_that_are_kept(race):
+    docs = BENCHMARKS.parent / "docs"
+    results = json.loads((docs / "race" / "results.json").read_text())
+    assert race.tables(results) in (docs / "methods.md").read_text()
+
+
 def test_an_unknown_method_is_named(race, capsys):
     with pytest.raises(SystemExit):
         race.parse_arguments(["--output=x", "--methods=ppo"])
