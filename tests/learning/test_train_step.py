@@ -130,7 +130,6 @@ def test_xl_fused_and_split(build):
     assert largest_difference(fused, split) <= TOLERANCE
 
 
-@pytest.mark.slow
 def test_average_follows_the_parameters(reference):
     states, _ = reference
     average = states[0].params
