@@ -236,7 +236,7 @@ def plot(path: str, results: dict) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for method, result in results.items():
-        runs = [[Point(**point) for point in run] for run in result["runs"].values()]
+        runs = runs_of(result)
         passes = result["passes"] * np.array([point.iteration for point in runs[0]])
         shares = 100 * np.array([[point.share for point in run] for run in runs])
         (line,) = axes.plot(passes, shares.mean(0), label=method)

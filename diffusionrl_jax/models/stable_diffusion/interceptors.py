@@ -89,7 +89,8 @@ def interception(
 
 
 def _is_cpu(mesh: Mesh | None) -> bool:
-    return (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu"
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform == "cpu"
 
 
 def _is_call(context: nn.module.InterceptorContext, *kinds: type) -> bool:
