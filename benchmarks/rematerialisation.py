@@ -14,7 +14,7 @@ from diffusers import FlaxUNet2DConditionModel
 from diffusionrl_jax.costs.compiled import chip, compile_cost
 from diffusionrl_jax.costs.report import HEAD, row
 from diffusionrl_jax.models.attention import ATTENTION
-from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION
+from diffusionrl_jax.models.rematerialisation import POLICIES
 from diffusionrl_jax.models.stable_diffusion.interceptors import interception
 
 HEAD_SIZE, TEXT_TOKENS = 64, 77
@@ -25,7 +25,7 @@ LEVELS = flags.DEFINE_integer("levels", 2, "How many of its 4 levels.", 1, 4)
 LAYERS = flags.DEFINE_integer("layers", 1, "Blocks of a level; Stable Diffusion has 2.", 1)
 LATENT = flags.DEFINE_integer("latent", 64, "Height and width of a latent; an eighth of the image.")
 IMAGES = flags.DEFINE_integer("images", 1, "Images on the chip.", 1)
-POLICIES = flags.DEFINE_list("policies", list(REMATERIALISATION), "Of rematerialisation.")
+CHOSEN = flags.DEFINE_list("policies", list(POLICIES), "Of rematerialisation.")
 ATTENTIONS = flags.DEFINE_list("attentions", ["auto"], f"Of {ATTENTION}.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "One chip of it is used.")
 
@@ -64,7 +64,7 @@ def main(_):
         flush=True,
     )
     for attention in ATTENTIONS.value:
-        for policy in POLICIES.value:
+        for policy in CHOSEN.value:
 
             def loss(params, latents, timesteps, text, policy=policy, attention=attention):
                 with interception(remat=policy, attention=attention, mesh=mesh):

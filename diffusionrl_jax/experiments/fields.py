@@ -28,7 +28,7 @@ from diffusionrl_jax.learning.advantages import BY_GROUP
 from diffusionrl_jax.learning.execution import EXECUTIONS
 from diffusionrl_jax.mistakes import UserError, shown, suggestion
 from diffusionrl_jax.models.attention import ATTENTION
-from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION
+from diffusionrl_jax.models.rematerialisation import POLICIES
 from diffusionrl_jax.models.stable_diffusion.interceptors import CONVOLUTION
 from diffusionrl_jax.rewards.http_scorer import FORMATS
 from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
@@ -161,7 +161,7 @@ FIELDS: dict[str, Kind] = {
     "execution": Choice(EXECUTIONS),
     "overlap_scoring": Switch(),
     "convolution": Choice(CONVOLUTION),
-    "remat": Choice(("auto", *REMATERIALISATION)),
+    "remat": Choice(("auto", *POLICIES)),
     "attention": Choice(ATTENTION),
     "checkpoint.every": Whole(1, MANY),
     "checkpoint.keep_last": Whole(1, MANY),

@@ -28,6 +28,9 @@ FILLED_UP = 256
 BIAS_COLUMNS = 2
 # 512 x 512 float32 logits take 1 MiB of the 16 MiB of a core's fast memory.
 LARGEST_BLOCK = 512
+# The name of what the Pallas kernel's backward pass asks for beside its inputs, for policies of
+# `jax.checkpoint`: with it kept, the kernel is not run again.
+RESIDUALS = "attention_residuals"
 # What cuDNN's flash attention and its gradients take on every GPU that has them: heads of 8 to 128
 # numbers in steps of 8, on GPUs of Ampere's compute capability or newer. Hopper takes larger heads.
 CUDNN_HEAD_STEP, CUDNN_LARGEST_HEAD = 8, 128
@@ -245,6 +248,7 @@ def _splash(query, key, value, mesh):
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=RESIDUALS,
             interpret=not _is_tpu(mesh),
         )
         # Without residuals the kernel returns one array.

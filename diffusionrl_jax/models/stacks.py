@@ -17,8 +17,8 @@ from diffusionrl_jax.distributed.shards import (
     gather_shards,
     has_shards,
     is_shard,
-    keeps_all_but_gathered,
 )
+from diffusionrl_jax.models.rematerialisation import POLICIES
 
 STACK = re.compile(r"(.+)_(\d+)_to_(\d+)")
 Path = tuple[str, ...]
@@ -65,7 +65,7 @@ def run_block(
     block: Callable[[Any, Carry], Result],
     params: Any,
     carry: Carry,
-    recomputes: bool = False,
+    remat: str = "none",
     within_scan: bool = False,
 ) -> Result:
     """Applies a block, or any other part of a network, whose parameters may be `Shard`s.
@@ -76,7 +76,7 @@ def run_block(
       block: a function of (params, carry). It may close over arrays.
       params: the block's parameters.
       carry: a tree of arrays.
-      recomputes: whether the backward pass keeps only the block's inputs, and computes it again.
+      remat: what is computed again for the backward pass, one of `POLICIES`.
       within_scan: whether it is the body of a scan, where nothing is gained by keeping the compiler
         from merging what is computed twice.
 
@@ -84,18 +84,18 @@ def run_block(
       What the block returns.
     """
     gathers = has_shards(params)
-    if not (recomputes or gathers):
+    if remat == "none" and not gathers:
         return block(params, carry)
 
     def gathered(params, carry):
         return block(gather_shards(params, after=jax.tree.leaves(carry)[0]), carry)
 
-    policy = None if recomputes else keeps_all_but_gathered
-    return jax.checkpoint(gathered, policy=policy, prevent_cse=not within_scan)(params, carry)
+    checkpointed = jax.checkpoint(gathered, policy=POLICIES[remat], prevent_cse=not within_scan)
+    return checkpointed(params, carry)
 
 
 def scan_blocks(
-    block: Callable[[Any, Carry], Carry], params: Any, carry: Carry, recomputes: bool = False
+    block: Callable[[Any, Carry], Carry], params: Any, carry: Carry, remat: str = "none"
 ) -> Carry:
     """Applies a run of blocks one after the other; the arguments are those of `run_block`.
 
@@ -103,12 +103,12 @@ def scan_blocks(
       block: a function of (params, carry), which returns a carry of the same shapes.
       params: the blocks' parameters, a tree of arrays [layers, ...] or `Shard`s of them.
       carry: a tree of arrays.
-      recomputes: as in `run_block`.
+      remat: as in `run_block`.
     """
 
     def body(carry, layer):
         layer = jax.tree.map(_of_one_layer, layer, is_leaf=is_shard)
-        return run_block(block, layer, carry, recomputes, within_scan=True), None
+        return run_block(block, layer, carry, remat, within_scan=True), None
 
     whole_layers = jax.tree.map(_gather_layers, params, is_leaf=is_shard)
     return jax.lax.scan(body, carry, whole_layers)[0]

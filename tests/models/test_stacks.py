@@ -28,8 +28,8 @@ def block(params, rows):
     return rows + jnp.tanh(rows @ params["kernel"]) * params["bias"].sum()
 
 
-def loss(params, rows, recomputes=False):
-    return jnp.square(scan_blocks(block, params, rows, recomputes)).mean()
+def loss(params, rows, remat="none"):
+    return jnp.square(scan_blocks(block, params, rows, remat)).mean()
 
 
 def test_blocks_are_applied_in_order():
@@ -39,15 +39,15 @@ def test_blocks_are_applied_in_order():
     np.testing.assert_allclose(scan_blocks(block, PARAMS, ROWS), rows, rtol=1e-5)
 
 
-@pytest.mark.parametrize("recomputes", [False, True])
-def test_gathered_by_layers_the_gradient_is_the_same(recomputes, monkeypatch):
+@pytest.mark.parametrize("remat", ["none", "blocks", "full"])
+def test_gathered_by_layers_the_gradient_is_the_same(remat, monkeypatch):
     monkeypatch.setattr(mesh_rules, "REPLICATED_BYTES", 16)
     mesh = make_mesh(4)
     marked = shards(PARAMS, mesh)
     assert (marked["kernel"].axis, marked["bias"].axis) == (1, 0)
 
     def function(whole, share):
-        return jax.grad(loss)(whole, share, recomputes), {}
+        return jax.grad(loss)(whole, share, remat), {}
 
     def run(params, rows):
         return mean_over_devices(function, params, mesh, {})(shards(params, mesh), rows)

@@ -40,7 +40,7 @@ def make_joint_transformer(
     table: np.ndarray,
     size: tuple[int, int],
     dtype: Any,
-    recomputes: bool = False,
+    remat: str = "none",
 ) -> JointTransformer:
     """Makes Stable Diffusion 3's transformer.
 
@@ -48,7 +48,7 @@ def make_joint_transformer(
       config: the contents of its config.json.
       table: the table of places, [1, most * most, width].
       size: the rows and columns of latents.
-      dtype, recomputes: as in `JointTransformer`.
+      dtype, remat: as in `JointTransformer`.
 
     Raises:
       UserError: the latents are larger than the table.
@@ -67,18 +67,18 @@ def make_joint_transformer(
         dual=frozenset(config.get("dual_attention_layers") or ()),
         positions=middle(table, config["pos_embed_max_size"], rows, columns),
         dtype=dtype,
-        recomputes=recomputes,
+        remat=remat,
     )
 
 
 def make_flux_transformer(
-    config: Mapping[str, Any], dtype: Any, recomputes: bool = False, guidance: float | None = None
+    config: Mapping[str, Any], dtype: Any, remat: str = "none", guidance: float | None = None
 ) -> FluxTransformer:
     """Makes FLUX's transformer.
 
     Args:
       config: the contents of its config.json.
-      dtype, recomputes: as in `FluxTransformer`.
+      dtype, remat: as in `FluxTransformer`.
       guidance: the scale of guidance that it is given, if it takes one; None is `GUIDANCE`.
     """
     guidance = GUIDANCE if guidance is None else guidance
@@ -93,7 +93,7 @@ def make_flux_transformer(
         axes=tuple(config["axes_dims_rope"]),
         guidance=guidance if config.get("guidance_embeds") else None,
         dtype=dtype,
-        recomputes=recomputes,
+        remat=remat,
     )
 
 
@@ -115,8 +115,8 @@ def build_mmdit(
       tokenizers: the tokenizer of each text encoder.
       table: the table of places, [1, most * most, width]; None for FLUX.
       dtype: the dtype in which the networks compute. Their parameters are float32 all the same.
-      remat: what is computed again for the backward pass: "none" of the transformer, or its
-        "blocks", which is what "full" means too.
+      remat: what of the transformer's blocks is computed again for the backward pass, as in
+        `run_block`.
       text_tokens: how many tokens T5 reads; None is what the pipeline reads.
       embedded_guidance: the scale of guidance that FLUX's transformer is given, if it takes one;
         None is the usual one.
@@ -145,16 +145,16 @@ def build_mmdit(
     upcast = dtype == jnp.float16 and configs["vae"].get("force_upcast", True)
     vae_dtype = jnp.float32 if upcast else dtype
     vae: Any = FlaxAutoencoderKL.from_config(dict(configs["vae"]), dtype=vae_dtype)
-    recomputes, fields = remat != "none", configs["transformer"]
+    fields = configs["transformer"]
     if table is None:
-        transformer = make_flux_transformer(fields, dtype, recomputes, embedded_guidance)
+        transformer = make_flux_transformer(fields, dtype, remat, embedded_guidance)
         if embedded_guidance is not None and transformer.guidance is None:
             raise UserError(
                 f"config.sampler.embedded_guidance={embedded_guidance} is for transformers with "
                 "guidance_embeds, such as FLUX.1 dev's, and this one has none: set it to 0."
             )
     else:
-        transformer = make_joint_transformer(fields, np.asarray(table), size, dtype, recomputes)
+        transformer = make_joint_transformer(fields, np.asarray(table), size, dtype, remat)
     return MMDiT(
         transformer=transformer,
         vae=vae,

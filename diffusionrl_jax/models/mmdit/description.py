@@ -116,7 +116,7 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
     tokens, layers = places + words, config["num_layers"]
     singles = config.get("num_single_layers", 0)
 
-    def block(squares, squares_of_words, modulations, attended, stacked, kept=0):
+    def block(squares, squares_of_words, modulations, attended, stacked, kept=0, attentions=1):
         """A block with so many products with width x width numbers for each kind of token."""
         kept += arithmetic.KEPT_OF_LAYER
         squares_of_all = places * squares + words * squares_of_words + modulations
@@ -126,6 +126,7 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
             kept * tokens * width,
             tokens,
             config["num_attention_heads"],
+            attentions,
             width**2 * (squares + squares_of_words + modulations),
             stacked * tokens * width,
             fills_up=True,
@@ -135,16 +136,17 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
     for layer in range(layers):
         # Queries, keys, values and outputs have one square each, the layers behind eight.
         squares, squares_of_words, modulations, attended = 12, 12, 12, tokens**2
-        stacked, kept = STACKED, 0
+        stacked, kept, attentions = STACKED, 0, 1
         if layer in (config.get("dual_attention_layers") or ()):
             squares, modulations = squares + 4, modulations + 3
-            stacked, kept = STACKED_OF_DUAL, 8
+            stacked, kept, attentions = STACKED_OF_DUAL, 8, 2
             attended += places**2
         if layer == layers - 1 and not singles:
             squares_of_words, modulations = 2, modulations - 4
             stacked = STACKED_OF_LAST
             attended -= words * tokens
-        blocks.append(block(squares, squares_of_words, modulations, attended, stacked, kept))
+        sizes = squares, squares_of_words, modulations, attended, stacked, kept, attentions
+        blocks.append(block(*sizes))
     # FLUX's later blocks have the same weights for both kinds of tokens.
     single = block(12, 12, 3, tokens**2, STACKED_OF_SINGLE)
     blocks += [dataclasses.replace(single, parameters=width**2 * (12 + 3))] * singles

@@ -41,7 +41,7 @@ class FluxTransformer:
         by its column.
       guidance: the scale of guidance that it is given as an input; None if it takes none.
       dtype: the dtype in which it computes.
-      recomputes: whether the backward pass keeps only the blocks' inputs, and computes them again.
+      remat: what of the blocks is computed again for the backward pass, as in `run_block`.
     """
 
     layers: int
@@ -54,7 +54,7 @@ class FluxTransformer:
     axes: tuple[int, int, int]
     guidance: float | None
     dtype: Any = jnp.float32
-    recomputes: bool = False
+    remat: str = "none"
 
     @property
     def width(self) -> int:
@@ -152,9 +152,9 @@ class FluxTransformer:
 
         inputs = (latents, times, text.states, text.pooled)
         picture, words, condition = run_block(enter, parts(params, ENTRY), inputs)
-        streams = scan_blocks(double_block, params[double], (picture, words), self.recomputes)
+        streams = scan_blocks(double_block, params[double], (picture, words), self.remat)
         tokens = jnp.concatenate(streams, axis=1)
-        tokens = scan_blocks(single_block, params[single], tokens, self.recomputes)
+        tokens = scan_blocks(single_block, params[single], tokens, self.remat)
         picture = tokens[:, : picture.shape[1]]
         cut = run_block(layers.leave, parts(params, layers.EXIT), (picture, condition))
         shape = latents.shape[1:]

@@ -40,7 +40,7 @@ class JointTransformer:
       positions: the embedding of each token's place, [tokens, width]. It is no parameter: it is
         neither trained nor averaged.
       dtype: the dtype in which it computes.
-      recomputes: whether the backward pass keeps only the blocks' inputs, and computes them again.
+      remat: what of the blocks is computed again for the backward pass, as in `run_block`.
     """
 
     layers: int
@@ -54,7 +54,7 @@ class JointTransformer:
     dual: frozenset[int]
     positions: np.ndarray
     dtype: Any = jnp.float32
-    recomputes: bool = False
+    remat: str = "none"
 
     @property
     def width(self) -> int:
@@ -152,7 +152,7 @@ class JointTransformer:
 
         streams = (picture, words)
         for name in self.runs:
-            streams = scan_blocks(block, params[name], streams, self.recomputes)
-        picture, _ = run_block(block, params[self.last], streams, self.recomputes)
+            streams = scan_blocks(block, params[name], streams, self.remat)
+        picture, _ = run_block(block, params[self.last], streams, self.remat)
         cut = run_block(layers.leave, parts(params, layers.EXIT), (picture, condition))
         return layers.join_patches(cut, self.patch_size, latents.shape[1:]).astype(jnp.float32)

@@ -33,6 +33,7 @@ class Block:
       read: how many values it reads.
       kept: how many values its backward pass asks for.
       tokens, heads: the tokens and the heads of its self-attention; 0 if it has none.
+      attentions: how many self-attentions it has, if any, which each write as much as it reads.
       parameters: how many parameters it has, without biases and scales.
       stacked: how many values are stored of it where it is one of several equal blocks, whose
         values lie in one array, and nothing is computed again. 0 means `kept`: the compiler then
@@ -45,6 +46,7 @@ class Block:
     kept: int
     tokens: int = 0
     heads: int = 0
+    attentions: int = 1
     parameters: int = 0
     stacked: int = 0
     fills_up: bool = False
@@ -55,10 +57,24 @@ class Block:
         Args:
           kernel: whether attention that suits it runs as a kernel that holds no probabilities.
         """
+        return 0 if self.runs_kernel(kernel) else 4 * self.heads * self.tokens**2
+
+    def runs_kernel(self, kernel: bool) -> bool:
+        """Returns whether its self-attention, if it has one, runs as a kernel.
+
+        Args:
+          kernel: as in `probabilities`.
+        """
         shape = (1, self.tokens, self.heads, 1)
-        if kernel and takes_splash(shape, shape, self.fills_up):
-            return 0
-        return 4 * self.heads * self.tokens**2
+        return kernel and takes_splash(shape, shape, self.fills_up)
+
+    def recomputed(self, kernel: bool) -> int:
+        """Returns how many values it keeps where all is computed again but the kernel's attention.
+
+        Args:
+          kernel: as in `probabilities`.
+        """
+        return self.read * (1 + self.attentions * self.runs_kernel(kernel))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +132,7 @@ class Network:
                 for block in blocks
             )
         elif remat == "blocks":
-            held = itemsize * sum(block.read for block in blocks) + one
+            held = itemsize * sum(block.recomputed(kernel) for block in blocks) + one
         else:
             inside = max(sum(block.read for block in part) for part in self.parts)
             outside = self.skips + sum(part[0].read for part in self.parts)
@@ -179,7 +195,7 @@ def _transformer(
             KEPT_OF_LAYER * pixels * width,
             pixels,
             heads,
-            parameters,
+            parameters=parameters,
         )
         for index in range(layers)
     ]

@@ -16,7 +16,8 @@ from diffusers.models.unets.unet_2d_blocks_flax import (
     FlaxUpBlock2D,
 )
 
-from diffusionrl_jax.distributed.shards import gather_shards, has_shards, keeps_all_but_gathered
+from diffusionrl_jax.distributed.shards import gather_shards, has_shards
+from diffusionrl_jax.models.rematerialisation import POLICIES
 
 BLOCKS = (FlaxBasicTransformerBlock, FlaxResnetBlock2D)
 LEVELS = (
@@ -29,18 +30,21 @@ LEVELS = (
 # The kinds of layers that have parameters outside of any block: the first and last convolutions,
 # those between levels, the time's embedding, a transformer's projections.
 LAYERS = (nn.Conv, nn.Dense, nn.GroupNorm, nn.LayerNorm)
-# For each policy, the modules that keep only their inputs for the backward pass. One checkpoint
-# around the whole UNet would save nothing: its backward pass would hold what "none" holds.
-REMATERIALISATION = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
+# For each choice, the modules that are computed again in the backward pass. One checkpoint around
+# the whole UNet would save nothing: its backward pass would hold what "none" holds.
+RECOMPUTED = {"none": (), "blocks": BLOCKS, "full": (*LEVELS, *BLOCKS)}
 
 
-def rematerialisation(kinds: tuple[type, ...]):
-    """Returns an interceptor that recomputes modules of these kinds, and gathers parameters.
+def rematerialisation(remat: str):
+    """Returns an interceptor that recomputes modules, and gathers parameters.
 
-    In the backward pass each module of these kinds is computed again. Of other blocks and layers
-    whose parameters are shards, everything is kept for the backward pass but the gathered
-    parameters.
+    Of blocks and layers that are not recomputed and whose parameters are shards, everything is kept
+    for the backward pass but the gathered parameters.
+
+    Args:
+      remat: what is computed again, one of `POLICIES`: it says which modules, and what they keep.
     """
+    kinds = RECOMPUTED[remat]
     # Inside `nn.remat` the module is called again, and intercepted again: its path here tells so.
     within = set()
 
@@ -62,7 +66,7 @@ def rematerialisation(kinds: tuple[type, ...]):
             finally:
                 within.discard(path)
 
-        policy = None if recomputes else keeps_all_but_gathered
+        policy = POLICIES[remat if recomputes else "none"]
         function = _gathering(call) if gathers else call
         return nn.remat(function, policy=policy)(module, args, arrays)
 

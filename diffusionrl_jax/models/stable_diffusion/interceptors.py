@@ -28,8 +28,9 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.attention import attend, choose
+from diffusionrl_jax.models.rematerialisation import POLICIES
 from diffusionrl_jax.models.stable_diffusion import convolution as taps
-from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION, rematerialisation
+from diffusionrl_jax.models.stable_diffusion.blocks import rematerialisation
 
 CONVOLUTION = ("auto", "xla", "taps")
 
@@ -43,8 +44,8 @@ def check_options(remat: str, convolution: str) -> None:
     Raises:
       UserError: there is no such option.
     """
-    if remat not in REMATERIALISATION:
-        raise UserError(f"remat {remat!r} is not one of {tuple(REMATERIALISATION)}.")
+    if remat not in POLICIES:
+        raise UserError(f"remat {remat!r} is not one of {tuple(POLICIES)}.")
     if convolution not in CONVOLUTION:
         raise UserError(f"convolution {convolution!r} is not one of {CONVOLUTION}.")
 
@@ -60,8 +61,9 @@ def interception(
 
     Args:
       remat: what is computed again for the backward pass. With "none" nothing is. With "blocks" the
-        UNet's transformer and residual blocks keep only their inputs. With "full" the down, middle
-        and up blocks that these lie in do so as well, and their insides are computed three times.
+        UNet's transformer and residual blocks keep only their inputs, and what the Pallas kernel
+        for attention leaves. With "full" they keep their inputs alone, as do the down, middle and
+        up blocks that they lie in, whose insides are computed three times.
       convolution: "xla", or "taps" for the kernel gradients of `convolution.py`, which are for
         training on a CPU. "auto" is whichever suits the devices of the mesh, or else JAX's own.
       attention, mesh: "auto", "dot_product", "splash" or "cudnn", and the devices that the program
@@ -79,7 +81,7 @@ def interception(
     ]
     if convolution == "taps" or convolution == "auto" and _is_cpu(mesh):
         interceptors.append(tap_convolution)
-    interceptors.append(rematerialisation(REMATERIALISATION[remat]))
+    interceptors.append(rematerialisation(remat))
     # This is the last, and so within rematerialisation: inputs are kept before they are repeated.
     interceptors.append(several_texts)
     with contextlib.ExitStack() as stack:

@@ -1,10 +1,13 @@
 """The operations and parameters of a UNet's blocks, against those that PyTorch's modules have."""
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
+from diffusionrl_jax.models import attention
 from diffusionrl_jax.models.stable_diffusion import arithmetic
 from tests.models.conftest import UNET
 
@@ -79,7 +82,7 @@ def test_operations_and_parameters_are_pytorchs(changes):
     )
 
 
-def test_memory_of_a_network_by_hand():
+def test_memory_of_a_network_by_hand(monkeypatch):
     """Of two levels of two blocks each, of which one attends to 3 tokens with 2 heads."""
     block = arithmetic.Block(1.0, read=10, kept=100)
     attending = arithmetic.Block(1.0, read=20, kept=50, tokens=3, heads=2)
@@ -92,5 +95,10 @@ def test_memory_of_a_network_by_hand():
     )
     assert network.backward("none", 2, False) == max(2 * (3 * 100 + 50) + matrices, one)
     assert network.backward("blocks", 2, False) == 2 * (10 + 10 + 20 + 10) + one
+    # What the kernel leaves of its attention, beside.
+    monkeypatch.setattr(attention, "KERNEL_TOKENS", 3)
+    long = dataclasses.replace(attending, fills_up=True, attentions=2)
+    assert long.recomputed(kernel=True) == 20 + 2 * 20
+    assert long.recomputed(kernel=False) == attending.recomputed(kernel=True) == 20
     # What is kept between the levels and of the larger level's blocks.
     assert network.backward("full", 2, False) == 2 * (7 + 10 + 20 + 30) + one

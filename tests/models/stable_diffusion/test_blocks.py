@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from diffusers.models.resnet_flax import FlaxResnetBlock2D
 
-from diffusionrl_jax.models.stable_diffusion.blocks import REMATERIALISATION, rematerialisation
+from diffusionrl_jax.models.stable_diffusion.blocks import rematerialisation
 from tests.models.stable_diffusion.test_interceptors import assert_close, checkpoints
 
 
@@ -20,7 +20,7 @@ def test_a_block_is_computed_again_where_the_policy_says_so(policy, again):
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)
 
     def loss(params, *inputs):
-        with nn.intercept_methods(rematerialisation(REMATERIALISATION[policy])):
+        with nn.intercept_methods(rematerialisation(policy)):
             return module.apply(params, *inputs).sum()
 
     program = str(jax.make_jaxpr(jax.grad(loss))(params, *inputs))
