@@ -58,6 +58,7 @@ class Sizes:
       updates: the number of updates for each task.
       tasks: the number of tasks.
       changed: the bytes that an update holds of the kernels that LoRA's factors change.
+      stacked: whether the denoiser is a stack of blocks, run by a loop.
       kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
       lora, on_host: whether there is LoRA, a reward on the host.
       pretrains: how many updates are on pictures that are not drawn.
@@ -93,6 +94,7 @@ class Sizes:
     chain_gradient: bool = False
     group: int = 1
     changed: float = 0.0
+    stacked: bool = False
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -167,6 +169,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         chain_gradient=needs.chain_gradient,
         group=shared_prefix.group_size(config),
         changed=changed,
+        stacked=model.denoiser_shapes is not None,
     )
 
 
@@ -288,8 +291,12 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     else:
         # With several microbatches the whole gradient is added up. With one it is split as it is
         # made.
-        own = sizes.trained if division.train < share else sizes.trained / division.fsdp
-        together = cast + (sizes.changed if sizes.lora else FLOAT * own)
+        adds_up = division.train < share
+        gradient = FLOAT * (sizes.trained if adds_up else sizes.trained / division.fsdp)
+        if adds_up and sizes.stacked:
+            # What the loop over the blocks gives is whole before it is added.
+            gradient += sizes.itemsize * sizes.trained
+        together = cast + (sizes.changed if sizes.lora else gradient)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     # Pictures of the pretraining loss stand for themselves.
     group = 1 if sizes.pretrains else sizes.group

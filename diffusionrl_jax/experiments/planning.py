@@ -3,8 +3,8 @@
 Where `config.mesh.fsdp` or a field of `config.microbatch` is 0, or `config.mesh.gather` or
 `config.remat` is "auto", it is chosen from the number of chips and their memory, as
 `experiments/memory.py` estimates what is needed. What a user sets is obeyed. None of these fields
-changes what is computed, beyond rounding. On CPUs all is done at once but for sampling, as long as
-the machine has room for that.
+changes what is computed, beyond rounding. On CPUs samples are drawn and trained on in small pieces,
+and all else is done at once, as long as the machine has room for that.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ MOST, FEWEST = 8, 4
 USUAL_VALUES = 64 * 64 * 320
 # The images of one microbatch may take this part of the memory while they are scored, or decoded.
 SCORED, DECODED = 1 / 8, 1 / 6
-ON_A_CPU = 20  # A CPU samples faster in small pieces.
+ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
 LORA_RANK = 16
 
 
@@ -104,8 +104,11 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
     return [usual, *more]
 
 
-def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
-    """Yields pairs of remat and how many samples to train on at a time, the best first."""
+def _pairs(config, sizes: Sizes, share: int) -> Iterator[list[tuple[str, int]]]:
+    """Yields lists of pairs of remat and how many samples to train on at a time, the best first.
+
+    The first list is of as many samples as a chip should have, the second of fewer.
+    """
     set_by_user = config.microbatch.train
     if not set_by_user and config.dtype != "float32":
         set_by_user = config.microbatch.sample  # With two numbers they would round differently.
@@ -120,7 +123,7 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[tuple[str, int]]:
     policies = ["none", "blocks", "full"] if config.remat == "auto" else [config.remat]
     for sizes_tried in (many, few):
         # To recompute nothing gains more than to take more samples at a time.
-        yield from itertools.product(policies, sizes_tried)
+        yield list(itertools.product(policies, sizes_tried))
 
 
 def _in_groups(config, share: int) -> list[int]:
@@ -167,14 +170,18 @@ def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) ->
 
 
 def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
-    """Returns the division on CPUs, where all is done at once but for sampling."""
-    total = sizes.tasks * share
+    """Returns the division on CPUs: small pieces in sampling and training, and all else at once."""
+    total, possible = sizes.tasks * share, trained_at_a_time(config, share)
+    small = [size for size in possible if size <= ON_A_CPU]
     if config.dtype == "float32":
         sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
         train = max(share, ON_A_CPU)
+        # It gains where gradients of convolutions are computed; XLA's own are slow within a loop.
+        gains = config.convolution != "xla" and not sizes.stacked
+        if gains and small and small[-1] >= ON_A_CPU / 2:
+            train = small[-1]
     else:
-        possible = trained_at_a_time(config, share)
-        sample = train = max((size for size in possible if size <= ON_A_CPU), default=possible[0])
+        sample = train = small[-1] if small else possible[0]
     chosen = config.microbatch
     if config.dtype != "float32":
         sample, train = chosen.train or sample, chosen.sample or train
@@ -192,34 +199,30 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
 
 def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
     """Yields the choices that what is set allows, the best first."""
-    # Blocks are gathered for every microbatch, and more than once, so only where they have to be.
+    # Blocks are gathered for every microbatch, and more than once, so only where microbatches would
+    # be too small otherwise.
     gathers = ("whole", "blocks") if config.mesh.gather == "auto" else (config.mesh.gather,)
-    for gather in gathers:
-        for division in _gathered_whole(config, sizes, devices):
-            yield dataclasses.replace(division, gather=gather)
-
-
-def _gathered_whole(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
-    """Yields the choices in which the denoiser is gathered as a whole, the best first."""
     share = max(1, config.batch_size // devices.count)
     if devices.platform == "cpu":
-        yield _on_a_cpu(config, sizes, devices, share)
+        for gather in gathers:
+            yield dataclasses.replace(_on_a_cpu(config, sizes, devices, share), gather=gather)
     scored = _scored(config, sizes, devices, share)
     decoded = _decoded(config, sizes, devices, share, scored)
-    for (remat, size), fsdp in itertools.product(
-        _pairs(config, sizes, share), _splits(config, sizes, devices)
-    ):
-        yield Division(
-            chips=devices.count,
-            share=share,
-            fsdp=fsdp,
-            # It is the same number as in training, also where that takes a task's samples at once.
-            sample=config.microbatch.sample or min(size, share),
-            decode=decoded,
-            score=scored,
-            train=size,
-            remat=remat,
-        )
+    splits = _splits(config, sizes, devices)
+    for pairs in _pairs(config, sizes, share):
+        for gather, (remat, size), fsdp in itertools.product(gathers, pairs, splits):
+            yield Division(
+                chips=devices.count,
+                share=share,
+                fsdp=fsdp,
+                # It is the same number as in training, also where a task's samples are one piece.
+                sample=config.microbatch.sample or min(size, share),
+                decode=decoded,
+                score=scored,
+                train=size,
+                remat=remat,
+                gather=gather,
+            )
 
 
 def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bool) -> Plan:

@@ -96,6 +96,16 @@ def test_by_blocks_neither_the_denoiser_nor_its_gradient_is_whole():
     assert memory.needed(sizes, one) == memory.needed(sizes, unsplit)
 
 
+def test_a_stack_of_blocks_has_a_whole_gradient_beside_the_sum():
+    stacked = dataclasses.replace(SIZES, stacked=True)
+    added = lambda division: (
+        memory.needed(stacked, division)["update"] - memory.needed(SIZES, division)["update"]
+    )
+    assert added(DIVISION) == 2 * 800
+    assert added(dataclasses.replace(DIVISION, train=6)) == 0
+    assert added(dataclasses.replace(DIVISION, gather="blocks")) == 0
+
+
 SIDES = {"sd15": (64, 64), "sd2": (64, 64), "sdxl": (128, 128)}
 
 

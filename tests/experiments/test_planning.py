@@ -6,7 +6,7 @@ import json
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import emoji_policy_gradient, hps, joint
+from configs import emoji_flow, emoji_policy_gradient, hps, joint
 from diffusionrl_jax.distributed.devices import Devices, devices_of_topology
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.experiments import checks, planning
@@ -40,14 +40,30 @@ def test_a_plan_passes_all_checks(make, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
-def test_the_emoji_world_is_computed_on_cpus_as_it_was(count):
-    """20 samples are drawn at a time, and all else is done at once."""
+def test_the_emoji_world_is_computed_in_small_pieces_on_cpus(count):
+    """20 samples are drawn and trained on at a time, and all else is done at once."""
     config, _ = planning.resolve(emoji_policy_gradient.get_config(), devices(count, 4 * GIB, "cpu"))
     share = 320 // count
     assert config.microbatch.sample == 20 and 3 * share % 20 == 0
     assert config.microbatch.decode >= 3 * share
-    assert config.microbatch.score >= share and config.microbatch.train >= share
+    assert config.microbatch.score >= share and config.microbatch.train == 20
     assert (config.mesh.fsdp, config.remat, config.execution) == (1, "none", "auto")
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "at_once"),
+    [
+        (emoji_policy_gradient.get_config, {"convolution": "xla"}, 320),
+        # Its pieces are of 4, or of 23.
+        (lambda: emoji_policy_gradient.get_config("preference"), {"batch_size": 92}, 92),
+        (emoji_flow.get_config, {}, 320),
+    ],
+)
+def test_on_a_cpu_updates_are_whole_where_pieces_gain_nothing(make, changes, at_once):
+    config = make()
+    config.update_from_flattened_dict(changes)
+    config, _ = planning.resolve(config, devices(1, 4 * GIB, "cpu"))
+    assert config.microbatch.train >= at_once
 
 
 def test_a_machine_without_room_for_all_at_once(make_config):
