@@ -36,6 +36,8 @@ OWLV2_IMAGE = 2.5 * 2**30
 FACTORS, CHANGED = 1 / 4000, 0.3
 # Of a stack of blocks: the bytes of each number of a changed kernel, and of its gradient.
 CHANGED_OF_STACK = 2 * FLOAT
+# How many of a stack's parameters the compiler copies, into the order in which a loop takes them.
+COPIED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +288,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     if by_blocks:
         # The whole gradient of a block is summed in float32.
         of_gradient = (sizes.itemsize + FLOAT) * sizes.model.network.largest_block
-        gradient = (sizes.changed if sizes.lora else FLOAT * sizes.trained) / division.fsdp
-        together = cast + of_gradient + gradient
+        gradient = sizes.changed if sizes.lora else FLOAT * sizes.trained
+        if sizes.stacked and not sizes.lora:
+            gradient *= 1 + COPIED
+        together = cast + of_gradient + gradient / division.fsdp
     else:
         # With several microbatches the whole gradient is added up. With one it is split as it is
         # made.

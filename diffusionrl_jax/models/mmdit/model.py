@@ -226,8 +226,13 @@ class MMDiT:
         return Conditioning(long, jnp.concatenate(pooled, axis=-1))
 
     def _after(self, short: jax.Array, long: jax.Array | None) -> jax.Array:
-        """Returns CLIP's states, filled up with zeros, and T5's, or its zeros, after them."""
+        """Returns CLIP's states, filled up with zeros, and T5's, or its zeros, after them.
+
+        CLIP's module adds its layers up in float32: rounded as the transformer reads them, the
+        states take half of that.
+        """
         width = self.configs["transformer"]["joint_attention_dim"]
+        short = short.astype(self.transformer.dtype)
         short = jnp.pad(short, ((0, 0), (0, 0), (0, width - short.shape[-1])))
         if long is None:
             long = jnp.zeros((len(short), min(self.text_tokens, 1), width), short.dtype)

@@ -1,6 +1,7 @@
 """Sizes, pictures and prompts of a model, against PyTorch's pipelines."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -38,3 +39,10 @@ def test_cut_prompts_are_those_that_t5_does_not_read(make_folder):
     assert model.are_cut(["a" * 100, "a" * 300]).tolist() == [False, True]
     without, _ = load_model(str(make_folder(False)))
     assert without.are_cut(["a" * 100, "a"]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("has_t5", [True, False])
+def test_texts_are_held_as_the_transformer_reads_them(make_folder, has_t5):
+    model, params = load_model(str(make_folder(has_t5)), dtype=jnp.bfloat16)
+    text = jax.eval_shape(model.encode_text, params["text_encoder"], model.tokenize(["a"]))
+    assert text.states.dtype == text.pooled.dtype == jnp.bfloat16
