@@ -178,6 +178,7 @@ def pictures(setup, count):
         text=np.int32(0),
         weight=np.float32(1),
         objective=np.int32(1),
+        objectives=(1,),
         own={
             "target": target,
             "step_index": np.ones(count, np.int32),
