@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests import bad_inputs, forked_programs
+from tests import bad_configs, bad_inputs, forked_programs
 from tests.processes import ROOT
 
 TRACEBACK = "Traceback (most recent call last)"
@@ -14,8 +14,8 @@ TRACEBACK = "Traceback (most recent call last)"
 def places(tiny_model, tmp_path_factory):
     """What the cases' arguments name, but for the folders of their own."""
     folder = tmp_path_factory.mktemp("bad_inputs")
-    (folder / "faulty_rewards.py").write_text(bad_inputs.REWARDS)
-    (folder / "config.py").write_text(bad_inputs.CONFIG.format(model=tiny_model))
+    (folder / "faulty_rewards.py").write_text(bad_configs.REWARDS)
+    (folder / "config.py").write_text(bad_configs.CONFIG.format(model=tiny_model))
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "empty.py").write_text("")
     files = {name: folder / f"{name}.py" for name in ("config", "broken", "empty")}

@@ -36,7 +36,7 @@ OWLV2_IMAGE = 2.5 * 2**30
 FACTORS, CHANGED = 1 / 4000, 0.3
 # Of a stack of blocks: the bytes of each number of a changed kernel, and of its gradient.
 CHANGED_OF_STACK = 2 * FLOAT
-# How many of a stack's parameters the compiler copies, into the order in which a loop takes them.
+# What part of a stack's parameters the compiler copies, into the order in which a loop takes them.
 COPIED = 0.5
 
 
@@ -60,7 +60,6 @@ class Sizes:
       updates: the number of updates for each task.
       tasks: the number of tasks.
       changed: the bytes that an update holds of the kernels that LoRA's factors change.
-      stacked: whether the denoiser is a stack of blocks, run by a loop.
       kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
       lora, on_host: whether there is LoRA, a reward on the host.
       pretrains: how many updates are on pictures that are not drawn.
@@ -96,7 +95,11 @@ class Sizes:
     chain_gradient: bool = False
     group: int = 1
     changed: float = 0.0
-    stacked: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the denoiser is a stack of blocks, run by a loop."""
+        return self.model.denoiser_shapes is not None
 
 
 def _count(tensors: Mapping[str, Any]) -> int:
@@ -171,7 +174,6 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         chain_gradient=needs.chain_gradient,
         group=shared_prefix.group_size(config),
         changed=changed,
-        stacked=model.denoiser_shapes is not None,
     )
 
 
@@ -227,6 +229,28 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
     base = denoiser if sizes.holds_base or not trains else 0
     pictures = 2 * division.share * sizes.latent if trains and sizes.pretrains else 0
     return FLOAT * (state + base) / division.fsdp + FLOAT * frozen / frozen_split + pictures
+
+
+def _gradient(sizes: Sizes, division: Division, by_blocks: bool) -> float:
+    """Returns the bytes of the gradient of all microbatches, and of what lies beside it.
+
+    Args:
+      sizes, division: as in `needed`.
+      by_blocks: whether the denoiser is gathered by blocks.
+    """
+    if by_blocks:
+        # The whole gradient of a block is summed in float32.
+        of_block = (sizes.itemsize + FLOAT) * sizes.model.network.largest_block
+        copied = COPIED if sizes.stacked else 0
+        summed = sizes.changed if sizes.lora else FLOAT * (1 + copied) * sizes.trained
+        return of_block + summed / division.fsdp
+    if sizes.lora:
+        return sizes.changed
+    if division.train >= division.share:  # One microbatch's is split as it is made.
+        return FLOAT * sizes.trained / division.fsdp
+    # What a loop over the blocks gives is whole before it is added to the whole sum.
+    beside = sizes.itemsize if sizes.stacked else 0
+    return (FLOAT + beside) * sizes.trained
 
 
 def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:
@@ -285,22 +309,7 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     # All activations are held for the backward pass: as a rule two more of each.
     scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
     backwards = networks + 3 * scoring if sizes.reward_gradient else 0
-    if by_blocks:
-        # The whole gradient of a block is summed in float32.
-        of_gradient = (sizes.itemsize + FLOAT) * sizes.model.network.largest_block
-        gradient = sizes.changed if sizes.lora else FLOAT * sizes.trained
-        if sizes.stacked and not sizes.lora:
-            gradient *= 1 + COPIED
-        together = cast + of_gradient + gradient / division.fsdp
-    else:
-        # With several microbatches the whole gradient is added up. With one it is split as it is
-        # made.
-        adds_up = division.train < share
-        gradient = FLOAT * (sizes.trained if adds_up else sizes.trained / division.fsdp)
-        if adds_up and sizes.stacked:
-            # What the loop over the blocks gives is whole before it is added.
-            gradient += sizes.itemsize * sizes.trained
-        together = cast + (sizes.changed if sizes.lora else gradient)
+    together = cast + _gradient(sizes, division, by_blocks)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     # Pictures of the pretraining loss stand for themselves.
     group = 1 if sizes.pretrains else sizes.group

@@ -97,7 +97,9 @@ def test_by_blocks_neither_the_denoiser_nor_its_gradient_is_whole():
 
 
 def test_a_stack_of_blocks_has_a_whole_gradient_beside_the_sum():
-    stacked = dataclasses.replace(SIZES, stacked=True)
+    stacked = dataclasses.replace(
+        SIZES, model=dataclasses.replace(SIZES.model, denoiser_shapes=dict)
+    )
     added = lambda division: (
         memory.needed(stacked, division)["update"] - memory.needed(SIZES, division)["update"]
     )

@@ -51,19 +51,19 @@ def test_the_emoji_world_is_computed_in_small_pieces_on_cpus(count):
 
 
 @pytest.mark.parametrize(
-    ("make", "changes", "at_once"),
+    ("make", "changes"),
     [
-        (emoji_policy_gradient.get_config, {"convolution": "xla"}, 320),
+        (emoji_policy_gradient.get_config, {"convolution": "xla"}),
         # Its pieces are of 4, or of 23.
-        (lambda: emoji_policy_gradient.get_config("preference"), {"batch_size": 92}, 92),
-        (emoji_flow.get_config, {}, 320),
+        (lambda: emoji_policy_gradient.get_config("preference"), {"batch_size": 92}),
+        (emoji_flow.get_config, {}),
     ],
 )
-def test_on_a_cpu_updates_are_whole_where_pieces_gain_nothing(make, changes, at_once):
+def test_on_a_cpu_updates_are_whole_where_pieces_gain_nothing(make, changes):
     config = make()
     config.update_from_flattened_dict(changes)
     config, _ = planning.resolve(config, devices(1, 4 * GIB, "cpu"))
-    assert config.microbatch.train >= at_once
+    assert config.microbatch.train >= config.batch_size
 
 
 def test_a_machine_without_room_for_all_at_once(make_config):

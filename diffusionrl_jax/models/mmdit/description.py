@@ -100,8 +100,9 @@ def _open(name: str) -> tuple[Mapping[str, Any], Mapping[str, int]]:
 
 # How many values a block stores for its backward pass, for each number of each token, where nothing
 # is computed again: those of a block of both streams, of one that is dual, of the last one, and of
-# one that has a single stream.
+# one that has a single stream. And how many more than others one that is dual asks for.
 STACKED, STACKED_OF_DUAL, STACKED_OF_LAST, STACKED_OF_SINGLE = 58, 74, 47, 53
+KEPT_OF_DUAL = 8
 
 
 def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Network:
@@ -116,9 +117,9 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
     tokens, layers = places + words, config["num_layers"]
     singles = config.get("num_single_layers", 0)
 
-    def block(squares, squares_of_words, modulations, attended, stacked, kept=0, attentions=1):
+    def block(squares, squares_of_words, modulations, attended, stacked, is_dual=False):
         """A block with so many products with width x width numbers for each kind of token."""
-        kept += arithmetic.KEPT_OF_LAYER
+        kept = arithmetic.KEPT_OF_LAYER + (KEPT_OF_DUAL if is_dual else 0)
         squares_of_all = places * squares + words * squares_of_words + modulations
         return arithmetic.Block(
             2.0 * width**2 * squares_of_all + 4.0 * width * attended,
@@ -126,7 +127,7 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
             kept * tokens * width,
             tokens,
             config["num_attention_heads"],
-            attentions,
+            1 + is_dual,
             width**2 * (squares + squares_of_words + modulations),
             stacked * tokens * width,
             fills_up=True,
@@ -136,17 +137,15 @@ def network(config: Mapping[str, Any], words: int, places: int) -> arithmetic.Ne
     for layer in range(layers):
         # Queries, keys, values and outputs have one square each, the layers behind eight.
         squares, squares_of_words, modulations, attended = 12, 12, 12, tokens**2
-        stacked, kept, attentions = STACKED, 0, 1
-        if layer in (config.get("dual_attention_layers") or ()):
-            squares, modulations = squares + 4, modulations + 3
-            stacked, kept, attentions = STACKED_OF_DUAL, 8, 2
+        stacked, is_dual = STACKED, layer in (config.get("dual_attention_layers") or ())
+        if is_dual:
+            squares, modulations, stacked = squares + 4, modulations + 3, STACKED_OF_DUAL
             attended += places**2
         if layer == layers - 1 and not singles:
             squares_of_words, modulations = 2, modulations - 4
             stacked = STACKED_OF_LAST
             attended -= words * tokens
-        sizes = squares, squares_of_words, modulations, attended, stacked, kept, attentions
-        blocks.append(block(*sizes))
+        blocks.append(block(squares, squares_of_words, modulations, attended, stacked, is_dual))
     # FLUX's later blocks have the same weights for both kinds of tokens.
     single = block(12, 12, 3, tokens**2, STACKED_OF_SINGLE)
     blocks += [dataclasses.replace(single, parameters=width**2 * (12 + 3))] * singles

@@ -68,7 +68,7 @@ class Block:
         shape = (1, self.tokens, self.heads, 1)
         return kernel and takes_splash(shape, shape, self.fills_up)
 
-    def recomputed(self, kernel: bool) -> int:
+    def read_and_attended(self, kernel: bool) -> int:
         """Returns how many values it keeps where all is computed again but the kernel's attention.
 
         Args:
@@ -132,7 +132,7 @@ class Network:
                 for block in blocks
             )
         elif remat == "blocks":
-            held = itemsize * sum(block.recomputed(kernel) for block in blocks) + one
+            held = itemsize * sum(block.read_and_attended(kernel) for block in blocks) + one
         else:
             inside = max(sum(block.read for block in part) for part in self.parts)
             outside = self.skips + sum(part[0].read for part in self.parts)

@@ -98,7 +98,7 @@ def test_memory_of_a_network_by_hand(monkeypatch):
     # What the kernel leaves of its attention, beside.
     monkeypatch.setattr(attention, "KERNEL_TOKENS", 3)
     long = dataclasses.replace(attending, fills_up=True, attentions=2)
-    assert long.recomputed(kernel=True) == 20 + 2 * 20
-    assert long.recomputed(kernel=False) == attending.recomputed(kernel=True) == 20
+    assert long.read_and_attended(kernel=True) == 20 + 2 * 20
+    assert long.read_and_attended(kernel=False) == attending.read_and_attended(kernel=True) == 20
     # What is kept between the levels and of the larger level's blocks.
     assert network.backward("full", 2, False) == 2 * (7 + 10 + 20 + 30) + one
