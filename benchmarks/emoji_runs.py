@@ -59,6 +59,8 @@ IMAGES_OF_PAIRS = {
     "portraits": 20,
     "unseen_portraits": 20,
 }
+# Of a run's own evaluations, which no study reads.
+IMAGES_OF_RUNS = dict.fromkeys(IMAGES, 20)
 
 
 def run(output: str, module: str, *arguments: str) -> None:
@@ -93,7 +95,12 @@ def overrides(method: str, rate: float, seed: int, iterations: int) -> dict:
         "pretraining.weight": 0.0,
         "seed": seed,
     }
-    return changes | METHODS[method][0]
+    return changes | sizes_of(IMAGES_OF_RUNS) | METHODS[method][0]
+
+
+def sizes_of(images: Mapping[str, int]) -> dict:
+    """How many images each of the evaluation's sets has, by the fields' names."""
+    return {f"evaluation.sets.{name}.images": count for name, count in images.items()}
 
 
 def steps_of(iterations: int) -> list[int]:
@@ -121,9 +128,8 @@ def evaluation_arguments(
       changes: what else of the config is changed, by the fields' names.
     """
     listed = ",".join(f"{name}={checkpoint}" for name, checkpoint in checkpoints.items())
-    sizes = {f"evaluation.sets.{name}.images": count for name, count in images.items()}
     options = [f"--config={CONFIG}", f"--checkpoints={listed}", f"--output={folder}"]
-    return options + flags_of(sizes | dict(changes))
+    return options + flags_of(sizes_of(images) | dict(changes))
 
 
 def read_means(folder: str) -> dict[str, dict[tuple[str, str], float]]:
