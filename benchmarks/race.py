@@ -9,10 +9,11 @@ and prompts that are not reported, with half of the iterations; the rate with th
 there is raced. Printed are, with 95% intervals over the seeds, the share of the distance that is
 closed at the end, and the largest one before the recogniser, which is never a reward, falls; and
 what it took until a quarter was closed, and half: pictures drawn, passes of the denoiser (a forward
-pass is one, a backward pass two), seconds of training on the devices that are there without
-compilation, and the chip-seconds that as many pictures of Stable Diffusion 2 ask of a v5e at its
-peak. It runs for hours. FOLDER keeps every run, results.json and race.svg; started again, it goes
-on where it was.
+pass is one, a backward pass two), seconds of training without compilation on the devices that are
+there, and the chip-seconds that as many pictures of Stable Diffusion 2 ask of a v5e at its peak.
+Seconds are of a few iterations of each method, one after the other, when all have been raced. It
+runs for hours. FOLDER keeps every run, results.json and race.svg; started again, it goes on where
+it was.
 """
 
 import argparse
@@ -43,6 +44,7 @@ CONFIG = f"{emoji_runs.CONFIG}:{TASK}"
 STEPS = emoji_runs.steps_of(ITERATIONS)
 TRIES = (0.5, 1.0, 2.0)
 TUNING_SEED, TUNING_PROMPTS = 100, "emoji:compositions"
+TIMED = 8  # Iterations of the run that tells a method's seconds.
 REWARD, JUDGE = "detection", "recognition"
 SETS = ("new_pairs", "unseen_pairs")
 ENOUGH = {"a quarter": 0.25, "half": 0.5}  # Of the distance from base to real pictures.
@@ -57,14 +59,12 @@ class Point:
 
     Attributes:
       iteration: after which it was made; 0 is the base model.
-      seconds: of all iterations so far, each as long as the median one, which compiles nothing.
       share: how much of the distance from the base model to real pictures is closed, the mean of
         the sets.
       judge: the mean over the sets of what is never a reward.
     """
 
     iteration: int
-    seconds: float
     share: float
     judge: float
 
@@ -105,13 +105,12 @@ def choose_rate(output: str, method: str) -> float:
     return max(reached, key=reached.get)
 
 
-def points(means: dict, iterations: Sequence[int], seconds: float) -> list[Point]:
+def points(means: dict, iterations: Sequence[int]) -> list[Point]:
     """The evaluations of a run.
 
     Args:
       means: model -> (set, scorer) -> mean. Models are "base", the iterations, and real pictures.
       iterations: those of the checkpoints.
-      seconds: of an iteration.
     """
     base, real = means["base"], means["real pictures"]
 
@@ -121,7 +120,7 @@ def points(means: dict, iterations: Sequence[int], seconds: float) -> list[Point
 
     evaluated = {0: base} | {step: means[str(step)] for step in iterations}
     return [
-        Point(step, step * seconds, share(model), mean_of_sets(model, JUDGE))
+        Point(step, share(model), mean_of_sets(model, JUDGE))
         for step, model in evaluated.items()
     ]
 
@@ -164,6 +163,13 @@ def passes_of_an_iteration(method: str) -> float:
     return operations / describe_model(config.model).network.operations
 
 
+def seconds_of_an_iteration(output: str, method: str) -> float:
+    """The median of a short run, which compiles nothing and saves nothing before its end."""
+    changes = overrides(method, METHODS[method][1], 0, TIMED) | {"checkpoint.every": TIMED}
+    workdir = emoji_runs.train(output, f"timed-{method}", CONFIG, changes)
+    return emoji_runs.seconds_of_an_iteration(workdir)
+
+
 def chip_seconds_of_an_image(method: str) -> float:
     """The least seconds of a chip for an image of Stable Diffusion 2 with a method's settings."""
     config = image_reward.get_config()
@@ -201,8 +207,7 @@ def cost_row(method: str, result: dict, share: float) -> list[str]:
     cells = [method, f"{len(reached)} of {len(runs)}"]
     if len(reached) < len(runs):
         return cells + [""] * 4
-    seconds = statistics.median(run[-1].seconds / run[-1].iteration for run in runs)
-    of_one = (BATCH, result["passes"], seconds, BATCH * result["chip_seconds"])
+    of_one = (BATCH, result["passes"], result["seconds"], BATCH * result["chip_seconds"])
     return cells + [interval([count * each for count in reached]) for each in of_one]
 
 
@@ -247,6 +252,11 @@ def plot(path: str, results: dict) -> None:
     figure.savefig(path)
 
 
+def keep(path: str, results: dict) -> None:
+    """Writes the results, whole."""
+    write_whole(epath.Path(path), json.dumps(results, indent=1).encode())
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,11 +290,14 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             name = f"{method}-{seed}"
             changes = overrides(method, result["rate"], seed, ITERATIONS)
-            workdir = emoji_runs.train(flags.output, name, CONFIG, changes)
+            emoji_runs.train(flags.output, name, CONFIG, changes)
             means = evaluate(flags.output, name, STEPS, {"evaluation.seed": 1})
-            found = points(means, STEPS, emoji_runs.seconds_of_an_iteration(workdir))
-            result["runs"][str(seed)] = list(map(dataclasses.asdict, found))
-            write_whole(epath.Path(path), json.dumps(results, indent=1).encode())
+            result["runs"][str(seed)] = list(map(dataclasses.asdict, points(means, STEPS)))
+            keep(path, results)
+    for method in flags.methods:
+        if "seconds" not in results[method]:
+            results[method]["seconds"] = seconds_of_an_iteration(flags.output, method)
+            keep(path, results)
     print(tables(results))
     plot(os.path.join(flags.output, "race.svg"), results)
 

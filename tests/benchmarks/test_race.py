@@ -19,7 +19,7 @@ def race(monkeypatch):
 def run_of(race, shares, judges=None):
     judges = judges or [0.9] * len(shares)
     pairs = zip(shares, judges, strict=True)
-    return [race.Point(6 * k, 12.0 * k, share, judge) for k, (share, judge) in enumerate(pairs)]
+    return [race.Point(6 * k, share, judge) for k, (share, judge) in enumerate(pairs)]
 
 
 def test_half_is_crossed_between_two_evaluations(race):
@@ -41,9 +41,9 @@ def test_the_share_is_of_the_way_to_real_pictures(race):
     }
     means = {"base": mean(0.8, 0.5, 0.9), "real pictures": mean(1.0, 0.9, 1.0)}
     means["6"] = mean(0.9, 0.6, 0.95)
-    start, end = race.points(means, [6], seconds=2.0)
-    assert start == race.Point(0, 0.0, 0.0, pytest.approx(0.8))
-    assert end == race.Point(6, 12.0, pytest.approx((0.5 + 0.25) / 2), pytest.approx(0.85))
+    start, end = race.points(means, [6])
+    assert start == race.Point(0, 0.0, pytest.approx(0.8))
+    assert end == race.Point(6, pytest.approx((0.5 + 0.25) / 2), pytest.approx(0.85))
 
 
 def test_the_interval_is_students(race):
@@ -77,7 +77,8 @@ def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
     flags = [f"--output={tmp_path}", "--methods=nft,awm", "--seeds=2"]
     race.main(flags)
     trained = [arguments for module, arguments in asked if module == "main"]
-    assert len(trained) == 2 * (len(race.TRIES) + 2)
+    timed = [arguments for arguments in trained if any("timed-" in flag for flag in arguments)]
+    assert len(trained) == 2 * (len(race.TRIES) + 2) + len(timed) and timed == trained[-2:]
     rates = {flag for arguments in trained for flag in arguments if "learning_rate" in flag}
     assert len(rates) == len({1e-4, 2e-4, 4e-4, 5e-5})
     # Shares rise by a ninth at each of eight evaluations, six iterations apart: half after 27.
