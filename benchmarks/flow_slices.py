@@ -108,7 +108,8 @@ def row(name: str, config: Config, topology: str) -> list[str]:
     devices, chip = devices_of_topology(topology), chips.of_topology(topology)
     plan = planning.choose(config, devices)
     division, sizes, method = plan.division, memory.sizes(config, kernel=True), needs_of(config)
-    turns = Turns(config.sampler.steps, method.updates, method.predictions)
+    of_task = method.updates // sizes.tasks, method.predictions // method.updates
+    turns = Turns(config.sampler.steps, *of_task)
     images = sizes.tasks * division.share
     computed, sent = operations(sizes, turns), gathered(sizes, division, turns) / images
     assert chip.interconnect is not None and devices.memory is not None  # Those of TPUs are known.

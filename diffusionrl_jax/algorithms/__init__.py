@@ -1,4 +1,4 @@
-"""The methods of learning, by the name that a config gives them in `config.algorithm.name`."""
+"""The methods of learning, by the name that a config gives them: one for all tasks, or for each."""
 
 from diffusionrl_jax.algorithms import (
     centred_reward,
@@ -11,11 +11,11 @@ from diffusionrl_jax.algorithms import (
     reward_gradient,
     reward_weighted,
 )
-from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.learning.algorithm import Needs
+from diffusionrl_jax.data.config_type import Config, copied
+from diffusionrl_jax.learning.algorithm import Needs, together
 
 # Name -> module or `Method`. Its `needs` takes the method's own config fields, its `make` a config
-# and a process.
+# whose tasks all learn by it, and a process. Where tasks learn by several, it is in this order.
 ALGORITHMS = {
     "policy_gradient": policy_gradient,
     "reward_weighted": reward_weighted,
@@ -32,7 +32,37 @@ ALGORITHMS = {
 }
 
 
+def method_of(config: Config, task: str) -> str:
+    """Returns the name of the method that a task learns by: its own, or `config.algorithm.name`."""
+    # Runs of earlier versions have no such field.
+    return config.tasks[task].get("algorithm") or config.algorithm.name
+
+
+def tasks_by_method(config: Config) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the tasks that learn by each method, in the order of `ALGORITHMS`."""
+    by_task = {task: method_of(config, task) for task in config.tasks}
+    found = {name: tuple(task for task in by_task if by_task[task] == name) for name in ALGORITHMS}
+    return {name: tasks for name, tasks in found.items() if tasks}
+
+
+def of_method(config: Config, name: str) -> Config:
+    """Returns a copy of a config that has only the tasks that learn by a method."""
+    own = copied(config)
+    own.algorithm.name = name
+    for task in set(config.tasks) - set(tasks_by_method(config)[name]):
+        del own.tasks[task]
+    return own
+
+
 def needs_of(config: Config) -> Needs:
-    """Returns what the config's method takes."""
-    name = config.algorithm.name
-    return ALGORITHMS[name].needs(config.algorithm[name])
+    """Returns what the methods of a config's tasks take together, with the updates of all tasks.
+
+    Raises:
+      UserError: methods cannot learn from the samples of one iteration; it says which, and why.
+    """
+    return together(
+        {
+            name: (ALGORITHMS[name].needs(config.algorithm[name]), len(tasks))
+            for name, tasks in tasks_by_method(config).items()
+        }
+    )

@@ -99,6 +99,7 @@ class ChainGradient(ThroughReward):
         latents, steps = scored.samples.latents, scored.samples.steps
         assert latents is not None and steps is not None  # `needs` asks for them.
         _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
+        trained = scored.own(trained)
         shown = of_steps(self.process, steps.latents, trained, self.weights)
         rewards, gradients = reward_gradients(experience, scored, latents[:, None])
         gradients = by_update(
@@ -156,7 +157,7 @@ class ChainGradient(ThroughReward):
         found = jax.lax.map(of_task, arrays)
         if not self.random_steps:
             return found
-        places = jnp.arange(tasks * batch)
+        places = scored.places.reshape(-1)
         keys = draws.keys(self.seed, scored.step, draws.FORWARD, places)
         drawn = jax.vmap(lambda key: jax.random.randint(key, (), 1, count + 1))(keys)
         kept = jnp.arange(count) >= count - drawn.reshape(tasks, batch, 1)

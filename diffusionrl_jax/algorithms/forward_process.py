@@ -110,7 +110,8 @@ class ForwardProcess:
         assert latents is not None  # `needs` asks for them.
         firsts = draws.first_of_group(self.group_sizes, latents.shape[1])
         arguments = self.process, latents, self.weights, self.seed, scored.step, self.noises
-        examples = noise_anew(*arguments, sources=firsts if self.groups else None)
+        sources = firsts if self.groups else None
+        examples = noise_anew(*arguments, places=scored.places, sources=sources)
         task, most = examples.text, self.most_advantage
         advantages = jnp.clip(scored.advantages, -most, most) / most
         own = {**examples.own, "advantages": advantages[task]}

@@ -99,8 +99,8 @@ class OfflinePreference:
         clean = mean + std * jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         examples = noise_anew(
             *(self.process, clean[None], (1.0,), self.seed, scored.step, self.noises),
+            places=places[None],
             sources=(places // PAIR * PAIR)[None],
-            shares_times=True,
         )
         captions = encode_captions(pictures, experience, scored, self.microbatch)
         both = conditions(*captions, self.guidance_scale)

@@ -125,7 +125,8 @@ class PolicyGradient:
 
         The arguments and the result are those of `Objective.examples`.
         """
-        firsts, trained = experience.trained_steps(scored.step, scored.advantages.shape[1])
+        firsts, of_all = experience.trained_steps(scored.step, scored.advantages.shape[1])
+        trained = scored.own(of_all)
         steps, group = scored.samples.steps, experience.group
         assert steps is not None  # `needs` asks for them.
         # Groups that share what they are trained on are rows, in which the first sample stands.
@@ -139,7 +140,7 @@ class PolicyGradient:
             else advantages.reshape(*advantages.shape[:-1], -1, group),
         }
         if self.compares_means:
-            noise = experience.noise_of_steps(scored.step, firsts, trained)
+            noise = scored.own(experience.noise_of_steps(scored.step, firsts, of_all))
             noise = by_update(noise[:, ::group])
             target = own["target"] if group == 1 else own["target"][:, :, 0]
             taken = jax.vmap(self.process.step, (0, 0, 0, None))

@@ -73,5 +73,5 @@ class RewardFeedback(ThroughReward):
         _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
         steps = scored.samples.steps
         assert steps is not None  # `needs` asks for them.
-        shown = of_steps(self.process, steps.latents, trained, self.weights)
+        shown = of_steps(self.process, steps.latents, scored.own(trained), self.weights)
         return self.examples_of_guesses(shown, experience, scored, predict), None

@@ -100,11 +100,11 @@ def reward_gradients(
       a sample or its score is not finite.
     """
     scoring, found = experience.scoring, []
-    for number, inputs in enumerate(scored.batch.reward_inputs):
-        gradient = lambda latents, number=number, inputs=inputs: scoring.reward_gradient(
-            number, scored.frozen, latents, inputs
+    for row, task in enumerate(scored.tasks):
+        gradient = lambda latents, task=task: scoring.reward_gradient(
+            task, scored.frozen, latents, scored.batch.reward_inputs[task]
         )
-        found.append(jax.lax.map(gradient, latents[number]))
+        found.append(jax.lax.map(gradient, latents[row]))
     rewards, gradients = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
     of_samples = jnp.repeat(jnp.isfinite(scored.rewards), latents.shape[1], axis=0)
     valid = of_samples & jnp.isfinite(rewards)
@@ -217,5 +217,5 @@ class RewardGradient(ThroughReward):
         """
         assert scored.samples.latents is not None  # `needs` asks for them.
         arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
-        noised = noise_anew(*arguments, self.noises, times=self.times)
+        noised = noise_anew(*arguments, self.noises, places=scored.places, times=self.times)
         return self.examples_of_guesses(noised, experience, scored, predict), None

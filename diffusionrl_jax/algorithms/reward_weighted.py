@@ -130,7 +130,7 @@ class RewardWeighted:
         """
         assert scored.samples.latents is not None  # `needs` asks for them.
         arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
-        examples = noise_anew(*arguments, self.noises)
+        examples = noise_anew(*arguments, self.noises, places=scored.places)
         rows = zip(scored.rewards, self.group_sizes, strict=True)
         weights = jnp.stack([self.sample_weights(*row) for row in rows])
         own = {**examples.own, "sample_weight": weights[examples.text]}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from diffusionrl_jax.algorithms import ALGORITHMS, needs_of
+from diffusionrl_jax.algorithms import ALGORITHMS, method_of, needs_of, of_method, tasks_by_method
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.experiments import checks
@@ -64,9 +64,24 @@ def needs_base(config: Config) -> bool:
 
 def updates_per_iteration(config: Config) -> int:
     """Returns how many gradients an iteration gives to the optimiser."""
-    needs = needs_of(config)
-    times = 1 if needs.pairs else len(config.tasks)
-    return times * needs.updates + (1 if config.pretraining.weight else 0)
+    return needs_of(config).updates + (1 if config.pretraining.weight else 0)
+
+
+def _noise_group(config: Config, name: str) -> int:
+    """Returns how many neighbours in the batch of a task share noise."""
+    task, method = config.tasks[name], method_of(config, name)
+    needs = ALGORITHMS[method].needs(config.algorithm[method])
+    # Where no step is credited with its noise, images that share all other noise would be alike.
+    return task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
+
+
+def _follower_decay(config: Config) -> tuple[float, float]:
+    """Returns how the decay of the average in the state's memory grows; see `Learner`."""
+    for method in tasks_by_method(config):
+        fields = config.algorithm[method]
+        if ALGORITHMS[method].needs(fields).follower:
+            return fields.decay_rate, fields.largest_decay
+    return 0.0, 0.0
 
 
 def _advantage_group(name: str, task: Config) -> int:
@@ -103,20 +118,22 @@ def make_algorithm(
       UserError: a field does not fit.
     """
     sampler, microbatch, tasks = config.sampler, config.microbatch, config.tasks
-    process = make_chain(config, model)
-    needs, fields = needs_of(config), config.algorithm[config.algorithm.name]
-    follower_decay = (fields.decay_rate, fields.largest_decay) if needs.follower else (0.0, 0.0)
+    process, needs, names = make_chain(config, model), needs_of(config), tuple(tasks)
     learner = Learner(
         optimizer=make_optimizer(config.optimizer, updates_per_iteration(config)),
         ema_decay=config.ema_decay,
         microbatch=microbatch.train,
         mesh=mesh,
-        follower_decay=follower_decay,
+        follower_decay=_follower_decay(config),
     )
     objectives: tuple[Objective, ...] = ()
-    if needs.updates:
-        objectives += (ALGORITHMS[config.algorithm.name].make(config, process),)
+    of_tasks: tuple[tuple[int, ...], ...] = ()
+    for method, learners in tasks_by_method(config).items():
+        if ALGORITHMS[method].needs(config.algorithm[method]).updates:
+            objectives += (ALGORITHMS[method].make(of_method(config, method), process),)
+            of_tasks += (tuple(map(names.index, learners)),)
     if config.pretraining.weight:
+        of_tasks += (tuple(range(len(names))),)
         objectives += (
             Pretraining(
                 process=process,
@@ -135,12 +152,7 @@ def make_algorithm(
         sample=microbatch.sample,
         decode=microbatch.decode,
         score=microbatch.score,
-        noise_groups=tuple(
-            # Where no step is credited with its noise, images that share all other noise would be
-            # alike.
-            task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
-            for task in tasks.values()
-        ),
+        noise_groups=tuple(_noise_group(config, name) for name in names),
         window=sampler.window,
         window_groups=tuple(task.group_size for task in tasks.values()),
         late_steps=needs.late_steps,
@@ -160,11 +172,12 @@ def make_algorithm(
         ),
         rules=AdvantageRules(
             clip=config.advantage_clip,
-            groups=tuple(_advantage_group(name, tasks[name]) for name in tasks),
+            groups=tuple(_advantage_group(name, tasks[name]) for name in names),
             prompt_min_count=tuple(task.prompt_min_count for task in tasks.values()),
             mesh=mesh,
             normalisations=tuple(task.normalisation for task in tasks.values()),
         ),
         objectives=objectives,
+        tasks=of_tasks,
         learner=learner,
     )

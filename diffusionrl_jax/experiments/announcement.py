@@ -32,13 +32,13 @@ def iteration_operations(experiment: Experiment) -> float:
     experience = experiment.algorithm.experience
     once = describe_model(config.model, checks.size(config)).network.operations
     images = config.batch_size * (1 if needs.pairs else len(experiment.task_names))
-    rows = images / experience.group  # Of a group that shares what it is trained on there is one.
+    # Of a group that shares what it is trained on there is one row.
+    rows = config.batch_size / experience.group
     trained = rows * needs.updates
     if config.pretraining.weight:
         trained += config.batch_size
     sampled = 0 if needs.pairs else images * experience.evaluations
-    if needs.base and needs.steps:
-        sampled += rows * needs.steps
+    sampled += rows * needs.predictions
     return once * passes(config.sampler.guidance_scale) * (sampled + PASSES_OF_AN_UPDATE * trained)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
-from diffusionrl_jax.algorithms import needs_of
+from diffusionrl_jax.algorithms import needs_of, tasks_by_method
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
@@ -66,7 +66,7 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_groups(config, mesh.size, "score", "its reward may compare them")
     needs = needs_of(config)
     if needs.groups:
-        reason = f"{config.algorithm.name} trains on them together"
+        reason = f"{' and '.join(tasks_by_method(config))} trains on them together"
         _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)
@@ -118,7 +118,8 @@ def _check(config: Config) -> None:
     size(config)
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
-    if config.algorithm.name == "policy_gradient":
+    needs_of(config)  # Refuses methods that cannot learn together.
+    if "policy_gradient" in tasks_by_method(config):
         _check_policy_gradient(config)
     elif window := config.sampler.window:
         raise UserError(
@@ -216,7 +217,7 @@ def _check_groups(config: Config, devices: int, field: str, reason: str) -> None
 def _check_pairs(config: Config, devices: int) -> None:
     """Refuses a division that takes pairs apart."""
     size, share = config.microbatch.train, config.batch_size // devices
-    reason = f"{config.algorithm.name} learns from pairs"
+    reason = f"{next(iter(tasks_by_method(config)))} learns from pairs"
     if share % 2:
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of {2 * devices}, whole "

@@ -148,6 +148,7 @@ FIELDS: dict[str, Kind] = {
     f"tasks.{ANY}.weight": Number(0, LOSS_WEIGHT, "draws and scores it, and does not train on it"),
     f"tasks.{ANY}.normalisation": Choice(NORMALISATIONS),
     f"tasks.{ANY}.shared_noise": Switch(),
+    f"tasks.{ANY}.algorithm": Choice(("", *ALGORITHMS)),
     f"tasks.{ANY}.prompt_buffer": Whole(1, 2**16),
     f"tasks.{ANY}.prompt_min_count": Whole(1, 2**16),
     f"tasks.{ANY}.most_prompts": Whole(1, 2**24),

@@ -57,7 +57,7 @@ class Sizes:
       latent, image, text: the bytes of one of them; those of the text are for all passes.
       decoded: the bytes that decoding an image takes.
       steps: how many steps of a sample's chain are kept.
-      updates: the number of updates for each task.
+      updates: the number of updates on samples, of all tasks.
       tasks: the number of tasks.
       changed: the bytes that an update holds of the kernels that LoRA's factors change.
       kept_of_example, predictions, reward_gradient, chain_gradient: as in `Needs`.
@@ -300,7 +300,7 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     if not trains:
         return phases
 
-    count = sizes.tasks * sizes.updates + sizes.pretrains
+    count = sizes.updates + sizes.pretrains
     updates = count * share * (1 + sizes.kept_of_example) * sizes.latent
     text = share * (sizes.tasks + sizes.pretrains) * sizes.text
     read = cast_text if is_encoder_split else 0

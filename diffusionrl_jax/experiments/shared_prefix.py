@@ -1,5 +1,6 @@
 """Refuses `config.algorithm.policy_gradient.shared_prefix` where groups cannot share a prefix."""
 
+from diffusionrl_jax.algorithms import tasks_by_method
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.mistakes import UserError
 
@@ -8,7 +9,7 @@ METHOD = "config.algorithm.policy_gradient"
 
 def group_size(config: Config) -> int:
     """Returns how many images share a prefix of their chain, 1 if none do."""
-    if config.algorithm.name != "policy_gradient":
+    if "policy_gradient" not in tasks_by_method(config):
         return 1
     if not config.algorithm.policy_gradient.shared_prefix:
         return 1
@@ -29,8 +30,9 @@ def check_fields(config: Config, devices: int) -> None:
     if not method.shared_prefix:
         return
     field = f"{METHOD}.shared_prefix={method.shared_prefix}"
-    if (name := config.algorithm.name) != "policy_gradient":
-        raise UserError(f"{field} is not for config.algorithm.name={name!r}: set it to 0.")
+    others = [name for name in tasks_by_method(config) if name != "policy_gradient"]
+    if others:
+        raise UserError(f"{field} is not for config.algorithm.name={others[0]!r}: set it to 0.")
     if (count := method.timesteps_per_iteration) != 1:
         raise UserError(f"{field} needs {METHOD}.timesteps_per_iteration=1, and it is {count}.")
     if window := config.sampler.window:

@@ -49,6 +49,7 @@ def make_task(
     weight: float = 1.0,
     normalisation: str = "batch",
     shared_noise: bool = False,
+    algorithm: str = "",
     prompt_buffer: int = 32,
     prompt_min_count: int = 16,
     most_prompts: int = 4096,
@@ -71,6 +72,8 @@ def make_task(
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited. Methods that train
         on no step of the chain draw all noise apart.
+      algorithm: the method that the task is learned by, as in `config.algorithm.name`, which "" is.
+        All draw the iteration's samples alike, by one chain and one model; see docs/methods.md.
       prompt_buffer: how many rewards of a prompt are kept. It has an effect with "prompt" alone, as
         have the next two.
       prompt_min_count: with fewer rewards of a prompt than this, the batch's mean and deviation are
@@ -85,6 +88,7 @@ def make_task(
             "weight": weight,
             "normalisation": normalisation,
             "shared_noise": shared_noise,
+            "algorithm": algorithm,
             "prompt_buffer": prompt_buffer,
             "prompt_min_count": prompt_min_count,
             "most_prompts": most_prompts,

@@ -1,13 +1,14 @@
 """The protocol of a method: all that execution, costs and the training loop know of it."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.phases import Phases
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import Reward
 
 
@@ -15,7 +16,8 @@ class Needs(NamedTuple):
     """What a method needs from an iteration, as far as its config fields alone determine it.
 
     Attributes:
-      updates: how many updates an iteration makes for each task.
+      updates: how many updates an iteration makes for each task; of several methods `together`, for
+        all tasks.
       steps: K, how many steps of each sample's chain are kept to be trained on.
       late_steps: among how many last steps of the chain these are; see `sampling.Sampling`.
       latents: whether the samples' final latents are trained on.
@@ -28,7 +30,8 @@ class Needs(NamedTuple):
       groups: whether the samples of a prompt are trained on together, so that microbatches hold
         whole groups.
       reward_gradient: whether rewards are differentiated by the latents that are scored.
-      predictions: how often the denoiser runs without a gradient on what is trained on.
+      predictions: how often the denoiser runs without a gradient on what an update is trained on;
+        of several methods `together`, on what all updates are trained on.
       chain_gradient: whether gradients are pulled back through steps of the chain.
       branches: into how many parts a task's groups are split, each of which shares its chain up to
         the step that is trained on; see `sampling.Sampling`.
@@ -50,6 +53,56 @@ class Needs(NamedTuple):
     chain_gradient: bool = False
     pairs: bool = False
     branches: int = 0
+
+
+def together(found: Mapping[str, tuple[Needs, int]]) -> Needs:
+    """Returns what several methods need of one iteration.
+
+    Args:
+      found: what each method needs, by its name, and how many tasks learn by it.
+
+    Raises:
+      UserError: they cannot share an iteration's samples; it names them, and says why.
+    """
+    needs = {name: one for name, (one, _) in found.items()}
+    of_updates = [(one, 1 if one.pairs else tasks) for one, tasks in found.values()]
+    chains = {name: (one.steps, one.late_steps) for name, one in needs.items() if one.steps}
+    followers = {name: one.follower for name, one in needs.items() if one.follower}
+    alone = [name for name, one in needs.items() if one.pairs or one.branches]
+    if len(needs) > 1 and alone:
+        _refuse(needs, f"{alone[0]} draws as it alone can, from pairs or with a shared prefix")
+    if len(set(chains.values())) > 1:
+        _refuse(chains, "they are trained on other steps of the chain")
+    if len({one.drawn_by_base for one in needs.values()}) > 1:
+        _refuse(needs, "the base model would draw for one, and the trained one for another")
+    if len(followers) > 1:
+        _refuse(followers, "each has an average of its own that follows the parameters")
+    steps, late_steps = next(iter(chains.values()), (0, 0))
+    any_of = lambda field: any(getattr(one, field) for one in needs.values())
+    return Needs(
+        updates=sum(one.updates * times for one, times in of_updates),
+        steps=steps,
+        latents=any_of("latents"),
+        base=any_of("base"),
+        drawn_by_base=any_of("drawn_by_base"),
+        follower=next(iter(followers.values()), None),
+        # Examples of one method have room for what the others' take.
+        kept_of_example=sum(one.kept_of_example for one in needs.values()),
+        predictions=sum(one.predictions * one.updates * times for one, times in of_updates),
+        groups=any_of("groups"),
+        reward_gradient=any_of("reward_gradient"),
+        late_steps=late_steps,
+        chain_gradient=any_of("chain_gradient"),
+        pairs=any_of("pairs"),
+        branches=max((one.branches for one in needs.values()), default=0),
+    )
+
+
+def _refuse(names: Iterable[str], reason: str) -> NoReturn:
+    raise UserError(
+        f"The methods {' and '.join(names)} cannot learn from the samples of one iteration: "
+        f"{reason}. Set config.tasks.*.algorithm to others."
+    )
 
 
 class Algorithm(Protocol):

@@ -108,9 +108,9 @@ def noise_anew(
     iteration: jax.Array,
     count: int,
     *,
+    places: jax.Array,
     sources: jax.Array | None = None,
     times: tuple[float, float] = (0.0, 1.0),
-    shares_times: bool = False,
 ) -> Examples:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
@@ -121,10 +121,10 @@ def noise_anew(
       weights: for each task, the factor of its loss.
       seed, iteration: as in `draws.keys`.
       count: how often each sample is noised; each time is an update.
-      sources: int32 [T, B], the place in [T * B] of the sample whose noise each sample takes. None
-        gives each sample its own noise.
+      places: int32 [T, B], the samples' numbers, of which each has noise and times of its own.
+      sources: int32 [T, B], the place in [T * B] of the sample whose noise and time each sample
+        takes, so that their errors can be compared. None gives each sample its own.
       times: the shares of the training's times between which times are drawn.
-      shares_times: whether each sample takes that sample's time, too, and not its own.
 
     Returns:
       `count` updates for each task, in the order of the tasks, with what the denoiser should
@@ -132,23 +132,17 @@ def noise_anew(
     """
     clean = jnp.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)
     tasks, size = clean.shape[:2]
-    own = jnp.arange(tasks * size).reshape(tasks, size)
-    keys_of = lambda places: draws.keys(seed, iteration, draws.FORWARD, places.reshape(-1))
     task = jnp.repeat(jnp.arange(tasks), count)
 
-    def one(clean, keys, of_noise, number):
-        halves = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))
-        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(
-            halves(of_noise)[:, 0]
-        )
-        drawn = jax.vmap(lambda key: process.draw_time(key, *times))(halves(keys)[:, 1])
+    def one(clean, keys, number):
+        halves = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(halves[:, 0])
+        drawn = jax.vmap(lambda key: process.draw_time(key, *times))(halves[:, 1])
         return process.noise(clean, noise, drawn), drawn, process.target(clean, noise, drawn)
 
     numbers = jnp.tile(jnp.arange(count), tasks)
-    of_updates = lambda places: keys_of(places).reshape(tasks, size)[task]
-    sources = own if sources is None else sources
-    of_times = of_updates(sources if shares_times else own)
-    arguments = clean[task], of_times, of_updates(sources)
-    shown, drawn, target = jax.vmap(one)(*arguments, numbers)
+    sources = places if sources is None else places.reshape(-1)[sources]
+    keys = draws.keys(seed, iteration, draws.FORWARD, sources.reshape(-1)).reshape(tasks, size)
+    shown, drawn, target = jax.vmap(one)(clean[task], keys[task], numbers)
     weight = jnp.asarray(weights, jnp.float32)[task]
     return Examples(shown, drawn, task, weight, jnp.zeros_like(task), {"target": target})

@@ -36,12 +36,13 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Scored:
-    """What an objective makes its examples from.
+    """What an objective makes its examples from: the samples of the tasks that learn by it.
 
     Attributes:
       samples: the samples, arrays [T, B, ...], without the images.
       advantages: float32 [T, B].
       rewards: float32 [T, B]; NaN where a picture is not finite.
+      tasks: the numbers of these T tasks among all of the iteration's.
       step: the iteration's number, int32 scalar.
       batch: what the host gave the iteration.
       frozen: the parameters that are not trained.
@@ -57,6 +58,17 @@ class Scored:
     frozen: Frozen
     params: Parameters
     memory: Mapping
+    tasks: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def places(self) -> jax.Array:
+        """The samples' numbers among those of all tasks, int32 [T, B]: no two share a random key."""
+        batch = self.rewards.shape[1]
+        return jnp.asarray(self.tasks)[:, None] * batch + jnp.arange(batch)
+
+    def own(self, array: jax.Array) -> jax.Array:
+        """Returns the rows of these tasks of an array that has one for each of all tasks."""
+        return array[np.array(self.tasks)]
 
 
 class Objective(Protocol):
@@ -114,7 +126,7 @@ class Objective(Protocol):
 
         Args:
           values: the metrics, "loss" and "gradient_norm" of the objective's own updates, [U] each.
-          task_names: the tasks' names, in order.
+          task_names: the names of the tasks that learn by it, in order.
         """
         ...
 
@@ -127,12 +139,14 @@ class Objectives:
       experience: draws the samples and scores them.
       rules: how rewards become advantages.
       objectives: the objectives, in the order in which they are trained.
+      tasks: for each of them, the numbers of the tasks whose samples it learns from.
       learner: takes the optimiser's steps.
     """
 
     experience: Experience
     rules: AdvantageRules
     objectives: tuple[Objective, ...]
+    tasks: tuple[tuple[int, ...], ...]
     learner: Learner
 
     @property
@@ -188,11 +202,17 @@ class Objectives:
             values, of_rewards = advantages.values, reward_metrics(advantages)
         else:
             values, kept, of_rewards = rewards, {}, {}
-        scored = Scored(samples, values, rewards, step, batch, frozen, params, memory)
         found = []
-        for place, objective in enumerate(self.objectives):
+        for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
+            of_tasks = lambda leaf, tasks=tasks: leaf[np.array(tasks)]
+            scored = Scored(
+                *jax.tree.map(of_tasks, (samples, values, rewards)),
+                *(step, batch, frozen, params, memory, tasks),
+            )
             part, text = objective.examples(self.experience, scored, self._predict)
             whose = {"objective": jnp.full(len(part.weight), place), "objectives": (place,)}
+            if text is None:
+                whose["text"] = jnp.asarray(tasks)[part.text]
             found.append((dataclasses.replace(part, **whose), text))
         batch_of = lambda of: (of[0].latents.shape[1], of[0].group)
         lessons = [
@@ -280,9 +300,9 @@ class Objectives:
         """Returns what is logged of an iteration's updates, by name."""
         owners, of_updates = metrics["objective"], {*self.reductions, "gradient_norm"}
         found = {}
-        for place, objective in enumerate(self.objectives):
+        for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
             values = {name: metrics[name][owners == place] for name in of_updates}
-            found |= objective.summary(values, task_names)
+            found |= objective.summary(values, tuple(task_names[task] for task in tasks))
         return found
 
 

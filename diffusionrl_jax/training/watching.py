@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from diffusionrl_jax.algorithms import tasks_by_method
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.evaluation import diversity, probe, records, watch
@@ -118,12 +119,12 @@ class Watcher:
         sound = [row["step"] for row in self._rows if row.get(FALLS) == 0.0 and row["step"]]
         kept = [step for step in saved if step in sound]
         start = f"go back to {self._workdir}@{kept[-1]}" if kept else "start anew"
-        method = self._config.algorithm.name
-        own = self._config.algorithm[method]
+        fields = self._config.algorithm
         holds = [
-            f"config.algorithm.{method}.{name} (now {own[name]:g})"
+            f"config.algorithm.{method}.{name} (now {fields[method][name]:g})"
+            for method in tasks_by_method(self._config)
             for name in ("kl_weight", "reference_weight")
-            if name in own
+            if name in fields[method]
         ]
         holds.append(f"config.pretraining.weight (now {self._config.pretraining.weight:g})")
         return (

@@ -66,7 +66,12 @@ def test_two_parameters_learn_the_reward(name, cheap_noise):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "more"), [*((name, {}) for name in ALGORITHMS), ("policy_gradient", SHARED_PREFIX)]
+    ("name", "more"),
+    [
+        *((name, {}) for name in ALGORITHMS),
+        ("policy_gradient", SHARED_PREFIX),
+        ("draft_k", {"tasks.task1.algorithm": "nft"}),
+    ],
 )
 def test_a_run_goes_on_from_a_checkpoint_to_the_bit(name, more, hasty, tmp_path):
     """On eight devices with an average of the parameters and past rewards of two tasks."""

@@ -48,7 +48,7 @@ def test_examples_are_noised_as_in_diffusers(prediction_type):
     clean = np.random.default_rng(0).standard_normal((2, 6, 4, 8, 8)).astype(np.float32)
     rewards = jnp.asarray([REWARDS, REWARDS[::-1]])
     samples = Samples(None, None, None, jnp.asarray(clean), keeps_latents=True)
-    scored = Scored(samples, None, rewards, 0, None, None, None, {})
+    scored = Scored(samples, None, rewards, 0, None, None, None, {}, (0, 1))
     examples, text = jax.jit(lambda scored: made.examples(None, scored, None))(scored)
     assert text is None
     np.testing.assert_array_equal(examples.text, [0, 0, 1, 1])

@@ -138,6 +138,7 @@ def make_objectives(
         ),
         rules=AdvantageRules(numbers["advantage_clip"], (0,) * len(rewards), counts, mesh),
         objectives=objectives,
+        tasks=(tuple(range(len(rewards))),) * len(objectives),
         learner=Learner(optimizer, numbers["ema_decay"], numbers["update_microbatch"], mesh),
     )
 

@@ -12,17 +12,19 @@ from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 
 @pytest.mark.slow
-def test_a_group_shares_its_noise_and_no_more():
-    """Where a method compares; times are each sample's own."""
+def test_a_group_shares_its_noise_and_time_and_no_more():
+    """Where a method compares errors, which are of other sizes at other times."""
     process, clean = make_process(NOISE_SCHEDULE, 10), jnp.zeros((2, 6, 4, 4, 4))
-    sources = draws.first_of_group((3, 2), 6)
-    found = noise_anew(process, clean, (1.0, 1.0), 0, 0, 2, sources=sources)
+    sources, places = draws.first_of_group((3, 2), 6), jnp.arange(12).reshape(2, 6)
+    found = noise_anew(process, clean, (1.0, 1.0), 0, 0, 2, places=places, sources=sources)
     times, noise = found.times, found.own["target"]
     for update, size in zip(range(4), (3, 3, 2, 2), strict=True):
         groups = np.asarray(noise[update]).reshape(6 // size, size, -1)
         np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], size, axis=1))
         assert len(np.unique(groups[:, 0, 0])) == len(groups)
-        assert len(np.unique(times[update])) > 3
+        of_groups = np.asarray(times[update]).reshape(-1, size)
+        assert (of_groups == of_groups[:, :1]).all()
+        assert len(np.unique(of_groups)) == len(of_groups)
     assert len(np.unique(np.asarray(noise)[:, 0, 0, 0, 0])) == 4
 
 
@@ -31,7 +33,9 @@ def test_samples_are_noised_along_the_flow():
     schedule = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     process = make_process(schedule, 10)
     clean = np.random.default_rng(5).standard_normal((2, 6, 4, 4, 4)).astype(np.float32)
-    found = jax.jit(lambda clean: noise_anew(process, clean, (1.0, 1.0), 0, 0, 3))(clean)
+    places = jnp.arange(12).reshape(2, 6)
+    noised = jax.jit(lambda clean: noise_anew(process, clean, (1.0, 1.0), 0, 0, 3, places=places))
+    found = noised(clean)
     clean = clean[np.asarray(found.text)]
     noise = np.asarray(found.own["target"]) + clean
     times = np.asarray(found.times)[..., None, None, None]

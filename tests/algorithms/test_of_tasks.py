@@ -1,0 +1,106 @@
+"""Tasks that learn by methods of their own, in one iteration."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusionrl_jax.algorithms import ALGORITHMS, needs_of, of_method, tasks_by_method
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.mistakes import UserError
+from tests.algorithms import toy
+
+TOGETHER = [
+    ("draft_k", "nft"),
+    pytest.param("nft", "policy_gradient", marks=pytest.mark.slow),
+    pytest.param("dpo", "refl", marks=pytest.mark.slow),
+    pytest.param("awm", "raft", marks=pytest.mark.slow),
+]
+
+
+def by_task(first, second):
+    return {"tasks.task0.algorithm": first, "tasks.task1.algorithm": second}
+
+
+def examples(made):
+    """What an iteration of a toy is trained on."""
+    phases = made.algorithm.phases()
+
+    @jax.jit
+    def prepare(state, frozen, batch):
+        samples = phases.sample(state.params, frozen, batch.input_ids, 3)
+        rewards = phases.score(frozen, samples, batch.reward_inputs)
+        arguments = state.params, frozen, samples.trained_on(), rewards, batch, 3, state.memory
+        return phases.prepare(*arguments).examples
+
+    return jax.device_get(prepare(made.state, made.frozen, made.batch))
+
+
+@pytest.mark.parametrize(("first", "second"), TOGETHER)
+def test_a_task_is_trained_as_if_all_learned_by_its_method(first, second, hasty):
+    """What the denoiser is shown, and what the losses take, of the task's own noise."""
+    mixed = examples(toy.make("crd", tasks=2, **by_task(first, second)))
+    order = sorted((0, 1), key=lambda task: list(ALGORITHMS).index((first, second)[task]))
+    assert list(dict.fromkeys(mixed.text.tolist())) == order
+    for task, name in enumerate((first, second)):
+        alone = examples(toy.make(name, tasks=2))
+        own, other = mixed.text == task, alone.text == task
+        assert set(mixed.objective[own]) == {order.index(task)}
+        for field in ("latents", "times", "weight"):
+            np.testing.assert_array_equal(getattr(mixed, field)[own], getattr(alone, field)[other])
+        for field, expected in alone.own.items():
+            if field != "group":  # Numbers of groups, which only have to differ.
+                found = mixed.own[field][own]
+                np.testing.assert_allclose(found, expected[other], rtol=1e-5, atol=1e-6)
+
+
+def test_both_are_learned_by_and_logged_under_their_tasks(hasty):
+    made = toy.make("nft", tasks=2, **{"tasks.task0.algorithm": "draft_k"})
+    state, before = made.state, toy.expected_reward(made.state.params)
+    for _ in range(10):
+        state, metrics = made.step(state, made.frozen, made.batch)
+    assert toy.expected_reward(state.params) > before + 0.01
+    logged = made.algorithm.summary(jax.device_get(metrics), ("one", "two"))
+    assert {"one/reward_of_guess", "two/distance_to_old"} <= logged.keys()
+    assert not {"two/reward_of_guess", "one/distance_to_old"} & logged.keys()
+
+
+def test_the_needs_are_those_of_all_tasks():
+    config = toy.make("draft_k", tasks=3, **{"tasks.task1.algorithm": "nft"}).config
+    config.algorithm.nft.noises = 2
+    assert tasks_by_method(config) == {"draft_k": ("task0", "task2"), "nft": ("task1",)}
+    needs = needs_of(config)
+    assert (needs.updates, needs.steps, needs.late_steps) == (4, 1, 1)
+    assert needs.reward_gradient and needs.latents and needs.follower == "drawing_params"
+    assert needs.predictions == 2 * 2  # Two noises, of the old policy and of the base model.
+    own = of_method(config, "nft")
+    assert tuple(own.tasks) == ("task1",) and own.algorithm.name == "nft"
+    assert len(config.tasks) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changes", "message"),
+    [
+        ("policy_gradient", "draft_k", {}, "trained on other steps of the chain"),
+        ("nft", "awm", {}, "nft and awm cannot learn .* each has an average of its own"),
+        ("dpo_offline", "nft", {}, "dpo_offline draws as it alone can"),
+        (
+            "reward_weighted",
+            "raft",
+            {"algorithm.reward_weighted.from_base": True},
+            "the base model would draw for one",
+        ),
+    ],
+)
+def test_methods_that_share_no_samples_are_refused(first, second, changes, message):
+    made = toy.make("crd", tasks=2)
+    made.config.update_from_flattened_dict(by_task(first, second) | changes)
+    with pytest.raises(UserError, match=message):
+        checks.check_experiment(made.config, made.algorithm.mesh)
+
+
+def test_a_task_without_a_method_of_its_own_has_that_of_all():
+    config = toy.make("nft", tasks=2).config
+    assert tasks_by_method(config) == {"nft": ("task0", "task1")}
+    for task in config.tasks.values():  # As runs of earlier versions have it.
+        del task["algorithm"]
+    assert tasks_by_method(config) == {"nft": ("task0", "task1")}
