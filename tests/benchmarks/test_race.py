@@ -2,8 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from diffusionrl_jax.algorithms import ALGORITHMS
+from diffusionrl_jax.diffusion.process import make_process
+from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,10 +58,26 @@ def test_the_interval_is_students(race):
 
 @pytest.mark.slow
 def test_passes_are_those_of_the_method(race):
-    """Four to draw; one with a gradient is three, and nft's old policy is one more."""
+    """Four to draw; one with a gradient is three, and nft has the old policy's and the base's."""
     gradient, forward = (race.passes_of_an_iteration(name) for name in ("policy_gradient", "nft"))
     of_an_image = [passes / race.BATCH for passes in (gradient, forward)]
-    assert of_an_image == [pytest.approx(7, rel=0.15), pytest.approx(8, rel=0.15)]
+    assert of_an_image == [pytest.approx(7, rel=0.03), pytest.approx(9, rel=0.03)]
+
+
+def test_every_method_has_settings_for_stable_diffusion(race):
+    for method in race.METHODS:
+        config = race.published_config(method)
+        process = make_process(NOISE_SCHEDULE, config.sampler.steps)
+        assert ALGORITHMS[method].make(config, process).weights == (1.0,)
+    assert race.published_config("policy_gradient").sampler.guidance_scale > 1
+    assert race.published_config("nft").sampler.steps == 10
+
+
+def test_other_settings_than_those_that_are_kept_are_refused(race, tmp_path):
+    kept = {"nft": {"settings": {"iterations": 1}, "runs": {}}}
+    (tmp_path / "results.json").write_text(json.dumps(kept))
+    with pytest.raises(SystemExit, match="nft with other settings"):
+        race.main([f"--output={tmp_path}", "--methods=nft"])
 
 
 def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
@@ -73,7 +94,7 @@ def test_every_method_has_as_many_tries_and_a_second_start_runs_nothing(
     monkeypatch.setattr(race.emoji_runs, "read_means", lambda folder: means)
     monkeypatch.setattr(race.emoji_runs, "read_rows", lambda path: [{"images_per_second": 80.0}])
     monkeypatch.setattr(race, "passes_of_an_iteration", lambda method: 100.0)
-    monkeypatch.setattr(race, "chip_seconds_of_an_image", lambda method: 0.5)
+    monkeypatch.setattr(race, "needs", lambda config, model: SimpleNamespace(bound=lambda _: 2.0))
     flags = [f"--output={tmp_path}", "--methods=nft,awm", "--seeds=2"]
     race.main(flags)
     trained = [arguments for module, arguments in asked if module == "main"]
