@@ -14,8 +14,9 @@ from diffusionrl_jax.algorithms import (
 from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.learning.algorithm import Needs, together
 
-# Name -> module or `Method`. Its `needs` takes the method's own config fields, its `make` a config
-# whose tasks all learn by it, and a process. Where tasks learn by several, it is in this order.
+# Name -> module or `Method`. Its `needs` takes the method's own config fields, its `check` and its
+# `make` a config whose tasks all learn by it, `make` a process, too. Where tasks learn by several,
+# it is in this order.
 ALGORITHMS = {
     "policy_gradient": policy_gradient,
     "reward_weighted": reward_weighted,
@@ -52,6 +53,17 @@ def of_method(config: Config, name: str) -> Config:
     for task in set(config.tasks) - set(tasks_by_method(config)[name]):
         del own.tasks[task]
     return own
+
+
+def check(config: Config) -> None:
+    """Refuses a config that does not fit one of its methods.
+
+    Raises:
+      UserError: it does not fit, or the methods cannot learn together; it says why.
+    """
+    needs_of(config)
+    for name in tasks_by_method(config):
+        ALGORITHMS[name].check(of_method(config, name))
 
 
 def needs_of(config: Config) -> Needs:

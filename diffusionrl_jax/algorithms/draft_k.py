@@ -30,6 +30,7 @@ from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, by_update, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
+from diffusionrl_jax.mistakes import UserError
 
 
 def needs(fields: Config) -> Needs:
@@ -45,15 +46,25 @@ def needs(fields: Config) -> Needs:
     )
 
 
-def make(config: Config, process: Process) -> "ChainGradient":
-    """Returns the objective of a config.
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
 
     Raises:
-      UserError: the chain has fewer steps than K, or a task's reward has no gradient.
+      UserError: the chain has fewer steps than K, a task's reward has no gradient, or K is above 1
+        and steps depend on more than the latents before them.
     """
     check_gradients(config)
+    check_late_steps(config, "draft_k.steps")
+    if (order := config.sampler.order) > 1 and (steps := config.algorithm.draft_k.steps) > 1:
+        raise UserError(
+            f"config.sampler.order={order} takes two outputs for a step, and gradients are pulled "
+            f"back through one: set it to 1, or config.algorithm.draft_k.steps={steps} to 1."
+        )
+
+
+def make(config: Config, process: Process) -> "ChainGradient":
+    """Returns the objective of a config."""
     fields = config.algorithm.draft_k
-    check_late_steps("draft_k.steps", fields.steps, process)
     return ChainGradient(
         process=process,
         seed=config.seed,

@@ -354,36 +354,30 @@ class Method(NamedTuple):
             groups=self.objective.groups,
         )
 
-    def make(self, config: Config, process: Process) -> ForwardProcess:
-        """Makes the objective that a config describes, for the process that draws its samples.
+    def check(self, config: Config) -> None:
+        """Refuses a config that does not fit the method.
 
         Raises:
-          UserError: a field is out of range.
+          UserError: the images of a prompt are compared, and a task has one image of each.
         """
-        fields = dict(config.algorithm[self.name])
-        name = f"config.algorithm.{self.name}"
-        if fields["noises"] < 1 or not fields["most_advantage"] > 0:
-            raise UserError(f"{name}.noises must be at least 1, and most_advantage above 0.")
-        if self.follower:
-            largest, rate = fields.pop("largest_decay"), fields.pop("decay_rate")
-            if not 0 <= largest < 1 or rate < 0:
-                raise UserError(
-                    f"{name}.largest_decay must be at least 0 and below 1, and decay_rate at least "
-                    "0."
-                )
-        sizes = {name: task.group_size for name, task in config.tasks.items()}
-        if self.objective.groups and min(sizes.values()) < 2:
-            alone = min(sizes, key=lambda task: sizes[task])
+        alone = [name for name, task in config.tasks.items() if task.group_size < 2]
+        if self.objective.groups and alone:
             raise UserError(
                 f"config.algorithm.name={self.name!r} compares the images of a prompt: set the "
-                f"group_size of task {alone} to 2 or more."
+                f"group_size of task {alone[0]} to 2 or more."
             )
+
+    def make(self, config: Config, process: Process) -> ForwardProcess:
+        """Makes the objective that a config describes, for the process that draws its samples."""
+        fields, tasks = dict(config.algorithm[self.name]), config.tasks.values()
+        if self.follower:  # The learner's.
+            del fields["decay_rate"], fields["largest_decay"]
         return self.objective(
             process=process,
             seed=config.seed,
             guidance_scale=config.sampler.guidance_scale,
-            weights=tuple(task.weight for task in config.tasks.values()),
-            group_sizes=tuple(sizes.values()),
+            weights=tuple(task.weight for task in tasks),
+            group_sizes=tuple(task.group_size for task in tasks),
             **fields,
         )
 

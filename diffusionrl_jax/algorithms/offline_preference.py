@@ -33,8 +33,8 @@ def needs(fields: Config) -> Needs:
     return Needs(fields.noises, base=True, kept_of_example=2, predictions=1, pairs=True)
 
 
-def make(config: Config, process: Process) -> "OfflinePreference":
-    """Makes the objective that a config describes.
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
 
     Raises:
       UserError: no pairs are named, or a task's reward is on the host, which would wait for
@@ -51,6 +51,11 @@ def make(config: Config, process: Process) -> "OfflinePreference":
                 "config.algorithm.name='dpo_offline' draws nothing that could be scored: leave "
                 f"task {name} with its host_reward out."
             )
+
+
+def make(config: Config, process: Process) -> "OfflinePreference":
+    """Makes the objective that a config describes."""
+    fields = config.algorithm.dpo_offline
     return OfflinePreference(
         process=process,
         seed=config.seed,

@@ -23,6 +23,7 @@ from diffusionrl_jax.learning.examples import Examples, by_update, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.summary import means_by_task
+from diffusionrl_jax.mistakes import UserError
 
 # What each sample of a group has for itself.
 OF_SAMPLES = ("target", "old_log_prob", "advantages")
@@ -42,6 +43,33 @@ def needs(fields: Config) -> Needs:
         groups=fields.shared_prefix > 0,
         branches=fields.shared_prefix,
     )
+
+
+def check(config: Config) -> None:
+    """Refuses a config whose chain has no policy, or of which nothing is trained.
+
+    Raises:
+      UserError: a field does not fit; it names it.
+    """
+    method, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
+    count, weight = method.timesteps_per_iteration, method.kl_weight
+    if count > config.sampler.steps:
+        raise UserError(
+            f"{name}.timesteps_per_iteration={count} must be between 0 and "
+            f"config.sampler.steps={config.sampler.steps}."
+        )
+    if not config.sampler.eta:
+        raise UserError("config.sampler.eta must be above 0: without noise there is no policy.")
+    if not (count or config.pretraining.weight):
+        raise UserError(
+            f"Nothing is trained: {name}.timesteps_per_iteration and config.pretraining.weight are "
+            "both 0."
+        )
+    if weight and not count:
+        raise UserError(
+            f"{name}.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
+            "taken at the steps that are trained on."
+        )
 
 
 def make(config: Config, process: Process) -> "PolicyGradient":

@@ -16,8 +16,8 @@ def needs(fields: Config) -> Needs:
     return Needs(fields.noises, latents=True)
 
 
-def make(config: Config, process: Process) -> RewardWeighted:
-    """Makes the objective that a config describes, for the process that draws its samples.
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
 
     Raises:
       UserError: a task has fewer than 2 images of each prompt.
@@ -28,4 +28,8 @@ def make(config: Config, process: Process) -> RewardWeighted:
                 "config.algorithm.name='raft' takes the best of each prompt's images: set the "
                 f"group_size of task {name} to 2 or more."
             )
+
+
+def make(config: Config, process: Process) -> RewardWeighted:
+    """Makes the objective that a config describes, for the process that draws its samples."""
     return make_objective(config, process, weighting="best", noises=config.algorithm.raft.noises)

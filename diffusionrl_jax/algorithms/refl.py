@@ -28,15 +28,19 @@ def needs(fields: Config) -> Needs:
     return Needs(1, steps=1, late_steps=fields.late_steps, predictions=1, reward_gradient=True)
 
 
-def make(config: Config, process: Process) -> "RewardFeedback":
-    """Returns the objective of a config.
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
 
     Raises:
       UserError: the chain has fewer steps than the late ones, or a task's reward has no gradient.
     """
     check_gradients(config)
+    check_late_steps(config, "refl.late_steps")
+
+
+def make(config: Config, process: Process) -> "RewardFeedback":
+    """Returns the objective of a config."""
     fields = config.algorithm.refl
-    check_late_steps("refl.late_steps", fields.late_steps, process)
     return RewardFeedback(
         process=process,
         seed=config.seed,

@@ -33,40 +33,42 @@ def needs(fields: Config) -> Needs:
     return Needs(fields.noises, latents=True, predictions=1, reward_gradient=True)
 
 
-def make(config: Config, process: Process) -> "RewardGradient":
-    """Returns the objective of a config.
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
 
     Raises:
       UserError: a field does not fit, or a task's reward has no gradient.
     """
     check_gradients(config)
     fields = config.algorithm.draft_lv
-    least, most = fields.least_time, fields.most_time
-    if not 0 <= least < most <= 1 or fields.noises < 1:
-        raise UserError(
-            "config.algorithm.draft_lv.noises must be at least 1, and 0 <= least_time < most_time "
-            "<= 1."
-        )
+    if not 0 <= fields.least_time < fields.most_time <= 1:
+        raise UserError("config.algorithm.draft_lv needs 0 <= least_time < most_time <= 1.")
+
+
+def make(config: Config, process: Process) -> "RewardGradient":
+    """Returns the objective of a config."""
+    fields = config.algorithm.draft_lv
     return RewardGradient(
         process=process,
         seed=config.seed,
         guidance_scale=config.sampler.guidance_scale,
         weights=tuple(task.weight for task in config.tasks.values()),
         noises=fields.noises,
-        times=(least, most),
+        times=(fields.least_time, fields.most_time),
     )
 
 
-def check_late_steps(field: str, count: int, process: Process) -> None:
+def check_late_steps(config: Config, field: str) -> None:
     """Refuses more late steps than a chain has.
 
     Raises:
-      UserError: `count`, which is that of the config's field, is not among 1 to the chain's steps.
+      UserError: the field of `config.algorithm` is not among 1 to the chain's steps.
     """
-    if not 1 <= count <= process.steps:
+    method, name = field.split(".")
+    count, steps = config.algorithm[method][name], config.sampler.steps
+    if not 1 <= count <= steps:
         raise UserError(
-            f"config.algorithm.{field}={count} must be between 1 and "
-            f"config.sampler.steps={process.steps}."
+            f"config.algorithm.{field}={count} must be between 1 and config.sampler.steps={steps}."
         )
 
 

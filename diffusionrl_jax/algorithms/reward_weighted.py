@@ -29,6 +29,20 @@ def needs(fields: Config) -> Needs:
     return Needs(fields.noises, latents=True, base=fields.from_base, drawn_by_base=fields.from_base)
 
 
+def check(config: Config) -> None:
+    """Refuses a config that does not fit the method.
+
+    Raises:
+      UserError: a prompt's best sample is asked for, and a task has one sample of each.
+    """
+    alone = [name for name, task in config.tasks.items() if task.group_size < 2]
+    if config.algorithm.reward_weighted.weighting == "best" and alone:
+        raise UserError(
+            "config.algorithm.reward_weighted.weighting='best' takes the best of each prompt's "
+            f"images: set the group_size of task {alone[0]} to 2 or more."
+        )
+
+
 def make(config: Config, process: Process) -> "RewardWeighted":
     """Makes the objective that a config describes, for the process that draws its samples."""
     fields = config.algorithm.reward_weighted

@@ -55,6 +55,7 @@ class ChosenPictures(Sequence):
         digest = hashlib.sha256(f"pairs {height}x{width}".encode())
         rows = []
         for number, file in enumerate(self._paths):
+            digest.update(f"{file.stat().length}".encode())  # Others' pictures are of other bytes.
             for group, labels in enumerate(_labels(file)):
                 digest.update(f"{file.name} {group}".encode() + labels.tobytes())
                 chosen = np.flatnonzero(labels[:, 0] != labels[:, 1])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
-from diffusionrl_jax.algorithms import needs_of, tasks_by_method
+from diffusionrl_jax import algorithms
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
@@ -64,9 +64,9 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
     _check_groups(config, mesh.size, "score", "its reward may compare them")
-    needs = needs_of(config)
+    needs = algorithms.needs_of(config)
     if needs.groups:
-        reason = f"{' and '.join(tasks_by_method(config))} trains on them together"
+        reason = f"{' and '.join(algorithms.tasks_by_method(config))} trains on them together"
         _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)
@@ -118,10 +118,9 @@ def _check(config: Config) -> None:
     size(config)
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
-    needs_of(config)  # Refuses methods that cannot learn together.
-    if "policy_gradient" in tasks_by_method(config):
-        _check_policy_gradient(config)
-    elif window := config.sampler.window:
+    algorithms.check(config)
+    window = config.sampler.window
+    if window and "policy_gradient" not in algorithms.tasks_by_method(config):
         raise UserError(
             f"config.sampler.window={window} is for config.algorithm.name='policy_gradient', which "
             "trains on steps of the chain: set it to 0."
@@ -142,28 +141,6 @@ def _check(config: Config) -> None:
         check_scorer(scorer)
     for scorer in config.evaluation.scorers.values():
         check_scorer(scorer)
-
-
-def _check_policy_gradient(config: Config) -> None:
-    method, name = config.algorithm.policy_gradient, "config.algorithm.policy_gradient"
-    count, weight = method.timesteps_per_iteration, method.kl_weight
-    if count > config.sampler.steps:
-        raise UserError(
-            f"{name}.timesteps_per_iteration={count} must be between 0 and "
-            f"config.sampler.steps={config.sampler.steps}."
-        )
-    if not config.sampler.eta:
-        raise UserError("config.sampler.eta must be above 0: without noise there is no policy.")
-    if not (count or config.pretraining.weight):
-        raise UserError(
-            f"Nothing is trained: {name}.timesteps_per_iteration and config.pretraining.weight are "
-            "both 0."
-        )
-    if weight and not count:
-        raise UserError(
-            f"{name}.kl_weight={weight} is of no effect with timesteps_per_iteration=0: the KL is "
-            "taken at the steps that are trained on."
-        )
 
 
 def _check_microbatches(config: Config, devices: int) -> None:
@@ -217,7 +194,7 @@ def _check_groups(config: Config, devices: int, field: str, reason: str) -> None
 def _check_pairs(config: Config, devices: int) -> None:
     """Refuses a division that takes pairs apart."""
     size, share = config.microbatch.train, config.batch_size // devices
-    reason = f"{next(iter(tasks_by_method(config)))} learns from pairs"
+    reason = f"{next(iter(algorithms.tasks_by_method(config)))} learns from pairs"
     if share % 2:
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of {2 * devices}, whole "

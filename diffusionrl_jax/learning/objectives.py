@@ -62,7 +62,7 @@ class Scored:
 
     @property
     def places(self) -> jax.Array:
-        """The samples' numbers among those of all tasks, int32 [T, B]: no two share a random key."""
+        """The samples' numbers among those of all tasks, int32 [T, B], by which keys are drawn."""
         batch = self.rewards.shape[1]
         return jnp.asarray(self.tasks)[:, None] * batch + jnp.arange(batch)
 

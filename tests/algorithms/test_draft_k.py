@@ -4,9 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusionrl_jax.algorithms import draft_k
-from diffusionrl_jax.diffusion.ddim import make_ddim
-from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
+from diffusionrl_jax.algorithms import ALGORITHMS, draft_k
 from tests.algorithms import toy
 
 
@@ -86,7 +84,16 @@ def test_refuses_more_steps_than_there_are(steps):
     made = toy.make("draft_k")
     made.config.algorithm.draft_k.steps = steps
     with pytest.raises(ValueError, match="must be between 1 and config.sampler.steps=4"):
-        draft_k.make(made.config, make_ddim(NOISE_SCHEDULE, 4))
+        draft_k.check(made.config)
+
+
+def test_refuses_steps_that_depend_on_more_than_one_output():
+    made = toy.make("draft_k", **{"algorithm.draft_k.steps": 2})
+    made.config.sampler.order = 2
+    with pytest.raises(ValueError, match="set it to 1, or config.algorithm.draft_k.steps=2 to 1"):
+        draft_k.check(made.config)
+    made.config.algorithm.draft_k.steps = 1
+    draft_k.check(made.config)
 
 
 @pytest.mark.parametrize("name", ["draft_k", "refl"])
@@ -94,4 +101,4 @@ def test_a_reward_without_a_gradient_is_refused(name):
     made = toy.make(name)
     made.config.tasks.task0.scorer.update(reward="jpeg_size")
     with pytest.raises(ValueError, match=f"name='{name}' .* task task0's jpeg_size has none"):
-        toy.method(made.config)
+        ALGORITHMS[name].check(made.config)

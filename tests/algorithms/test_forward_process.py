@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from diffusionrl_jax.algorithms.forward_process import (
-    AWM,
     DPO,
     NFT,
     AdvantageWeighted,
@@ -221,20 +220,11 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
     np.testing.assert_allclose(gradient / scale, weighted / scale, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("method", "changes", "message"),
-    [
-        (NFT, {"noises": 0}, "config.algorithm.nft.noises must be at least 1"),
-        (AWM, {"most_advantage": 0.0}, "config.algorithm.awm.noises .* most_advantage above 0"),
-        (DPO, {}, "'dpo' compares the images of a prompt: set the group_size of task"),
-        (NFT, {"largest_decay": 1.0}, "nft.largest_decay must be at least 0 and below 1"),
-    ],
-)
-def test_refuses_what_does_not_fit(make_config, method, changes, message):
+def test_refuses_a_group_of_one(make_config):
     config = make_config()
-    config.algorithm[method.name].update(changes)
-    with pytest.raises(ValueError, match=message):
-        method.make(config, make_process(NOISE_SCHEDULE, 10))
+    NFT.check(config)
+    with pytest.raises(ValueError, match="'dpo' compares the images of a prompt: set the group_s"):
+        DPO.check(config)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusionrl_jax.algorithms import refl
 from tests.algorithms import toy
 
 
@@ -59,4 +60,4 @@ def test_refuses_more_late_steps_than_there_are():
     config = toy.make("refl").config
     config.algorithm.refl.late_steps = 5
     with pytest.raises(ValueError, match="refl.late_steps=5 must be between 1 and"):
-        toy.method(config)
+        refl.check(config)

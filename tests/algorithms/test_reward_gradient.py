@@ -80,10 +80,10 @@ def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
 def test_refuses_times_in_disorder(preference):
     config = preference(**{"algorithm.draft_lv.least_time": 0.7})
     with pytest.raises(ValueError, match="0 <= least_time < most_time <= 1"):
-        reward_gradient.make(config, make_process(NOISE_SCHEDULE, 10))
+        reward_gradient.check(config)
 
 
 def test_a_reward_without_a_gradient_is_refused(make_config):
-    config, _ = planning.resolve(make_config(**{"algorithm.name": "draft_lv"}))
+    """Before anything is opened."""
     with pytest.raises(ValueError, match="task small's jpeg_size has none"):
-        experiments.build(config)
+        planning.resolve(make_config(**{"algorithm.name": "draft_lv"}))
