@@ -1,7 +1,17 @@
-"""What several benchmarks' command lines have in common."""
+"""What several benchmarks' command lines have in common.
+
+A script, as `python benchmarks/race.py`, finds the modules of its own folder. Those that import
+`configs` import this first, which lets Python look in the repository's root, too.
+"""
 
 import argparse
+import pathlib
+import sys
 from collections.abc import Callable, Collection
+
+ROOT = str(pathlib.Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(1, ROOT)
 
 
 def names_of(kind: str, known: Collection[str]) -> Callable[[str], list[str]]:

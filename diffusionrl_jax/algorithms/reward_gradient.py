@@ -1,4 +1,4 @@
-"""Learns from a reward's own gradient: DRaFT-LV (2309.17400), and what such methods share.
+"""Learns from a reward's own gradient, after DRaFT-LV (2309.17400), with what such methods share.
 
 The denoiser's output leads to latents, here to its guess of the clean ones, and these are decoded
 and scored. The reward's gradient with respect to these latents says in which direction they should
@@ -6,8 +6,10 @@ move. It is computed once an iteration, before the updates, so that no update ho
 reward model. At the parameters that drew the samples, the loss has the reward's own gradient with
 respect to the denoiser's parameters.
 
-In DRaFT-LV the denoiser is shown a sample's final latents, noised anew. In `refl` and `draft_k` it
-is shown latents of the chain.
+Here the denoiser is shown a sample's final latents, noised anew. In `refl` and `draft_k` it is
+shown latents of the chain. What differs from DRaFT-LV: that learns from the chain's own last step,
+and noises x_0 twice more to that step's time; here the chain's last step is not used, and the times
+are drawn between two shares of the training's times.
 """
 
 import dataclasses
@@ -200,7 +202,7 @@ class ThroughReward:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardGradient(ThroughReward):
-    """The `Objective` minus the reward of the denoiser's guess of noised samples (DRaFT-LV).
+    """The `Objective` minus the reward of the denoiser's guess of noised samples, after DRaFT-LV.
 
     Attributes:
       noises: how many times each sample is noised in an iteration; each time is an update.

@@ -117,7 +117,7 @@ class DryRun:
         )
         text += f" The plan reckons with {self.planned / GIB:.2f} GiB."
         if (speed := found["images_per_second_per_chip"]) is not None:
-            text += f" At most {speed:.3f} images/s/chip (roofline, a model)."
+            text += f" At most {speed:.3f} images/s/chip (roofline, estimate)."
         return text
 
     def _costs(self) -> str:
@@ -143,7 +143,7 @@ class DryRun:
                 ]
             )
         head = ["per chip and iteration", "calls", "TFLOP", "needed/compiled", "GB accessed"]
-        head += ["GB in collectives", "bound by", "seconds at least (model)", "s to compile"]
+        head += ["GB in collectives", "bound by", "seconds at least (estimate)", "s to compile"]
         return table(head, rows)
 
     def _memory(self) -> str:
@@ -159,8 +159,8 @@ class DryRun:
             rows.append(
                 [phase.name, *cells, f"{phase.resident / GIB:.3f}", f"{phase.memory / GIB:.3f}"]
             )
-        head = ["GiB per chip", "arguments", "temporaries", "output", "held (model)"]
-        return table([*head, "together (model)"], rows)
+        head = ["GiB per chip", "arguments", "temporaries", "output", "held (estimate)"]
+        return table([*head, "together (estimate)"], rows)
 
     def _collectives(self) -> list[str]:
         rows = [

@@ -174,7 +174,9 @@ def markdown(results: Sequence[Mapping]) -> str:
         )
     found = table(["", "slice", *names, "HBM, GiB", "images/s/chip at most"], rows)
     compilers = " and ".join(sorted({phase["compiler"] for phase in phases}))
-    effort = ", with less effort but for what is marked *" if quick else ""
+    effort = ", with less effort" if quick else ""
+    if quick and not all(phase["quick"] for phase in phases):
+        effort += " but for what is marked *"
     return f"{found}\n\nCompiled by {compilers}{effort}."
 
 

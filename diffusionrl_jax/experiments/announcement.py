@@ -69,7 +69,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
         "tasks": tasks,
         "trained": trained,
         "devices": str(devices),
-        "plan": f"{plan} (a model, in {plan.phase})",
+        "plan": f"{plan} (estimate, in {plan.phase})",
         "an iteration": f"{images:,} images" + _least(experiment, plan),
         "iterations": f"{config.iterations:,}" + _least_of_all(experiment, plan),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
@@ -90,11 +90,11 @@ def _seconds(experiment: Experiment, plan: Plan) -> float | None:
 
 def _least(experiment: Experiment, plan: Plan) -> str:
     seconds = _seconds(experiment, plan)
-    return "" if seconds is None else f", at least {seconds:.3g} s (a model)"
+    return "" if seconds is None else f", at least {seconds:.3g} s (estimate)"
 
 
 def _least_of_all(experiment: Experiment, plan: Plan) -> str:
     seconds = _seconds(experiment, plan)
     if seconds is None:
         return ""
-    return f", at least {seconds * experiment.config.iterations / 3600:.3g} hours (a model)"
+    return f", at least {seconds * experiment.config.iterations / 3600:.3g} hours (estimate)"

@@ -92,7 +92,7 @@ def get_config() -> Config:
     config.algorithm.raft = ml_collections.ConfigDict()
     config.algorithm.raft.noises = 5  # Updates per task and iteration.
 
-    # DRaFT-LV: the gradient of the reward itself, by the denoiser's guess of the clean latents.
+    # After DRaFT-LV: the gradient of the reward itself, by a guess of the clean latents.
     config.algorithm.draft_lv = ml_collections.ConfigDict()
     config.algorithm.draft_lv.noises = 1  # Updates per task and iteration.
     # Samples are noised, before the guess, to a time between these shares of the training's times.

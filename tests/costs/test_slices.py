@@ -39,6 +39,8 @@ def test_less_effort_is_not_taken_for_all(make_config, compilations, tmp_path):
     cell, text = "0.50; 2.00 GiB; operations, 2 s", slices.markdown(results)
     assert f"(v5litepod-4) | {cell} * | {cell} | 15.75 |" in text
     assert text.endswith("by libtpu 1.2, with less effort but for what is marked *.")
+    quick = slices.dry_runs(config, ["sd2"], ["v5e:2x2"], ["decode"], tmp_path, quick=True)
+    assert slices.markdown(quick).endswith("by libtpu 1.2, with less effort.")
     with pytest.raises(ValueError, match="sd2_v5e_2x2_decode.json is of another config or less"):
         slices.dry_runs(config, ["sd2"], ["v5e:2x2"], both, tmp_path)
 

@@ -52,5 +52,5 @@ def test_the_least_seconds_are_those_of_the_operations(made):
     changed = dataclasses.replace(plan, devices=TPU)
     seconds = 2 * 192 * once / 4 / 197e12
     text = announcement.announce(built, changed, "/runs/mine")
-    assert f"16 images, at least {seconds:.3g} s (a model)" in text
-    assert f"7,200, at least {2 * seconds:.3g} hours (a model)" in text
+    assert f"16 images, at least {seconds:.3g} s (estimate)" in text
+    assert f"7,200, at least {2 * seconds:.3g} hours (estimate)" in text
