@@ -209,6 +209,11 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
     made = objective(AdvantageWeighted, prediction_type)
     _, gradient = derivative(made, numbers.output, example(made, numbers, **same))
     np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    # A group that is not preferred yet weighs half, and advantages are not divided.
+    made = objective(GroupPreference, prediction_type)
+    at_base = example(made, numbers, base=numbers.output, **same)
+    _, gradient = derivative(made, numbers.output, at_base)
+    np.testing.assert_allclose(gradient, 5.0 / 2 * expected, atol=1e-7)
     made = objective(DiffusionNFT, prediction_type, beta=0.3)
     _, gradient = derivative(made, numbers.output, example(made, numbers, **same))
     off = errors_of_clean(torch.from_numpy(numbers.output), numbers, prediction_type)
