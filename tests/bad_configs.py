@@ -84,6 +84,7 @@ FIELDS = [
     ("tasks.small.group_size", "-2", "1 to"),
     ("tasks.small.group_size", "0", "1 to"),
     ("tasks.small.normalisation", "image", "batch, group, group_mean, win_rate, prompt"),
+    ("tasks.small.algorithm", "ppo", "one of '', policy_gradient, reward_weighted"),
     ("tasks.small.prompts", "", "a text that is not empty"),
     ("tasks.small.prompts", "emoji:dragons", "There are no prompts"),
     ("tasks.small.prompts", "/nowhere/prompts.txt", "There is no file"),

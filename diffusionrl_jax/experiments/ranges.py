@@ -95,7 +95,7 @@ class Choice:
         return isinstance(value, str) and value in self.names
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.names)}"
+        return f"one of {', '.join(name or repr(name) for name in self.names)}"
 
 
 @dataclasses.dataclass(frozen=True)
