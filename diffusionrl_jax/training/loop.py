@@ -27,6 +27,7 @@ from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.families import PUBLISHED
 from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
@@ -77,6 +78,8 @@ def train(
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
         checks.check_evaluation(config, mesh)
+        if config.model in PUBLISHED:  # Its size is known before gigabytes are fetched.
+            planning.refuse_too_large(config)
         fetching.bring(config)
         described = config.to_dict()
         config, plan = planning.resolve(config)
