@@ -306,8 +306,8 @@ def test_nobody_answers(hub, cache, monkeypatch):
 
 
 STATUSES = {
-    401: "shows no such model .*hf auth login",
-    403: "is gated .*accept its terms .*hf auth login",
+    401: "shows no such model .*hf auth login.* HF_TOKEN",
+    403: "is gated .*accept its terms .*hf auth login.* HF_TOKEN",
     404: "shows no such model .*check the id",
     429: "429, too many requests: wait",
     500: "fails at .* with 500: start the same command again later",
