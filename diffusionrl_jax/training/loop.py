@@ -36,7 +36,7 @@ from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
-from diffusionrl_jax.runs.provenance import write_run_information
+from diffusionrl_jax.runs.provenance import warn_of_other_revisions, write_run_information
 from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
 
 
@@ -80,7 +80,10 @@ def train(
         checks.check_evaluation(config, mesh)
         if config.model in PUBLISHED:  # Its size is known before gigabytes are fetched.
             planning.refuse_too_large(config)
-        fetching.bring(config)
+        fetched = fetching.bring(config)
+        revisions = {each.named.name: each.held.revision for each in fetched}
+        if steps and jax.process_index() == 0:
+            warn_of_other_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
         execution = choose_execution(config.execution, scores_on_host(config))
@@ -98,7 +101,7 @@ def train(
         probe = make_probe(experiment) if first < config.iterations else None
         experiment = experiment.without_base()
         lease.check()
-        write_run_information(workdir, described | {"plan": plan.to_json()})
+        write_run_information(workdir, described | {"plan": plan.to_json()}, revisions)
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)
