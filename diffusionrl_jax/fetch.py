@@ -11,6 +11,7 @@ are printed.
 
 import shlex
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -24,6 +25,7 @@ flags.mark_flags_as_required(["config"])
 
 
 def main(_):
+    jax.config.update("jax_platforms", "cpu")  # Nothing is computed, and a run may have the TPU.
     with programs.clear_errors():
         output = OUTPUT.value is not None and str(prepare_folder(OUTPUT.value, "--output"))
         fetched = fetching.bring(CONFIG.value, only_hub=True)

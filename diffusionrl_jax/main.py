@@ -72,14 +72,37 @@ def default_workdir(config_file: str) -> str:
     return f"runs/{'-'.join(filter(None, names))}"
 
 
+def choose_workdir(named: str | None, config_file: str, process_count: int) -> str:
+    """Returns the workdir that a user names, or else the default.
+
+    Args:
+      named: the value of --workdir, or None.
+      config_file: as in `default_workdir`.
+      process_count: how many processes run the program. The default is a folder of each host's own,
+        so that several need a name.
+
+    Raises:
+      UserError: several processes are given no name.
+    """
+    if named is not None:
+        return named
+    default = default_workdir(config_file)
+    if process_count > 1:
+        name = pathlib.PurePath(default).name
+        raise UserError(
+            f"The {process_count} processes of this run need one workdir that all of them see: "
+            f"give --workdir=gs://BUCKET/{name}, or a folder on a disk that the hosts share."
+        )
+    return default
+
+
 def main(_):
     with programs.clear_errors():
         profiled = parse_steps(PROFILE_STEPS.value)
         fields.check_flags("main", {REPORT_EVERY.name: REPORT_EVERY.value})
         start.start_devices()
-        workdir = WORKDIR.value
-        if workdir is None:
-            workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+        config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+        workdir = choose_workdir(WORKDIR.value, config_file, jax.process_count())
         workdir = str(as_path(workdir, "--workdir"))
         if jax.process_index() == 0:
             logging.info("Workdir: %s", workdir)

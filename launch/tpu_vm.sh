@@ -23,6 +23,8 @@
 #                       preemptions do not count
 #   --delete_when_done  gives the slice back when the program has ended well
 #   --dry_run           prints the commands instead of running them
+#
+# If HF_TOKEN is set here, the program has it on every host, for gated models of the hub.
 
 set -euo pipefail
 
@@ -94,16 +96,28 @@ pack() {
     done | tar --null --files-from=- --create --gzip --file "$1"
 }
 
+# What is secret goes as a file that its owner alone reads: everybody sees command lines.
+copy_token() {
+    [[ -n ${HF_TOKEN:-} ]] || return 0
+    local file=${TMPDIR:-/tmp}/$name.environment status=0
+    [[ $dry_run == yes ]] || (umask 077 && rm -f "$file" && echo "HF_TOKEN=$HF_TOKEN" >"$file") ||
+        return
+    tpus tpu-vm scp "$file" "$name:$name.environment" --worker=all || status=$?
+    [[ $dry_run == yes ]] || rm -f "$file"
+    return "$status"
+}
+
 install() {
     note "Installing on every host"
     local archive=${TMPDIR:-/tmp}/$name.tar.gz
     [[ $dry_run == yes ]] || (pack "$archive") || return
+    copy_token || return
     # The TPU VM's own Python is too old.
     tpus tpu-vm scp "$archive" "$name:$name.tar.gz" --worker=all && on_hosts all "set -e
 rm -rf ~/$name && mkdir ~/$name && cd ~/$name && tar -xzf ~/$name.tar.gz
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python=3.12 .venv
-python3 -m uv pip install --quiet --python=.venv '.[tpu,gcs]'"
+python3 -m uv pip install --quiet --python=.venv --torch-backend=cpu '.[tpu,gcs,torch]'"
 }
 
 # As a service the program gets SIGTERM, with the network still up, when its host is preempted.
@@ -117,6 +131,7 @@ sudo systemctl reset-failed $name 2>/dev/null || true
 sudo systemd-run --quiet --unit=$name --uid=\$(id -un) --setenv=HOME=\$HOME \
 --working-directory=\$HOME/$name --property=Type=exec --property=RemainAfterExit=yes \
 --property=KillMode=mixed --property=TimeoutStopSec=120 --property=After=network-online.target \
+--property=EnvironmentFile=-\$HOME/$name.environment \
 -- \$HOME/$name/.venv/bin/python -u -m diffusionrl_jax.main $flags"
 }
 

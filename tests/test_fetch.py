@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from diffusionrl_jax.monitoring.metrics import read_rows
 from tests import hub as stand_in
+from tests import own_flags
 from tests.processes import finish, launcher, steps_of, wait_for_step
 
 # With what makes it a matter of seconds: few images, short chains.
@@ -41,6 +42,18 @@ def start_with(hub, folder, compilation_cache, devices, **more):
 def errors_of(output):
     assert "Traceback" not in output
     return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def test_no_accelerator_is_taken(monkeypatch, capsys):
+    """A run that is under way keeps it."""
+    done = []
+    with own_flags.program("fetch", "--config=configs/emoji.py") as fetch:
+        monkeypatch.setattr(fetch.jax.config, "update", lambda *change: done.append(change))
+        bring = lambda config, only_hub: done.append("bring") or []
+        monkeypatch.setattr(fetch.fetching, "bring", bring)
+        fetch.main([])
+    assert done == [("jax_platforms", "cpu"), "bring"]
+    assert "names nothing on the Hugging Face hub" in capsys.readouterr().out
 
 
 @pytest.mark.slow

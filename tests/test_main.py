@@ -1,9 +1,11 @@
+import functools
 import pathlib
 import shutil
 
 import pytest
 
 from diffusionrl_jax import main
+from diffusionrl_jax.mistakes import UserError
 from tests.processes import finish, launcher
 
 
@@ -19,6 +21,14 @@ from tests.processes import finish, launcher
 )
 def test_a_run_has_a_workdir_of_its_own(config_file, workdir):
     assert main.default_workdir(config_file) == workdir
+
+
+def test_several_processes_need_a_workdir_that_all_see():
+    choose = functools.partial(main.choose_workdir, config_file="configs/hps.py:emoji")
+    assert choose(None, process_count=1) == "runs/hps-emoji"
+    assert choose("gs://bucket/mine", process_count=4) == "gs://bucket/mine"
+    with pytest.raises(UserError, match="The 4 processes .* --workdir=gs://BUCKET/hps-emoji, or"):
+        choose(None, process_count=4)
 
 
 @pytest.mark.slow

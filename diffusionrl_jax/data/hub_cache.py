@@ -10,12 +10,18 @@ from huggingface_hub import constants
 
 from diffusionrl_jax.data.files import write_whole
 
+HUB = "hub"  # What huggingface_hub calls its cache in $HF_HOME.
 SLOW_BYTES = 10**9  # So many bytes take some seconds to check.
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder for what is made of the hub's files, beside huggingface_hub's cache."""
-    return pathlib.Path(constants.HF_HUB_CACHE).parent / "diffusionrl_jax"
+    """Returns the folder for what is made of the hub's files, where whoever shares them finds it.
+
+    It lies beside huggingface_hub's cache where that is a folder "hub" of a home, as it is unless
+    told, and else in it: what is beside a folder that $HF_HUB_CACHE names is not ours to write to.
+    """
+    cache = pathlib.Path(constants.HF_HUB_CACHE)
+    return (cache.parent if cache.name == HUB else cache) / "diffusionrl_jax"
 
 
 def home(repository: str, kind: str) -> pathlib.Path:

@@ -22,6 +22,7 @@ KNOWN_SIZES = {
     "google/owlv2-base-patch16-ensemble": 0.6,
     "poloclub/diffusiondb (metadata.parquet)": 0.2,
 }
+LOG_IN = "log in with `hf auth login`, or set the environment variable HF_TOKEN"
 FETCH = (
     "Where there is a network, run `python -m diffusionrl_jax.fetch` with the --config that names "
     "this, and with --output=FOLDER if that machine shares no cache with this one."
@@ -96,13 +97,12 @@ def explain(error: BaseException, repository: str, kind: str) -> str:
         return str(error)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return (
-            f"{name} is gated on the Hugging Face hub: accept its terms at {address}, and log in "
-            "with `hf auth login`."
+            f"{name} is gated on the Hugging Face hub: accept its terms at {address}, and {LOG_IN}."
         )
     if status == 429:
         return (
             f"The Hugging Face hub answers {name} with 429, too many requests: wait some minutes, "
-            "or log in with `hf auth login`, and start the same command again."
+            f"or {LOG_IN}, and start the same command again."
         )
     if status >= 500:
         return (
@@ -111,7 +111,7 @@ def explain(error: BaseException, repository: str, kind: str) -> str:
         )
     return (
         f"{name} is no folder here, and the Hugging Face hub shows no such {kind} ({status}, "
-        f"{_first_line(error)}): check the id, or log in with `hf auth login` if it is private."
+        f"{_first_line(error)}): check the id; if it is private or gated, {LOG_IN}."
     )
 
 

@@ -40,6 +40,9 @@ class Need:
       kind: "model" or "dataset".
       follow: takes the names that were chosen, and returns what is needed besides.
       label: what messages call it; the repository, if empty.
+      is_preferred: takes the names that were chosen, and returns whether no list of files would
+        make `choose` prefer others. Where it would, what lies in the cache, put there by another
+        program maybe, is compared with what the hub lists.
     """
 
     repository: str
@@ -48,6 +51,7 @@ class Need:
     kind: str = "model"
     follow: Callable[[Collection[str]], tuple["Need", ...]] = lambda names: ()
     label: str = ""
+    is_preferred: Callable[[Collection[str]], bool] = lambda names: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,7 @@ def fetch(needs: Sequence[Need], missing: Sequence[str] = ()) -> list[Held]:
             held = find(need)
             if held is None and unreachable:  # The hub is not asked a second time.
                 raise unreachable[0][1]
-            found[number] = held or plan(need)
+            found[number] = plan(need) if held is None else _preferred(need, held)
         except (OSError, ValueError) as error:
             if hub_errors.is_unreachable(error):
                 unreachable.append((need.label or need.repository, error))
@@ -156,6 +160,28 @@ def fetch(needs: Sequence[Need], missing: Sequence[str] = ()) -> list[Held]:
     for each in plans:
         _download(each)
     return [_as_held(found[number], need) for number, need in enumerate(needs)]
+
+
+def _preferred(need: Need, held: Held) -> Held | Plan:
+    """Returns what is held, or what is to be downloaded where the repository has what is preferred.
+
+    Where the hub can't be asked, there is a warning, and what is held is returned.
+    """
+    if need.is_preferred(held.files):
+        return held
+    try:
+        planned = plan(need, held.revision)
+    except (OSError, ValueError) as error:
+        reason = hub_errors.explain(error, need.repository, need.kind)
+        logging.warning(
+            "%s is taken from the cache as it is, with %s, since the Hugging Face hub could not be "
+            "asked whether there is better: %s",
+            need.label or need.repository,
+            ", ".join(name for name in held.files if not need.is_preferred([name])),
+            reason.partition("\n")[0],
+        )
+        return held
+    return planned if planned.missing else held
 
 
 def _as_held(found: Held | Plan, need: Need) -> Held:
@@ -193,8 +219,12 @@ def find(need: Need) -> Held | None:
     return Held(need.repository, revision, folder, names)
 
 
-def plan(need: Need) -> Plan:
+def plan(need: Need, revision: str = "") -> Plan:
     """Asks the hub what there is to download.
+
+    Args:
+      need: what is needed.
+      revision: the commit; the newest, if empty.
 
     Raises:
       OSError, ValueError: huggingface_hub raises it, or the repository lacks what is needed.
@@ -202,9 +232,9 @@ def plan(need: Need) -> Plan:
     api = huggingface_hub.HfApi()
     of: dict[str, Any] = {"repo_type": need.kind}
     only: Any = ["sha"]
-    revision = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
-    assert revision is not None  # The hub was asked for it.
-    of["revision"] = revision
+    newest = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
+    assert newest is not None  # The hub was asked for it.
+    of["revision"] = revision = revision or newest
     if need.candidates:
         entries = api.get_paths_info(need.repository, list(need.candidates), **of)
     else:

@@ -150,7 +150,7 @@ def open_records(source: Source, features: Mapping[str, str]) -> Records:
             )
         description = ""
     else:
-        builder = _open_builder(source)
+        builder = open_builder(source)
         _refuse_bucket(source, builder.data_dir)
         split = source.options.get("tfds_split", "train")
         if split not in builder.info.splits:
@@ -239,8 +239,16 @@ def _ends(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def _open_builder(source: Source):
-    """Opens a prepared dataset by its files alone: none of its own code is run."""
+def open_builder(source: Source):
+    """Opens a prepared dataset by its files alone: none of its own code is run.
+
+    Args:
+      source: as in `open_records`, of the kind tfds.
+
+    Raises:
+      FileNotFoundError: there is no such dataset.
+      UserError: it is broken, or has a feature of a foreign type.
+    """
     folder = as_path(source.name, "tfds:")
     data_dir = source.options.get("data_dir")
     if data_dir is not None:

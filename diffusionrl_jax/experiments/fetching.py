@@ -10,7 +10,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax.data import hub_files, prompt_sources, sources
+from diffusionrl_jax.algorithms import needs_of
+from diffusionrl_jax.data import hub_files, prompt_sources, records, sources
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import (
     as_path,
@@ -30,8 +31,8 @@ from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.rewards import folders
 from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
 
-MODEL, LORA, PROMPTS, PICTURES = "model", "lora", "prompts", "pictures"
-PICTURE_FOLDERS = ("array_record", "latents")
+MODEL, LORA, PROMPTS, PICTURES, PAIRS = "model", "lora", "prompts", "pictures", "pairs"
+PICTURE_KINDS = (*records.KINDS, "latents")
 EMOJI = "emoji:"
 COPY_BYTES = 2**24
 # This file lies beside what was copied once that is whole.
@@ -43,7 +44,8 @@ class Named:
     """Something that a config names.
 
     Attributes:
-      kind: `MODEL`, `LORA`, `PROMPTS` or `PICTURES`, or the name of the reward whose folder it is.
+      kind: `MODEL`, `LORA`, `PROMPTS`, `PICTURES` or `PAIRS`, or the name of the reward whose
+        folder it is.
       name: its name in the config.
       fields: the fields of the config that name it.
     """
@@ -82,6 +84,9 @@ def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]
             yield PROMPTS, task.prompts, f"config.tasks.{name}.prompts"
         if config.pretraining.weight:
             yield PICTURES, config.pretraining.pictures, "config.pretraining.pictures"
+        if needs_of(config).pairs:
+            method = config.algorithm.name
+            yield PAIRS, config.algorithm[method].pairs, f"config.algorithm.{method}.pairs"
     evaluation = config.evaluation
     for name, chosen in evaluation.sets.items():
         yield PROMPTS, chosen.prompts, f"config.evaluation.sets.{name}.prompts"
@@ -145,10 +150,15 @@ def _missing(named: Named) -> str:
             lora_files.locate(named.name, named.fields[0])
         elif named.kind == PROMPTS:
             prompt_sources.prompt_files(named.name)
+            return _missing_records(named, _prompt_source(named))
         elif named.kind == PICTURES:
-            source = sources.parse(named.name, PICTURE_FOLDERS)
-            if source.kind and not as_path(source.name, source.kind).exists():
-                return f"{named.fields[0]}: there is no folder {source.name}; docs/data.md."
+            return _missing_records(named, sources.parse(named.name, PICTURE_KINDS))
+        elif named.kind == PAIRS and named.name:  # The method itself refuses the empty path.
+            if not as_path(named.name, named.fields[0]).exists():
+                return (
+                    f"{named.fields[0]}: there is no {named.name}: name a parquet file, or a "
+                    "folder of some; docs/methods.md."
+                )
         elif named.kind in folders.LAYOUTS and not (
             named.name and resolve(named.name, named.fields[0]).exists()
         ):
@@ -158,6 +168,19 @@ def _missing(named: Named) -> str:
             )
     except FileNotFoundError as error:
         return str(error) if named.kind == LORA else f"{named.fields[0]}: {error}"
+    return ""
+
+
+def _missing_records(named: Named, source: sources.Source) -> str:
+    """Returns as `_missing` for pictures, or for prompts that are records beside pictures.
+
+    Raises:
+      FileNotFoundError: tensorflow-datasets finds no such dataset.
+    """
+    if source.kind == "tfds":
+        records.open_builder(source)
+    elif source.kind in PICTURE_KINDS and not as_path(source.name, source.kind).exists():
+        return f"{named.fields[0]}: there is no folder {source.name}; docs/data.md."
     return ""
 
 
@@ -214,14 +237,15 @@ def describe(fetched: Sequence[Fetched]) -> list[str]:
 
 
 def _check_same_everywhere(fetched: Sequence[Fetched]) -> None:
-    """Refuses processes that have different revisions in their caches."""
-    revisions = [(each.named.name, each.held.revision) for each in fetched]
-    digest = hashlib.sha256(repr(revisions).encode()).digest()[:4]
+    """Refuses processes that have different revisions, or different files, in their caches."""
+    held = [(each.named.name, each.held.revision, sorted(each.held.files)) for each in fetched]
+    digest = hashlib.sha256(repr(held).encode()).digest()[:4]
     if len(set(processes.gather(np.frombuffer(digest, np.uint32)).ravel().tolist())) > 1:
         raise UserError(
-            "The processes have different revisions of what the config names in their caches, as "
-            "the log of each says: remove the older ones, or fetch into a folder that all can "
-            "read (`python -m diffusionrl_jax.fetch --output=FOLDER`) and train from there."
+            "The processes have different revisions of what the config names in their caches, or "
+            "different files of one, as the log of each says: remove those that are older or lack "
+            "files, or fetch into a folder that all can read (`python -m diffusionrl_jax.fetch "
+            "--output=FOLDER`) and train from there."
         )
 
 

@@ -21,6 +21,7 @@ from diffusionrl_jax.distributed.devices import Devices, devices_here
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments import checks, fields, memory, shared_prefix
+from diffusionrl_jax.experiments.config import get_config
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
 
@@ -28,6 +29,8 @@ GIB = 2**30
 MICROBATCHES = ("sample", "decode", "score", "train")
 # A plan uses this part of the memory at most, if it can: the estimate is a few percent off.
 USED = 0.94
+# Above this part there is a warning: the estimate has been 3% too low.
+SURE = 0.97
 # More chips than these share parameters only where they have to.
 FSDP = 16
 # A state that is not split may take this part of the memory.
@@ -39,7 +42,8 @@ USUAL_VALUES = 64 * 64 * 320
 # The images of one microbatch may take this part of the memory while they are scored, or decoded.
 SCORED, DECODED = 1 / 8, 1 / 6
 ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
-LORA_RANK = 16
+# Factors learn by a rate far above that of all parameters.
+LORA_RANK, LORA_LEARNING_RATE = 16, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether there is room, by the estimate."""
         return self.devices.memory is None or self.memory <= self.devices.memory
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether there may be no room, since the estimate is not exact."""
+        return self.devices.memory is not None and self.memory > SURE * self.devices.memory
 
     def __str__(self) -> str:
         at_once, share = self.division.train, self.division.share
@@ -277,6 +286,28 @@ def _is_automatic(config: Config) -> bool:
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
 
+def refuse_too_large(config: Config, devices: Devices | None = None, trains: bool = True) -> Plan:
+    """Returns a config's plan, which fits, or about which nothing is to be done.
+
+    What a user sets is obeyed, and a CPU can swap.
+
+    Args:
+      config: see `experiments/config.py`.
+      devices: the devices that it is to run on; None means those that are here.
+      trains: as in `choose`.
+
+    Raises:
+      UserError: the plan does not fit, where anything is left open and the devices are no CPUs; it
+        says what would.
+      UserError, FileNotFoundError: as `choose`.
+    """
+    devices = devices or devices_here()
+    plan = choose(config, devices, trains)
+    if not plan.fits and _is_automatic(config) and devices.platform != "cpu":
+        raise UserError(_too_large(config, devices, plan, trains))
+    return plan
+
+
 def resolve(
     config: Config,
     devices: Devices | None = None,
@@ -290,8 +321,8 @@ def resolve(
       config: see `experiments/config.py`. It is not changed.
       devices: the devices that it is to run on; None means those that are here.
       trains: as in `choose`.
-      refuse: whether it is an error if the plan does not fit, where anything is left open and the
-        devices are no CPUs. Else there is a warning, and the plan is the one that needs least.
+      refuse: whether what `refuse_too_large` refuses is an error. Else there is a warning, and the
+        plan is the one that needs least.
 
     Returns:
       A config with nothing left open, and the plan.
@@ -301,13 +332,15 @@ def resolve(
       UserError, FileNotFoundError: as `choose`.
     """
     devices = devices or devices_here()
-    plan = choose(config, devices, trains)
+    plan = (refuse_too_large if refuse else choose)(config, devices, trains)
     if not plan.fits:
-        message = _too_large(config, devices, plan, trains)
-        # What a user sets is obeyed, and a CPU can swap.
-        if refuse and _is_automatic(config) and devices.platform != "cpu":
-            raise UserError(message)
-        logging.warning("%s", message)
+        logging.warning("%s", _too_large(config, devices, plan, trains))
+    elif plan.is_tight and trains and devices.platform != "cpu":
+        logging.warning(
+            "The plan is tight, by a model that has been 3%% too low: %s in %s. Should a chip run "
+            "out of memory, take more chips, or a smaller --config.batch_size.",
+            *(plan, plan.phase),
+        )
     return _filled(config, plan), plan
 
 
@@ -324,7 +357,7 @@ def _filled(config: Config, plan: Plan) -> Config:
     return filled
 
 
-def propose(config: Config, devices: Devices) -> tuple[dict[str, int], Plan]:
+def propose(config: Config, devices: Devices) -> tuple[dict[str, float], Plan]:
     """Returns the least change with which a config fits, and the plan of the changed config.
 
     Args:
@@ -368,13 +401,17 @@ def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> st
     )
 
 
-def _mends(config: Config, devices: Devices) -> Iterator[dict[str, int]]:
+def _mends(config: Config, devices: Devices) -> Iterator[dict[str, float]]:
     """Yields changes to a config that make it smaller, the least first.
 
-    The first is LoRA, then smaller batches follow.
+    The first is LoRA, with a learning rate for it unless one has been set, then smaller batches
+    follow.
     """
-    lora = {} if (config.get("lora") or {}).get("rank", 0) else {"lora.rank": LORA_RANK}
-    if lora:
+    lora: dict[str, float] = {}
+    if not (config.get("lora") or {}).get("rank", 0):
+        lora["lora.rank"] = LORA_RANK
+        if config.optimizer.learning_rate == get_config().optimizer.learning_rate:
+            lora["optimizer.learning_rate"] = LORA_LEARNING_RATE
         yield lora
     unit = math.lcm(devices.count, *(task.group_size for task in config.tasks.values()))
     size = config.batch_size // 2 // unit * unit

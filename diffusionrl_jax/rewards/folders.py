@@ -183,8 +183,9 @@ def hold(reward: str, path: str) -> Held:
         return held
     target = _converted_folder(reward, path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes of a machine, or several machines with one disk, take turns.
-    with WeakFileLock(f"{target}.lock"):
+    # Several processes of a machine, or several machines with one disk, take turns. There is one
+    # lock for all targets, since what is half-written beside a target is removed.
+    with WeakFileLock(f"{target.parent}.lock"):
         if (converted := find_converted(reward, path)) is None:
             _convert(reward, held, need, target)
             converted = find_converted(reward, path)

@@ -5,20 +5,28 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 
 import jax
+from absl import logging
 from etils import epath
 
 from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.data.files import write_whole
+from diffusionrl_jax.data.files import read_json, write_whole
+
+FETCHED = "fetched"  # The name in versions.json of what came from the Hugging Face hub.
 
 
-def write_run_information(workdir: str, config: Config) -> None:
+def write_run_information(
+    workdir: str, config: Config, revisions: Mapping[str, str] | None = None
+) -> None:
     """Writes config.json and versions.json, which have what is needed to repeat the run.
 
     Args:
       workdir: an existing folder.
       config: an `ml_collections.ConfigDict` or a dict. Values that JSON lacks become strings.
+      revisions: the commit of each thing that came from the Hugging Face hub, by its name in the
+        config.
     """
     if jax.process_index():
         return
@@ -31,12 +39,32 @@ def write_run_information(workdir: str, config: Config) -> None:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "git_revision": git_revision(),
+        FETCHED: dict(revisions or {}),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
     folder = epath.Path(workdir)
     content = json.dumps(plain, indent=2, default=str) + "\n"
     write_whole(folder / "config.json", content.encode())
     write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
+
+
+def warn_of_other_revisions(workdir: str, revisions: Mapping[str, str]) -> None:
+    """Warns of what had another revision on the hub when a run was last started.
+
+    Args:
+      workdir: the workdir of the run.
+      revisions: those of now, as in `write_run_information`.
+    """
+    path = epath.Path(workdir) / "versions.json"
+    earlier = read_json(path).get(FETCHED, {}) if path.exists() else {}
+    for name, revision in revisions.items():
+        if earlier.get(name, revision) != revision:
+            logging.warning(
+                "%s is at revision %s here, and was at %s when %s was last started: what is drawn "
+                "and scored may differ from then. To hold a run to one revision, train from a copy "
+                "(`python -m diffusionrl_jax.fetch --output=FOLDER`).",
+                *(name, revision, earlier[name], workdir),
+            )
 
 
 def git_revision() -> str | None:

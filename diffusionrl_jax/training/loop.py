@@ -27,6 +27,7 @@ from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.families import PUBLISHED
 from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
@@ -35,7 +36,7 @@ from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
-from diffusionrl_jax.runs.provenance import write_run_information
+from diffusionrl_jax.runs.provenance import warn_of_other_revisions, write_run_information
 from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
 
 
@@ -77,7 +78,12 @@ def train(
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
         checks.check_evaluation(config, mesh)
-        fetching.bring(config)
+        if config.model in PUBLISHED:  # Its size is known before gigabytes are fetched.
+            planning.refuse_too_large(config)
+        fetched = fetching.bring(config)
+        revisions = {each.named.name: each.held.revision for each in fetched}
+        if steps and jax.process_index() == 0:
+            warn_of_other_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
         execution = choose_execution(config.execution, scores_on_host(config))
@@ -95,7 +101,7 @@ def train(
         probe = make_probe(experiment) if first < config.iterations else None
         experiment = experiment.without_base()
         lease.check()
-        write_run_information(workdir, described | {"plan": plan.to_json()})
+        write_run_information(workdir, described | {"plan": plan.to_json()}, revisions)
         if first < config.iterations:
             if first:
                 logging.info("Resumed after iteration %d.", first)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -14,6 +15,19 @@ from diffusionrl_jax.data import hub_cache
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("cache_of_hub", "folder"),
+    [
+        ("/home/me/.cache/huggingface/hub", "/home/me/.cache/huggingface/diffusionrl_jax"),
+        ("/cache", "/cache/diffusionrl_jax"),
+        ("/mnt/shared", "/mnt/shared/diffusionrl_jax"),
+    ],
+)
+def test_what_is_made_lies_where_may_be_written(cache_of_hub, folder, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache_of_hub)
+    assert hub_cache.cache_folder() == pathlib.Path(folder)
 
 
 def write(folder, content, digest):

@@ -31,7 +31,7 @@ def missed(cause):
         (answered(401), "shows no such dataset (401"),
         (answered(403), "is gated on the Hugging Face hub: accept its terms"),
         (answered(403, errors.GatedRepoError), "is gated"),
-        (answered(404, errors.RepositoryNotFoundError), "check the id, or log in"),
+        (answered(404, errors.RepositoryNotFoundError), "check the id; if it is private"),
         (answered(429), "429, too many requests: wait some minutes"),
         (answered(503), "with 503: start the same command again later"),
         (errors.HFValidationError("bad"), "is no folder here, and no id"),

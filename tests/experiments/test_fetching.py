@@ -1,9 +1,12 @@
 """What a config names is fetched from a hub on loopback, whole or with one clear error."""
 
+import concurrent.futures
+import dataclasses
 import json
 import pathlib
 import shutil
 import sys
+import time
 
 import jax
 import numpy as np
@@ -79,6 +82,30 @@ def test_only_what_is_read_is_fetched_and_only_once(hub, cache, caplog):
     hub.requests.clear()
     assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
     assert not hub.requests, "what is there is used without asking"
+
+
+def test_weights_of_half_precision_in_the_cache_are_not_taken_for_the_whole(
+    hub, cache, monkeypatch, caplog
+):
+    """As another program leaves them there, which has asked for no others."""
+    folder = model_hub.locate(stand_in.STABLE_DIFFUSION)
+    half = folder / UNET.replace(".safetensors", ".fp16.safetensors")
+    (folder / UNET).rename(half)
+    go_offline(monkeypatch, hub, cache)
+    assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
+    assert f"with {half.relative_to(folder)}, since the Hugging Face hub could not" in caplog.text
+    stand_in.use(monkeypatch, hub.address, cache)
+    hub.trouble = at(stand_in.STABLE_DIFFUSION, 429)
+    caplog.clear()
+    assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
+    assert "429, too many requests" in caplog.text
+    assert not (folder / UNET).exists()
+    hub.trouble = at(stand_in.STABLE_DIFFUSION, None)
+    assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
+    assert (folder / UNET).exists()
+    hub.requests.clear()
+    model_hub.locate(stand_in.STABLE_DIFFUSION)
+    assert not hub.requests
 
 
 def test_everything_of_a_config(hub, cache, published, monkeypatch, caplog):
@@ -187,6 +214,48 @@ def test_processes_must_have_the_same_revisions(hub, cache, monkeypatch):
         fetching.bring(config_of())
 
 
+def test_processes_must_have_the_same_files(hub, cache, monkeypatch):
+    digests = []
+    monkeypatch.setattr(
+        fetching.processes, "gather", lambda values: digests.append(int(values[0])) or values
+    )
+    fetched = fetching.bring(config_of())
+    model = next(each for each in fetched if each.named.kind == fetching.MODEL)
+    for files in (model.held.files[::-1], model.held.files[1:]):
+        held = dataclasses.replace(model.held, files=files)
+        others = [each for each in fetched if each is not model]
+        place = fetched.index(model)
+        others.insert(place, dataclasses.replace(model, held=held))
+        fetching._check_same_everywhere(others)
+    whole, reversed_, fewer = digests
+    assert whole == reversed_ != fewer
+
+
+def test_data_that_are_missing_are_listed_with_all_else(hub, cache, tmp_path):
+    config = config_of()
+    config.model = "me/nothing"
+    config.pretraining.weight = 1.0
+    config.pretraining.pictures = f"tfds:dragons?data_dir={tmp_path}"
+    config.algorithm.name = "dpo_offline"
+    config.algorithm.dpo_offline.pairs = str(tmp_path / "pairs.parquet")
+    config.tasks.hps.prompts = f"array_record:{tmp_path}/no_prompts"
+    with pytest.raises(FileNotFoundError, match="Several things are missing") as caught:
+        fetching.bring(config)
+    for part in (
+        "me/nothing is no folder here",
+        "config.pretraining.pictures: 'tfds:dragons",
+        "tensorflow-datasets finds no 'dragons'",
+        f"config.algorithm.dpo_offline.pairs: there is no {tmp_path}/pairs.parquet: name",
+        f"config.tasks.hps.prompts: there is no folder {tmp_path}/no_prompts",
+    ):
+        assert part in str(caught.value)
+    # Another method reads no pairs.
+    config.algorithm.name = "policy_gradient"
+    with pytest.raises(FileNotFoundError) as caught:
+        fetching.bring(config)
+    assert "pairs" not in str(caught.value)
+
+
 def test_a_login_node_needs_no_pictures(hub, cache, tmp_path):
     config = config_of()
     config.pretraining.weight = 1.0
@@ -237,8 +306,8 @@ def test_nobody_answers(hub, cache, monkeypatch):
 
 
 STATUSES = {
-    401: "shows no such model .*hf auth login",
-    403: "is gated .*accept its terms .*hf auth login",
+    401: "shows no such model .*hf auth login.* HF_TOKEN",
+    403: "is gated .*accept its terms .*hf auth login.* HF_TOKEN",
     404: "shows no such model .*check the id",
     429: "429, too many requests: wait",
     500: "fails at .* with 500: start the same command again later",
@@ -318,6 +387,25 @@ def test_a_conversion_that_was_killed_is_made_anew(hub, cache, monkeypatch):
         folders.hold("hps_v2", stand_in.HPS)
     monkeypatch.setattr(conversion, "convert", convert)
     assert (folders.hold("hps_v2", stand_in.HPS).folder / folders.SOURCE_FILE).exists()
+
+
+def test_conversions_beside_each_other_take_turns(hub, cache, monkeypatch):
+    """None removes what another is writing."""
+    write, running, most = conversion._write, [], []
+
+    def slow(*arguments):
+        running.append(arguments)
+        most.append(len(running))
+        write(*arguments)
+        time.sleep(0.5)  # The other one, if it does not wait, begins meanwhile.
+        running.pop()
+
+    monkeypatch.setattr(conversion, "_write", slow)
+    wanted = [("hps_v2", stand_in.HPS), ("image_reward", stand_in.IMAGE_REWARD)]
+    with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
+        held = list(pool.map(lambda each: folders.hold(*each), wanted))
+    assert [each.repository for each in held] == [stand_in.HPS, stand_in.IMAGE_REWARD]
+    assert most == [1, 1]
 
 
 def test_a_pickle_without_pytorch_is_refused_before_anything_is_fetched(hub, cache, monkeypatch):

@@ -125,8 +125,31 @@ def test_one_line_with_its_reason():
 
 
 def test_lora_is_proposed_by_name():
-    with pytest.raises(ValueError, match=r"does not fit 1 v5e chip.*--config\.lora\.rank=16 \("):
-        planning.resolve(hps.get_config(), devices_of_topology("v5e:1x1"))
+    config, chip = hps.get_config(), devices_of_topology("v5e:1x1")
+    lora = r"does not fit 1 v5e chip.*--config\.lora\.rank=16"
+    with pytest.raises(
+        ValueError, match=rf"{lora} --config\.optimizer\.learning_rate=0\.0001 \("
+    ) as caught:
+        planning.resolve(config, chip)
+    with pytest.raises(ValueError) as earlier:
+        planning.refuse_too_large(config, chip)
+    assert str(earlier.value) == str(caught.value)
+    # A rate that somebody has set is left as it is.
+    config.optimizer.learning_rate = 1e-5
+    with pytest.raises(ValueError, match=rf"{lora} \("):
+        planning.resolve(config, chip)
+
+
+def test_a_tight_plan_is_warned_of(caplog):
+    config, _ = planning.resolve(hps.get_config(), devices(8))
+    config.execution = "split"
+    _, plan = planning.resolve(config, devices(8))
+    for part, tight in ((0.96, False), (0.98, True)):
+        caplog.clear()
+        _, found = planning.resolve(config, devices(8, plan.memory / part))
+        assert found.fits and found.memory == plan.memory
+        assert ("The plan is tight" in caplog.text) == tight
+    assert f"{found} in {found.phase}. Should a chip" in caplog.text
 
 
 def test_a_smaller_batch_is_proposed():

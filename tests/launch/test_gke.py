@@ -111,6 +111,13 @@ def test_the_program_gets_its_flags(fill):
     assert container["image"] == OPTIONS["image"]
 
 
+def test_a_token_of_the_hub_may_be_a_secret(fill):
+    (variable,) = pod(fill())["containers"][0]["env"]
+    assert variable["name"] == "HF_TOKEN"
+    secret = variable["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "hf-token", "key": "HF_TOKEN", "optional": True}
+
+
 @pytest.mark.parametrize("name", ["no", "y", "true"])
 def test_a_name_stays_text(fill, name):
     assert fill(name=name)["metadata"]["name"] == name

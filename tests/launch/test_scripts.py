@@ -36,6 +36,20 @@ def test_dockerfile_copies_what_exists_and_what_the_program_needs():
     assert entry.startswith('["launch/until_complete.sh", "python"')
 
 
+@pytest.mark.parametrize(
+    "file, extras",
+    [
+        ("launch/tpu_vm.sh", "tpu,gcs,torch"),
+        ("launch/Dockerfile", "tpu,gcs,torch"),
+        ("docs/launch.md", "cuda,torch"),
+        ("examples/tpu.ipynb", "tpu,torch"),
+    ],
+)
+def test_pickles_can_be_read_where_it_is_installed(file, extras):
+    """Some of the published rewards are pickles, which PyTorch converts."""
+    assert re.findall(r"\.\[([\w,]+)\]", (ROOT / file).read_text()) == [extras]
+
+
 @pytest.mark.parametrize("status, seen", [(0, 143), (3, 3)])
 def test_a_stopped_run_is_not_taken_for_a_complete_one(status, seen):
     command = [LAUNCH / "until_complete.sh", sys.executable, "-c", STOPPABLE.format(status=status)]

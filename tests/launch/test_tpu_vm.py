@@ -63,6 +63,21 @@ def test_the_program_gets_its_flags_and_the_checkout(tpu_vm):
     assert not (folder / ".git").exists()
 
 
+def test_a_token_of_the_hub_is_on_no_command_line(play, tmp_path):
+    world = {"requests": [["ACTIVE"]], "services": [["running", "exited"]]}
+    script = ["tpu_vm.sh", "run", *WHERE, *TYPE, "--", *FLAGS]
+    process = play(script, [*COMMANDS, "git"], world, HF_TOKEN="hf_secret")
+    assert process.returncode == 0, process.stderr
+    file = process.home / "joint.environment"
+    assert file.read_text() == "HF_TOKEN=hf_secret\n"
+    service = next(call for call in process.calls if call[0] == "systemd-run")
+    assert f"--property=EnvironmentFile=-{file}" in service
+    printed = play([*script[:2], "--dry_run", *script[2:]], COMMANDS, HF_TOKEN="hf_secret").stdout
+    assert "joint.environment" in printed
+    assert "hf_secret" not in f"{process.calls} {process.stdout} {printed}"
+    assert not (tmp_path / "joint.environment").exists()
+
+
 @pytest.mark.parametrize("end", [["SUSPENDING", "SUSPENDED"], ["FAILED"], ["SUSPENDED"]])
 def test_a_preempted_slice_is_made_again(tpu_vm, end):
     world = {

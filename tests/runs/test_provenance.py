@@ -22,6 +22,21 @@ def test_run_information(tmp_path):
     assert versions["git_revision"] == provenance.git_revision()
 
 
+def test_another_revision_than_last_time_is_warned_of(tmp_path, caplog):
+    folder, then = str(tmp_path), {"me/model": "a" * 40, "hub:me/prompts/file.txt": "b" * 40}
+    provenance.warn_of_other_revisions(folder, then)  # Nothing is known.
+    provenance.write_run_information(folder, ml_collections.ConfigDict(), then)
+    provenance.warn_of_other_revisions(folder, then | {"me/new": "c" * 40})
+    assert not caplog.text
+    provenance.warn_of_other_revisions(folder, then | {"me/model": "d" * 40})
+    (warning,) = caplog.messages
+    assert f"me/model is at revision {'d' * 40} here, and was at {'a' * 40}" in warning
+    # A run of before has no record.
+    (tmp_path / "versions.json").write_text("{}")
+    provenance.warn_of_other_revisions(folder, then)
+    assert len(caplog.messages) == 1
+
+
 def test_git_revision_is_gits_own():
     root = pathlib.Path(provenance.__file__).parents[2]
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)

@@ -6,12 +6,25 @@ import jax
 import pytest
 from absl import logging
 
+from configs import hps
 from diffusionrl_jax.data.emoji import world
+from diffusionrl_jax.distributed.devices import Devices
 from diffusionrl_jax.emoji_world import emoji_model
+from diffusionrl_jax.experiments import fetching, planning
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.training.loop import train
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
+    """Sizes of published models are known without their files."""
+    one = Devices(jax.device_count(), "TPU v5 lite", "tpu", 2**30)
+    monkeypatch.setattr(planning, "devices_here", lambda: one)
+    monkeypatch.setattr(fetching, "bring", lambda config: pytest.fail("fetched"))
+    with pytest.raises(UserError, match="stable-diffusion-2-base .* does not fit"):
+        train(hps.get_config(), str(tmp_path))
 
 
 @pytest.mark.slow

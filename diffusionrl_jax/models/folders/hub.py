@@ -17,7 +17,12 @@ from diffusionrl_jax.data.hub_files import HUB_ID, Need
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import companions
 from diffusionrl_jax.models.folders.networks import STEMS
-from diffusionrl_jax.models.folders.tensor_files import PICKLED_SUFFIXES, candidates, read_header
+from diffusionrl_jax.models.folders.tensor_files import (
+    PICKLED_SUFFIXES,
+    VARIANTS,
+    candidates,
+    read_header,
+)
 
 INDEX = "model_index.json"
 SUFFIX = ".safetensors"
@@ -139,9 +144,16 @@ def describe(repository: str) -> Need:
     """Describes which files are read of a Stable Diffusion on the hub.
 
     They are those of the parts that its model_index.json names, and what `companions.py` takes
-    along into an export, where the repository has it.
+    along into an export, where the repository has it. Weights of full precision are preferred.
     """
-    return Need(repository, functools.partial(_choose, repository))
+    return Need(
+        repository, functools.partial(_choose, repository), is_preferred=_are_of_full_precision
+    )
+
+
+def _are_of_full_precision(names: Collection[str]) -> bool:
+    halves = tuple(f"{variant}." for variant in VARIANTS if variant)
+    return not any(half in name for name in names for half in halves)
 
 
 def _choose(

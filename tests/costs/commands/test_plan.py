@@ -6,7 +6,8 @@ from diffusionrl_jax.costs.commands import plan
 def test_the_table():
     text = plan.markdown({"configs/hps.py": ("v5e:1x1", "h100-80gb:8")})
     first, second = text.splitlines()[2:]
-    assert first.startswith("| hps | v5e:1x1 (v5litepod-1) | lora.rank=16 | 1 |")
+    lora = "lora.rank=16 optimizer.learning_rate=0.0001"
+    assert first.startswith(f"| hps | v5e:1x1 (v5litepod-1) | {lora} | 1 |")
     assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
 
 
