@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from tests.algorithms import toy
 
@@ -21,9 +22,13 @@ def test_the_best_of_each_prompt_is_learned_from_alone():
     assert objective.noises == 3 and made.frozen.base is None
 
 
-def test_refuses_single_images():
-    with pytest.raises(ValueError, match="'raft' takes the best .* group_size of task task0 to 2"):
-        toy.make("raft", **{"tasks.task0.group_size": 1})
+@pytest.mark.parametrize("method", ["raft", "reward_weighted"])
+def test_refuses_single_images(method):
+    made = toy.make(method)
+    made.config.algorithm.reward_weighted.weighting = "best"
+    made.config.tasks.task0.group_size = 1
+    with pytest.raises(ValueError, match="takes the best .* group_size of task task0 to 2"):
+        ALGORITHMS[method].check(made.config)
 
 
 def test_equal_weights_are_the_pretraining_loss(hasty):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from configs import emoji_policy_gradient
-from diffusionrl_jax.algorithms import reward_gradient
 from diffusionrl_jax.algorithms.reward_gradient import RewardGradient
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.experiments import experiment as experiments
@@ -78,9 +77,8 @@ def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
 
 
 def test_refuses_times_in_disorder(preference):
-    config = preference(**{"algorithm.draft_lv.least_time": 0.7})
     with pytest.raises(ValueError, match="0 <= least_time < most_time <= 1"):
-        reward_gradient.check(config)
+        preference(**{"algorithm.draft_lv.least_time": 0.7})
 
 
 def test_a_reward_without_a_gradient_is_refused(make_config):

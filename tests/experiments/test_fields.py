@@ -62,7 +62,9 @@ def test_a_number_has_bounds(name, config):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_name_is_one_of_a_few(name, config):
-    for value in ("flash", "fft", "float16", "float8_e4m3fn", "", 7, None, ["auto"]):
+    wrong = ["flash", "fft", "float16", "float8_e4m3fn", 7, None, ["auto"]]
+    wrong += [] if name == "tasks.*.algorithm" else [""]  # That of all tasks.
+    for value in wrong:
         put(config, name, value)
         refused(config, name)
 

@@ -41,7 +41,7 @@ SIZES = memory.Sizes(
     text=24,
     decoded=300.0,
     steps=5,
-    updates=5,
+    updates=10,
     tasks=2,
     pretrains=True,
     kept_of_example=1,
@@ -186,7 +186,7 @@ def test_what_is_held_against_the_shapes_of_a_dry_run(make_config, changes):
     held = {phase.name: phase.resident for phase in made}
     assert memory.held(sizes, plan.division) == pytest.approx(held["sample"], rel=0.02)
     # And in the update what is trained on, with its text.
-    count = sizes.tasks * sizes.updates + sizes.pretrains
+    count = sizes.updates + sizes.pretrains
     trained_on = plan.division.share * (
         count * (1 + sizes.kept_of_example) * sizes.latent
         + (sizes.tasks + sizes.pretrains) * sizes.text
