@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, emoji
+from configs import common, emoji_policy_gradient
 from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.learning import summary
@@ -191,7 +191,7 @@ def test_what_is_not_finite_stops_the_run():
 @pytest.mark.slow
 def test_the_main_jobs_ratio_is_one_at_unchanged_parameters(compilation_cache):
     """Of the shipped model in every step of the chain that it is trained on."""
-    config = emoji.get_config()
+    config = emoji_policy_gradient.get_config()
     config.update_from_flattened_dict(
         {
             "batch_size": 160,
