@@ -6,10 +6,12 @@ import jax
 from etils import epath
 
 from diffusionrl_jax.algorithms import needs_of
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
 from diffusionrl_jax.models.families import describe_model
@@ -30,7 +32,6 @@ def iteration_operations(experiment: Experiment) -> float:
     """
     config, needs = experiment.config, needs_of(experiment.config)
     experience = experiment.algorithm.experience
-    once = describe_model(config.model, checks.size(config)).network.operations
     images = config.batch_size * (1 if needs.pairs else len(experiment.task_names))
     # Of a group that shares what it is trained on there is one row.
     rows = config.batch_size / experience.group
@@ -39,7 +40,13 @@ def iteration_operations(experiment: Experiment) -> float:
         trained += config.batch_size
     sampled = 0 if needs.pairs else images * experience.evaluations
     sampled += rows * needs.predictions
-    return once * passes(config.sampler.guidance_scale) * (sampled + PASSES_OF_AN_UPDATE * trained)
+    return _operations(config) * (sampled + PASSES_OF_AN_UPDATE * trained)
+
+
+def _operations(config: Config) -> float:
+    """Returns the denoiser's operations for one step of a picture's chain, guided or not."""
+    once = describe_model(config.model, checks.size(config)).network.operations
+    return once * passes(config.sampler.guidance_scale)
 
 
 def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
@@ -64,14 +71,16 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
     images = config.batch_size * len(experiment.task_names)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     kept = config.checkpoint
+    iteration = iteration_operations(experiment)
     lines = {
         "model": config.model,
         "tasks": tasks,
         "trained": trained,
         "devices": str(devices),
         "plan": f"{plan} (estimate, in {plan.phase})",
-        "an iteration": f"{images:,} images" + _least(experiment, plan),
-        "iterations": f"{config.iterations:,}" + _least_of_all(experiment, plan),
+        **_pictures(config, plan),
+        "an iteration": f"{images:,} images" + _least(iteration, plan),
+        "iterations": f"{config.iterations:,}" + _least_hours(config.iterations * iteration, plan),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
         f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are "
         "kept",
@@ -80,21 +89,26 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
-def _seconds(experiment: Experiment, plan: Plan) -> float | None:
-    """Returns the least seconds an iteration may take, or None if the chips' peak is unknown."""
+def _pictures(config: Config, plan: Plan) -> dict[str, str]:
+    """Returns the line of the pictures that the base model draws; none where it draws none."""
+    if not config.pretraining.weight or not config.pretraining.pictures.startswith(BASE):
+        return {}
+    number = picture_count(config)
+    least = _least(_operations(config) * config.sampler.steps * number, plan)
+    return {"pictures": f"{number:,} of the model's own, drawn first unless they are here{least}"}
+
+
+def _seconds(operations: float, plan: Plan) -> float | None:
+    """Returns the least seconds that operations may take, or None if the chips' peak is unknown."""
     chip = chips.CHIPS.get(chips.KINDS.get(plan.devices.kind, plan.devices.kind))
-    if chip is None:
-        return None
-    return iteration_operations(experiment) / plan.devices.count / chip.operations
+    return None if chip is None else operations / plan.devices.count / chip.operations
 
 
-def _least(experiment: Experiment, plan: Plan) -> str:
-    seconds = _seconds(experiment, plan)
+def _least(operations: float, plan: Plan) -> str:
+    seconds = _seconds(operations, plan)
     return "" if seconds is None else f", at least {seconds:.3g} s (estimate)"
 
 
-def _least_of_all(experiment: Experiment, plan: Plan) -> str:
-    seconds = _seconds(experiment, plan)
-    if seconds is None:
-        return ""
-    return f", at least {seconds * experiment.config.iterations / 3600:.3g} hours (estimate)"
+def _least_hours(operations: float, plan: Plan) -> str:
+    seconds = _seconds(operations, plan)
+    return "" if seconds is None else f", at least {seconds / 3600:.3g} hours (estimate)"

@@ -129,7 +129,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
 
     Args:
       config: see `experiments/config.py`.
-      kernel: whether `config.attention` "auto" means the kernel for TPUs.
+      kernel: whether `config.attention` "auto" means a kernel.
 
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
@@ -155,7 +155,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         ),
         passes=number,
         itemsize=itemsize,
-        kernel=kernel if config.attention == "auto" else config.attention == "splash",
+        kernel=kernel if config.attention == "auto" else config.attention in ("splash", "cudnn"),
         latent=FLOAT * model.latent,
         image=image,
         text=itemsize * number * model.text,

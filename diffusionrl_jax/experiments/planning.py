@@ -248,6 +248,11 @@ def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bo
     return Plan(devices, division, split, needed[phase], phase)
 
 
+def _runs_kernel(config: Config, devices: Devices) -> bool:
+    """Returns whether `config.attention` "auto" means a kernel; cuDNN's is for half precision."""
+    return devices.platform == "tpu" or devices.platform == "gpu" and config.dtype != "float32"
+
+
 def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     """Returns the best plan that fits, or the one that needs least if none does.
 
@@ -269,7 +274,7 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     if trains:
         mesh = AbstractMesh((devices.count, 1), BATCH_AXES)
         checks.check_experiment(config, mesh)
-    sizes = memory.sizes(config, kernel=devices.platform == "tpu")
+    sizes = memory.sizes(config, kernel=_runs_kernel(config, devices))
     room = math.inf if devices.memory is None else USED * devices.memory
     plans = []
     for division in _divisions(config, sizes, devices):

@@ -54,3 +54,16 @@ def test_the_least_seconds_are_those_of_the_operations(made):
     text = announcement.announce(built, changed, "/runs/mine")
     assert f"16 images, at least {seconds:.3g} s (estimate)" in text
     assert f"7,200, at least {2 * seconds:.3g} hours (estimate)" in text
+    assert "pictures" not in text
+
+
+def test_pictures_that_are_drawn_first_are_told_of(made):
+    built, plan = made
+    config = built.config.copy_and_resolve_references()
+    config.pretraining.pictures = "base:64"
+    changed = dataclasses.replace(plan, devices=TPU)
+    text = announcement.announce(dataclasses.replace(built, config=config), changed, "/runs/mine")
+    once = announcement.iteration_operations(built) / 192
+    seconds = 64 * 3 * once / 4 / 197e12
+    expected = f"64 of the model's own, drawn first unless they are here, at least {seconds:.3g} s"
+    assert expected in text

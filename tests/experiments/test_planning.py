@@ -180,3 +180,17 @@ def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(described))
     read = trained.read_config(str(tmp_path))
     assert (read.mesh.fsdp, read.plan.devices.count) == (0, 8)
+
+
+def test_gpus_hold_no_probabilities_in_half_precision():
+    """cuDNN attends in float16 and bfloat16 alone."""
+
+    def memory(attention, dtype):
+        config = hps.get_config()
+        config.update({"attention": attention, "dtype": dtype, "remat": "none"})
+        config.microbatch.update(sample=4, train=4)
+        return planning.choose(config, devices(8, 80 * GIB, "gpu")).memory
+
+    assert memory("auto", "bfloat16") == memory("cudnn", "bfloat16")
+    assert memory("auto", "bfloat16") < memory("dot_product", "bfloat16") - GIB
+    assert memory("auto", "float32") == memory("dot_product", "float32")
