@@ -68,7 +68,7 @@ class Scored:
 
     def own(self, array: jax.Array) -> jax.Array:
         """Returns the rows of these tasks of an array that has one for each of all tasks."""
-        return array[np.array(self.tasks)]
+        return _rows(array, self.tasks)
 
 
 class Objective(Protocol):
@@ -204,7 +204,7 @@ class Objectives:
             values, kept, of_rewards = rewards, {}, {}
         found = []
         for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
-            of_tasks = lambda leaf, tasks=tasks: leaf[np.array(tasks)]
+            of_tasks = lambda leaf, tasks=tasks: _rows(leaf, tasks)
             scored = Scored(
                 *jax.tree.map(of_tasks, (samples, values, rewards)),
                 *(step, batch, frozen, params, memory, tasks),
@@ -304,6 +304,11 @@ class Objectives:
             values = {name: metrics[name][owners == place] for name in of_updates}
             found |= objective.summary(values, tuple(task_names[task] for task in tasks))
         return found
+
+
+def _rows(array: jax.Array, tasks: tuple[int, ...]) -> jax.Array:
+    """Returns the rows of some tasks, which are in order; all of them are not copied."""
+    return array if len(tasks) == len(array) else array[np.array(tasks)]
 
 
 def _lesson(found: list[tuple[Examples, Text | None]], drawn: Text | None) -> tuple[Examples, Text]:
