@@ -61,7 +61,7 @@ IMAGES_OF_PAIRS = {
     "unseen_portraits": 20,
 }
 # Of a run's own evaluations, which no study reads.
-IMAGES_OF_RUNS = dict.fromkeys(IMAGES, 20)
+IMAGES_OF_RUNS = dict.fromkeys(IMAGES, 40)
 
 
 def run(output: str, module: str, *arguments: str) -> None:

@@ -301,11 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
     for method in flags.methods:
         settings = METHODS[method][0] | {"iterations": ITERATIONS, "batch_size": BATCH}
         result = results.setdefault(method, {"settings": settings, "runs": {}})
-        if result["settings"] != settings:
-            raise SystemExit(
-                f"{path} has runs of {method} with other settings, {result['settings']}: take "
-                "another folder."
-            )
+        if result.get("settings") != settings:
+            raise SystemExit(f"{path} has runs of {method} with other settings: take another one.")
         if "rate" not in result:
             result["rate"] = choose_rate(flags.output, method)
         for seed in range(flags.seeds):

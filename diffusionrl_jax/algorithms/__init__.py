@@ -35,8 +35,7 @@ ALGORITHMS = {
 
 def method_of(config: Config, task: str) -> str:
     """Returns the name of the method that a task learns by: its own, or `config.algorithm.name`."""
-    # Runs of earlier versions have no such field.
-    return config.tasks[task].get("algorithm") or config.algorithm.name
+    return config.tasks[task].algorithm or config.algorithm.name
 
 
 def tasks_by_method(config: Config) -> dict[str, tuple[str, ...]]:
@@ -64,6 +63,12 @@ def check(config: Config) -> None:
     needs_of(config)
     for name in tasks_by_method(config):
         ALGORITHMS[name].check(of_method(config, name))
+
+
+def comparing(config: Config) -> str:
+    """Returns the name of the first of a config's methods that trains on whole groups."""
+    names = tasks_by_method(config)
+    return next(name for name in names if ALGORITHMS[name].needs(config.algorithm[name]).groups)
 
 
 def needs_of(config: Config) -> Needs:

@@ -71,7 +71,7 @@ class ForwardProcess:
     others = ("old",)
     # The metrics that only one of the methods has.
     own_metrics = ()
-    # Whether the samples of a prompt are compared with each other, at the same noise.
+    # Whether the samples of a prompt are compared with each other, at the same noise and time.
     groups = False
 
     @property

@@ -5,7 +5,8 @@ turns, and checks a file's size. It takes what lies in its cache for whole. Here
 compared with the digest that the hub states for it: the SHA-256 of large files (LFS), git's SHA-1
 of small ones. A file that has been checked is not read again until its size or time changes.
 
-What is in the cache is used as it is, without asking the hub whether there is something newer.
+What is in the cache is used as it is, without asking the hub whether there is something newer; but
+where it is not what `Need.is_preferred` says, the hub is asked whether the same revision has that.
 """
 
 import dataclasses
@@ -232,9 +233,11 @@ def plan(need: Need, revision: str = "") -> Plan:
     api = huggingface_hub.HfApi()
     of: dict[str, Any] = {"repo_type": need.kind}
     only: Any = ["sha"]
-    newest = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
-    assert newest is not None  # The hub was asked for it.
-    of["revision"] = revision = revision or newest
+    if not revision:
+        newest = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
+        assert newest is not None  # The hub was asked for it.
+        revision = newest
+    of["revision"] = revision
     if need.candidates:
         entries = api.get_paths_info(need.repository, list(need.candidates), **of)
     else:

@@ -66,7 +66,7 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_groups(config, mesh.size, "score", "its reward may compare them")
     needs = algorithms.needs_of(config)
     if needs.groups:
-        reason = f"{' and '.join(algorithms.tasks_by_method(config))} trains on them together"
+        reason = f"{algorithms.comparing(config)} trains on them together"
         _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)

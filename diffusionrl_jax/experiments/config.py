@@ -283,4 +283,8 @@ def of_earlier(values: Mapping[str, Any]) -> Config:
                 config[name].update(ml_collections.ConfigDict(value))
             else:
                 config[name] = ml_collections.ConfigDict({"value": value}).value
+        tasks = config.tasks
+        for task in tasks.values() if isinstance(tasks, ml_collections.ConfigDict) else ():
+            if isinstance(task, ml_collections.ConfigDict):
+                task.algorithm = task.get("algorithm", "")
     return config

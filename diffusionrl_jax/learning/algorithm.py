@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.phases import Phases
+from diffusionrl_jax.learning.state import DRAWING
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import Reward
 
@@ -77,6 +78,9 @@ def together(found: Mapping[str, tuple[Needs, int]]) -> Needs:
         _refuse(needs, "the base model would draw for one, and the trained one for another")
     if len(followers) > 1:
         _refuse(followers, "each has an average of its own that follows the parameters")
+    of_policy = [name for name, one in needs.items() if one.steps and not one.late_steps]
+    if of_policy and DRAWING in followers.values():
+        _refuse(needs, f"{of_policy[0]} needs the policy's own steps, and an average would draw")
     steps, late_steps = next(iter(chains.values()), (0, 0))
     any_of = lambda field: any(getattr(one, field) for one in needs.values())
     return Needs(
@@ -101,7 +105,7 @@ def together(found: Mapping[str, tuple[Needs, int]]) -> Needs:
 def _refuse(names: Iterable[str], reason: str) -> NoReturn:
     raise UserError(
         f"The methods {' and '.join(names)} cannot learn from the samples of one iteration: "
-        f"{reason}. Set config.tasks.*.algorithm to others."
+        f"{reason}. Set config.tasks.*.algorithm or config.algorithm.name to others."
     )
 
 

@@ -269,13 +269,12 @@ class Objectives:
         losses = []
         metrics: Metrics = {name: jnp.float32(0) for name in self.reductions}
         for place in example.objectives:
-            objective = self.objectives[place]
-            loss, said = objective(output, example, example.objective == place)
+            objective, active = self.objectives[place], example.objective == place
+            loss, said = objective(output, example, active)
             losses.append(loss)
-            metrics |= {
-                name: values.max() if objective.metrics[name] == "max" else values.mean()
-                for name, values in said.items()
-            }
+            for name, values in said.items():  # Several may have metrics of one name.
+                value = values.max() if objective.metrics[name] == "max" else values.mean()
+                metrics[name] = jnp.where(active, value, metrics[name])
         places = jnp.asarray(example.objectives)
         loss = jax.lax.select_n(jnp.argmax(places == example.objective), *losses).mean()
         return example.weight * loss, metrics | {"loss": loss}

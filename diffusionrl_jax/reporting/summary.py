@@ -43,7 +43,7 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
     return [
         ("model", config["model"]),
         ("what is trained", f"LoRA of rank {rank}" if rank else "all of the denoiser"),
-        ("method", config["algorithm"]["name"]),
+        ("method", _methods(config)),
         ("tasks", "; ".join(tasks)),
         ("iterations", f"{done:,} of {config['iterations']:,}"),
         ("images an iteration", f"{config['batch_size'] * len(run.tasks):,}"),
@@ -54,6 +54,16 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
         ("revision", str(versions.get("git_revision") or "not in a checkout")),
         ("folder", run.workdir),
     ]
+
+
+def _methods(config) -> str:
+    """Returns the methods' names, with their tasks where there are several."""
+    found: dict[str, list[str]] = {}
+    for name, task in config["tasks"].items():
+        found.setdefault(task["algorithm"] or config["algorithm"]["name"], []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{method}: {', '.join(tasks)}" for method, tasks in found.items())
 
 
 def _scorer(scorer: dict[str, Any]) -> str:

@@ -127,10 +127,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def of_method(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config's fields without those of the methods that it does not use."""
-    name = values["algorithm"]["name"]
-    return dict(values) | {"algorithm": {"name": name, name: values["algorithm"].get(name)}}
+def of_its_methods(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's fields without those of the methods that no task learns by."""
+    fields = values["algorithm"]
+    used = {task["algorithm"] or fields["name"] for task in values["tasks"].values()}
+    kept = {name: fields.get(name) for name in ("name", *sorted(used))}
+    return dict(values) | {"algorithm": kept}
 
 
 def check_same_experiment(workdir: str, config: Config) -> None:
@@ -153,7 +155,7 @@ def check_same_experiment(workdir: str, config: Config) -> None:
     free = FREE_FIELDS if scores_on_host(config) else (*FREE_FIELDS, "overlap_scoring")
     as_written = lambda values: json.loads(json.dumps(values.to_dict(), default=str))
     earlier, now = (
-        {name: value for name, value in of_method(values).items() if name not in free}
+        {name: value for name, value in of_its_methods(values).items() if name not in free}
         for values in map(as_written, (read_config(workdir), config))
     )
     if differences := differing_fields(earlier, now):

@@ -11,7 +11,7 @@ from tests.algorithms import toy
 
 TOGETHER = [
     ("draft_k", "nft"),
-    pytest.param("nft", "policy_gradient", marks=pytest.mark.slow),
+    pytest.param("awm", "policy_gradient", marks=pytest.mark.slow),
     pytest.param("dpo", "refl", marks=pytest.mark.slow),
     pytest.param("awm", "raft", marks=pytest.mark.slow),
 ]
@@ -77,11 +77,28 @@ def test_the_needs_are_those_of_all_tasks():
     assert len(config.tasks) == 3
 
 
+@pytest.mark.slow
+def test_metrics_of_one_name_are_each_method_s_own(hasty):
+    """The policy gradient's ratio leaves 1 as it does alone, beside a method that has one, too."""
+
+    def ratios(**changes):
+        made = toy.make("policy_gradient", tasks=2, **changes)
+        state, frozen = made.state, made.frozen
+        _, metrics = made.step(state, frozen, made.batch)
+        return made.algorithm.summary(jax.device_get(metrics), ("one", "two"))
+
+    alone, mixed = ratios(), ratios(**{"tasks.task1.algorithm": "awm"})
+    assert alone["one/ratio"] != 1
+    np.testing.assert_allclose(mixed["one/ratio"], alone["one/ratio"], rtol=1e-6)
+    assert mixed["one/clip_fraction"] == alone["one/clip_fraction"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "changes", "message"),
     [
         ("policy_gradient", "draft_k", {}, "trained on other steps of the chain"),
         ("nft", "awm", {}, "nft and awm cannot learn .* each has an average of its own"),
+        ("nft", "policy_gradient", {}, "policy_gradient needs the policy's own steps"),
         ("dpo_offline", "nft", {}, "dpo_offline draws as it alone can"),
         (
             "reward_weighted",
@@ -100,7 +117,4 @@ def test_methods_that_share_no_samples_are_refused(first, second, changes, messa
 
 def test_a_task_without_a_method_of_its_own_has_that_of_all():
     config = toy.make("nft", tasks=2).config
-    assert tasks_by_method(config) == {"nft": ("task0", "task1")}
-    for task in config.tasks.values():  # As runs of earlier versions have it.
-        del task["algorithm"]
     assert tasks_by_method(config) == {"nft": ("task0", "task1")}

@@ -27,6 +27,8 @@ def first_version(config):
     del values["lora"], values["optimizer"]["one_step"]
     del values["mesh"]["split_frozen"], values["mesh"]["gather"]
     del values["microbatch"]["score"]
+    for task in values["tasks"].values():
+        del task["algorithm"]
     return values
 
 
