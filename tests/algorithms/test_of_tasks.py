@@ -7,6 +7,7 @@ import pytest
 from diffusionrl_jax.algorithms import ALGORITHMS, needs_of, of_method, tasks_by_method
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.runs import trained
 from tests.algorithms import toy
 
 TOGETHER = [
@@ -113,6 +114,13 @@ def test_methods_that_share_no_samples_are_refused(first, second, changes, messa
     made.config.update_from_flattened_dict(by_task(first, second) | changes)
     with pytest.raises(UserError, match=message):
         checks.check_experiment(made.config, made.algorithm.mesh)
+
+
+def test_a_run_is_compared_by_the_fields_of_all_its_methods():
+    made = toy.make("draft_k", tasks=2, **{"tasks.task1.algorithm": "nft"})
+    found = trained.of_its_methods(made.config.to_dict())
+    assert found["algorithm"].keys() == {"name", "draft_k", "nft"}
+    assert found["algorithm"]["nft"] == made.config.algorithm.nft.to_dict()
 
 
 def test_a_task_without_a_method_of_its_own_has_that_of_all():
