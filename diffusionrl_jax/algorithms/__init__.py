@@ -1,5 +1,8 @@
 """The methods of learning, by the name that a config gives them: one for all tasks, or for each."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diffusionrl_jax.algorithms import (
     centred_reward,
     draft_k,
@@ -33,14 +36,23 @@ ALGORITHMS = {
 }
 
 
-def method_of(config: Config, task: str) -> str:
-    """Returns the name of the method that a task learns by: its own, or `config.algorithm.name`."""
-    return config.tasks[task].algorithm or config.algorithm.name
+def method_of(config: Config | Mapping[str, Any], task: str) -> str:
+    """Returns the name of the method that a task learns by: its own, or `config.algorithm.name`.
+
+    Args:
+      config: see `experiments/config.py`, or what a config.json holds of it.
+      task: the task's name.
+    """
+    return config["tasks"][task]["algorithm"] or config["algorithm"]["name"]
 
 
-def tasks_by_method(config: Config) -> dict[str, tuple[str, ...]]:
-    """Returns the names of the tasks that learn by each method, in the order of `ALGORITHMS`."""
-    by_task = {task: method_of(config, task) for task in config.tasks}
+def tasks_by_method(config: Config | Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the tasks that learn by each method, in the order of `ALGORITHMS`.
+
+    Args:
+      config: as in `method_of`.
+    """
+    by_task = {task: method_of(config, task) for task in config["tasks"]}
     found = {name: tuple(task for task in by_task if by_task[task] == name) for name in ALGORITHMS}
     return {name: tasks for name, tasks in found.items() if tasks}
 
@@ -65,10 +77,9 @@ def check(config: Config) -> None:
         ALGORITHMS[name].check(of_method(config, name))
 
 
-def comparing(config: Config) -> str:
-    """Returns the name of the first of a config's methods that trains on whole groups."""
-    names = tasks_by_method(config)
-    return next(name for name in names if ALGORITHMS[name].needs(config.algorithm[name]).groups)
+def needs_of_method(config: Config, name: str) -> Needs:
+    """Returns what one method takes, with its fields in the config."""
+    return ALGORITHMS[name].needs(config.algorithm[name])
 
 
 def needs_of(config: Config) -> Needs:
@@ -79,7 +90,18 @@ def needs_of(config: Config) -> Needs:
     """
     return together(
         {
-            name: (ALGORITHMS[name].needs(config.algorithm[name]), len(tasks))
+            name: (needs_of_method(config, name), len(tasks))
             for name, tasks in tasks_by_method(config).items()
         }
     )
+
+
+def pairs_of(config: Config) -> tuple[str, str] | None:
+    """Returns the field that names the pairs of pictures that are learned from, and what it holds.
+
+    It is None where the config's method learns from none.
+    """
+    if not needs_of(config).pairs:
+        return None
+    (method,) = tasks_by_method(config)
+    return f"config.algorithm.{method}.pairs", config.algorithm[method].pairs

@@ -7,7 +7,7 @@ from diffusionrl_jax.costs.report import GIB
 from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
-from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments import divisions
 from diffusionrl_jax.models.folders.published import HUB_IDS
 from diffusionrl_jax.monitoring.markdown import table
 
@@ -46,7 +46,7 @@ class Needs:
     def held(self, topology: str) -> float:
         """Returns the bytes held on each chip of a topology, without any program's temporaries."""
         devices = compiled.topology_devices(topology)
-        mesh = make_mesh(self.fsdp or planning.usual_split(len(devices)), devices)
+        mesh = make_mesh(self.fsdp or divisions.usual_split(len(devices)), devices)
         parameters = abstract_arrays(self.parameters, parameter_sharding(mesh, self.parameters))
         return phases.bytes_per_chip(parameters) + self.rest / len(devices)
 

@@ -19,7 +19,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     replicated,
 )
-from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments.divisions import trained_at_a_time
 from diffusionrl_jax.learning.execution import fused_program, phase_programs
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.phases import Phases, Prepared, iteration
@@ -184,7 +184,7 @@ def plain_experiment(config: Config) -> AbstractExperiment:
     config = copied(config)
     # A microbatch of 1 divides any batch, but not where groups are trained on together. That of
     # scoring is kept, since it decides which phase decodes.
-    score, least = config.microbatch.score, planning.trained_at_a_time(config, config.batch_size)[0]
+    score, least = config.microbatch.score, trained_at_a_time(config, config.batch_size)[0]
     one = {"sample": least, "decode": 1, "score": score, "train": least}
     plain = {"remat": "none", "convolution": "xla", "attention": "dot_product"}
     config.update(plain, mesh={"fsdp": 1}, microbatch=one)

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from diffusionrl_jax.algorithms import ALGORITHMS, method_of, needs_of, of_method, tasks_by_method
+from diffusionrl_jax.algorithms import (
+    ALGORITHMS,
+    method_of,
+    needs_of,
+    needs_of_method,
+    of_method,
+    tasks_by_method,
+)
 from diffusionrl_jax.algorithms.pretraining import Pretraining
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.experiments import checks
@@ -69,8 +76,7 @@ def updates_per_iteration(config: Config) -> int:
 
 def _noise_group(config: Config, name: str) -> int:
     """Returns how many neighbours in the batch of a task share noise."""
-    task, method = config.tasks[name], method_of(config, name)
-    needs = ALGORITHMS[method].needs(config.algorithm[method])
+    task, needs = config.tasks[name], needs_of_method(config, method_of(config, name))
     # Where no step is credited with its noise, images that share all other noise would be alike.
     return task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
 
@@ -79,7 +85,7 @@ def _follower_decay(config: Config) -> tuple[float, float]:
     """Returns how the decay of the average in the state's memory grows; see `Learner`."""
     for method in tasks_by_method(config):
         fields = config.algorithm[method]
-        if ALGORITHMS[method].needs(fields).follower:
+        if needs_of_method(config, method).follower:
             return fields.decay_rate, fields.largest_decay
     return 0.0, 0.0
 
@@ -129,7 +135,7 @@ def make_algorithm(
     objectives: tuple[Objective, ...] = ()
     of_tasks: tuple[tuple[int, ...], ...] = ()
     for method, learners in tasks_by_method(config).items():
-        if ALGORITHMS[method].needs(config.algorithm[method]).updates:
+        if needs_of_method(config, method).updates:
             objectives += (ALGORITHMS[method].make(of_method(config, method), process),)
             of_tasks += (tuple(map(names.index, learners)),)
     if config.pretraining.weight:

@@ -19,6 +19,7 @@ from diffusionrl_jax.models.parameters import count
 
 # A backward pass computes twice what a forward pass does.
 PASSES_OF_AN_UPDATE = 3
+SECONDS = {"s": 1, "hours": 3600}
 
 
 def iteration_operations(experiment: Experiment) -> float:
@@ -72,6 +73,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     kept = config.checkpoint
     iteration = iteration_operations(experiment)
+    run = config.iterations * iteration
     lines = {
         "model": config.model,
         "tasks": tasks,
@@ -80,7 +82,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
         "plan": f"{plan} (estimate, in {plan.phase})",
         **_pictures(config, plan),
         "an iteration": f"{images:,} images" + _least(iteration, plan),
-        "iterations": f"{config.iterations:,}" + _least_hours(config.iterations * iteration, plan),
+        "iterations": f"{config.iterations:,}" + _least(run, plan, "hours"),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
         f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are "
         "kept",
@@ -98,17 +100,10 @@ def _pictures(config: Config, plan: Plan) -> dict[str, str]:
     return {"pictures": f"{number:,} of the model's own, drawn first unless they are here{least}"}
 
 
-def _seconds(operations: float, plan: Plan) -> float | None:
-    """Returns the least seconds that operations may take, or None if the chips' peak is unknown."""
+def _least(operations: float, plan: Plan, unit: str = "s") -> str:
+    """Returns the least time that operations may take, or nothing if the chips' peak is unknown."""
     chip = chips.CHIPS.get(chips.KINDS.get(plan.devices.kind, plan.devices.kind))
-    return None if chip is None else operations / plan.devices.count / chip.operations
-
-
-def _least(operations: float, plan: Plan) -> str:
-    seconds = _seconds(operations, plan)
-    return "" if seconds is None else f", at least {seconds:.3g} s (estimate)"
-
-
-def _least_hours(operations: float, plan: Plan) -> str:
-    seconds = _seconds(operations, plan)
-    return "" if seconds is None else f", at least {seconds / 3600:.3g} hours (estimate)"
+    if chip is None:
+        return ""
+    seconds = operations / plan.devices.count / chip.operations
+    return f", at least {seconds / SECONDS[unit]:.3g} {unit} (estimate)"

@@ -66,7 +66,9 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     _check_groups(config, mesh.size, "score", "its reward may compare them")
     needs = algorithms.needs_of(config)
     if needs.groups:
-        reason = f"{algorithms.comparing(config)} trains on them together"
+        names = algorithms.tasks_by_method(config)
+        name = next(name for name in names if algorithms.needs_of_method(config, name).groups)
+        reason = f"{name} trains on them together"
         _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)

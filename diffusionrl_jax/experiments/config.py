@@ -61,7 +61,7 @@ def get_config() -> Config:
     config.batch_size = 2048
     config.advantage_clip = 10.0
 
-    # The method is one of those below, each of which has its own fields.
+    # The method is one of those below, each of which has its own fields. A task may have another.
     config.algorithm = ml_collections.ConfigDict()
     config.algorithm.name = "policy_gradient"
     # The policy gradient of Algorithm 1, Eq. 7.

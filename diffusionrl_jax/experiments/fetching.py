@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax.algorithms import needs_of, tasks_by_method
+from diffusionrl_jax.algorithms import pairs_of
 from diffusionrl_jax.data import hub_files, prompt_sources, records, sources
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import (
@@ -84,9 +84,9 @@ def _fields(config: Config, for_training: bool) -> Iterator[tuple[str, str, str]
             yield PROMPTS, task.prompts, f"config.tasks.{name}.prompts"
         if config.pretraining.weight:
             yield PICTURES, config.pretraining.pictures, "config.pretraining.pictures"
-        if needs_of(config).pairs:
-            (method,) = tasks_by_method(config)
-            yield PAIRS, config.algorithm[method].pairs, f"config.algorithm.{method}.pairs"
+        if (pairs := pairs_of(config)) is not None:
+            field, name = pairs
+            yield PAIRS, name, field
     evaluation = config.evaluation
     for name, chosen in evaluation.sets.items():
         yield PROMPTS, chosen.prompts, f"config.evaluation.sets.{name}.prompts"

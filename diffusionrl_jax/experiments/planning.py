@@ -8,40 +8,26 @@ and all else is done at once, as long as the machine has room for that.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator
 
 from absl import logging
 from jax.sharding import AbstractMesh
 
-from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.devices import Devices, devices_here
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
-from diffusionrl_jax.distributed.microbatch import largest_divisor
-from diffusionrl_jax.experiments import checks, fields, memory, shared_prefix
+from diffusionrl_jax.experiments import checks, fields, memory
 from diffusionrl_jax.experiments.config import get_config
+from diffusionrl_jax.experiments.divisions import MICROBATCHES, divisions
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
 
 GIB = 2**30
-MICROBATCHES = ("sample", "decode", "score", "train")
 # A plan uses this part of the memory at most, if it can: the estimate is a few percent off.
 USED = 0.94
 # Above this part there is a warning: the estimate has been 3% too low.
 SURE = 0.97
-# More chips than these share parameters only where they have to.
-FSDP = 16
-# A state that is not split may take this part of the memory.
-WHOLE_STATE = 1 / 16
-# With more samples at a time a denoiser of Stable Diffusion's size gains nothing, and with fewer
-# it reads its parameters more often than it should. Smaller networks take more.
-MOST, FEWEST = 8, 4
-USUAL_VALUES = 64 * 64 * 320
-# The images of one microbatch may take this part of the memory while they are scored, or decoded.
-SCORED, DECODED = 1 / 8, 1 / 6
-ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
 # Factors learn by a rate far above that of all parameters.
 LORA_RANK, LORA_LEARNING_RATE = 16, 1e-4
 
@@ -90,150 +76,6 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def usual_split(count: int) -> int:
-    """Returns over how many of `count` chips parameters are split if memory asks for no more."""
-    return largest_divisor(count, min(FSDP, count))
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
-    """Returns values of fsdp, the best first."""
-    if config.mesh.fsdp:
-        return [config.mesh.fsdp]
-    divisors = _divisors(devices.count)
-    state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.model.denoiser)
-    usual = usual_split(devices.count)
-    more = [number for number in divisors if number > usual]
-    small = devices.memory is None or state <= WHOLE_STATE * devices.memory
-    if devices.platform == "cpu" or small:
-        return [1, *(number for number in (usual, *more) if number > 1)]
-    return [usual, *more]
-
-
-def _pairs(config, sizes: Sizes, share: int) -> Iterator[list[tuple[str, int]]]:
-    """Yields lists of pairs of remat and how many samples to train on at a time, the best first.
-
-    The first list is of as many samples as a chip should have, the second of fewer.
-    """
-    set_by_user = config.microbatch.train
-    if not set_by_user and config.dtype != "float32":
-        set_by_user = config.microbatch.sample  # With two numbers they would round differently.
-    values = max(1, sizes.model.network.read)
-    most = max(MOST, MOST * USUAL_VALUES // values)
-    possible = trained_at_a_time(config, share)
-    counts = [size for size in possible if size <= most][::-1] or possible[:1]
-    few = [size for size in counts if size < min(FEWEST, counts[0])]
-    many = [size for size in counts if size not in few]
-    if set_by_user:
-        few, many = [], [set_by_user]
-    policies = ["none", "blocks", "full"] if config.remat == "auto" else [config.remat]
-    for sizes_tried in (many, few):
-        # To recompute nothing gains more than to take more samples at a time.
-        yield list(itertools.product(policies, sizes_tried))
-
-
-def _in_groups(config, share: int) -> list[int]:
-    """Returns the numbers of samples that divide a chip's share and are whole groups.
-
-    It is the whole share if there are none.
-    """
-    groups = math.lcm(*(task.group_size for task in config.tasks.values()))
-    return [size for size in _divisors(share) if size % groups == 0] or [share]
-
-
-def trained_at_a_time(config: Config, share: int) -> list[int]:
-    """Returns how many samples of a chip's share may be trained on at a time, the fewest first."""
-    needs = needs_of(config)
-    if needs.pairs:
-        return [size for size in _divisors(share) if size % 2 == 0] or [share]
-    if needs.branches:
-        share = shared_prefix.samples_of_a_step(config, share)
-    return _in_groups(config, share) if needs.groups else _divisors(share)
-
-
-def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
-    """Returns how many images to score at a time.
-
-    They are whole groups that divide a chip's share, or all of it.
-    """
-    if chosen := config.microbatch.score:
-        return chosen
-    assert devices.memory is not None  # `choose` has refused to choose without it.
-    possible = _in_groups(config, share)
-    of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
-    room = SCORED * devices.memory / of_image
-    return max((size for size in possible if size <= room), default=min(possible))
-
-
-def _decoded(config, sizes: Sizes, devices: Devices, share: int, scored: int) -> int:
-    """Returns how many images to decode at a time."""
-    if chosen := config.microbatch.decode:
-        return chosen
-    assert devices.memory is not None  # See `_scored`.
-    among = scored if scored < share else sizes.tasks * share
-    room = int(DECODED * devices.memory / sizes.decoded)
-    return largest_divisor(among, max(1, min(room, among)))
-
-
-def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
-    """Returns the division on CPUs: small pieces in sampling and training, and all else at once."""
-    total, possible = sizes.tasks * share, trained_at_a_time(config, share)
-    small = [size for size in possible if size <= ON_A_CPU]
-    if config.dtype == "float32":
-        sample = largest_divisor(total, ON_A_CPU) if total > ON_A_CPU else ON_A_CPU
-        train = max(share, ON_A_CPU)
-        # It gains where gradients of convolutions are computed; XLA's own are slow within a loop.
-        gains = config.convolution != "xla" and not sizes.stacked
-        if gains and small and small[-1] >= ON_A_CPU / 2:
-            train = small[-1]
-    else:
-        sample = train = small[-1] if small else possible[0]
-    chosen = config.microbatch
-    if config.dtype != "float32":
-        sample, train = chosen.train or sample, chosen.sample or train
-    return Division(
-        chips=devices.count,
-        share=share,
-        fsdp=config.mesh.fsdp or 1,
-        sample=chosen.sample or sample,
-        decode=chosen.decode or max(total, ON_A_CPU),
-        score=config.microbatch.score or max(share, ON_A_CPU),
-        train=chosen.train or train,
-        remat=checks.remat(config),
-    )
-
-
-def _divisions(config, sizes: Sizes, devices: Devices) -> Iterator[Division]:
-    """Yields the choices that what is set allows, the best first."""
-    # Blocks are gathered for every microbatch, and more than once, so only where microbatches would
-    # be too small otherwise.
-    gathers = ("whole", "blocks") if config.mesh.gather == "auto" else (config.mesh.gather,)
-    share = max(1, config.batch_size // devices.count)
-    if devices.platform == "cpu":
-        for gather in gathers:
-            yield dataclasses.replace(_on_a_cpu(config, sizes, devices, share), gather=gather)
-    scored = _scored(config, sizes, devices, share)
-    decoded = _decoded(config, sizes, devices, share, scored)
-    splits = _splits(config, sizes, devices)
-    for pairs in _pairs(config, sizes, share):
-        for gather, (remat, size), fsdp in itertools.product(gathers, pairs, splits):
-            yield Division(
-                chips=devices.count,
-                share=share,
-                fsdp=fsdp,
-                # It is the same number as in training, also where a task's samples are one piece.
-                sample=config.microbatch.sample or min(size, share),
-                decode=decoded,
-                score=scored,
-                train=size,
-                remat=remat,
-                gather=gather,
-            )
-
-
 def _plan(config, sizes: Sizes, devices: Devices, division: Division, trains: bool) -> Plan:
     """Returns the plan of a division, as one program where that is possible."""
     needed = memory.needed(sizes, division, trains)
@@ -277,7 +119,7 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     sizes = memory.sizes(config, kernel=_runs_kernel(config, devices))
     room = math.inf if devices.memory is None else USED * devices.memory
     plans = []
-    for division in _divisions(config, sizes, devices):
+    for division in divisions(config, sizes, devices):
         plan = _plan(config, sizes, devices, division, trains)
         if plan.memory <= room:
             return plan

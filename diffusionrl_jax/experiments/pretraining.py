@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionrl_jax.algorithms import needs_of, tasks_by_method
+from diffusionrl_jax.algorithms import pairs_of
 from diffusionrl_jax.data import latent_files, latents
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.emoji import world
@@ -228,12 +228,11 @@ def load_pairs(
     Raises:
       UserError, FileNotFoundError: there are no such pictures.
     """
-    if not needs_of(config).pairs:
+    if (pairs := pairs_of(config)) is None:
         return None
+    field, name = pairs
     height, width, _ = model.image_shape
-    (method,) = tasks_by_method(config)
-    field = f"config.algorithm.{method}.pairs"
-    source = ChosenPictures(config.algorithm[method].pairs, height, width, field)
+    source = ChosenPictures(name, height, width, field)
     encoder = model_fingerprint(model, vae, mesh)
     folder = _folder(source.fingerprint, encoder, cache_dir)
     encode_pictures(source, model, vae, mesh, folder, encoder)

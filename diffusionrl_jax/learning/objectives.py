@@ -8,6 +8,7 @@ Axes: T tasks, B samples of each, P passes of the denoiser for a sample, U updat
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -204,9 +205,9 @@ class Objectives:
             values, kept, of_rewards = rewards, {}, {}
         found = []
         for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
-            of_tasks = lambda leaf, tasks=tasks: _rows(leaf, tasks)
+            own = functools.partial(_rows, tasks=tasks)
             scored = Scored(
-                *jax.tree.map(of_tasks, (samples, values, rewards)),
+                *jax.tree.map(own, (samples, values, rewards)),
                 *(step, batch, frozen, params, memory, tasks),
             )
             part, text = objective.examples(self.experience, scored, self._predict)

@@ -3,11 +3,12 @@
 import dataclasses
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from diffusionrl_jax.algorithms import tasks_by_method
 from diffusionrl_jax.evaluation import tables, watch
 from diffusionrl_jax.evaluation.statistics import Bootstrap, Measurement
 from diffusionrl_jax.reporting.curves import unique
@@ -56,11 +57,9 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
     ]
 
 
-def _methods(config) -> str:
+def _methods(config: Mapping[str, Any]) -> str:
     """Returns the methods' names, with their tasks where there are several."""
-    found: dict[str, list[str]] = {}
-    for name, task in config["tasks"].items():
-        found.setdefault(task["algorithm"] or config["algorithm"]["name"], []).append(name)
+    found = tasks_by_method(config)
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(f"{method}: {', '.join(tasks)}" for method, tasks in found.items())

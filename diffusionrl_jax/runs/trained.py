@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from diffusionrl_jax.algorithms import tasks_by_method
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
@@ -129,10 +130,8 @@ def _short(value: Any) -> str:
 
 def of_its_methods(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config's fields without those of the methods that no task learns by."""
-    fields = values["algorithm"]
-    used = {task["algorithm"] or fields["name"] for task in values["tasks"].values()}
-    kept = {name: fields.get(name) for name in ("name", *sorted(used))}
-    return dict(values) | {"algorithm": kept}
+    kept = ("name", *tasks_by_method(values))
+    return dict(values) | {"algorithm": {name: values["algorithm"].get(name) for name in kept}}
 
 
 def check_same_experiment(workdir: str, config: Config) -> None:

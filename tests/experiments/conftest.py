@@ -4,6 +4,7 @@ import pytest
 
 from diffusionrl_jax.data.emoji import world
 from diffusionrl_jax.experiments import experiment as experiments
+from tests import hub as stand_in
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,24 @@ def dataset_name(tmp_path_factory):
         patch.setattr(world, "SPLITS", {"train": 20})
         world.load("train", str(folder))
     return f"tfds:emoji_world?text=prompt&data_dir={folder}"
+
+
+@pytest.fixture(scope="session")
+def published(tiny_model, tmp_path_factory):
+    """Repository -> folder; copies are changed."""
+    return stand_in.make_repositories(tmp_path_factory.mktemp("published"), tiny_model)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "home" / "hub"
+
+
+@pytest.fixture
+def hub(published, cache, monkeypatch):
+    """The hub, as this process' one, with an empty cache."""
+    with stand_in.serve(published) as server:
+        stand_in.use(monkeypatch, server.address, cache)
+        yield server
+    monkeypatch.undo()
+    stand_in.huggingface_hub.utils.reset_sessions()

@@ -1,12 +1,10 @@
 """What a config names is fetched from a hub on loopback, whole or with one clear error."""
 
-import concurrent.futures
 import dataclasses
 import json
 import pathlib
 import shutil
 import sys
-import time
 
 import jax
 import numpy as np
@@ -14,13 +12,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import common, hps, image_reward
-from diffusionrl_jax.data import hub_files
 from diffusionrl_jax.data.prompt_sources import open_prompts
 from diffusionrl_jax.experiments import fetching
 from diffusionrl_jax.models import lora_files
 from diffusionrl_jax.models.folders import hub as model_hub
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
-from diffusionrl_jax.rewards import conversion, detection, folders
+from diffusionrl_jax.rewards import detection, folders
 from diffusionrl_jax.rewards.scorers import load_scorer
 from tests import hub as stand_in
 
@@ -32,43 +29,6 @@ READ = {
     *(f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "vae")),
     "text_encoder/model.safetensors",
 }
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def published(tiny_model, tmp_path_factory):
-    """Repository -> folder; copies are changed."""
-    return stand_in.make_repositories(tmp_path_factory.mktemp("published"), tiny_model)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "home" / "hub"
-
-
-@pytest.fixture
-def hub(published, cache, monkeypatch):
-    """The hub, as this process' one, with an empty cache."""
-    with stand_in.serve(published) as server:
-        stand_in.use(monkeypatch, server.address, cache)
-        yield server
-    monkeypatch.undo()
-    stand_in.huggingface_hub.utils.reset_sessions()
-
-
-def at(name, trouble):
-    """Trouble wherever a path has a name in it."""
-    return lambda path: trouble if name in path else None
-
-
-def config_of(module=hps):
-    config = module.get_config()
-    config.pretraining.weight = 0.0
-    return config
-
-
-def go_offline(monkeypatch, hub, cache):
-    stand_in.use(monkeypatch, hub.address, cache, offline=True)
 
 
 def test_only_what_is_read_is_fetched_and_only_once(hub, cache, caplog):
@@ -89,20 +49,20 @@ def test_weights_of_half_precision_in_the_cache_are_not_taken_for_the_whole(
 ):
     """As another program leaves them there, which has asked for no others."""
     folder = model_hub.locate(stand_in.STABLE_DIFFUSION)
-    half = folder / UNET.replace(".safetensors", ".fp16.safetensors")
-    (folder / UNET).rename(half)
-    go_offline(monkeypatch, hub, cache)
+    half = folder / stand_in.UNET.replace(".safetensors", ".fp16.safetensors")
+    (folder / stand_in.UNET).rename(half)
+    stand_in.go_offline(monkeypatch, hub, cache)
     assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
     assert f"with {half.relative_to(folder)}, since the Hugging Face hub could not" in caplog.text
     stand_in.use(monkeypatch, hub.address, cache)
-    hub.trouble = at(stand_in.STABLE_DIFFUSION, 429)
+    hub.trouble = stand_in.at(stand_in.STABLE_DIFFUSION, 429)
     caplog.clear()
     assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
     assert "429, too many requests" in caplog.text
-    assert not (folder / UNET).exists()
-    hub.trouble = at(stand_in.STABLE_DIFFUSION, None)
+    assert not (folder / stand_in.UNET).exists()
+    hub.trouble = stand_in.at(stand_in.STABLE_DIFFUSION, None)
     assert model_hub.locate(stand_in.STABLE_DIFFUSION) == folder
-    assert (folder / UNET).exists()
+    assert (folder / stand_in.UNET).exists()
     hub.requests.clear()
     model_hub.locate(stand_in.STABLE_DIFFUSION)
     assert not hub.requests
@@ -110,7 +70,7 @@ def test_weights_of_half_precision_in_the_cache_are_not_taken_for_the_whole(
 
 def test_everything_of_a_config(hub, cache, published, monkeypatch, caplog):
     caplog.set_level("INFO", logger="absl")
-    everything = fetching.bring(config_of())
+    everything = fetching.bring(stand_in.config_of())
     fetched = {each.named.kind: each for each in everything}
     assert set(fetched) == {"model", "hps_v2", "prompts"}
     for each in everything:
@@ -126,14 +86,14 @@ def test_everything_of_a_config(hub, cache, published, monkeypatch, caplog):
     assert written.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(written[name], value.numpy())
-    go_offline(monkeypatch, hub, cache)
+    stand_in.go_offline(monkeypatch, hub, cache)
     caplog.clear()
-    assert fetching.bring(config_of()) == everything
+    assert fetching.bring(stand_in.config_of()) == everything
     assert "Converting" not in caplog.text
 
 
 def test_image_reward_with_the_tokenizer_of_bert(hub, cache):
-    config = config_of(image_reward)
+    config = stand_in.config_of(image_reward)
     by_kind = {each.named.kind: each.held for each in fetching.bring(config)}
     names = {path.name for path in by_kind["image_reward"].folder.iterdir()}
     assert names >= {"config.json", "model.safetensors", "vocab.txt"}
@@ -180,7 +140,7 @@ def test_a_lora_file(cache, published, monkeypatch, tmp_path):
     folder = tmp_path / "style"
     folder.mkdir()
     save_file({"a": np.ones((2, 3), np.float32)}, folder / "my_style.safetensors")
-    config = config_of()
+    config = stand_in.config_of()
     config.lora.start = "me/style"
     with stand_in.serve(published | {"me/style": folder}) as server:
         stand_in.use(monkeypatch, server.address, cache)
@@ -200,7 +160,7 @@ def test_a_lora_file(cache, published, monkeypatch, tmp_path):
 
 
 def test_every_part_of_a_sum_is_named():
-    config = config_of()
+    config = stand_in.config_of()
     part = common.make_scorer("hps_v2", "somebody/else")
     config.tasks.hps.scorer = common.make_weighted_sum(people=(part, 1.0))
     (named,) = [each for each in fetching.list_named(config) if each.name == "somebody/else"]
@@ -211,7 +171,7 @@ def test_processes_must_have_the_same_revisions(hub, cache, monkeypatch):
     apart = lambda values: np.stack([values, values + 1])
     monkeypatch.setattr(fetching.processes, "gather", apart)
     with pytest.raises(ValueError, match="different revisions"):
-        fetching.bring(config_of())
+        fetching.bring(stand_in.config_of())
 
 
 def test_processes_must_have_the_same_files(hub, cache, monkeypatch):
@@ -219,7 +179,7 @@ def test_processes_must_have_the_same_files(hub, cache, monkeypatch):
     monkeypatch.setattr(
         fetching.processes, "gather", lambda values: digests.append(int(values[0])) or values
     )
-    fetched = fetching.bring(config_of())
+    fetched = fetching.bring(stand_in.config_of())
     model = next(each for each in fetched if each.named.kind == fetching.MODEL)
     for files in (model.held.files[::-1], model.held.files[1:]):
         held = dataclasses.replace(model.held, files=files)
@@ -232,7 +192,7 @@ def test_processes_must_have_the_same_files(hub, cache, monkeypatch):
 
 
 def test_data_that_are_missing_are_listed_with_all_else(hub, cache, tmp_path):
-    config = config_of()
+    config = stand_in.config_of()
     config.model = "me/nothing"
     config.pretraining.weight = 1.0
     config.pretraining.pictures = f"tfds:dragons?data_dir={tmp_path}"
@@ -257,7 +217,7 @@ def test_data_that_are_missing_are_listed_with_all_else(hub, cache, tmp_path):
 
 
 def test_a_login_node_needs_no_pictures(hub, cache, tmp_path):
-    config = config_of()
+    config = stand_in.config_of()
     config.pretraining.weight = 1.0
     config.pretraining.pictures = f"array_record:{tmp_path}/no_pictures"
     assert len(fetching.bring(config, only_hub=True)) == 4
@@ -279,8 +239,8 @@ def test_prompts_are_those_of_the_published_table(hub, published):
 
 
 def test_without_a_network_one_message_lists_all_that_is_missing(hub, cache, monkeypatch, tmp_path):
-    go_offline(monkeypatch, hub, cache)
-    config = config_of()
+    stand_in.go_offline(monkeypatch, hub, cache)
+    config = stand_in.config_of()
     config.pretraining.weight = 1.0
     config.pretraining.pictures = f"array_record:{tmp_path}/no_pictures"
     with pytest.raises(FileNotFoundError) as caught:
@@ -299,119 +259,10 @@ def test_without_a_network_one_message_lists_all_that_is_missing(hub, cache, mon
     assert "\n" not in message
 
 
-def test_nobody_answers(hub, cache, monkeypatch):
-    stand_in.use(monkeypatch, "http://127.0.0.1:9", cache)
-    with pytest.raises(FileNotFoundError, match="hub can't be reached .*diffusionrl_jax.fetch"):
-        model_hub.locate(stand_in.STABLE_DIFFUSION)
-
-
-STATUSES = {
-    401: "shows no such model .*hf auth login.* HF_TOKEN",
-    403: "is gated .*accept its terms .*hf auth login.* HF_TOKEN",
-    404: "shows no such model .*check the id",
-    429: "429, too many requests: wait",
-    500: "fails at .* with 500: start the same command again later",
-}
-
-
-@pytest.mark.parametrize(
-    ("status", "where"),
-    [
-        *((status, "/api/") for status in STATUSES),
-        *((status, UNET) for status in (404, 429)),
-        # huggingface_hub tries for half a minute.
-        pytest.param(500, UNET, marks=pytest.mark.slow),
-    ],
-)
-def test_a_hub_that_refuses(hub, cache, status, where):
-    hub.trouble = at(where, status)
-    with pytest.raises(OSError, match=STATUSES[status]) as caught:
-        model_hub.locate(stand_in.STABLE_DIFFUSION)
-    assert "\n" not in str(caught.value)
-    hub.trouble = at(where, None)
-    model_hub.locate(stand_in.STABLE_DIFFUSION)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "message"),
-    [
-        (stand_in.CUT, "broke off .*the same command again, and it goes on"),
-        (stand_in.SHORT, "broke off .*the same command again, and it goes on"),
-        (stand_in.DAMAGED, "arrived damaged 2 times"),
-    ],
-)
-def test_a_file_that_does_not_arrive_whole(hub, cache, monkeypatch, trouble, message):
-    hub.trouble = at(f"/cdn/{stand_in.STABLE_DIFFUSION}/-/{UNET}", trouble)
-    with pytest.raises(OSError, match=f"{UNET} .*{message}"):
-        model_hub.locate(stand_in.STABLE_DIFFUSION)
-    # Nor is it taken for whole later.
-    go_offline(monkeypatch, hub, cache)
-    with pytest.raises(FileNotFoundError, match="nor whole in the cache"):
-        model_hub.locate(stand_in.STABLE_DIFFUSION)
-    stand_in.use(monkeypatch, hub.address, cache)
-    hub.trouble = at(UNET, None)
-    hub.requests.clear()
-    load_stable_diffusion(model_hub.locate(stand_in.STABLE_DIFFUSION))
-    assert {name for name in hub.downloaded() if name.endswith(".safetensors")} == {UNET}
-    resumed = any(first for _, path, first in hub.requests if path.startswith("/cdn/"))
-    assert resumed == (trouble != stand_in.DAMAGED)
-
-
-def test_a_file_that_is_damaged_in_the_cache_is_fetched_anew(hub, cache, caplog):
-    folder = model_hub.locate(stand_in.STABLE_DIFFUSION)
-    blob = pathlib.Path(folder / UNET).resolve()
-    content = blob.read_bytes()
-    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    model_hub.locate(stand_in.STABLE_DIFFUSION)
-    assert "is damaged" in caplog.text
-    assert blob.read_bytes() == content
-
-
-def test_a_converted_folder_that_is_damaged_is_made_anew(hub, cache):
-    held = folders.hold("hps_v2", stand_in.HPS)
-    path = held.folder / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1])
-    assert folders.hold("hps_v2", stand_in.HPS) == held
-    assert path.read_bytes() == content
-
-
-def test_a_conversion_that_was_killed_is_made_anew(hub, cache, monkeypatch):
-    def killed(*arguments, **options):
-        convert(*arguments, **options)
-        raise KeyboardInterrupt
-
-    convert = conversion.convert
-    monkeypatch.setattr(conversion, "convert", killed)
-    with pytest.raises(KeyboardInterrupt):
-        folders.hold("hps_v2", stand_in.HPS)
-    monkeypatch.setattr(conversion, "convert", convert)
-    assert (folders.hold("hps_v2", stand_in.HPS).folder / folders.SOURCE_FILE).exists()
-
-
-def test_conversions_beside_each_other_take_turns(hub, cache, monkeypatch):
-    """None removes what another is writing."""
-    write, running, most = conversion._write, [], []
-
-    def slow(*arguments):
-        running.append(arguments)
-        most.append(len(running))
-        write(*arguments)
-        time.sleep(0.5)  # The other one, if it does not wait, begins meanwhile.
-        running.pop()
-
-    monkeypatch.setattr(conversion, "_write", slow)
-    wanted = [("hps_v2", stand_in.HPS), ("image_reward", stand_in.IMAGE_REWARD)]
-    with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
-        held = list(pool.map(lambda each: folders.hold(*each), wanted))
-    assert [each.repository for each in held] == [stand_in.HPS, stand_in.IMAGE_REWARD]
-    assert most == [1, 1]
-
-
 def test_a_pickle_without_pytorch_is_refused_before_anything_is_fetched(hub, cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(FileNotFoundError, match="is published as a pickle.*the extra `torch`"):
-        fetching.bring(config_of())
+        fetching.bring(stand_in.config_of())
     assert not any(name.endswith((".pt", ".safetensors")) for name in hub.downloaded())
 
 
@@ -425,15 +276,8 @@ def test_a_folder_of_safetensors_is_taken_as_it_is(hub, cache, published):
     assert set(held.files) == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
 
 
-def test_a_disk_that_is_full(hub, cache, monkeypatch):
-    usage = lambda folder: shutil._ntuple_diskusage(10, 9, 1)
-    monkeypatch.setattr(hub_files.shutil, "disk_usage", usage)
-    with pytest.raises(OSError, match="has 0.0 MB free, and .* make room.*HF_HOME"):
-        model_hub.locate(stand_in.STABLE_DIFFUSION)
-
-
 def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monkeypatch):
-    config = config_of()
+    config = stand_in.config_of()
     output = tmp_path / "output"
     overrides = fetching.copy(fetching.bring(config), str(output))
     changes = dict(flag.removeprefix("--config.").split("=", 1) for flag in overrides)
@@ -445,7 +289,7 @@ def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monke
         "evaluation.sets.hps.prompts",
     }
     shutil.rmtree(cache.parent)
-    go_offline(monkeypatch, hub, cache)
+    stand_in.go_offline(monkeypatch, hub, cache)
     config.update_from_flattened_dict(changes)
     assert fetching.bring(config) == []
     load_stable_diffusion(config.model)
@@ -456,7 +300,7 @@ def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monke
 
 @pytest.mark.parametrize("module", [hps, image_reward])
 def test_a_bucket_holds_what_was_fetched(hub, cache, bucket, caplog, module):
-    config = config_of(module)
+    config = stand_in.config_of(module)
     fetched = fetching.bring(config)
     overrides = fetching.copy(fetched, "gs://bucket/fetched")
     config.update_from_flattened_dict(

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
-from diffusionrl_jax.experiments import checks, memory, planning
+from diffusionrl_jax.experiments import checks, divisions, memory
 
 FIELDS = "algorithm.policy_gradient"
 TASK = {"tasks.small.shared_noise": True, "tasks.small.group_size": 4}
@@ -57,7 +57,7 @@ def test_in_bfloat16_a_microbatch_is_a_part_of_one_step(make):
         checks.check(make(dtype="bfloat16", **sizes), MESH)
     checks.check(make(**sizes), MESH)
     # A plan takes whole groups of one step.
-    assert planning.trained_at_a_time(make(), 16) == [4, 8]
+    assert divisions.trained_at_a_time(make(), 16) == [4, 8]
 
 
 def test_an_update_holds_what_one_row_of_each_group_takes(make):
