@@ -33,9 +33,10 @@ METHODS = {
     "dgpo": (following("dgpo") | {"algorithm.dgpo.clip_range": 1e-3}, 1e-4),
     "crd": (following("crd"), 1e-4),
     "dpo": (WITHOUT_NOISE, 1e-4),
-    "draft_lv": (WITHOUT_NOISE, 1e-4),
+    "reward_gradient": (WITHOUT_NOISE, 1e-4),
     "refl": (WITHOUT_NOISE | {"algorithm.refl.late_steps": 2}, 1e-4),
     "draft_k": (WITHOUT_NOISE, 1e-4),
+    "draft_lv": (WITHOUT_NOISE | {"optimizer.one_step": True}, 1e-4),
 }
 # What each task is judged by: the evaluation's set and scorer. The second set of each holds things
 # that were held out of the base model's pairs, or of training.

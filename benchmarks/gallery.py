@@ -50,12 +50,16 @@ METHODS = {
     "dgpo": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "crd": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "dpo": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
-    "draft_lv": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
+    "reward_gradient": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
     "refl": (
         WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4, "algorithm.refl.late_steps": 2},
         10,
     ),
     "draft_k": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
+    "draft_lv": (
+        WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4, "optimizer.one_step": True},
+        10,
+    ),
 }
 REWARD, JUDGE = "preference", "recognition"
 # The set whose prompts come back, so that its pictures can be compared with each other.

@@ -50,7 +50,7 @@ def small_files() -> ml_collections.ConfigDict:
 def reward_gradient() -> ml_collections.ConfigDict:
     """The reward's own gradient leads to what its network likes, not to what people like."""
     config = emoji_policy_gradient.get_config("preference")
-    config.algorithm.name = "draft_lv"
+    config.algorithm.name = "reward_gradient"
     config.update_from_flattened_dict(
         UNHELD
         | {

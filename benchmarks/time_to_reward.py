@@ -230,7 +230,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         type=names_of("method", METHODS),
-        default=["policy_gradient", "nft", "draft_lv"],
+        default=["policy_gradient", "nft", "reward_gradient"],
         help="ours, separated by commas",
     )
     parser.add_argument("--seconds", type=count, default=600, help="of each of TRL's runs")

@@ -363,8 +363,8 @@ class Method(NamedTuple):
         alone = [name for name, task in config.tasks.items() if task.group_size < 2]
         if self.objective.groups and alone:
             raise UserError(
-                f"config.algorithm.name={self.name!r} compares the images of a prompt: set the "
-                f"group_size of task {alone[0]} to 2 or more."
+                f"The method {self.name} compares the images of a prompt: set the group_size of "
+                f"task {alone[0]} to 2 or more."
             )
 
     def make(self, config: Config, process: Process) -> ForwardProcess:

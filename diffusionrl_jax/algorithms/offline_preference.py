@@ -48,8 +48,8 @@ def check(config: Config) -> None:
     for name, task in config.tasks.items():
         if is_on_host(task.scorer):
             raise UserError(
-                "config.algorithm.name='dpo_offline' draws nothing that could be scored: leave "
-                f"task {name} with its host_reward out."
+                "The method dpo_offline draws nothing that could be scored: leave task "
+                f"{name} with its host_reward out."
             )
 
 

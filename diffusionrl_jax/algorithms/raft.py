@@ -25,8 +25,8 @@ def check(config: Config) -> None:
     for name, task in config.tasks.items():
         if task.group_size < 2:
             raise UserError(
-                "config.algorithm.name='raft' takes the best of each prompt's images: set the "
-                f"group_size of task {name} to 2 or more."
+                "The method raft takes the best of each prompt's images: set the group_size of "
+                f"task {name} to 2 or more."
             )
 
 

@@ -1,4 +1,4 @@
-"""Learns from a reward's own gradient, after DRaFT-LV (2309.17400), with what such methods share.
+"""Learns from a reward's own gradient by guesses of clean latents, with what such methods share.
 
 The denoiser's output leads to latents, here to its guess of the clean ones, and these are decoded
 and scored. The reward's gradient with respect to these latents says in which direction they should
@@ -6,10 +6,9 @@ move. It is computed once an iteration, before the updates, so that no update ho
 reward model. At the parameters that drew the samples, the loss has the reward's own gradient with
 respect to the denoiser's parameters.
 
-Here the denoiser is shown a sample's final latents, noised anew. In `refl` and `draft_k` it is
-shown latents of the chain. What differs from DRaFT-LV: that learns from the chain's own last step,
-and noises x_0 twice more to that step's time; here the chain's last step is not used, and the times
-are drawn between two shares of the training's times.
+Here the denoiser is shown a sample's final latents, noised anew to times that are drawn between two
+shares of the training's times: ReFL's loss, without its threshold, on the forward process. In
+`refl`, `draft_k` and `draft_lv` it is shown latents of the chain, or of its last step's time.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from diffusionrl_jax.rewards.scorers import without_gradient
 
 
 def needs(fields: Config) -> Needs:
-    """Returns what the method needs, from `config.algorithm.draft_lv`."""
+    """Returns what the method needs, from `config.algorithm.reward_gradient`."""
     return Needs(fields.noises, latents=True, predictions=1, reward_gradient=True)
 
 
@@ -42,14 +41,14 @@ def check(config: Config) -> None:
       UserError: a field does not fit, or a task's reward has no gradient.
     """
     check_gradients(config)
-    fields = config.algorithm.draft_lv
+    fields = config.algorithm.reward_gradient
     if not 0 <= fields.least_time < fields.most_time <= 1:
-        raise UserError("config.algorithm.draft_lv needs 0 <= least_time < most_time <= 1.")
+        raise UserError("config.algorithm.reward_gradient needs 0 <= least_time < most_time <= 1.")
 
 
 def make(config: Config, process: Process) -> "RewardGradient":
     """Returns the objective of a config."""
-    fields = config.algorithm.draft_lv
+    fields = config.algorithm.reward_gradient
     return RewardGradient(
         process=process,
         seed=config.seed,
@@ -83,9 +82,9 @@ def check_gradients(config: Config) -> None:
     for name, task in config.tasks.items():
         if parts := without_gradient(task.scorer):
             raise UserError(
-                f"config.algorithm.name={config.algorithm.name!r} learns from the reward's "
-                f"gradient, and task {name}'s {', '.join(parts)} has none: take another method, or "
-                "leave the task out."
+                f"The method {config.algorithm.name} learns from the reward's gradient, and task "
+                f"{name}'s {', '.join(parts)} has none: set config.tasks.{name}.algorithm to "
+                "another one, or leave the task out."
             )
 
 
@@ -120,7 +119,8 @@ def reward_gradients(
 class ThroughReward:
     """What the `Objective`s have in common whose loss is made linear in latents that are scored.
 
-    `RewardGradient`, `refl.RewardFeedback` and `draft_k.ChainGradient` are these objectives.
+    `RewardGradient`, `refl.RewardFeedback`, `draft_k.ChainGradient` and `draft_lv.LastStepGradient`
+    are these objectives.
 
     Attributes:
       process: the process that the denoiser was trained on.
@@ -202,7 +202,7 @@ class ThroughReward:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardGradient(ThroughReward):
-    """The `Objective` minus the reward of the denoiser's guess of noised samples, after DRaFT-LV.
+    """The `Objective` minus the reward of the denoiser's guess of noised samples.
 
     Attributes:
       noises: how many times each sample is noised in an iteration; each time is an update.

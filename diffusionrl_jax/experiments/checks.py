@@ -124,8 +124,8 @@ def _check(config: Config) -> None:
     window = config.sampler.window
     if window and "policy_gradient" not in algorithms.tasks_by_method(config):
         raise UserError(
-            f"config.sampler.window={window} is for config.algorithm.name='policy_gradient', which "
-            "trains on steps of the chain: set it to 0."
+            f"config.sampler.window={window} is for the method policy_gradient, which trains on "
+            "steps of the chain: set it to 0."
         )
     if (scale := config.sampler.guidance_scale) < 1:
         raise UserError(

@@ -92,12 +92,12 @@ def get_config() -> Config:
     config.algorithm.raft = ml_collections.ConfigDict()
     config.algorithm.raft.noises = 5  # Updates per task and iteration.
 
-    # After DRaFT-LV: the gradient of the reward itself, by a guess of the clean latents.
-    config.algorithm.draft_lv = ml_collections.ConfigDict()
-    config.algorithm.draft_lv.noises = 1  # Updates per task and iteration.
+    # The gradient of the reward itself, by a guess of the clean latents of samples noised anew.
+    config.algorithm.reward_gradient = ml_collections.ConfigDict()
+    config.algorithm.reward_gradient.noises = 1  # Updates per task and iteration.
     # Samples are noised, before the guess, to a time between these shares of the training's times.
-    config.algorithm.draft_lv.least_time = 0.2
-    config.algorithm.draft_lv.most_time = 0.6
+    config.algorithm.reward_gradient.least_time = 0.2
+    config.algorithm.reward_gradient.most_time = 0.6
     # ReFL: the gradient of the reward of a guess before one of the chain's last steps.
     config.algorithm.refl = ml_collections.ConfigDict()
     config.algorithm.refl.late_steps = 10  # The step is one of so many last ones, at random.
@@ -108,6 +108,10 @@ def get_config() -> Config:
     config.algorithm.draft_k.steps = 1  # K; each is an update per task and iteration.
     # Whether each sample's number of steps is drawn, from 1 to K, as in AlignProp.
     config.algorithm.draft_k.random_steps = False
+    # DRaFT-LV: the same through the last step, from samples that are noised to it anew, too.
+    config.algorithm.draft_lv = ml_collections.ConfigDict()
+    # So many times; with the chain's own last step they are updates per task and iteration.
+    config.algorithm.draft_lv.noises = 2
     # DiffusionNFT: the denoising loss, towards good samples and away from bad ones.
     config.algorithm.nft = ml_collections.ConfigDict()
     config.algorithm.nft.noises = 1  # Updates per task and iteration.

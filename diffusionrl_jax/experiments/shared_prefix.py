@@ -32,7 +32,7 @@ def check_fields(config: Config, devices: int) -> None:
     field = f"{METHOD}.shared_prefix={method.shared_prefix}"
     others = [name for name in tasks_by_method(config) if name != "policy_gradient"]
     if others:
-        raise UserError(f"{field} is not for config.algorithm.name={others[0]!r}: set it to 0.")
+        raise UserError(f"{field} is not for the method {others[0]}: set it to 0.")
     if (count := method.timesteps_per_iteration) != 1:
         raise UserError(f"{field} needs {METHOD}.timesteps_per_iteration=1, and it is {count}.")
     if window := config.sampler.window:

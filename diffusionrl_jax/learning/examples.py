@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning import draws
@@ -67,6 +68,19 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def side_by_side(parts: Sequence[Examples], tasks: int) -> Examples:
+    """Puts the examples of one objective together, task by task.
+
+    Args:
+      parts: as in `concatenate`; each has equally many updates of every task, task by task.
+      tasks: the number of the tasks.
+    """
+    sizes = [len(part.weight) for part in parts]
+    places = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    order = np.concatenate([place.reshape(tasks, -1) for place in places], axis=1).reshape(-1)
+    return jax.tree.map(lambda leaf: leaf[order], concatenate(parts))
+
+
 def by_update(array: jax.Array) -> jax.Array:
     """Reorders what K steps of each sample have, [T, B, K, ...], to [T * K, B, ...]."""
     tasks, size, count = array.shape[:3]
@@ -111,6 +125,7 @@ def noise_anew(
     places: jax.Array,
     sources: jax.Array | None = None,
     times: tuple[float, float] = (0.0, 1.0),
+    time: jax.Array | None = None,
 ) -> Examples:
     """Noises samples' final latents at newly drawn times, several times over: the forward process.
 
@@ -125,6 +140,7 @@ def noise_anew(
       sources: int32 [T, B], the place in [T * B] of the sample whose noise and time each sample
         takes, so that their errors can be compared. None gives each sample its own.
       times: the shares of the training's times between which times are drawn.
+      time: the one to which all are noised, a scalar; None draws times.
 
     Returns:
       `count` updates for each task, in the order of the tasks, with what the denoiser should
@@ -137,7 +153,8 @@ def noise_anew(
     def one(clean, keys, number):
         halves = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(halves[:, 0])
-        drawn = jax.vmap(lambda key: process.draw_time(key, *times))(halves[:, 1])
+        draw = lambda key: process.draw_time(key, *times) if time is None else time
+        drawn = jax.vmap(draw)(halves[:, 1])
         return process.noise(clean, noise, drawn), drawn, process.target(clean, noise, drawn)
 
     numbers = jnp.tile(jnp.arange(count), tasks)

@@ -100,5 +100,8 @@ def test_refuses_steps_that_depend_on_more_than_one_output():
 def test_a_reward_without_a_gradient_is_refused(name):
     made = toy.make(name)
     made.config.tasks.task0.scorer.update(reward="jpeg_size")
-    with pytest.raises(ValueError, match=f"name='{name}' .* task task0's jpeg_size has none"):
+    with pytest.raises(
+        ValueError,
+        match=f"method {name} .* task task0's jpeg_size has none: set config.tasks.task0",
+    ):
         ALGORITHMS[name].check(made.config)

@@ -228,7 +228,9 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
 def test_refuses_a_group_of_one(make_config):
     config = make_config()
     NFT.check(config)
-    with pytest.raises(ValueError, match="'dpo' compares the images of a prompt: set the group_s"):
+    with pytest.raises(
+        ValueError, match="method dpo compares the images of a prompt: set the group"
+    ):
         DPO.check(config)
 
 

@@ -21,7 +21,7 @@ WITHOUT_NOISE = {"sampler.eta": 0.0}
 METHODS = {
     "nft": (WITHOUT_NOISE, 12),
     "awm": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
-    "draft_lv": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
+    "reward_gradient": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
 }
 # In the world of flow matching, whose policy gradient has noise in two steps.
 FLOW_METHODS = {
@@ -166,6 +166,7 @@ SPLIT_PARAMETERS = {"mesh.fsdp": 2, "microbatch.train": 2, "batch_size": 32}
 WAYS = [
     ("draft_k", "fused", LORA | {"algorithm.draft_k.steps": 2}),
     ("draft_k", "split", SPLIT_PARAMETERS | {"algorithm.draft_k.steps": 3}),
+    ("draft_lv", "split", LORA | SPLIT_PARAMETERS),
     ("refl", "split", LORA | SPLIT_PARAMETERS),
     ("crd", "fused", LORA),
     ("raft", "split", {"pretraining.weight": 1.0, "pretraining.pictures": "base:16"}),

@@ -98,6 +98,7 @@ def test_metrics_of_one_name_are_each_method_s_own(hasty):
     ("first", "second", "changes", "message"),
     [
         ("policy_gradient", "draft_k", {}, "trained on other steps of the chain"),
+        ("refl", "draft_lv", {}, "trained on other steps of the chain"),
         ("nft", "awm", {}, "nft and awm cannot learn .* each has an average of its own"),
         ("nft", "policy_gradient", {}, "policy_gradient needs the policy's own steps"),
         ("dpo_offline", "nft", {}, "dpo_offline draws as it alone can"),

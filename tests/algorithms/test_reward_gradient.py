@@ -21,7 +21,7 @@ def preference():
 
     def make(**changes):
         config = emoji_policy_gradient.get_config("preference")
-        config.algorithm.name = "draft_lv"
+        config.algorithm.name = "reward_gradient"
         changes = {"batch_size": 16, "pretraining.weight": 0.0} | changes
         config.update_from_flattened_dict(changes)
         return planning.resolve(config)[0]
@@ -78,10 +78,10 @@ def test_the_loss_has_the_gradient_of_the_reward_of_the_guess():
 
 def test_refuses_times_in_disorder(preference):
     with pytest.raises(ValueError, match="0 <= least_time < most_time <= 1"):
-        preference(**{"algorithm.draft_lv.least_time": 0.7})
+        preference(**{"algorithm.reward_gradient.least_time": 0.7})
 
 
 def test_a_reward_without_a_gradient_is_refused(make_config):
     """Before anything is opened."""
     with pytest.raises(ValueError, match="task small's jpeg_size has none"):
-        planning.resolve(make_config(**{"algorithm.name": "draft_lv"}))
+        planning.resolve(make_config(**{"algorithm.name": "reward_gradient"}))

@@ -42,10 +42,11 @@ def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path)
     monkeypatch.setattr(race, "train_rival", train_rival)
     monkeypatch.setattr(race, "train_ours", train_ours)
     judged = lambda output, runs: {
-        name: [1.0, 1.0, {"nft": 1.8, "draft_lv": 1.3}.get(name) or scores[name]] for name in runs
+        name: [1.0, 1.0, {"nft": 1.8, "reward_gradient": 1.3}.get(name) or scores[name]]
+        for name in runs
     }
     monkeypatch.setattr(race, "judge", judged)
-    asked = ["--rival-python=python", f"--output={tmp_path}", "--methods=nft,draft_lv"]
+    asked = ["--rival-python=python", f"--output={tmp_path}", "--methods=nft,reward_gradient"]
     rows = race.main([*asked, "--seconds=100"]).splitlines()
     assert rows[0] == "Base model 1.000, target 1.400 (TRL at 0.0001)."
     cells = {
@@ -54,8 +55,8 @@ def test_the_target_is_the_best_of_the_rivals_rates(race, monkeypatch, tmp_path)
     assert cells["TRL at 0.0001"] == ["1.400", "100", "1.0", "640", "1.0"]
     assert cells["TRL at 0.0003"] == ["1.000", "not reached", "", "", ""]
     assert cells["nft"] == ["1.800", "30", "3.3", "240", "2.7"]
-    assert cells["draft_lv"][1] == "not reached"
-    assert trained == [3e-5, 1e-4, 3e-4, "nft", "draft_lv"]
+    assert cells["reward_gradient"][1] == "not reached"
+    assert trained == [3e-5, 1e-4, 3e-4, "nft", "reward_gradient"]
     race.main([*asked, "--seconds=100"])
     assert len(trained) == 5, "what is trained is kept"
 

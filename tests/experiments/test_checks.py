@@ -38,7 +38,7 @@ def test_prompts_that_are_cut_are_said_once(caplog, monkeypatch):
 
 def test_a_window_is_for_what_trains_on_steps(make_config):
     config = make_config(**{"algorithm.name": "nft", "sampler.window": 2})
-    with pytest.raises(ValueError, match="window=2 is for config.algorithm.name='policy_gradient'"):
+    with pytest.raises(ValueError, match="window=2 is for the method policy_gradient"):
         checks.check_experiment(config, make_mesh())
     config.sampler.window = 0
     checks.check_experiment(config, make_mesh())

@@ -30,7 +30,7 @@ def make(make_config):
         ({"tasks.small.group_size": 1}, "2 or more of task small, which has True and 1"),
         ({"sampler.window": 2}, "needs config.sampler.window=0, and it is 2"),
         ({f"{FIELDS}.shared_prefix": 3}, "batch_size=32 must be a multiple of 24, whole groups of"),
-        ({"algorithm.name": "nft"}, "shared_prefix=2 is not for config.algorithm.name='nft'"),
+        ({"algorithm.name": "nft"}, "shared_prefix=2 is not for the method nft"),
     ],
     ids=str,
 )

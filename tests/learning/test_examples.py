@@ -7,7 +7,13 @@ import pytest
 
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.learning import draws
-from diffusionrl_jax.learning.examples import Examples, by_update, concatenate, noise_anew
+from diffusionrl_jax.learning.examples import (
+    Examples,
+    by_update,
+    concatenate,
+    noise_anew,
+    side_by_side,
+)
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 
 
@@ -49,6 +55,15 @@ def test_steps_come_task_by_task():
     array = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     expected = [array[task, :, step] for task in range(2) for step in range(4)]
     np.testing.assert_array_equal(by_update(jnp.asarray(array)), expected)
+
+
+def test_one_objectives_examples_come_task_by_task():
+    def part(*numbers):
+        latents, whole = jnp.float32(numbers)[:, None], jnp.zeros(len(numbers), int)
+        return Examples(latents, latents, whole, jnp.ones(len(numbers)), whole, own={})
+
+    found = side_by_side((part(1, 2), part(10, 11, 20, 21)), 2)
+    np.testing.assert_array_equal(found.latents[:, 0], [1, 10, 11, 2, 20, 21])
 
 
 def test_what_an_objective_lacks_is_zeros():
