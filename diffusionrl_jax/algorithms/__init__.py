@@ -51,10 +51,13 @@ def method_of(config: Config | Mapping[str, Any], task: str) -> str:
 def tasks_by_method(config: Config | Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Returns the names of the tasks that learn by each method, in the order of `ALGORITHMS`.
 
+    Tasks of weight 0 do not learn.
+
     Args:
       config: as in `method_of`.
     """
-    by_task = {task: method_of(config, task) for task in config["tasks"]}
+    learn = [name for name, task in config["tasks"].items() if task["weight"]]
+    by_task = {task: method_of(config, task) for task in learn}
     found = {name: tuple(task for task in by_task if by_task[task] == name) for name in ALGORITHMS}
     return {name: tasks for name, tasks in found.items() if tasks}
 

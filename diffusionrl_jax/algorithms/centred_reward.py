@@ -22,8 +22,10 @@ class CentredReward(ForwardProcess):
     """The squared difference of beta times the implied reward and the advantage, both centred.
 
     The implied reward is how much smaller the denoiser's error is than that of an average of its
-    parameters that trails it. The paper's base model is guided where it is compared with; here all
-    are guided as the samples are drawn.
+    parameters that trails it. Advantages are brought to between 0 and 1, so that the largest
+    asks for an implied reward of 1 / (2 beta). While nothing has moved the gradient is the
+    advantage's times the error's, whatever beta is. The paper's base model is guided where it is
+    compared with; here all are guided as the samples are drawn.
 
     Attributes:
       beta: how much the implied reward counts: the larger, the nearer the policy stays.
@@ -46,9 +48,8 @@ class CentredReward(ForwardProcess):
         centred = lambda values: values - of_group(jnp.where(valid, values, 0), group) / count
         before = mean_square(own["trailing"] - own["target"])
         implied = jnp.where(active, before - error, 0)
-        wanted = own["advantages"] * self.most_advantage
-        off = self.beta * centred(implied) - centred(wanted)
-        loss = jnp.where(valid, jnp.square(off), 0)
+        off = self.beta * centred(implied) - centred(own["advantages"] / 2)
+        loss = self.most_advantage / self.beta * jnp.where(valid, jnp.square(off), 0)
         return loss, {"implied_reward": jax.lax.stop_gradient(implied)}
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
 from diffusionrl_jax.data.config_type import Config
@@ -73,6 +74,8 @@ class ForwardProcess:
     own_metrics = ()
     # Whether the samples of a prompt are compared with each other, at the same noise and time.
     groups = False
+    # The least of the training's times that samples are noised to, as a share of all.
+    least_time = 0.0
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -111,7 +114,9 @@ class ForwardProcess:
         firsts = draws.first_of_group(self.group_sizes, latents.shape[1])
         arguments = self.process, latents, self.weights, self.seed, scored.step, self.noises
         sources = firsts if self.groups else None
-        examples = noise_anew(*arguments, places=scored.places, sources=sources)
+        examples = noise_anew(
+            *arguments, places=scored.places, sources=sources, times=(self.least_time, 1.0)
+        )
         task, most = examples.text, self.most_advantage
         advantages = jnp.clip(scored.advantages, -most, most) / most
         own = {**examples.own, "advantages": advantages[task]}
@@ -262,10 +267,13 @@ class GroupPreference(ForwardProcess):
     Attributes:
       beta: how fast a group's weight falls once its preference is learned.
       clip_range: how far the ratio exp(error of the trailing average - error) may leave 1.
+      least_time: the least of the training's times that samples are noised to, as a share of all:
+        what few steps draw is faulty where there is little noise, and is not learned.
     """
 
     beta: float = 100.0
-    clip_range: float = 1e-4
+    clip_range: float = 1e-2
+    least_time: float = 0.0
 
     others = ("base", "trailing")
     own_metrics = ("ratio", "clip_fraction", "group_weight")
@@ -355,11 +363,19 @@ class Method(NamedTuple):
         )
 
     def check(self, config: Config) -> None:
-        """Refuses a config that does not fit the method.
+        """Refuses a config that does not fit the method, and warns of guidance.
 
         Raises:
           UserError: the images of a prompt are compared, and a task has one image of each.
         """
+        if (scale := config.sampler.guidance_scale) > 1:
+            logging.log_first_n(
+                logging.WARNING,
+                "The method %s trains what guidance makes of the output, at config.sampler."
+                "guidance_scale=%g. It was published for training without: its numbers may not "
+                "suit, and --config.sampler.guidance_scale=1 draws and trains without.",
+                *(1, self.name, scale),
+            )
         alone = [name for name, task in config.tasks.items() if task.group_size < 2]
         if self.objective.groups and alone:
             raise UserError(

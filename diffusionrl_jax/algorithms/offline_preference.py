@@ -1,7 +1,8 @@
 """Diffusion-DPO (2311.12908) on pairs of pictures that people chose between: nothing is drawn.
 
 Both pictures of a pair are noised alike, and the denoiser's error for the chosen one is lowered
-against that for the other, beside the base model's.
+against that for the other, beside the base model's. As published, neither is guided, whatever the
+model is sampled with.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import numpy as np
 from diffusionrl_jax.algorithms.losses import mean_square
 from diffusionrl_jax.algorithms.pretraining import encode_captions
 from diffusionrl_jax.data.config_type import Config
-from diffusionrl_jax.diffusion.guidance import conditions, guide
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
@@ -59,7 +59,6 @@ def make(config: Config, process: Process) -> "OfflinePreference":
     return OfflinePreference(
         process=process,
         seed=config.seed,
-        guidance_scale=config.sampler.guidance_scale,
         beta=fields.beta,
         noises=fields.noises,
         microbatch=config.microbatch.train,
@@ -73,8 +72,6 @@ class OfflinePreference:
     Attributes:
       process: the process that noises the pictures.
       seed: the run's seed.
-      guidance_scale: the scale of classifier-free guidance that the denoiser is sampled with. It is
-        trained with the same.
       beta: how strongly the policy is held to the base model.
       noises: how many times each pair is noised in an iteration; each time is an update.
       microbatch: how many captions each device encodes at a time; 0 means all at once.
@@ -82,7 +79,6 @@ class OfflinePreference:
 
     process: Process
     seed: int
-    guidance_scale: float
     beta: float = 2000.0
     noises: int = 1
     microbatch: int = 0
@@ -107,10 +103,10 @@ class OfflinePreference:
             places=places[None],
             sources=(places // PAIR * PAIR)[None],
         )
-        captions = encode_captions(pictures, experience, scored, self.microbatch)
-        both = conditions(*captions, self.guidance_scale)
-        text = jax.tree.map(lambda array: array[None], both)
-        output = lambda output, latents, own: guide(output, self.guidance_scale)
+        captions, _ = encode_captions(pictures, experience, scored, self.microbatch)
+        # One row, of one pass: nothing is guided.
+        text = jax.tree.map(lambda array: array[None, :, None], captions)
+        output = lambda output, latents, own: output[:, 0]
         base = predict(scored.frozen.base, examples, text, output)
         return dataclasses.replace(examples, own={**examples.own, "base": base}), text
 
@@ -121,7 +117,7 @@ class OfflinePreference:
 
         The arguments and the result are those of `Objective.__call__`.
         """
-        own, output = example.own, guide(output, self.guidance_scale)
+        own, output = example.own, output[:, 0]
         error = mean_square(output - own["target"])
         change = jnp.where(active, error - mean_square(own["base"] - own["target"]), 0)
         chosen, other = change.reshape(-1, PAIR).T

@@ -193,8 +193,10 @@ class PolicyGradient:
         """
         step = self.step(output, example.latents, example.own["step_index"])
         step, own = _of_samples(step, example)
-        # There is no ratio for others' examples: an overflow there would poison the gradient.
-        log_ratio = jnp.where(active, step.log_prob(own["target"]) - own["old_log_prob"], 0)
+        # There is no ratio for others' examples, and for steps that were not finite: an overflow
+        # there would poison the gradient.
+        taken = active & jnp.isfinite(own["old_log_prob"])
+        log_ratio = jnp.where(taken, step.log_prob(own["target"]) - own["old_log_prob"], 0)
         compared, advantages, distances = log_ratio, own["advantages"], {}
         to = lambda name: step.kl_to(jnp.where(active, own[name], step.mean))
         if self.compares_means:

@@ -1,7 +1,7 @@
 """Refuses what does not fit in a config, before compute is spent."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
@@ -63,13 +63,11 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
     check_experiment(config, mesh)
     _check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
-    _check_groups(config, mesh.size, "score", "its reward may compare them")
+    _check_groups(config, config.tasks, mesh.size, "score", "its reward may compare them")
+    for method, tasks in algorithms.tasks_by_method(config).items():
+        if algorithms.needs_of_method(config, method).groups:
+            _check_groups(config, tasks, mesh.size, "train", f"{method} trains on them together")
     needs = algorithms.needs_of(config)
-    if needs.groups:
-        names = algorithms.tasks_by_method(config)
-        name = next(name for name in names if algorithms.needs_of_method(config, name).groups)
-        reason = f"{name} trains on them together"
-        _check_groups(config, mesh.size, "train", reason)
     if needs.pairs:
         _check_pairs(config, mesh.size)
     if needs.branches:
@@ -176,10 +174,13 @@ def _check_rounding(config: Config, devices: int) -> None:
         )
 
 
-def _check_groups(config: Config, devices: int, field: str, reason: str) -> None:
-    """Refuses a microbatch that does not hold whole groups."""
+def _check_groups(
+    config: Config, tasks: Iterable[str], devices: int, field: str, reason: str
+) -> None:
+    """Refuses a microbatch that does not hold whole groups of these tasks."""
     size, share = config.microbatch[field], config.batch_size // devices
-    for name, task in config.tasks.items():
+    for name in tasks:
+        task = config.tasks[name]
         if 0 < size < share and size % task.group_size:
             raise UserError(
                 f"config.microbatch.{field}={size} must be a multiple of task {name}'s group_size, "

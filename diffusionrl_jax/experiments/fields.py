@@ -109,6 +109,7 @@ FIELDS: dict[str, Kind] = {
     **_forward_process("dgpo"),
     "algorithm.dgpo.beta": Number(0, 1e6, "weighs all groups alike"),
     "algorithm.dgpo.clip_range": CLIP_RANGE,
+    "algorithm.dgpo.least_time": Number(0, BELOW_ONE, "is the least noise"),
     **_forward_process("crd"),
     "algorithm.crd.beta": Number(1e-6, 1e6),
     **_forward_process("dpo", follows=False),

@@ -116,7 +116,7 @@ def of_steps(
 
 def noise_anew(
     process: Process,
-    latents: jax.Array,
+    clean: jax.Array,
     weights: Sequence[float],
     seed: int,
     iteration: jax.Array,
@@ -131,8 +131,7 @@ def noise_anew(
 
     Args:
       process: the process that draws the times and adds the noise.
-      latents: the latents where the chains ended, float32 [T, B, ...]. A number that is not finite
-        is taken for 0, so that it cannot poison other samples' gradients.
+      clean: the latents where the chains ended, float32 [T, B, ...].
       weights: for each task, the factor of its loss.
       seed, iteration: as in `draws.keys`.
       count: how often each sample is noised; each time is an update.
@@ -146,7 +145,6 @@ def noise_anew(
       `count` updates for each task, in the order of the tasks, with what the denoiser should
       predict as "target". `text` is the number of the task.
     """
-    clean = jnp.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)
     tasks, size = clean.shape[:2]
     task = jnp.repeat(jnp.arange(tasks), count)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from diffusionrl_jax.diffusion.rollout import Steps
 from diffusionrl_jax.models.parameters import Parameters
@@ -80,6 +81,20 @@ class Samples:
     latents: jax.Array | None = None
     keeps_latents: bool = flax.struct.field(pytree_node=False, default=False)
 
+    def finite(self) -> "Samples":
+        """Returns the samples with 0 in place of every latent that is not a finite number.
+
+        Such samples have no reward, and so no share in the loss; but 0 times NaN is NaN, and would
+        poison the gradient of all. Log-probabilities stay as they are.
+        """
+        steps = self.steps and dataclasses.replace(
+            self.steps,
+            latents=_finite(self.steps.latents),
+            following=_finite(self.steps.following),
+        )
+        latents = None if self.latents is None else _finite(self.latents)
+        return dataclasses.replace(self, steps=steps, latents=latents)
+
     def trained_on(self) -> "Samples":
         """Returns what is still held once the samples are scored.
 
@@ -88,3 +103,7 @@ class Samples:
         return dataclasses.replace(
             self, images=None, latents=self.latents if self.keeps_latents else None
         )
+
+
+def _finite(array: jax.Array) -> jax.Array:
+    return jnp.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)

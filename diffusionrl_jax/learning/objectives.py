@@ -207,7 +207,7 @@ class Objectives:
         for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
             own = functools.partial(_rows, tasks=tasks)
             scored = Scored(
-                *jax.tree.map(own, (samples, values, rewards)),
+                *jax.tree.map(own, (samples.finite(), values, rewards)),
                 *(step, batch, frozen, params, memory, tasks),
             )
             part, text = objective.examples(self.experience, scored, self._predict)
@@ -215,7 +215,12 @@ class Objectives:
             if text is None:
                 whose["text"] = jnp.asarray(tasks)[part.text]
             found.append((dataclasses.replace(part, **whose), text))
-        batch_of = lambda of: (of[0].latents.shape[1], of[0].group)
+
+        def batch_of(of):
+            part, text = of
+            passes = jax.tree.leaves(samples.text if text is None else text)[0].shape[2]
+            return part.latents.shape[1], part.group, passes
+
         lessons = [
             self._shard(_lesson(list(of_batch), samples.text))
             for _, of_batch in itertools.groupby(found, batch_of)

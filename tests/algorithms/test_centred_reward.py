@@ -25,9 +25,9 @@ def test_crd_is_the_papers(numbers):
     implied = error(tensors["trailing"], noise) - error(output, noise)
     total = 0.1 * error(output, tensors["base"]).sum()
     for group in ([0, 1, 2], [3, 5]):
-        likeness, wanted = implied[group], 5 * tensors["advantages"][group]
+        likeness, wanted = implied[group], (tensors["advantages"][group] + 1) / 2
         centred = 2 * (likeness - likeness.mean()) - (wanted - wanted.mean())
-        total = total + (centred**2).sum()
+        total = total + 5 / 2 * (centred**2).sum()
     total.backward()
     np.testing.assert_allclose(value, total.item(), rtol=1e-4)
     np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-5)
@@ -35,11 +35,11 @@ def test_crd_is_the_papers(numbers):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_where_nothing_has_changed_it_is_advantage_weighted_matching(numbers, prediction_type):
-    """2 beta times the advantage less its group's mean, times the error's gradient."""
+    """The advantage less its group's mean, times the error's gradient, whatever beta is."""
     made = objective(CentredReward, prediction_type, beta=0.7)
     shown = example(made, numbers, trailing=numbers.output)
     _, gradient = derivative(made, numbers.output, shown)
     advantages = 5 * numbers.advantages.reshape(2, 3)
     centred = (advantages - advantages.mean(1, keepdims=True)).reshape(6, 1, 1, 1)
     of_error = 2 * (numbers.output - shown.own["target"]) / numbers.output[0].size
-    np.testing.assert_allclose(gradient, 2 * 0.7 * centred * of_error, atol=1e-6)
+    np.testing.assert_allclose(gradient, centred * of_error, atol=1e-6)

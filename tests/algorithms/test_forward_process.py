@@ -25,6 +25,7 @@ from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.monitoring.progress import PhaseTimer
+from tests.algorithms import toy
 
 SHAPE = (6, 4, 8, 8)
 SCHEDULE = {
@@ -223,6 +224,28 @@ def test_where_nothing_has_changed_all_is_advantage_weighted_matching(numbers, p
     weighted = 0.3 * of_clean**2 / size * expected
     scale = np.abs(weighted).max()
     np.testing.assert_allclose(gradient / scale, weighted / scale, atol=2e-4)
+
+
+def test_dgpo_learns_where_there_is_much_noise():
+    """From the published share of the times on."""
+    made = toy.make("dgpo")
+    fields = made.config.algorithm.dgpo
+    assert fields.least_time == pytest.approx(3 * 0.3 / (1 + 2 * 0.3))
+    phases, state, batch = made.algorithm.phases(), made.state, made.batch
+    samples = phases.sample(state.params, made.frozen, batch.input_ids, 0)
+    rewards = phases.score(made.frozen, samples, batch.reward_inputs)
+    arguments = samples.trained_on(), rewards, batch, 0, state.memory
+    times = phases.prepare(state.params, made.frozen, *arguments).examples.times
+    assert times.min() >= 1000 * fields.least_time - 1 and len(np.unique(times)) > 2
+
+
+def test_training_what_guidance_makes_is_warned_of(make_config, caplog):
+    config = make_config(**{"sampler.guidance_scale": 1.0})
+    NFT.check(config)
+    assert not caplog.records
+    config.sampler.guidance_scale = 7.0
+    NFT.check(config)
+    assert "published for training without" in caplog.text
 
 
 def test_refuses_a_group_of_one(make_config):

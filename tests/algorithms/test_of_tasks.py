@@ -1,6 +1,7 @@
 """Tasks that learn by methods of their own, in one iteration."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,6 +53,48 @@ def test_a_task_is_trained_as_if_all_learned_by_its_method(first, second, hasty)
             if field != "group":  # Numbers of groups, which only have to differ.
                 found = mixed.own[field][own]
                 np.testing.assert_allclose(found, expected[other], rtol=1e-5, atol=1e-6)
+
+
+def test_a_task_of_weight_0_is_drawn_and_not_trained_on(hasty):
+    """Nor does it move Adam, as updates without a gradient would."""
+    alone, other = toy.make("nft"), {"tasks.task1.weight": 0.0, "tasks.task1.algorithm": "crd"}
+    beside = toy.make("nft", tasks=2, **other)
+    states, found = [], None
+    for made in (alone, beside):
+        state = made.state
+        for _ in range(3):
+            state, metrics = made.step(state, made.frozen, made.batch)
+        states.append(state.params)
+        found = metrics
+    for name, values in states[0].items():
+        np.testing.assert_allclose(states[1][name], values, rtol=1e-5)
+    assert found["loss"].shape == (1,) and found["reward_mean"].shape == (2,)
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("refl", "draft_k", "nft")]
+
+
+@pytest.mark.parametrize("name", ["policy_gradient", "draft_lv", *SLOW])
+def test_a_chain_that_is_not_finite_poisons_no_other(name, hasty):
+    """It has no reward, and no share in what the others are trained on."""
+    made = toy.make(name)
+    phases, state, batch = made.algorithm.phases(), made.state, made.batch
+    samples = phases.sample(state.params, made.frozen, batch.input_ids, 0)
+    rewards = phases.score(made.frozen, samples, batch.reward_inputs)
+    spoil = lambda array: array.at[0, 3].set(jnp.nan)
+    bad = samples.replace(
+        steps=samples.steps and jax.tree.map(spoil, samples.steps),
+        latents=None if samples.latents is None else spoil(samples.latents),
+    )
+    arguments = bad, spoil(rewards), batch, 0, state.memory
+    examples = phases.prepare(state.params, made.frozen, *arguments).examples
+    for leaf in (examples.latents, examples.own.get("direction", 0), examples.own.get("target", 0)):
+        assert np.isfinite(leaf).all()
+    first = jax.tree.map(lambda leaf: leaf[0], examples)
+    rows = jax.tree.map(lambda leaf: leaf[0], samples.text)
+    loss = lambda params: made.algorithm.loss(params, made.frozen.base, first, rows)[0]
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    assert np.isfinite(value) and all(np.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_both_are_learned_by_and_logged_under_their_tasks(hasty):

@@ -1,5 +1,6 @@
 """Diffusion-DPO on pairs against PyTorch, and as a method of a config."""
 
+import dataclasses
 import types
 
 import jax
@@ -61,6 +62,23 @@ def test_a_pair_shares_its_time_and_its_noise(hasty):
         np.testing.assert_allclose(examples.latents[update], expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(prepared.text[0, :, 0], pictures["input_ids"][:, 0] / 10)
     assert not prepared.metrics and examples.text.tolist() == [0, 0]
+
+
+def test_pairs_are_learned_from_without_guidance(hasty):
+    """Beside the pretraining loss, which has a pass for the empty prompt, too."""
+    changes = {"sampler.guidance_scale": 7.0, "pretraining.weight": 1.0}
+    guided, plain = toy.make("dpo_offline", **changes), toy.make("dpo_offline")
+    found = []
+    for made in (guided, plain):
+        batch = dataclasses.replace(made.batch, pretraining=made.batch.pairs)
+        state, _ = made.step(made.state, made.frozen, batch)
+        phases, arguments = made.algorithm.phases(), (made.state.params, made.frozen)
+        samples = phases.sample(*arguments, batch.input_ids, 0)
+        rewards = phases.score(made.frozen, samples, batch.reward_inputs)
+        prepared = jax.jit(phases.prepare)(*arguments, samples, rewards, batch, 0, {})
+        found.append((state, prepared.examples.own["base"]))
+    assert int(found[0][0].step) == 1
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
 @pytest.fixture
