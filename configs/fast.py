@@ -15,7 +15,7 @@ def get_config(world: str = worlds.STABLE_DIFFUSION_2) -> ml_collections.ConfigD
     # The tasks move the policy together: see docs/methods.md.
     config.optimizer.one_step = True
     # Any chain will do: the ODE needs the fewest steps, and guidance is learned instead of used.
-    config.sampler.noise, config.sampler.eta = "eta", 0.0
+    config.sampler.noise, config.sampler.eta, config.sampler.window = "eta", 0.0, 0
     config.sampler.steps = min(config.sampler.steps, 10)
     config.sampler.guidance_scale = 1.0
     # The base model's output holds it, in the place of pictures.

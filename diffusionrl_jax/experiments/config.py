@@ -12,9 +12,11 @@ import ml_collections
 from diffusionrl_jax.data.config_type import Config
 
 POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps", "kl_weight")
+# A method's present name by the earlier one, which is now that of the published method.
+RENAMED = {"draft_lv": "reward_gradient"}
 # The values that stand for what runs did before these fields existed.
 BEFORE = {
-    "algorithm": {"policy_gradient": {"kl_weight": 0.0}},
+    "algorithm": {"policy_gradient": {"kl_weight": 0.0}, "dgpo": {"least_time": 0.0}},
     "lora": {"rank": 0},
     "mesh": {"split_frozen": True, "gather": "whole"},
     "microbatch": {"score": 0},
@@ -277,6 +279,11 @@ def of_earlier(values: Mapping[str, Any]) -> Config:
     moved = {name: values.pop(name) for name in POLICY_GRADIENT if name in values}
     if "algorithm" not in values:
         values["algorithm"] = {"name": "policy_gradient", "policy_gradient": moved}
+    algorithm, renamed = values["algorithm"], {}
+    if isinstance(algorithm, Mapping) and "least_time" in algorithm.get("draft_lv", ()):
+        renamed = RENAMED
+        values["algorithm"] = {renamed.get(name, name): own for name, own in algorithm.items()}
+        values["algorithm"]["name"] = renamed.get(algorithm["name"], algorithm["name"])
     config = get_config()
     for name, fields in BEFORE.items():
         config[name].update(fields)
@@ -294,5 +301,6 @@ def of_earlier(values: Mapping[str, Any]) -> Config:
         tasks = config.tasks
         for task in tasks.values() if isinstance(tasks, ml_collections.ConfigDict) else ():
             if isinstance(task, ml_collections.ConfigDict):
-                task.algorithm = task.get("algorithm", "")
+                method = task.get("algorithm", "")
+                task.algorithm = renamed.get(method, method)
     return config

@@ -36,7 +36,23 @@ def test_what_old_configs_lack_is_filled_in():
     config = emoji_policy_gradient.get_config()
     found = fields.of_earlier(first_version(config))
     config.mesh.gather = "whole"  # as there was nothing else
+    config.algorithm.dgpo.least_time = 0.0
     assert json.dumps(found.to_dict()) == json.dumps(config.to_dict())
+
+
+def test_a_method_that_was_renamed_keeps_its_fields():
+    """What learned from guesses of noised samples was called draft_lv."""
+    config = emoji_policy_gradient.get_config()
+    config.algorithm.reward_gradient.most_time = 0.5
+    values = json.loads(json.dumps(config.to_dict()))
+    algorithm = values["algorithm"]
+    algorithm |= {"draft_lv": algorithm.pop("reward_gradient"), "name": "draft_lv"}
+    values["tasks"]["preference"]["algorithm"] = "draft_lv"
+    found = fields.of_earlier(values)
+    assert found.algorithm.name == found.tasks.preference.algorithm == "reward_gradient"
+    assert found.algorithm.reward_gradient.most_time == 0.5
+    assert found.algorithm.draft_lv == fields.get_config().algorithm.draft_lv
+    assert found.tasks.fairness.algorithm == ""
 
 
 def test_a_present_config_stays_as_it_is():
