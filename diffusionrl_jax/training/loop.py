@@ -37,7 +37,7 @@ from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
-from diffusionrl_jax.runs.provenance import warn_of_other_revisions, write_run_information
+from diffusionrl_jax.runs.provenance import first_revisions, write_run_information
 from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
 
 
@@ -84,7 +84,7 @@ def train(
         fetched = fetching.bring(config)
         revisions = {each.named.name: each.held.revision for each in fetched}
         if steps and jax.process_index() == 0:
-            warn_of_other_revisions(workdir, revisions)
+            revisions = first_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
         execution = choose_execution(config.execution, scores_on_host(config))
