@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+from fsspec.config import conf
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.mistakes import UserError
@@ -28,6 +29,11 @@ PARTIAL = ".partial"
 LEFT = re.compile(r"(.+\.)?[0-9a-f]+\.partial")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN_CHARACTERS = 80
+# Buckets' file systems remember what a folder holds, gcsfs for ever, and so would not see what
+# another process writes there later. Those that are made from now on, by fsspec for epath, ask
+# anew, unless fsspec's own configuration says otherwise. The names are those of their classes.
+for protocol in ("gs", "gcs", "s3", "s3a", "az", "abfs"):
+    conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

@@ -48,23 +48,27 @@ def write_run_information(
     write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
 
 
-def warn_of_other_revisions(workdir: str, revisions: Mapping[str, str]) -> None:
-    """Warns of what had another revision on the hub when a run was last started.
+def first_revisions(workdir: str, revisions: Mapping[str, str]) -> dict[str, str]:
+    """Returns the revisions that a run began with, and warns of what has another on the hub now.
+
+    They are to be recorded again, so that there is a warning whenever the run is resumed.
 
     Args:
       workdir: the workdir of the run.
-      revisions: those of now, as in `write_run_information`.
+      revisions: those of now, as in `write_run_information`. What the run did not have before
+        begins with its revision of now.
     """
     path = epath.Path(workdir) / "versions.json"
-    earlier = read_json(path).get(FETCHED, {}) if path.exists() else {}
+    first = dict(revisions) | (read_json(path).get(FETCHED, {}) if path.exists() else {})
     for name, revision in revisions.items():
-        if earlier.get(name, revision) != revision:
+        if first[name] != revision:
             logging.warning(
-                "%s is at revision %s here, and was at %s when %s was last started: what is drawn "
-                "and scored may differ from then. To hold a run to one revision, train from a copy "
+                "%s is at revision %s here, and was at %s when %s began: what is drawn and scored "
+                "may differ from then. To hold a run to one revision, train from a copy "
                 "(`python -m diffusionrl_jax.fetch --output=FOLDER`).",
-                *(name, revision, earlier[name], workdir),
+                *(name, revision, first[name], workdir),
             )
+    return first
 
 
 def git_revision() -> str | None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 from absl import logging
@@ -31,12 +31,13 @@ from diffusionrl_jax.models.families import PUBLISHED
 from diffusionrl_jax.models.parameters import count
 from diffusionrl_jax.monitoring.metrics import MetricWriter
 from diffusionrl_jax.monitoring.progress import PhaseTimer, Progress
+from diffusionrl_jax.monitoring.trace import Trace
 from diffusionrl_jax.rewards.host_reward import ScorerError
 from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
-from diffusionrl_jax.runs.provenance import warn_of_other_revisions, write_run_information
+from diffusionrl_jax.runs.provenance import first_revisions, write_run_information
 from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
 
 
@@ -83,7 +84,7 @@ def train(
         fetched = fetching.bring(config)
         revisions = {each.named.name: each.held.revision for each in fetched}
         if steps and jax.process_index() == 0:
-            warn_of_other_revisions(workdir, revisions)
+            revisions = first_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
         execution = choose_execution(config.execution, scores_on_host(config))
@@ -146,22 +147,6 @@ class Run:
     profiled: range = range(0)
     after: Callable[[int], None] = lambda done: None
 
-    @contextlib.contextmanager
-    def traced(self, done: int) -> Iterator[None]:
-        """Wraps iteration `done`: names it for a profiler, and starts or ends the wanted trace."""
-        if self.profiled and done == self.profiled.start:
-            jax.profiler.start_trace(str(epath.Path(self.workdir) / "profile"))
-        with jax.profiler.StepTraceAnnotation("iteration", step_num=done):
-            yield
-        if self.profiled and done == self.profiled.stop - 1:
-            jax.profiler.stop_trace()
-            logging.info("Iterations %d to %d are in %s/profile.", *self.ends, self.workdir)
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """The first and the last iteration that is traced."""
-        return self.profiled.start, self.profiled.stop - 1
-
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], dict]:
         """Returns `Watcher.evaluate` of the parameters that the state draws with.
 
@@ -216,6 +201,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
 
     with (
         contextlib.closing(MetricWriter(run.workdir, first + 1 if first else 0)) as writer,
+        contextlib.closing(Trace(run.workdir, run.profiled)) as trace,
         PreemptionGuard() as guard,
         Progress(config.iterations, first) as progress,
         # The host makes the next batch while the devices are busy with this one.
@@ -234,7 +220,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                 if done < config.iterations:
                     upcoming = maker.submit(experiment.batch, done)
                     following = upcoming.result() if state.samples_ahead else None
-                with run.traced(done):
+                with trace.iteration(done):
                     state, metrics = step(state, experiment.frozen, batch, following)
                     metrics = jax.device_get(metrics)
                 values = summary.summarise(metrics, experiment.task_names, experiment.algorithm)

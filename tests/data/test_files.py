@@ -7,8 +7,11 @@ import pwd
 import resource
 import threading
 
+import fsspec
 import pytest
 from etils import epath
+from etils.epath import backend
+from fsspec.registry import _registry
 
 from diffusionrl_jax.data import files
 
@@ -98,6 +101,27 @@ def test_a_bucket_without_its_package(monkeypatch):
     monkeypatch.setattr(type(epath.Path("gs://b")), "exists", exists)
     with pytest.raises(ValueError, match="--workdir=gs://b/a cannot.*pip install gcsfs"):
         files.as_path("gs://b/a", "--workdir")
+
+
+@pytest.mark.parametrize(
+    "scheme, protocols",  # Those of the classes in gcsfs, s3fs and adlfs.
+    [("gs", ("gs", "gcs")), ("s3", ("s3", "s3a")), ("az", "abfs"), ("memory", "memory")],
+)
+def test_what_other_processes_write_to_buckets_is_seen(scheme, protocols, monkeypatch):
+    """epath's file system of a bucket lists it anew; others, as fsspec has them, may remember."""
+
+    class Listing(fsspec.AbstractFileSystem):
+        protocol = protocols
+
+        def __init__(self, finalize_on_close=False, **options):
+            super().__init__(**options)
+
+    for name in ("gcs", "s3", "az", "file"):  # By these epath asks fsspec for them.
+        monkeypatch.setitem(_registry, name, Listing)
+    system = backend._FileSystemSpecBackend().fs(f"{scheme}://bucket/folder")
+    assert type(system) is Listing
+    system.dircache["bucket/folder"] = []
+    assert ("bucket/folder" in system.dircache) == (scheme == "memory")
 
 
 def test_names_in_a_folder_that_looks_like_a_pattern(tmp_path, bucket):

@@ -22,19 +22,26 @@ def test_run_information(tmp_path):
     assert versions["git_revision"] == provenance.git_revision()
 
 
-def test_another_revision_than_last_time_is_warned_of(tmp_path, caplog):
+def test_another_revision_than_the_first_is_warned_of_at_every_start(tmp_path, caplog):
     folder, then = str(tmp_path), {"me/model": "a" * 40, "hub:me/prompts/file.txt": "b" * 40}
-    provenance.warn_of_other_revisions(folder, then)  # Nothing is known.
-    provenance.write_run_information(folder, ml_collections.ConfigDict(), then)
-    provenance.warn_of_other_revisions(folder, then | {"me/new": "c" * 40})
+
+    def start(revisions):
+        first = provenance.first_revisions(folder, revisions)
+        provenance.write_run_information(folder, ml_collections.ConfigDict(), first)
+        return json.loads((tmp_path / "versions.json").read_text())["fetched"]
+
+    assert start(then) == then  # Nothing is known.
+    assert start(then | {"me/new": "c" * 40}) == then | {"me/new": "c" * 40}
     assert not caplog.text
-    provenance.warn_of_other_revisions(folder, then | {"me/model": "d" * 40})
-    (warning,) = caplog.messages
-    assert f"me/model is at revision {'d' * 40} here, and was at {'a' * 40}" in warning
+    for _ in range(2):
+        assert start({"me/model": "d" * 40}) == then | {"me/new": "c" * 40}
+        (warning,) = caplog.messages
+        assert f"me/model is at revision {'d' * 40} here, and was at {'a' * 40} when" in warning
+        caplog.clear()
     # A run of before has no record.
     (tmp_path / "versions.json").write_text("{}")
-    provenance.warn_of_other_revisions(folder, then)
-    assert len(caplog.messages) == 1
+    assert start(then) == then
+    assert not caplog.text
 
 
 def test_git_revision_is_gits_own():
