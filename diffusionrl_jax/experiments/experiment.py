@@ -17,7 +17,7 @@ from diffusionrl_jax.experiments import assembly, checks
 from diffusionrl_jax.experiments.algorithm import initial_state
 from diffusionrl_jax.experiments.batches import make_batch, prompt_places_of
 from diffusionrl_jax.experiments.loading import load_policy, start_factors
-from diffusionrl_jax.experiments.pretraining import load_pairs, load_pictures
+from diffusionrl_jax.experiments.pretraining import load_pairs, load_pictures, open_pairs
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
 from diffusionrl_jax.learning.algorithm import Algorithm
 from diffusionrl_jax.learning.iteration import Batch, Frozen
@@ -83,10 +83,12 @@ class Experiment:
             model.
         """
         policy = self.policy
+        # What is wrong with them is told before any picture is drawn.
+        chosen = open_pairs(self.config, policy.model)
         pictures = load_pictures(
             self.config, policy.model, policy.params, policy.mesh, cache_dir, self.sources
         )
-        pairs = load_pairs(self.config, policy.model, policy.params["vae"], policy.mesh, cache_dir)
+        pairs = load_pairs(chosen, policy.model, policy.params["vae"], policy.mesh, cache_dir)
         return dataclasses.replace(self, pictures=pictures, pairs=pairs)
 
     def without_base(self) -> "Experiment":

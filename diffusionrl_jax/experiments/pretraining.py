@@ -210,29 +210,45 @@ def load_pictures(
     return latents.LatentDataset(folder, MEND)
 
 
-def load_pairs(
-    config: Config, model: TextToImage, vae: Parameters, mesh: Mesh, cache_dir: str
-) -> latents.LatentDataset | None:
-    """Opens the pairs of pictures that a config's method learns from, encoded first if need be.
+def open_pairs(config: Config, model: TextToImage) -> ChosenPictures | None:
+    """Opens the files of the pairs that a config's method learns from, and reads no picture yet.
 
     Args:
       config: see `experiments/config.py`.
-      model, vae: the model that encodes, and its VAE's parameters.
-      mesh: the devices that encode.
-      cache_dir: the folder in which latents are kept.
+      model: the model whose size the pictures will have.
 
     Returns:
-      The latents, of which neighbours are pairs, the chosen picture first; None if the method
-      learns from no pairs.
+      The pictures; None if the method learns from no pairs.
 
     Raises:
-      UserError, FileNotFoundError: there are no such pictures.
+      UserError, FileNotFoundError: there are no such files, or none with a pair in it.
     """
     if (pairs := pairs_of(config)) is None:
         return None
     field, name = pairs
     height, width, _ = model.image_shape
-    source = ChosenPictures(name, height, width, field)
+    return ChosenPictures(name, height, width, field)
+
+
+def load_pairs(
+    source: ChosenPictures | None, model: TextToImage, vae: Parameters, mesh: Mesh, cache_dir: str
+) -> latents.LatentDataset | None:
+    """Opens the latents of pairs of pictures, which are encoded first if need be.
+
+    Args:
+      source: the pictures; None opens none.
+      model, vae: the model that encodes, and its VAE's parameters.
+      mesh: the devices that encode.
+      cache_dir: the folder in which latents are kept.
+
+    Returns:
+      The latents, of which neighbours are pairs, the chosen picture first; None for no pictures.
+
+    Raises:
+      UserError: a picture cannot be read.
+    """
+    if source is None:
+        return None
     encoder = model_fingerprint(model, vae, mesh)
     folder = _folder(source.fingerprint, encoder, cache_dir)
     encode_pictures(source, model, vae, mesh, folder, encoder)

@@ -124,7 +124,9 @@ class Checkpoints:
         true_everywhere(True)  # This is a barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
-        """Refuses a disk on which there is no room for one more checkpoint.
+        """Refuses a disk that has no room for one more checkpoint.
+
+        It warns of one without room for all that are kept, and the one that is being written.
 
         Args:
           state: the state, as in `save`, or its shapes.
@@ -143,6 +145,15 @@ class Checkpoints:
                 f"There is no room for a checkpoint in {self.directory}: one needs "
                 f"{readable_size(size)}, and {readable_size(free)} are free. Make room, and the "
                 "same command goes on."
+            )
+        wanted = self._keep.last + self._keep.best + 1 - len(self.steps())
+        if free < wanted * size and jax.process_index() == 0:
+            print(
+                f"WARNING: {self.directory} has {readable_size(free)} free, and this run writes up "
+                f"to {wanted} checkpoints of {readable_size(size)} before it deletes one: make "
+                "room, or keep fewer (config.checkpoint.keep_last, keep_best).",
+                file=sys.stderr,
+                flush=True,
             )
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:

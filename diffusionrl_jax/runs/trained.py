@@ -91,6 +91,7 @@ def opening_config(path: str) -> Config:
     """Returns the config by which `load_trained` opens and samples a model on all devices.
 
     Each device gets a part of the model, since there may be no room for a whole copy on each.
+    Attention and convolutions are computed as suits these devices, whatever a run's own did.
 
     Args:
       path: the workdir of a run, whose own config is returned; or a diffusers folder or a hub id,
@@ -106,6 +107,7 @@ def opening_config(path: str) -> Config:
         with contextlib.suppress(FileNotFoundError, UserError):  # `load_trained` says what it is.
             config.sampler.guidance_scale = family_at(path).guidance_scale
     config.mesh.fsdp = jax.device_count()
+    config.attention = config.convolution = "auto"
     return config
 
 
@@ -315,10 +317,12 @@ def load_trained(path: str, config: Config, step: str = "", base: Policy | None 
       base: the model `config.model`, if it is open already.
 
     Raises:
-      UserError, FileNotFoundError: there is no such model or step.
+      UserError, FileNotFoundError: there is no such model or step; that is seen before anything is
+        fetched.
     """
     if not is_run(path):
         return load_policy(config, str(_locate_folder(path, step)))
+    check_trained(path, step)
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
     denoiser = load_denoiser(path, start, step or "last")

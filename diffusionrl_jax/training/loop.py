@@ -19,7 +19,14 @@ from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.before_after import draw_before_after
 from diffusionrl_jax.evaluation.evaluator import Evaluator
 from diffusionrl_jax.evaluation.observation import Observer
-from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
+from diffusionrl_jax.experiments import (
+    announcement,
+    checks,
+    fetching,
+    fields,
+    out_of_memory,
+    planning,
+)
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
@@ -60,7 +67,8 @@ def train(
 
     Raises:
       UserError, FileNotFoundError: the config or the workdir cannot be used. This is raised before
-        compute is spent. Or a reward seems to be fooled, and `config.watch.stop` is set.
+        compute is spent. Or a device's memory is full; or a reward seems to be fooled, and
+        `config.watch.stop` is set.
       SaveError: there is no room for a checkpoint, or one could not be saved.
       FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
       ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
@@ -70,6 +78,7 @@ def train(
     with (
         contextlib.closing(trained.open_checkpoints(workdir, config)) as checkpoints,
         Lease(workdir) as lease,
+        contextlib.ExitStack() as planned,
     ):
         checkpoints.clean_up()
         if jax.process_index() == 0:
@@ -87,6 +96,7 @@ def train(
             revisions = first_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
+        planned.enter_context(out_of_memory.explained(config, plan))
         execution = choose_execution(config.execution, scores_on_host(config))
         experiment = experiments.build(config)
         if jax.process_index() == 0:

@@ -99,6 +99,15 @@ def of_pairs(make_config, tmp_path):
     return make
 
 
+def test_wrong_pairs_are_told_of_before_pictures_are_drawn(of_pairs, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    changes = {"algorithm.dpo_offline.pairs": str(tmp_path / "empty"), "pretraining.weight": 1.0}
+    made = experiments.build(planning.resolve(of_pairs(**changes))[0])
+    monkeypatch.setattr(experiments, "load_pictures", lambda *_: pytest.fail("they were drawn"))
+    with pytest.raises((FileNotFoundError, ValueError), match="empty"):
+        made.with_pictures(str(tmp_path / "cache"))
+
+
 def test_pairs_are_not_taken_apart(of_pairs):
     with pytest.raises(ValueError, match="batch_size=8 must be a multiple of 16, whole pairs"):
         checks.check(planning.resolve(of_pairs(batch_size=8))[0], make_mesh())
