@@ -193,6 +193,20 @@ def test_a_model_is_split_over_all_devices(make_config, tiny_model, tmp_path, mo
     assert trained.opening_config(str(tmp_path)).mesh.fsdp == jax.device_count()
 
 
+def test_the_best_is_by_what_evaluation_now_says(make_config, tmp_path):
+    """Sets and scorers that the score does not take may change."""
+    judges = lambda config: trained.open_checkpoints(str(tmp_path), config).judges
+    config = make_config()
+    name, _ = next(iter(config.evaluation.best)).split("/")
+    usual = judges(config)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert judges(trained.read_config(str(tmp_path))) == usual
+    config.evaluation.every += 1
+    assert judges(config) == usual
+    config.evaluation.sets[name].images *= 2
+    assert judges(config) != usual
+
+
 def test_a_run_opens_on_other_devices_than_it_was_trained_on(make_config, tmp_path):
     config = make_config(attention="cudnn", convolution="taps")
     (tmp_path / "config.json").write_text(config.to_json())

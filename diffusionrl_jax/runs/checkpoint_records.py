@@ -78,6 +78,19 @@ def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
         raise DamagedError(f"{directory / where} has no readable score of step {step}") from None
 
 
+def read_judges(directory: epath.Path, step: int, usual: str) -> str:
+    """Reads what a step's score is by; `usual` where that is not known.
+
+    Args:
+      directory, step: as in `read_record`.
+      usual: what it is for a checkpoint of an earlier version, or one that cannot be read.
+    """
+    try:
+        return (read_record(directory, step) or {}).get("judges", usual)
+    except DamagedError:
+        return usual
+
+
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
     """Decides which checkpoints are kept.
 
@@ -85,13 +98,20 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
     Args:
       last: how many of the newest checkpoints are kept.
-      best: how many of those with the largest score are kept besides.
+      best: how many of those with the largest score are kept besides, by each of the judges.
       score: a function from a step to its score. NaN is the worst score. A step whose score is
         None, which means that it cannot be read, is kept.
+      judges: a function from a step to what its score is by. Others' scores cannot be compared.
     """
 
-    def __init__(self, last: int, best: int, score: Callable[[int], float | None]):
-        self.last, self.best, self._score = last, best, score
+    def __init__(
+        self,
+        last: int,
+        best: int,
+        score: Callable[[int], float | None],
+        judges: Callable[[int], str],
+    ):
+        self.last, self.best, self._score, self._judges = last, best, score, judges
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         """Returns for each checkpoint whether it is kept; Orbax calls it."""
@@ -103,5 +123,9 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
             kept |= {step for step, score in scores.items() if score is None}
             known = {step: score for step, score in scores.items() if score is not None}
             rank = lambda step: (-math.inf if math.isnan(known[step]) else known[step], step)
-            kept |= set(sorted(known, key=rank)[-self.best :])
+            by_judges: dict[str, list[int]] = {}
+            for step in sorted(known, key=rank):
+                by_judges.setdefault(self._judges(step), []).append(step)
+            for ranked in by_judges.values():
+                kept |= set(ranked[-self.best :])
         return [checkpoint.step in kept for checkpoint in checkpoints]

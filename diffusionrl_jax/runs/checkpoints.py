@@ -35,6 +35,7 @@ from diffusionrl_jax.runs.checkpoint_records import (
     RECORD,
     DamagedError,
     KeepLastAndBest,
+    read_judges,
     read_record,
     read_score,
     seal,
@@ -58,6 +59,8 @@ class Checkpoints:
       keep_best: how many of the best by `best_metric` are kept besides. A checkpoint whose metric
         cannot be read is never deleted for others.
       best_metric: the name of the metric; larger is better. It is needed if `keep_best` is not 0.
+      judges: what the metric is by, in a word. Checkpoints whose metric is by others are not
+        compared with those that are saved now; the best of them are kept, too.
 
     Raises:
       UserError: `keep_last` is below 1, `keep_best` is given without `best_metric`, or the folder's
@@ -70,6 +73,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 0,
         best_metric: str | None = None,
+        judges: str = "",
     ):
         if keep_last < 1:
             raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
@@ -83,8 +87,10 @@ class Checkpoints:
         path = LiteralPath(directory)
         self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric
-        self._keep = KeepLastAndBest(keep_last, keep_best, self._score)
+        self.judges = judges
+        self._keep = KeepLastAndBest(keep_last, keep_best, self._score, self._judges_of)
         self._scores: dict[int, float | None] = {}
+        self._judges: dict[int, str] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
         self._saving: tuple[int, int] | None = None  # The step and its bytes.
@@ -202,10 +208,13 @@ class Checkpoints:
                 "arrays are not): it is not saved."
             )
         self._scores[step] = metrics.get(self.best_metric or "", math.nan)
+        self._judges[step] = self.judges
         arguments = ocp.args.Composite(
             **{
                 STATE: ocp.args.PyTreeSave(state),
-                RECORD: ocp.args.JsonSave(seal({"metrics": metrics, "digests": found})),
+                RECORD: ocp.args.JsonSave(
+                    seal({"metrics": metrics, "judges": self.judges, "digests": found})
+                ),
             }
         )
         self._saving = step, size_of(state)
@@ -224,7 +233,7 @@ class Checkpoints:
         """
         if not self._keep.best or not math.isfinite(score):
             return False
-        scores = [self._score(step) for step in self.steps()]
+        scores = [self._score(step) for step in self.judged_alike()]
         better = [other for other in scores if other is not None and other >= score]
         # All follow process 0's reading.
         return bool(gather(np.array(len(better) < self._keep.best))[0])
@@ -314,19 +323,24 @@ class Checkpoints:
         check_digests(restored, record)
         return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
 
+    def judged_alike(self) -> tuple[int, ...]:
+        """Returns the steps whose metric is by the present judges, ascending."""
+        return tuple(step for step in self.steps() if self._judges_of(step) == self.judges)
+
     def best_step(self) -> int:
         """Returns the step whose checkpoint has the largest `best_metric`.
 
         Raises:
-          UserError: no checkpoint has been evaluated.
+          UserError: no checkpoint has been evaluated by the present judges.
         """
-        scores = {step: self._score(step) for step in self.steps()}
+        scores = {step: self._score(step) for step in self.judged_alike()}
         known = {step: score for step, score in scores.items() if score is not None}
         ranked = [step for step in known if math.isfinite(known[step])]
         if not ranked:
+            as_now = "" if len(scores) == len(self.steps()) else " as config.evaluation now says"
             raise UserError(
-                f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
-                f" steps {list(self.steps())}."
+                f"None of the checkpoints in {self.directory} has been evaluated{as_now}: choose "
+                f"one of the steps {list(self.steps())}."
             )
         return max(ranked, key=lambda step: (known[step], step))
 
@@ -392,6 +406,12 @@ class Checkpoints:
         true_everywhere(True)  # A barrier: nobody looks before the folders are renamed.
         self._broken_steps = []
         self._manager.reload()
+
+    def _judges_of(self, step: int) -> str:
+        """Returns what a step's score is by, read once."""
+        if step not in self._judges:
+            self._judges[step] = read_judges(self.directory, step, self.judges)
+        return self._judges[step]
 
     def _score(self, step: int) -> float | None:
         """Returns a step's score, read once by `read_score`; None if it cannot be read."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +54,21 @@ def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
         config.checkpoint.keep_last,
         config.checkpoint.keep_best,
         "best",
+        _judges(config),
     )
+
+
+def _judges(config: Config) -> str:
+    """Returns a digest of all that says how "best" is computed."""
+    evaluation = config.evaluation.to_dict()
+    ways = [name.rpartition("/") for name in evaluation["best"]]
+    used = {
+        "best": evaluation["best"],
+        "seed": evaluation["seed"],
+        "sets": {name: evaluation["sets"].get(name) for name, _, _ in ways},
+        "scorers": {name: evaluation["scorers"].get(name) for _, _, name in ways},
+    }
+    return hashlib.sha256(json.dumps(used, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState] | None:

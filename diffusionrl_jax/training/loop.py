@@ -85,6 +85,15 @@ def train(
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             trained.check_same_experiment(workdir, config)
+            if (
+                others := set(steps) - set(checkpoints.judged_alike())
+            ) and jax.process_index() == 0:
+                logging.warning(
+                    "Of the checkpoints, %s were evaluated otherwise than config.evaluation now "
+                    "says: @best is one of those that are evaluated from here on, and the best of "
+                    "the others are kept.",
+                    sorted(others),
+                )
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
         checks.check_evaluation(config, mesh)

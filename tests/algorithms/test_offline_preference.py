@@ -101,10 +101,11 @@ def of_pairs(make_config, tmp_path):
 
 def test_wrong_pairs_are_told_of_before_pictures_are_drawn(of_pairs, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    changes = {"algorithm.dpo_offline.pairs": str(tmp_path / "empty"), "pretraining.weight": 1.0}
-    made = experiments.build(planning.resolve(of_pairs(**changes))[0])
+    config = of_pairs(**{"algorithm.dpo_offline.pairs": str(tmp_path / "empty")})
+    config.pretraining.update(weight=1.0, pictures="base:16")
+    made = experiments.build(planning.resolve(config)[0])
     monkeypatch.setattr(experiments, "load_pictures", lambda *_: pytest.fail("they were drawn"))
-    with pytest.raises((FileNotFoundError, ValueError), match="empty"):
+    with pytest.raises((FileNotFoundError, ValueError), match="holds no .*parquet"):
         made.with_pictures(str(tmp_path / "cache"))
 
 
