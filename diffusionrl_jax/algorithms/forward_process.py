@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
 from diffusionrl_jax.data.config_type import Config
@@ -363,19 +362,11 @@ class Method(NamedTuple):
         )
 
     def check(self, config: Config) -> None:
-        """Refuses a config that does not fit the method, and warns of guidance.
+        """Refuses a config that does not fit the method.
 
         Raises:
           UserError: the images of a prompt are compared, and a task has one image of each.
         """
-        if (scale := config.sampler.guidance_scale) > 1:
-            logging.log_first_n(
-                logging.WARNING,
-                "The method %s trains what guidance makes of the output, at config.sampler."
-                "guidance_scale=%g. It was published for training without: its numbers may not "
-                "suit, and --config.sampler.guidance_scale=1 draws and trains without.",
-                *(1, self.name, scale),
-            )
         alone = [name for name, task in config.tasks.items() if task.group_size < 2]
         if self.objective.groups and alone:
             raise UserError(

@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 
 from diffusionrl_jax import algorithms
+from diffusionrl_jax.algorithms.forward_process import Method as ForwardProcessMethod
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
@@ -84,6 +86,19 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
     for name, task in config.tasks.items():
         check_batch(f"config.batch_size (task {name})", config.batch_size, mesh, task.group_size)
     shared_prefix.check_fields(config, mesh.size)
+
+
+def warn_of_guidance(config: Config) -> None:
+    """Warns of methods that were published for training without guidance, where there is some."""
+    scale = config.sampler.guidance_scale
+    for name in algorithms.tasks_by_method(config) if scale > 1 else ():
+        if isinstance(algorithms.ALGORITHMS[name], ForwardProcessMethod):
+            logging.warning(
+                "The method %s trains what guidance makes of the output, at config.sampler."
+                "guidance_scale=%g. It was published for training without: its numbers may not "
+                "suit, and --config.sampler.guidance_scale=1 draws and trains without.",
+                *(name, scale),
+            )
 
 
 def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:

@@ -96,6 +96,8 @@ def train(
                 )
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
+        if jax.process_index() == 0:
+            checks.warn_of_guidance(config)
         checks.check_evaluation(config, mesh)
         if config.model in PUBLISHED:  # Its size is known before gigabytes are fetched.
             planning.refuse_too_large(config)

@@ -239,15 +239,6 @@ def test_dgpo_learns_where_there_is_much_noise():
     assert times.min() >= 1000 * fields.least_time - 1 and len(np.unique(times)) > 2
 
 
-def test_training_what_guidance_makes_is_warned_of(make_config, caplog):
-    config = make_config(**{"sampler.guidance_scale": 1.0})
-    NFT.check(config)
-    assert not caplog.records
-    config.sampler.guidance_scale = 7.0
-    NFT.check(config)
-    assert "published for training without" in caplog.text
-
-
 def test_refuses_a_group_of_one(make_config):
     config = make_config()
     NFT.check(config)

@@ -42,3 +42,14 @@ def test_a_window_is_for_what_trains_on_steps(make_config):
         checks.check_experiment(config, make_mesh())
     config.sampler.window = 0
     checks.check_experiment(config, make_mesh())
+
+
+@pytest.mark.parametrize("name", ["nft", "crd", "policy_gradient", "dpo_offline"])
+def test_training_what_guidance_makes_is_warned_of(name, make_config, caplog):
+    """Where a method was published for training without."""
+    config = make_config(**{"algorithm.name": name, "sampler.guidance_scale": 1.0})
+    checks.warn_of_guidance(config)
+    assert not caplog.text
+    config.sampler.guidance_scale = 7.0
+    checks.warn_of_guidance(config)
+    assert ("published for training without" in caplog.text) == (name in ("nft", "crd"))
