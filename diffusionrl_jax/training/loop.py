@@ -23,6 +23,7 @@ from diffusionrl_jax.experiments import announcement, checks, fetching, fields, 
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.experiments.out_of_memory import clear_out_of_memory
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
@@ -60,7 +61,8 @@ def train(
 
     Raises:
       UserError, FileNotFoundError: the config or the workdir cannot be used. This is raised before
-        compute is spent. Or a reward seems to be fooled, and `config.watch.stop` is set.
+        compute is spent. Or a reward seems to be fooled, and `config.watch.stop` is set; or the
+        devices run out of memory.
       SaveError: there is no room for a checkpoint, or one could not be saved.
       FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
       ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
@@ -96,7 +98,8 @@ def train(
         policy = experiment.policy.without_denoiser()
         opened = experiment.opened_scorers()
         evaluator = Evaluator(policy, config, opened)
-        experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
+        with clear_out_of_memory(config, plan):
+            experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = trained.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
         probe = make_probe(experiment) if first < config.iterations else None
@@ -109,7 +112,8 @@ def train(
             observer = Observer(evaluator, probe, opened, config.microbatch.score)
             watcher = Watcher(config, observer, workdir, first + 1 if first else 0)
             run = Run(experiment, watcher, checkpoints, lease, workdir, profiled, after)
-            state = iterate(run, state, first, execution)
+            with clear_out_of_memory(config, plan):
+                state = iterate(run, state, first, execution)
         else:
             logging.info(
                 "%s is complete with %d iterations: nothing is left to do. To go on, raise "
