@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_behind(finished):
 
 def test_a_checkpoints_score_is_of_its_own_parameters(finished):
     rows = read_rows(str(finished))
-    scores = [read_score(finished / "checkpoints", step, "best") for step in (2, 3)]
+    scores = [read_score(finished / "checkpoints", step, "best").value for step in (2, 3)]
     assert scores == [rows[step]["best"] for step in (2, 3)]
 
 
@@ -130,7 +130,7 @@ def test_the_average_is_loaded_alone(finished, policy):
 
 
 def test_best_and_numbered_steps(finished, policy):
-    scores = {step: read_score(finished / "checkpoints", step, "best") for step in (2, 3)}
+    scores = {step: read_score(finished / "checkpoints", step, "best").value for step in (2, 3)}
     best = max(scores, key=scores.get)
     loaded = as_numpy(trained.load_denoiser(str(finished), policy, "best"))
     expected = as_numpy(trained.load_denoiser(str(finished), policy, str(best)))

@@ -35,6 +35,7 @@ from diffusionrl_jax.runs.checkpoint_records import (
     RECORD,
     DamagedError,
     KeepLastAndBest,
+    Score,
     read_record,
     read_score,
     seal,
@@ -58,6 +59,8 @@ class Checkpoints:
       keep_best: how many of the best by `best_metric` are kept besides. A checkpoint whose metric
         cannot be read is never deleted for others.
       best_metric: the name of the metric; larger is better. It is needed if `keep_best` is not 0.
+      scored_by: names the settings that the metric is by. Checkpoints that were saved with another
+        name have other scores, which are not compared with these; the best of them are kept too.
 
     Raises:
       UserError: `keep_last` is below 1, `keep_best` is given without `best_metric`, or the folder's
@@ -70,6 +73,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 0,
         best_metric: str | None = None,
+        scored_by: str | None = None,
     ):
         if keep_last < 1:
             raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
@@ -84,7 +88,8 @@ class Checkpoints:
         self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric
         self._keep = KeepLastAndBest(keep_last, keep_best, self._score)
-        self._scores: dict[int, float | None] = {}
+        self._scored_by = scored_by
+        self._scores: dict[int, Score | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
         self._saving: tuple[int, int] | None = None  # The step and its bytes.
@@ -190,11 +195,13 @@ class Checkpoints:
                 f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
                 "arrays are not): it is not saved."
             )
-        self._scores[step] = metrics.get(self.best_metric or "", math.nan)
+        score = metrics.get(self.best_metric or "", math.nan)
+        self._scores[step] = Score(score, self._scored_by)
+        record = {"metrics": metrics, "digests": found, "scored_by": self._scored_by}
         arguments = ocp.args.Composite(
             **{
                 STATE: ocp.args.PyTreeSave(state),
-                RECORD: ocp.args.JsonSave(seal({"metrics": metrics, "digests": found})),
+                RECORD: ocp.args.JsonSave(seal(record)),
             }
         )
         self._saving = step, size_of(state)
@@ -213,8 +220,7 @@ class Checkpoints:
         """
         if not self._keep.best or not math.isfinite(score):
             return False
-        scores = [self._score(step) for step in self.steps()]
-        better = [other for other in scores if other is not None and other >= score]
+        better = [other for other in self._evaluated()[0].values() if other >= score]
         # All follow process 0's reading.
         return bool(gather(np.array(len(better) < self._keep.best))[0])
 
@@ -304,20 +310,23 @@ class Checkpoints:
         return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
 
     def best_step(self) -> int:
-        """Returns the step whose checkpoint has the largest `best_metric`.
+        """Returns the step whose checkpoint has the largest `best_metric`, by the present settings.
 
         Raises:
-          UserError: no checkpoint has been evaluated.
+          UserError: no checkpoint has been evaluated by them.
         """
-        scores = {step: self._score(step) for step in self.steps()}
-        known = {step: score for step, score in scores.items() if score is not None}
-        ranked = [step for step in known if math.isfinite(known[step])]
-        if not ranked:
+        scores, others = self._evaluated()
+        if not scores:
+            by = f" by the settings of now, but {others} by others" if others else ""
             raise UserError(
-                f"None of the checkpoints in {self.directory} has been evaluated: choose one of the"
-                f" steps {list(self.steps())}."
+                f"None of the checkpoints in {self.directory} has been evaluated{by}: choose one "
+                f"of the steps {list(self.steps())}."
             )
-        return max(ranked, key=lambda step: (known[step], step))
+        return max(scores, key=lambda step: (scores[step], step))
+
+    def scored_otherwise(self) -> list[int]:
+        """Returns the steps that were evaluated by other settings than `scored_by`."""
+        return self._evaluated()[1]
 
     def check(self) -> None:
         """Raises the error of a save that has ended meanwhile; it does not wait for one.
@@ -382,11 +391,24 @@ class Checkpoints:
         self._broken_steps = []
         self._manager.reload()
 
-    def _score(self, step: int) -> float | None:
-        """Returns a step's score, read once by `read_score`; None if it cannot be read."""
+    def _evaluated(self) -> tuple[dict[int, float], list[int]]:
+        """Returns the scores by the present settings, and the steps that have one by others."""
+        scores = {step: self._score(step) for step in self.steps()}
+        known = {step: score for step, score in scores.items() if score is not None}
+        finite = {step: score for step, score in known.items() if math.isfinite(score.value)}
+        alike = {step: at.value for step, at in finite.items() if at.by == self._scored_by}
+        return alike, [step for step in finite if step not in alike]
+
+    def _score(self, step: int) -> Score | None:
+        """Returns a step's score, read once by `read_score`; None if it cannot be read.
+
+        One that does not say what it is by counts as by the present settings.
+        """
         if step not in self._scores:
             try:
                 score = read_score(self.directory, step, self.best_metric)
+                if score.by is None or self._scored_by is None:
+                    score = Score(score.value, self._scored_by)
             except DamagedError as error:
                 score = None
                 print(f"WARNING: {error}: checkpoint {step} is not deleted", file=sys.stderr)

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from diffusionrl_jax.algorithms import tasks_by_method
@@ -53,7 +55,30 @@ def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
         config.checkpoint.keep_last,
         config.checkpoint.keep_best,
         "best",
+        scored_by(config),
     )
+
+
+def scored_by(config: Config) -> str:
+    """Returns a name of what a checkpoint's score is by: a digest of `config.evaluation`.
+
+    How often is evaluated does not count. The evaluation may change when a run is resumed.
+    """
+    settings = config.evaluation.to_dict()
+    settings.pop("every", None)
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def warn_of_other_scores(checkpoints: Checkpoints) -> None:
+    """Warns of checkpoints whose scores are not by the evaluation of now."""
+    if steps := checkpoints.scored_otherwise():
+        logging.warning(
+            "Checkpoints %s have scores by another config.evaluation than that of now, with which "
+            "new ones are not compared: @best is the best by the one of now, and the best by the "
+            "other are kept too.",
+            steps,
+        )
 
 
 def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState] | None:

@@ -78,6 +78,8 @@ def train(
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             trained.check_same_experiment(workdir, config)
+            if jax.process_index() == 0:
+                trained.warn_of_other_scores(checkpoints)
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
         checks.check_evaluation(config, mesh)

@@ -1,9 +1,13 @@
 """How a checkpoint is named."""
 
+import contextlib
+
+import numpy as np
 import pytest
 
 from diffusionrl_jax.evaluation.compare import parse_checkpoint
 from diffusionrl_jax.runs import export, trained
+from diffusionrl_jax.runs.provenance import write_run_information
 
 
 @pytest.mark.parametrize("name", ["a@best", "a@12", "a@b"])
@@ -43,6 +47,24 @@ def test_what_is_no_run_has_no_step(path):
     for step in ("best", "3"):
         with pytest.raises(ValueError, match=f"{path} is not .* so it has no step '{step}'"):
             trained.check_trained(*trained.parse_model(f"{path}@{step}", "--model"))
+
+
+def test_what_scores_are_by_is_the_evaluation_without_its_interval(make_config, tmp_path, caplog):
+    config = make_config()
+    write_run_information(str(tmp_path), config)
+    by = trained.scored_by(trained.read_config(str(tmp_path)))
+    assert by == trained.scored_by(config) == trained.scored_by(make_config(**{"seed": 9}))
+    assert by == trained.scored_by(make_config(**{"evaluation.every": 7}))
+    other = make_config(**{"evaluation.best": {"pairs/size": 2.0}})
+    assert (
+        by != trained.scored_by(other) != trained.scored_by(make_config(**{"evaluation.seed": 9}))
+    )
+    for now in (config, other, other):
+        with contextlib.closing(trained.open_checkpoints(str(tmp_path), now)) as checkpoints:
+            trained.warn_of_other_scores(checkpoints)
+            checkpoints.save(len(checkpoints.steps()), {"x": np.ones(3)}, {"best": 1.0})
+    assert caplog.text.count("[0] have scores by another config.evaluation") == 2
+    assert caplog.text.count("have scores by another") == 2
 
 
 def test_what_is_no_model(make_config, tmp_path):
