@@ -10,7 +10,6 @@ with, and a digest of each of its arrays.
 
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.runs.checkpoint_failures import (
+    SaveError,
     first_line,
     is_of_the_file_system,
     reason,
@@ -40,14 +40,11 @@ from diffusionrl_jax.runs.checkpoint_records import (
     read_score,
     seal,
 )
+from diffusionrl_jax.runs.checkpoint_room import check_room
 from diffusionrl_jax.runs.checkpoint_states import check_digests, fill_empty, size_of, without_empty
 
 PyTree = Any
 STATE = "state"
-
-
-class SaveError(OSError):
-    """Raised where a checkpoint cannot be saved; the message says how the run continues."""
 
 
 class Checkpoints:
@@ -129,7 +126,7 @@ class Checkpoints:
         true_everywhere(True)  # This is a barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
-        """Refuses a disk on which there is no room for one more checkpoint.
+        """Refuses a disk without room for one more checkpoint, and warns of one without for all.
 
         Args:
           state: the state, as in `save`, or its shapes.
@@ -137,18 +134,9 @@ class Checkpoints:
         Raises:
           SaveError: there is no room. It is raised in all processes alike.
         """
-        size, free = size_of(state), math.inf
-        if not in_bucket(self.directory):
-            folder = self.directory
-            while not folder.exists():
-                folder = folder.parent
-            free = shutil.disk_usage(folder).free
-        if not true_everywhere(free >= size):
-            raise SaveError(
-                f"There is no room for a checkpoint in {self.directory}: one needs "
-                f"{readable_size(size)}, and {readable_size(free)} are free. Make room, and the "
-                "same command goes on."
-            )
+        # While one more is written, none of those that are kept has been removed yet.
+        most = self._keep.last + self._keep.best + 1
+        check_room(self.directory, size_of(state), most - len(self.steps()))
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
         """Starts saving the state in the background. The state may be donated at once.
