@@ -115,11 +115,12 @@ def read_config(workdir: str) -> Config:
 def opening_config(path: str) -> Config:
     """Returns the config by which `load_trained` opens and samples a model on all devices.
 
-    Each device gets a part of the model, since there may be no room for a whole copy on each.
+    Each device gets a part of the model, since there may be no room for a whole copy on each. The
+    devices may be of another kind than those of the run, whose kernels they may lack.
 
     Args:
-      path: the workdir of a run, whose own config is returned; or a diffusers folder or a hub id,
-        for which it is the usual one of the model's family.
+      path: the workdir of a run, whose own config is returned but for that; or a diffusers folder
+        or a hub id, for which it is the usual one of the model's family.
     """
     if is_run(path):
         config = read_config(path)
@@ -131,6 +132,7 @@ def opening_config(path: str) -> Config:
         with contextlib.suppress(FileNotFoundError, UserError):  # `load_trained` says what it is.
             config.sampler.guidance_scale = family_at(path).guidance_scale
     config.mesh.fsdp = jax.device_count()
+    config.attention = config.convolution = "auto"
     return config
 
 
@@ -344,6 +346,7 @@ def load_trained(path: str, config: Config, step: str = "", base: Policy | None 
     """
     if not is_run(path):
         return load_policy(config, str(_locate_folder(path, step)))
+    check_trained(path, step)  # Before a model of gigabytes is fetched and loaded.
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
     denoiser = load_denoiser(path, start, step or "last")
