@@ -76,7 +76,7 @@ def test_checkpoints(cloud):
         store.close()
     store = Checkpoints(folder, keep_last=2)
     assert store.steps() == (1, 3, 4)
-    assert read_score(epath.Path(folder), 4, "best") == -4
+    assert read_score(epath.Path(folder), 4, "best").value == -4
     step, restored = store.restore(shapes_of(state))
     assert step == 4
     np.testing.assert_array_equal(restored["kernel"], state["kernel"] + 4)

@@ -34,7 +34,8 @@ def usual_split(count: int) -> int:
     return largest_divisor(count, min(FSDP, count))
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Returns the numbers that divide a number, from 1 on."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
@@ -42,10 +43,9 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
     """Returns values of fsdp, the best first."""
     if config.mesh.fsdp:
         return [config.mesh.fsdp]
-    divisors = _divisors(devices.count)
     state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.model.denoiser)
     usual = usual_split(devices.count)
-    more = [number for number in divisors if number > usual]
+    more = [number for number in divisors(devices.count) if number > usual]
     small = devices.memory is None or state <= WHOLE_STATE * devices.memory
     if devices.platform == "cpu" or small:
         return [1, *(number for number in (usual, *more) if number > 1)]
@@ -74,23 +74,23 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[list[tuple[str, int]]]:
         yield list(itertools.product(policies, sizes_tried))
 
 
-def _in_groups(config, share: int) -> list[int]:
+def in_groups(config, share: int) -> list[int]:
     """Returns the numbers of samples that divide a chip's share and are whole groups.
 
     It is the whole share if there are none.
     """
     groups = math.lcm(*(task.group_size for task in config.tasks.values()))
-    return [size for size in _divisors(share) if size % groups == 0] or [share]
+    return [size for size in divisors(share) if size % groups == 0] or [share]
 
 
 def trained_at_a_time(config: Config, share: int) -> list[int]:
     """Returns how many samples of a chip's share may be trained on at a time, the fewest first."""
     needs = needs_of(config)
     if needs.pairs:
-        return [size for size in _divisors(share) if size % 2 == 0] or [share]
+        return [size for size in divisors(share) if size % 2 == 0] or [share]
     if needs.branches:
         share = shared_prefix.samples_of_a_step(config, share)
-    return _in_groups(config, share) if needs.groups else _divisors(share)
+    return in_groups(config, share) if needs.groups else divisors(share)
 
 
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
@@ -101,7 +101,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
     if chosen := config.microbatch.score:
         return chosen
     assert devices.memory is not None  # `planning.choose` has refused to choose without it.
-    possible = _in_groups(config, share)
+    possible = in_groups(config, share)
     of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
     room = SCORED * devices.memory / of_image
     return max((size for size in possible if size <= room), default=min(possible))

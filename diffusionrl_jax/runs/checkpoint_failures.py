@@ -11,6 +11,10 @@ UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 TENSORSTORE_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
+class SaveError(OSError):
+    """Raised where a checkpoint cannot be saved; the message says how the run continues."""
+
+
 def is_of_the_file_system(error: Exception) -> bool:
     """Returns whether an error is the file system's, through whichever library it comes."""
     is_tensorstores = isinstance(error, ValueError) and TENSORSTORE_STATUS.match(str(error))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -20,6 +20,19 @@ OLD_METRICS = "metrics.json"  # Earlier versions kept all steps' metrics there.
 
 class DamagedError(UserError):
     """Raised where a part of a checkpoint is not what was saved."""
+
+
+class Score(NamedTuple):
+    """The score that a step was saved with.
+
+    Attributes:
+      value: the score; NaN where the step was not evaluated.
+      by: names the settings that it is by, with whose scores alone it can be compared; None for a
+        checkpoint of an earlier version, which does not say.
+    """
+
+    value: float
+    by: str | None
 
 
 def seal(content: Any) -> dict[str, str]:
@@ -58,8 +71,8 @@ def read_record(directory: epath.Path, step: int) -> dict[str, Any] | None:
         raise DamagedError(f"{file} is unreadable ({type(error).__name__})") from None
 
 
-def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
-    """Reads the metric that a step was saved with; it is NaN where the step was not evaluated.
+def read_score(directory: epath.Path, step: int, metric: str | None) -> Score:
+    """Reads the metric that a step was saved with.
 
     Args:
       directory, step: as in `read_record`.
@@ -71,24 +84,11 @@ def read_score(directory: epath.Path, step: int, metric: str | None) -> float:
     record = read_record(directory, step)
     try:
         if record is not None:
-            return float(record["metrics"][metric])
-        return float(json.loads((directory / OLD_METRICS).read_text())[str(step)])
+            return Score(float(record["metrics"][metric]), record.get("scored_by"))
+        return Score(float(json.loads((directory / OLD_METRICS).read_text())[str(step)]), None)
     except (OSError, ValueError, TypeError, KeyError):
         where = OLD_METRICS if record is None else f"{step}/{RECORD}"
         raise DamagedError(f"{directory / where} has no readable score of step {step}") from None
-
-
-def read_judges(directory: epath.Path, step: int, usual: str) -> str:
-    """Reads what a step's score is by; `usual` where that is not known.
-
-    Args:
-      directory, step: as in `read_record`.
-      usual: what it is for a checkpoint of an earlier version, or one that cannot be read.
-    """
-    try:
-        return (read_record(directory, step) or {}).get("judges", usual)
-    except DamagedError:
-        return usual
 
 
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
@@ -98,20 +98,14 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
     Args:
       last: how many of the newest checkpoints are kept.
-      best: how many of those with the largest score are kept besides, by each of the judges.
+      best: how many of those with the largest score are kept besides, of each settings that scores
+        are by.
       score: a function from a step to its score. NaN is the worst score. A step whose score is
         None, which means that it cannot be read, is kept.
-      judges: a function from a step to what its score is by. Others' scores cannot be compared.
     """
 
-    def __init__(
-        self,
-        last: int,
-        best: int,
-        score: Callable[[int], float | None],
-        judges: Callable[[int], str],
-    ):
-        self.last, self.best, self._score, self._judges = last, best, score, judges
+    def __init__(self, last: int, best: int, score: Callable[[int], Score | None]):
+        self.last, self.best, self._score = last, best, score
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> Sequence[bool]:
         """Returns for each checkpoint whether it is kept; Orbax calls it."""
@@ -122,10 +116,9 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
             scores = {step: self._score(step) for step in steps}
             kept |= {step for step, score in scores.items() if score is None}
             known = {step: score for step, score in scores.items() if score is not None}
-            rank = lambda step: (-math.inf if math.isnan(known[step]) else known[step], step)
-            by_judges: dict[str, list[int]] = {}
-            for step in sorted(known, key=rank):
-                by_judges.setdefault(self._judges(step), []).append(step)
-            for ranked in by_judges.values():
-                kept |= set(ranked[-self.best :])
+            values = {step: score.value for step, score in known.items()}
+            rank = lambda step: (-math.inf if math.isnan(values[step]) else values[step], step)
+            for by in {score.by for score in known.values()}:
+                alike = [step for step, score in known.items() if score.by == by]
+                kept |= set(sorted(alike, key=rank)[-self.best :])
         return [checkpoint.step in kept for checkpoint in checkpoints]

@@ -10,7 +10,6 @@ with, and a digest of each of its arrays.
 
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from diffusionrl_jax.distributed.digests import digests, not_finite
 from diffusionrl_jax.distributed.processes import gather, true_everywhere
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.runs.checkpoint_failures import (
+    SaveError,
     first_line,
     is_of_the_file_system,
     reason,
@@ -35,19 +35,16 @@ from diffusionrl_jax.runs.checkpoint_records import (
     RECORD,
     DamagedError,
     KeepLastAndBest,
-    read_judges,
+    Score,
     read_record,
     read_score,
     seal,
 )
+from diffusionrl_jax.runs.checkpoint_room import check_room
 from diffusionrl_jax.runs.checkpoint_states import check_digests, fill_empty, size_of, without_empty
 
 PyTree = Any
 STATE = "state"
-
-
-class SaveError(OSError):
-    """Raised where a checkpoint cannot be saved; the message says how the run continues."""
 
 
 class Checkpoints:
@@ -59,8 +56,8 @@ class Checkpoints:
       keep_best: how many of the best by `best_metric` are kept besides. A checkpoint whose metric
         cannot be read is never deleted for others.
       best_metric: the name of the metric; larger is better. It is needed if `keep_best` is not 0.
-      judges: what the metric is by, in a word. Checkpoints whose metric is by others are not
-        compared with those that are saved now; the best of them are kept, too.
+      scored_by: names the settings that the metric is by. Checkpoints that were saved with another
+        name have other scores, which are not compared with these; the best of them are kept too.
 
     Raises:
       UserError: `keep_last` is below 1, `keep_best` is given without `best_metric`, or the folder's
@@ -73,7 +70,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 0,
         best_metric: str | None = None,
-        judges: str = "",
+        scored_by: str | None = None,
     ):
         if keep_last < 1:
             raise UserError(f"keep_last is {keep_last}: keep at least 1 checkpoint.")
@@ -87,10 +84,9 @@ class Checkpoints:
         path = LiteralPath(directory)
         self.directory = path if in_bucket(path) else path.absolute()
         self.best_metric = best_metric
-        self.judges = judges
-        self._keep = KeepLastAndBest(keep_last, keep_best, self._score, self._judges_of)
-        self._scores: dict[int, float | None] = {}
-        self._judges: dict[int, str] = {}
+        self._keep = KeepLastAndBest(keep_last, keep_best, self._score)
+        self._scored_by = scored_by
+        self._scores: dict[int, Score | None] = {}
         self._broken_steps: list[int] = []
         self._opened: ocp.CheckpointManager | None = None
         self._saving: tuple[int, int] | None = None  # The step and its bytes.
@@ -130,9 +126,7 @@ class Checkpoints:
         true_everywhere(True)  # This is a barrier: nobody writes before.
 
     def check_room(self, state: PyTree) -> None:
-        """Refuses a disk that has no room for one more checkpoint.
-
-        It warns of one without room for all that are kept, and the one that is being written.
+        """Refuses a disk without room for one more checkpoint, and warns of one without for all.
 
         Args:
           state: the state, as in `save`, or its shapes.
@@ -140,27 +134,9 @@ class Checkpoints:
         Raises:
           SaveError: there is no room. It is raised in all processes alike.
         """
-        size, free = size_of(state), math.inf
-        if not in_bucket(self.directory):
-            folder = self.directory
-            while not folder.exists():
-                folder = folder.parent
-            free = shutil.disk_usage(folder).free
-        if not true_everywhere(free >= size):
-            raise SaveError(
-                f"There is no room for a checkpoint in {self.directory}: one needs "
-                f"{readable_size(size)}, and {readable_size(free)} are free. Make room, and the "
-                "same command goes on."
-            )
-        wanted = self._keep.last + self._keep.best + 1 - len(self.steps())
-        if free < wanted * size and jax.process_index() == 0:
-            print(
-                f"WARNING: {self.directory} has {readable_size(free)} free, and this run writes up "
-                f"to {wanted} checkpoints of {readable_size(size)} before it deletes one: make "
-                "room, or keep fewer (config.checkpoint.keep_last, keep_best).",
-                file=sys.stderr,
-                flush=True,
-            )
+        # While one more is written, none of those that are kept has been removed yet.
+        most = self._keep.last + self._keep.best + 1
+        check_room(self.directory, size_of(state), most - len(self.steps()))
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> bool:
         """Starts saving the state in the background. The state may be donated at once.
@@ -207,14 +183,13 @@ class Checkpoints:
                 f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
                 "arrays are not): it is not saved."
             )
-        self._scores[step] = metrics.get(self.best_metric or "", math.nan)
-        self._judges[step] = self.judges
+        score = metrics.get(self.best_metric or "", math.nan)
+        self._scores[step] = Score(score, self._scored_by)
+        record = {"metrics": metrics, "digests": found, "scored_by": self._scored_by}
         arguments = ocp.args.Composite(
             **{
                 STATE: ocp.args.PyTreeSave(state),
-                RECORD: ocp.args.JsonSave(
-                    seal({"metrics": metrics, "judges": self.judges, "digests": found})
-                ),
+                RECORD: ocp.args.JsonSave(seal(record)),
             }
         )
         self._saving = step, size_of(state)
@@ -233,8 +208,7 @@ class Checkpoints:
         """
         if not self._keep.best or not math.isfinite(score):
             return False
-        scores = [self._score(step) for step in self.judged_alike()]
-        better = [other for other in scores if other is not None and other >= score]
+        better = [other for other in self._evaluated()[0].values() if other >= score]
         # All follow process 0's reading.
         return bool(gather(np.array(len(better) < self._keep.best))[0])
 
@@ -323,26 +297,24 @@ class Checkpoints:
         check_digests(restored, record)
         return jax.tree.map(fill_empty, abstract_state, restored, is_leaf=lambda leaf: leaf is None)
 
-    def judged_alike(self) -> tuple[int, ...]:
-        """Returns the steps whose metric is by the present judges, ascending."""
-        return tuple(step for step in self.steps() if self._judges_of(step) == self.judges)
-
     def best_step(self) -> int:
-        """Returns the step whose checkpoint has the largest `best_metric`.
+        """Returns the step whose checkpoint has the largest `best_metric`, by the present settings.
 
         Raises:
-          UserError: no checkpoint has been evaluated by the present judges.
+          UserError: no checkpoint has been evaluated by them.
         """
-        scores = {step: self._score(step) for step in self.judged_alike()}
-        known = {step: score for step, score in scores.items() if score is not None}
-        ranked = [step for step in known if math.isfinite(known[step])]
-        if not ranked:
-            as_now = "" if len(scores) == len(self.steps()) else " as config.evaluation now says"
+        scores, others = self._evaluated()
+        if not scores:
+            by = f" by the settings of now, but {others} by others" if others else ""
             raise UserError(
-                f"None of the checkpoints in {self.directory} has been evaluated{as_now}: choose "
-                f"one of the steps {list(self.steps())}."
+                f"None of the checkpoints in {self.directory} has been evaluated{by}: choose one "
+                f"of the steps {list(self.steps())}."
             )
-        return max(ranked, key=lambda step: (known[step], step))
+        return max(scores, key=lambda step: (scores[step], step))
+
+    def scored_otherwise(self) -> list[int]:
+        """Returns the steps that were evaluated by other settings than `scored_by`."""
+        return self._evaluated()[1]
 
     def check(self) -> None:
         """Raises the error of a save that has ended meanwhile; it does not wait for one.
@@ -407,17 +379,24 @@ class Checkpoints:
         self._broken_steps = []
         self._manager.reload()
 
-    def _judges_of(self, step: int) -> str:
-        """Returns what a step's score is by, read once."""
-        if step not in self._judges:
-            self._judges[step] = read_judges(self.directory, step, self.judges)
-        return self._judges[step]
+    def _evaluated(self) -> tuple[dict[int, float], list[int]]:
+        """Returns the scores by the present settings, and the steps that have one by others."""
+        scores = {step: self._score(step) for step in self.steps()}
+        known = {step: score for step, score in scores.items() if score is not None}
+        finite = {step: score for step, score in known.items() if math.isfinite(score.value)}
+        alike = {step: at.value for step, at in finite.items() if at.by == self._scored_by}
+        return alike, [step for step in finite if step not in alike]
 
-    def _score(self, step: int) -> float | None:
-        """Returns a step's score, read once by `read_score`; None if it cannot be read."""
+    def _score(self, step: int) -> Score | None:
+        """Returns a step's score, read once by `read_score`; None if it cannot be read.
+
+        One that does not say what it is by counts as by the present settings.
+        """
         if step not in self._scores:
             try:
                 score = read_score(self.directory, step, self.best_metric)
+                if score.by is None or self._scored_by is None:
+                    score = Score(score.value, self._scored_by)
             except DamagedError as error:
                 score = None
                 print(f"WARNING: {error}: checkpoint {step} is not deleted", file=sys.stderr)

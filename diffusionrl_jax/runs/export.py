@@ -114,7 +114,7 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     adaptation = make_lora(config)
     if adaptation is None:
         raise UserError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
-    trained.check_trained(path, step)
+    trained.check_trained(path, step)  # Before the model is fetched and loaded.
     policy = load_policy(config)
     factors = trained.load_params(path, policy, step or "last")
     state = adaptation.to_pytorch(factors, policy.model.denoiser_name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from diffusionrl_jax.algorithms import tasks_by_method
@@ -54,12 +55,15 @@ def open_checkpoints(workdir: str, config: Config) -> Checkpoints:
         config.checkpoint.keep_last,
         config.checkpoint.keep_best,
         "best",
-        _judges(config),
+        scored_by(config),
     )
 
 
-def _judges(config: Config) -> str:
-    """Returns a digest of all that says how "best" is computed."""
+def scored_by(config: Config) -> str:
+    """Returns a name of what a checkpoint's score is by: a digest of what `config.evaluation` has.
+
+    Only what the score is computed from counts. It may change when a run is resumed.
+    """
     evaluation = config.evaluation.to_dict()
     ways = [name.rpartition("/") for name in evaluation["best"]]
     used = {
@@ -68,7 +72,19 @@ def _judges(config: Config) -> str:
         "sets": {name: evaluation["sets"].get(name) for name, _, _ in ways},
         "scorers": {name: evaluation["scorers"].get(name) for _, _, name in ways},
     }
-    return hashlib.sha256(json.dumps(used, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(used, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def warn_of_other_scores(checkpoints: Checkpoints) -> None:
+    """Warns of checkpoints whose scores are not by the evaluation of now."""
+    if steps := checkpoints.scored_otherwise():
+        logging.warning(
+            "Checkpoints %s have scores by another config.evaluation than that of now, with which "
+            "new ones are not compared: @best is the best by the one of now, and the best by the "
+            "other are kept too.",
+            steps,
+        )
 
 
 def restore_state(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState] | None:
@@ -105,12 +121,12 @@ def read_config(workdir: str) -> Config:
 def opening_config(path: str) -> Config:
     """Returns the config by which `load_trained` opens and samples a model on all devices.
 
-    Each device gets a part of the model, since there may be no room for a whole copy on each.
-    Attention and convolutions are computed as suits these devices, whatever a run's own did.
+    Each device gets a part of the model, since there may be no room for a whole copy on each. The
+    devices may be of another kind than those of the run, whose kernels they may lack.
 
     Args:
-      path: the workdir of a run, whose own config is returned; or a diffusers folder or a hub id,
-        for which it is the usual one of the model's family.
+      path: the workdir of a run, whose own config is returned but for that; or a diffusers folder
+        or a hub id, for which it is the usual one of the model's family.
     """
     if is_run(path):
         config = read_config(path)
@@ -332,12 +348,11 @@ def load_trained(path: str, config: Config, step: str = "", base: Policy | None 
       base: the model `config.model`, if it is open already.
 
     Raises:
-      UserError, FileNotFoundError: there is no such model or step; that is seen before anything is
-        fetched.
+      UserError, FileNotFoundError: there is no such model or step.
     """
     if not is_run(path):
         return load_policy(config, str(_locate_folder(path, step)))
-    check_trained(path, step)
+    check_trained(path, step)  # Before a model of gigabytes is fetched and loaded.
     model = read_config(path).model
     start = base if base is not None and model == config.model else load_policy(config, model)
     denoiser = load_denoiser(path, start, step or "last")

@@ -19,17 +19,11 @@ from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation.before_after import draw_before_after
 from diffusionrl_jax.evaluation.evaluator import Evaluator
 from diffusionrl_jax.evaluation.observation import Observer
-from diffusionrl_jax.experiments import (
-    announcement,
-    checks,
-    fetching,
-    fields,
-    out_of_memory,
-    planning,
-)
+from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments.algorithm import scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.experiments.out_of_memory import clear_out_of_memory
 from diffusionrl_jax.learning import summary
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.learning.state import TrainState
@@ -67,8 +61,8 @@ def train(
 
     Raises:
       UserError, FileNotFoundError: the config or the workdir cannot be used. This is raised before
-        compute is spent. Or a device's memory is full; or a reward seems to be fooled, and
-        `config.watch.stop` is set.
+        compute is spent. Or a reward seems to be fooled, and `config.watch.stop` is set; or the
+        devices run out of memory.
       SaveError: there is no room for a checkpoint, or one could not be saved.
       FloatingPointError: the parameters, or all rewards of a task, are no longer finite.
       ScorerError: a scorer on the host fails for good. A checkpoint is saved first.
@@ -78,22 +72,14 @@ def train(
     with (
         contextlib.closing(trained.open_checkpoints(workdir, config)) as checkpoints,
         Lease(workdir) as lease,
-        contextlib.ExitStack() as planned,
     ):
         checkpoints.clean_up()
         if jax.process_index() == 0:
             remove_partials(epath.Path(workdir))
         if steps := checkpoints.steps():
             trained.check_same_experiment(workdir, config)
-            if (
-                others := set(steps) - set(checkpoints.judged_alike())
-            ) and jax.process_index() == 0:
-                logging.warning(
-                    "Of the checkpoints, %s were evaluated otherwise than config.evaluation now "
-                    "says: @best is one of those that are evaluated from here on, and the best of "
-                    "the others are kept.",
-                    sorted(others),
-                )
+            if jax.process_index() == 0:
+                trained.warn_of_other_scores(checkpoints)
         mesh = make_mesh(1)
         checks.check_experiment(config, mesh)
         if jax.process_index() == 0:
@@ -107,7 +93,6 @@ def train(
             revisions = first_revisions(workdir, revisions)
         described = config.to_dict()
         config, plan = planning.resolve(config)
-        planned.enter_context(out_of_memory.explained(config, plan))
         execution = choose_execution(config.execution, scores_on_host(config))
         experiment = experiments.build(config)
         if jax.process_index() == 0:
@@ -117,7 +102,8 @@ def train(
         policy = experiment.policy.without_denoiser()
         opened = experiment.opened_scorers()
         evaluator = Evaluator(policy, config, opened)
-        experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
+        with clear_out_of_memory(config, plan):
+            experiment = experiment.with_pictures(str(epath.Path(workdir) / "cache"))
         restored = trained.restore_state(checkpoints, experiment.abstract_state())
         first, state = restored or (0, experiment.init_state())
         probe = make_probe(experiment) if first < config.iterations else None
@@ -130,7 +116,8 @@ def train(
             observer = Observer(evaluator, probe, opened, config.microbatch.score)
             watcher = Watcher(config, observer, workdir, first + 1 if first else 0)
             run = Run(experiment, watcher, checkpoints, lease, workdir, profiled, after)
-            state = iterate(run, state, first, execution)
+            with clear_out_of_memory(config, plan):
+                state = iterate(run, state, first, execution)
         else:
             logging.info(
                 "%s is complete with %d iterations: nothing is left to do. To go on, raise "

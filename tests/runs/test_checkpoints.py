@@ -129,22 +129,6 @@ def test_keeps_the_last_and_the_best_across_runs(tmp_path):
         store.save(6, {"x": jnp.ones(3)}, {"loss": 0.0})
 
 
-def test_scores_by_other_judges_are_not_compared(tmp_path):
-    """Twenty by one reward model may be less than a third by another."""
-    open_by = lambda judges: checkpoints.Checkpoints(str(tmp_path), 1, 1, "best", judges)
-    for judges, scores in (("one", {1: 20.0, 2: 19.0}), ("another", {3: 0.3, 4: 0.2, 5: 0.1})):
-        store = open_by(judges)
-        for step, score in scores.items():
-            store.save(step, {"x": jnp.ones(3)}, {"best": score})
-        store.close()
-    again = open_by("another")
-    assert again.steps() == (1, 3, 5) and again.best_step() == 3
-    assert again.is_best(0.4) and not again.is_best(0.25)
-    assert open_by("one").best_step() == 1
-    with pytest.raises(ValueError, match=r"evaluated as config.evaluation now says: choose one of"):
-        open_by("a third").best_step()
-
-
 def test_saving_again(tmp_path):
     save_steps(tmp_path, [3])
     store = checkpoints.Checkpoints(str(tmp_path))
@@ -310,18 +294,6 @@ def test_any_name_of_a_folder(tmp_path, name):
 def test_a_name_that_the_library_would_read_otherwise_is_refused(tmp_path):
     with pytest.raises(ValueError, match="its path has a backslash"):
         checkpoints.Checkpoints(str(tmp_path / "a\\b"))
-
-
-def test_a_disk_without_room_is_refused_before_compute(tmp_path, capsys):
-    store = checkpoints.Checkpoints(str(tmp_path / "new" / "checkpoints"))
-    store.check_room({"x": jax.ShapeDtypeStruct((1000,), jnp.float32)})
-    assert not capsys.readouterr().err
-    free = shutil.disk_usage(tmp_path).free
-    store.check_room({"x": jax.ShapeDtypeStruct((free // 6,), jnp.float32)})
-    warning = capsys.readouterr().err
-    assert warning.startswith("WARNING") and "up to 3 checkpoints of" in warning
-    with pytest.raises(checkpoints.SaveError, match="one needs .* GB, and .* are free"):
-        store.check_room({"x": jax.ShapeDtypeStruct((free, 2), jnp.float32)})
 
 
 FULL_DISK = """

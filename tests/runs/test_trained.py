@@ -1,9 +1,15 @@
 """How a checkpoint is named."""
 
+import contextlib
+
+import numpy as np
 import pytest
 
 from diffusionrl_jax.evaluation.compare import parse_checkpoint
+from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.runs import export, trained
+from diffusionrl_jax.runs.provenance import write_run_information
 
 
 @pytest.mark.parametrize("name", ["a@best", "a@12", "a@b"])
@@ -43,6 +49,63 @@ def test_what_is_no_run_has_no_step(path):
     for step in ("best", "3"):
         with pytest.raises(ValueError, match=f"{path} is not .* so it has no step '{step}'"):
             trained.check_trained(*trained.parse_model(f"{path}@{step}", "--model"))
+
+
+def test_what_scores_are_by_is_what_the_best_is_computed_from(make_config, tmp_path, caplog):
+    config = make_config()
+    write_run_information(str(tmp_path), config)
+    by = trained.scored_by(trained.read_config(str(tmp_path)))
+    assert by == trained.scored_by(config) == trained.scored_by(make_config(**{"seed": 9}))
+    assert by == trained.scored_by(make_config(**{"evaluation.every": 7}))
+    more = make_config()
+    more.evaluation.sets.others = more.evaluation.sets.pairs
+    assert by == trained.scored_by(more)
+    other = make_config(**{"evaluation.best": {"pairs/size": 2.0}})
+    assert (
+        by != trained.scored_by(other) != trained.scored_by(make_config(**{"evaluation.seed": 9}))
+    )
+    for now in (config, other, other):
+        with contextlib.closing(trained.open_checkpoints(str(tmp_path), now)) as checkpoints:
+            trained.warn_of_other_scores(checkpoints)
+            checkpoints.save(len(checkpoints.steps()), {"x": np.ones(3)}, {"best": 1.0})
+    assert caplog.text.count("[0] have scores by another config.evaluation") == 2
+    assert caplog.text.count("have scores by another") == 2
+
+
+def test_a_run_of_other_devices_is_opened_here(make_config, tmp_path):
+    """Kernels that it was trained with may be lacking here, as cuDNN's is on CPUs."""
+    config = make_config(attention="cudnn", convolution="taps")
+    write_run_information(str(tmp_path), config)
+    with pytest.raises(UserError, match="'cudnn' needs NVIDIA GPUs"):
+        load_policy(trained.read_config(str(tmp_path)))
+    opening = trained.opening_config(str(tmp_path))
+    assert (opening.attention, opening.convolution) == ("auto", "auto")
+    assert load_policy(opening).model.image_shape
+    assert opening.sampler == config.sampler
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("", "has no checkpoint yet"),
+        ("7", "There is no checkpoint of step 7"),
+        ("best", "None of the checkpoints .* has been evaluated"),
+    ],
+)
+def test_a_step_that_is_not_there_is_told_before_the_model_is_loaded(
+    step, message, make_config, tmp_path, monkeypatch
+):
+    write_run_information(str(tmp_path), make_config(**{"lora.rank": 2}))
+    for module in (trained, export):
+        monkeypatch.setattr(module, "load_policy", lambda *args: pytest.fail("loaded"))
+    config, name = trained.read_config(str(tmp_path)), f"{tmp_path}@{step}" if step else tmp_path
+    for load in (
+        lambda: trained.load_trained(str(tmp_path), config, step),
+        lambda: export.export_pipeline(str(name), tmp_path / "out", "float32"),
+        lambda: export.export_lora(str(name), tmp_path / "out", "float32"),
+    ):
+        with pytest.raises((UserError, FileNotFoundError), match=message):
+            load()
 
 
 def test_what_is_no_model(make_config, tmp_path):
