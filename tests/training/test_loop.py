@@ -1,5 +1,6 @@
 """What whole runs do, and what they say of themselves."""
 
+import contextlib
 import json
 
 import jax
@@ -15,7 +16,9 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.stable_diffusion.build import init_stable_diffusion
 from diffusionrl_jax.models.stable_diffusion.folder import save_stable_diffusion
 from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.runs import trained
 from diffusionrl_jax.training.loop import train
+from tests.monitoring.test_trace import iterations_in
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
@@ -60,6 +63,26 @@ def test_a_size_that_the_unet_does_not_halve(
     _, row = read_rows(str(tmp_path / "run"))
     # The update computes the log-probabilities of the chain that was drawn again.
     assert row["ratio_check/max"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_resumed_run_traces_what_is_left_and_compares_no_other_scores(
+    make_config, compilation_cache, monkeypatch, tmp_path
+):
+    """Iteration 1 was traced before, and 2 and 3 are later, with another evaluation."""
+    said, wanted = [], range(1, 4)
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    train(make_config(iterations=1), str(tmp_path), wanted)
+    assert iterations_in(tmp_path) == [1]
+    assert not [text for text in said if "config.evaluation" in text]
+    changes = {"iterations": 3, "evaluation.best": {"pairs/size": -1000.0}}
+    for _ in range(2):
+        assert train(make_config(**changes), str(tmp_path), wanted)
+        assert iterations_in(tmp_path) == [1, 2, 3]
+        assert [text for text in said if "[1] have scores by another config.evaluation" in text]
+    config = trained.read_config(str(tmp_path))
+    with contextlib.closing(trained.open_checkpoints(str(tmp_path), config)) as checkpoints:
+        assert checkpoints.best_step() in (2, 3) and checkpoints.steps() == (1, 2, 3)
 
 
 @pytest.mark.slow
