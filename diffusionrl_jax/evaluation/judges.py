@@ -5,22 +5,21 @@ from typing import Any
 
 from diffusionrl_jax.rewards.scorers import WEIGHTED_SUM
 
-Key = tuple[str, str]
 
-
-def _parts(scorer: Mapping[str, Any]) -> Iterator[Key]:
-    """Yields the reward and the path of a scorer, or of each part of a sum."""
+def _parts(scorer: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a scorer, or each part of a sum, looks with: its model's path, or its name."""
     if scorer["reward"] == WEIGHTED_SUM:
         for part in scorer["options"]["scorers"].values():
             yield from _parts(part)
     else:
-        yield scorer["reward"], scorer["path"]
+        yield scorer["path"].rstrip("/") or scorer["reward"]
 
 
 def rewarded_by(tasks: Mapping[str, Any], scorers: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the tasks that are rewarded by what an evaluation's scorer judges by.
 
-    Options make no difference: with another sign, or another credit, it is the same judge.
+    Options make no difference: with another sign, or another credit, it is the same judge. Nor does
+    the reward's name, where two look with one model.
 
     Args:
       tasks: `config.tasks`, a config or a dictionary.

@@ -19,7 +19,8 @@ from diffusionrl_jax.mistakes import UserError
 CSV = "results.csv"  # What a comparison's file is called.
 LEGEND = (
     "95% intervals in brackets, by a bootstrap over prompts. Parity scores are minus the "
-    "statistical parity: 0 is best."
+    "statistical parity: 0 is best. m pictures of a prompt that are drawn fairly of K classes are "
+    "at about -sqrt((1 - 1/K) / m)."
 )
 TITLES = {
     "win_rate": "Head to head with the base model: share of images that score higher, ties half",

@@ -17,7 +17,12 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
 from diffusionrl_jax.rewards import Reward, scoring
-from diffusionrl_jax.rewards.scorers import check_prompts, check_scorer, is_of_ones_own
+from diffusionrl_jax.rewards.scorers import (
+    check_prompts,
+    check_scorer,
+    is_normalised,
+    is_of_ones_own,
+)
 
 # So many prompts are looked at before a run, or as many as it draws if these are more. It takes
 # some seconds.
@@ -102,10 +107,11 @@ def warn_of_guidance(config: Config) -> None:
 
 
 def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses evaluation sets that do not fit the devices, and scorers that are not there.
+    """Refuses evaluation sets that do not fit the devices, and scorers that are of no use there.
 
     Raises:
-      UserError: a set or a name does not fit; it names it, and where it is.
+      UserError: a set or a name does not fit, or a scorer tells nothing; it names it, and where it
+        is.
     """
     evaluation = config.evaluation
     for name, chosen in evaluation.sets.items():
@@ -116,6 +122,11 @@ def check_evaluation(config: Config, mesh: Mesh | AbstractMesh) -> None:
                 raise UserError(
                     f"config.evaluation.sets.{name} names the scorer {scorer!r}, which is not "
                     f"in config.evaluation.scorers: {sorted(evaluation.scorers)}."
+                )
+            if is_normalised(evaluation.scorers[scorer]):
+                raise UserError(
+                    f"config.evaluation.scorers.{scorer} is a normalised sum, whose mean is 0 "
+                    "whatever is drawn: name its parts, or leave normalised out."
                 )
     scored = {f"{name}/{scorer}" for name, one in evaluation.sets.items() for scorer in one.scorers}
     if unknown := set(evaluation.best) - scored:

@@ -66,9 +66,8 @@ def make_task(
       normalisation: how rewards are normalised: over the "batch", as in the paper (Eq. 10); less
         the mean of the "group" of images of one prompt; by "group_mean", which leaves out the
         deviation, for rewards that are 0 or 1; by "win_rate", the share of its prompt's other
-        images that an image beats, so that tiny differences count no more than others; or by the
-        mean and deviation of the last rewards of the same "prompt", as DDPO does, which suits
-        prompts that come back often.
+        images that an image beats, by however little; or by the mean and deviation of the last
+        rewards of the same "prompt", as DDPO does, which suits prompts that come back often.
       shared_noise: whether the images of a prompt are trained on the same timesteps and share all
         noise but that of those, so that what they differ in is what is credited. Methods that train
         on no step of the chain draw all noise apart.

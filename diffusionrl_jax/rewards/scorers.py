@@ -138,6 +138,15 @@ def check_scorer(scorer: Config) -> None:
         _reward_class(scorer)
 
 
+def is_normalised(scorer: Config) -> bool:
+    """Returns whether a scorer, or a part of it, is a sum of rewards that are normalised."""
+    if scorer.reward != WEIGHTED_SUM:
+        return False
+    return scorer.options.get("normalised", False) or any(
+        map(is_normalised, scorer.options.scorers.values())
+    )
+
+
 def without_gradient(scorer: Config) -> list[str]:
     """Returns the names of a scorer's rewards whose scores have no gradient by the pictures."""
     if scorer.reward == WEIGHTED_SUM:

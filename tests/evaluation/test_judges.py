@@ -18,6 +18,13 @@ def test_which_judges_are_never_a_reward():
     assert rewarded_by(config.tasks.to_dict(), config.evaluation.scorers.to_dict()) == found
 
 
+def test_another_name_of_the_same_model_is_no_other_judge():
+    path = "google/owlv2-base-patch16-ensemble"
+    task = common.make_task(common.make_scorer("detection", path), "objects:train")
+    judges = {"objects": common.make_scorer("requested_objects", path)}
+    assert rewarded_by({"t": task}, judges) == {"objects": ["t"]}
+
+
 def test_a_part_of_a_sum_is_a_reward_too():
     size, other = common.make_scorer("jpeg_size", sign=1.0), common.make_scorer("aesthetic", "x")
     task = common.make_task(common.make_weighted_sum(a=(size, 1.0), b=(other, 2.0)), "emoji:pairs")

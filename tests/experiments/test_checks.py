@@ -1,10 +1,12 @@
 """What is said of a task's prompts before a run."""
 
+import contextlib
 import types
 
 import numpy as np
 import pytest
 
+from configs import common
 from diffusionrl_jax.data.prompts import ShuffledPrompts
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
@@ -53,3 +55,18 @@ def test_training_what_guidance_makes_is_warned_of(name, make_config, caplog):
     config.sampler.guidance_scale = 7.0
     checks.warn_of_guidance(config)
     assert ("published for training without" in caplog.text) == (name in ("nft", "crd"))
+
+
+def test_a_normalised_sum_is_refused_as_a_judge(make_config):
+    """Its mean over a prompt's pictures is 0 for any model."""
+    config, size = make_config(), common.make_scorer("jpeg_size")
+    inner = common.make_weighted_sum(normalised=True, a=(size, 1.0))
+    for scorer, is_refused in (
+        (inner, True),
+        (common.make_weighted_sum(b=(inner, 1.0)), True),
+        (common.make_weighted_sum(b=(size, 1.0)), False),
+    ):
+        config.evaluation.scorers.size = scorer
+        expected = pytest.raises(ValueError, match="scorers.size is a normalised sum")
+        with expected if is_refused else contextlib.nullcontext():
+            checks.check_evaluation(config, make_mesh())
