@@ -61,7 +61,8 @@ def p_value(bootstrap: Bootstrap, means: np.ndarray) -> float:
     value, resampled = means[0], means[1:][np.isfinite(means[1:])]
     if bootstrap.count < 2 or not np.isfinite(value) or not resampled.size:
         return math.nan
-    error = resampled.std()
+    # Resamples vary less than samples.
+    error = resampled.std() * (bootstrap.count / (bootstrap.count - 1)) ** 0.5
     # Identical differences sum up to means that differ in their last bits.
     if error <= 1e-12 * abs(value):
         return 1.0 if value == 0 else math.nan

@@ -48,11 +48,11 @@ def test_one_image_of_a_prompt_is_a_paired_t_test(shift):
     (found,) = differences({"base": {"s": {"r": base}}, "ours": {"s": {"r": ours}}}, {"s": prompts})
     expected = scipy.stats.ttest_rel(ours, base)
     assert found.value == pytest.approx((ours - base).mean())
-    # A standard error by 2000 resamples is known to 1.6%, and has n in the place of n - 1.
-    error = (found.high - found.low) / 3.92
-    assert error == pytest.approx((ours - base).std() / 60**0.5, rel=0.07)
+    # A standard error by 2000 resamples is known to 1.6%.
+    error = (found.high - found.low) / 2 / scipy.stats.t.isf(0.025, 59)
+    assert error == pytest.approx((ours - base).std(ddof=1) / 60**0.5, rel=0.07)
     t = scipy.stats.t.isf(found.p / 2, 59)
-    assert t == pytest.approx(abs(expected.statistic), rel=0.06)
+    assert t == pytest.approx(abs(expected.statistic), rel=0.04)
 
 
 def test_what_prompts_differ_in_is_left_out():
