@@ -27,7 +27,7 @@ from diffusionrl_jax.distributed.mesh import gather_parameters
 from diffusionrl_jax.distributed.microbatch import map_microbatches, microbatch_count
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples, by_update, of_steps
+from diffusionrl_jax.learning.examples import Examples, by_update
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
 from diffusionrl_jax.mistakes import UserError
@@ -109,9 +109,7 @@ class ChainGradient(ThroughReward):
         """
         latents, steps = scored.samples.latents, scored.samples.steps
         assert latents is not None and steps is not None  # `needs` asks for them.
-        _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
-        trained = scored.own(trained)
-        shown = of_steps(self.process, steps.latents, trained, self.weights)
+        shown, trained = self.of_chain(experience, scored)
         rewards, gradients = reward_gradients(experience, scored, latents[:, None])
         gradients = by_update(
             self.pulled_back(experience, scored, steps.latents, trained, gradients)

@@ -18,7 +18,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples, noise_anew, of_steps, side_by_side
+from diffusionrl_jax.learning.examples import Examples, noise_anew, side_by_side
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
 
@@ -77,10 +77,9 @@ class LastStepGradient(ThroughReward):
 
         The arguments and the result are those of `Objective.examples`.
         """
-        latents, steps = scored.samples.latents, scored.samples.steps
-        assert latents is not None and steps is not None  # `needs` asks for them.
-        _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
-        shown = of_steps(self.process, steps.latents, scored.own(trained), self.weights)
+        latents = scored.samples.latents
+        assert latents is not None  # `needs` asks for them.
+        shown, _ = self.of_chain(experience, scored)
         if self.noises:
             arguments = self.process, latents, self.weights, self.seed, scored.step, self.noises
             again = noise_anew(*arguments, places=scored.places, time=self.process.times[-1])

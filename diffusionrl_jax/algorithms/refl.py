@@ -18,7 +18,7 @@ from diffusionrl_jax.algorithms.reward_gradient import (
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples, of_steps
+from diffusionrl_jax.learning.examples import Examples
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Scored
 
@@ -74,8 +74,5 @@ class RewardFeedback(ThroughReward):
 
         The arguments and the result are those of `Objective.examples`.
         """
-        _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
-        steps = scored.samples.steps
-        assert steps is not None  # `needs` asks for them.
-        shown = of_steps(self.process, steps.latents, scored.own(trained), self.weights)
+        shown, _ = self.of_chain(experience, scored)
         return self.examples_of_guesses(shown, experience, scored, predict), None

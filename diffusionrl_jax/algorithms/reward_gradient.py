@@ -21,7 +21,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning.algorithm import Needs
-from diffusionrl_jax.learning.examples import Examples, noise_anew
+from diffusionrl_jax.learning.examples import Examples, noise_anew, of_steps
 from diffusionrl_jax.learning.experience import Experience
 from diffusionrl_jax.learning.objectives import Metrics, Scored
 from diffusionrl_jax.learning.summary import means_by_task
@@ -148,6 +148,21 @@ class ThroughReward:
           float32 [B, ...].
         """
         return self.process.clean(guide(output, self.guidance_scale), latents, own["times"])
+
+    def of_chain(self, experience: Experience, scored: Scored) -> tuple[Examples, jax.Array]:
+        """Shows the denoiser what it was shown at the steps of each sample's chain that are kept.
+
+        Args:
+          experience, scored: as in `Objective.examples`.
+
+        Returns:
+          The examples of `of_steps`, and the steps' positions in the chain, int32 [T, B, K].
+        """
+        steps = scored.samples.steps
+        assert steps is not None  # `needs` asks for them.
+        _, trained = experience.trained_steps(scored.step, scored.rewards.shape[1])
+        trained = scored.own(trained)
+        return of_steps(self.process, steps.latents, trained, self.weights), trained
 
     def cost(self, rewards: jax.Array) -> jax.Array:
         """Returns what is made small, of the rewards' shape: minus the reward."""

@@ -203,11 +203,11 @@ class Objectives:
             values, of_rewards = advantages.values, reward_metrics(advantages)
         else:
             values, kept, of_rewards = rewards, {}, {}
-        found = []
+        samples, found = samples.finite(), []
         for place, (objective, tasks) in enumerate(zip(self.objectives, self.tasks, strict=True)):
             own = functools.partial(_rows, tasks=tasks)
             scored = Scored(
-                *jax.tree.map(own, (samples.finite(), values, rewards)),
+                *jax.tree.map(own, (samples, values, rewards)),
                 *(step, batch, frozen, params, memory, tasks),
             )
             part, text = objective.examples(self.experience, scored, self._predict)

@@ -183,14 +183,11 @@ class Checkpoints:
                 f"{broken[0]} is not finite after step {step} ({len(broken)} of {len(found)} "
                 "arrays are not): it is not saved."
             )
-        score = metrics.get(self.best_metric or "", math.nan)
-        self._scores[step] = Score(score, self._scored_by)
+        best = metrics.get(self.best_metric or "", math.nan)
+        self._scores[step] = Score(best, self._scored_by)
         record = {"metrics": metrics, "digests": found, "scored_by": self._scored_by}
         arguments = ocp.args.Composite(
-            **{
-                STATE: ocp.args.PyTreeSave(state),
-                RECORD: ocp.args.JsonSave(seal(record)),
-            }
+            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(seal(record))
         )
         self._saving = step, size_of(state)
         try:
@@ -382,8 +379,7 @@ class Checkpoints:
     def _evaluated(self) -> tuple[dict[int, float], list[int]]:
         """Returns the scores by the present settings, and the steps that have one by others."""
         scores = {step: self._score(step) for step in self.steps()}
-        known = {step: score for step, score in scores.items() if score is not None}
-        finite = {step: score for step, score in known.items() if math.isfinite(score.value)}
+        finite = {step: at for step, at in scores.items() if at and math.isfinite(at.value)}
         alike = {step: at.value for step, at in finite.items() if at.by == self._scored_by}
         return alike, [step for step in finite if step not in alike]
 
