@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusionrl_jax.algorithms import (
     centred_reward,
+    direct_preference,
     draft_k,
     draft_lv,
     forward_process,
@@ -33,7 +34,7 @@ ALGORITHMS = {
     "awm": forward_process.AWM,
     "dgpo": forward_process.DGPO,
     "crd": centred_reward.CRD,
-    "dpo": forward_process.DPO,
+    "dpo": direct_preference.DPO,
     "dpo_offline": offline_preference,
 }
 

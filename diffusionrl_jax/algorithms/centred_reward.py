@@ -12,7 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax.algorithms.forward_process import ForwardProcess, Method, of_group
+from diffusionrl_jax.algorithms.forward_process import ForwardProcess, Method
+from diffusionrl_jax.algorithms.groups import of_group
 from diffusionrl_jax.algorithms.losses import mean_square
 from diffusionrl_jax.learning.state import TRAILING
 

@@ -1,4 +1,4 @@
-"""Learns from rewards by the denoising loss alone: NFT, AWM, DGPO and Diffusion-DPO.
+"""Learns from rewards by the denoising loss alone: NFT, AWM and DGPO.
 
 No step of a chain is trained on. A sample is noised anew, and the denoiser's error there is made
 smaller if its picture is better than expected, and larger if it is worse. What keeps the policy
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.algorithms.groups import of_group
 from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
@@ -42,8 +43,8 @@ def _distance_to(name: str) -> str:
 class ForwardProcess:
     """What the `Objective`s on samples that are noised anew have in common.
 
-    `DiffusionNFT`, `AdvantageWeighted`, `GroupPreference` and `DirectPreference` are these
-    objectives.
+    `DiffusionNFT`, `AdvantageWeighted`, `GroupPreference`, `CentredReward` and `DirectPreference`
+    are these objectives.
 
     Attributes:
       process: the process that noises the samples.
@@ -108,24 +109,35 @@ class ForwardProcess:
 
         The arguments and the result are those of `Objective.examples`.
         """
-        latents = scored.samples.latents
-        assert latents is not None  # `needs` asks for them.
-        firsts = draws.first_of_group(self.group_sizes, latents.shape[1])
-        arguments = self.process, latents, self.weights, self.seed, scored.step, self.noises
-        sources = firsts if self.groups else None
+        latents, own = self.learned_from(scored)
         examples = noise_anew(
-            *arguments, places=scored.places, sources=sources, times=(self.least_time, 1.0)
+            *(self.process, latents, self.weights, self.seed, scored.step, self.noises),
+            places=scored.places,
+            sources=own.get("group"),
+            times=(self.least_time, 1.0),
         )
-        task, most = examples.text, self.most_advantage
-        advantages = jnp.clip(scored.advantages, -most, most) / most
-        own = {**examples.own, "advantages": advantages[task]}
-        if self.groups:
-            own |= {"group": firsts[task], "valid": jnp.isfinite(scored.rewards)[task]}
+        own = examples.own | {name: values[examples.text] for name, values in own.items()}
         output = lambda output, latents, own: guide(output, self.guidance_scale)
         for name in self.compared:
             denoiser = self.denoiser(name, experience, scored)
             own[name] = predict(denoiser, examples, scored.samples.text, output)
         return dataclasses.replace(examples, own=own), None
+
+    def learned_from(self, scored: Scored) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Chooses the sample that each place of the batch has, and says what the loss takes of it.
+
+        Returns:
+          The samples' final latents, float32 [T, B, ...], and by name what `loss` finds in
+          examples' own arrays, [T, B] each. Places with one number in "group", which is the place
+          in [T * B] of the first of them, share their noise and their time.
+        """
+        latents, most = scored.samples.latents, self.most_advantage
+        assert latents is not None  # `needs` asks for them.
+        own = {"advantages": jnp.clip(scored.advantages, -most, most) / most}
+        if self.groups:
+            firsts = draws.first_of_group(self.group_sizes, latents.shape[1])
+            own |= {"group": firsts, "valid": jnp.isfinite(scored.rewards)}
+        return latents, own
 
     def __call__(
         self, output: jax.Array, example: Examples, active: jax.Array
@@ -245,16 +257,6 @@ class AdvantageWeighted(ForwardProcess):
         return loss, {"ratio": jnp.exp(log_ratio), "clip_fraction": surrogate.clipped}
 
 
-def of_group(values: jax.Array, group: jax.Array) -> jax.Array:
-    """Returns each sample's sum over its group, float32 [B].
-
-    Args:
-      values: what is summed, [B].
-      group: the number of each sample's group, int32 [B].
-    """
-    return jnp.where(group[:, None] == group, values, 0).sum(axis=1)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupPreference(ForwardProcess):
     """Direct group preference optimisation (2510.08425): advantage times error, weighed by group.
@@ -295,43 +297,6 @@ class GroupPreference(ForwardProcess):
         said = {"ratio": ratio, "clip_fraction": clipped, "group_weight": weight}
         said = {name: values.astype(jnp.float32) for name, values in said.items()}
         return weight * better * error, said
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DirectPreference(ForwardProcess):
-    """Diffusion-DPO (2311.12908), online: the best and the worst sample of each group are a pair.
-
-    The loss of a pair is -log sigmoid of beta / 2 times how much more the error of the best has
-    fallen from the base model's than that of the worst. The other samples of the group have none.
-
-    Attributes:
-      beta: how strongly the policy is held to the base model.
-    """
-
-    beta: float = 2000.0
-
-    others = ("base",)
-    own_metrics = ("preferred",)
-    groups = True
-
-    def loss(self, output, error, example, active, found):
-        """Computes Eq. 14 of 2311.12908, with half of each pair's loss at each of the two samples.
-
-        The arguments and the result are those of `ForwardProcess.loss`.
-        """
-        own = example.own
-        better, group = own["advantages"], own["group"]
-        same = (group[:, None] == group) & own["valid"]
-        places = jnp.arange(len(group))
-        best, worst = (jnp.where(same, sign * better, -jnp.inf).argmax(axis=1) for sign in (1, -1))
-        change = jnp.where(active, error - mean_square(own["base"] - own["target"]), 0)
-        margin = self.beta / 2 * (change[worst] - change[best])
-        # A group whose advantages are all equal has no pair, and samples of no pair have no loss.
-        paired = ((places == best) | (places == worst)) & (better[best] > better[worst])
-        paired &= own["valid"]
-        size = of_group(jnp.ones_like(error), group)
-        loss = jnp.where(paired, -jax.nn.log_sigmoid(margin) * size / 2, 0)
-        return loss, {"preferred": (margin > 0).astype(jnp.float32)}
 
 
 class Method(NamedTuple):
@@ -392,4 +357,3 @@ class Method(NamedTuple):
 NFT = Method("nft", DiffusionNFT, DRAWING)
 AWM = Method("awm", AdvantageWeighted, TRAILING)
 DGPO = Method("dgpo", GroupPreference, TRAILING)
-DPO = Method("dpo", DirectPreference)

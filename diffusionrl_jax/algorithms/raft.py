@@ -1,7 +1,7 @@
 """RAFT (2304.06767): fine-tuning on the best of each prompt's own samples, all others left out.
 
 It is `reward_weighted` with the weighting "best", on samples of the denoiser that is trained. One
-in `group_size` samples is learned from.
+in `group_size` samples is learned from, as many times as there are samples.
 """
 
 from diffusionrl_jax.algorithms.reward_weighted import RewardWeighted, make_objective

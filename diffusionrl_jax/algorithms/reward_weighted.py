@@ -2,7 +2,8 @@
 
 The denoising loss of each sample is multiplied by a weight that depends on its reward: the reward
 scaled to between 0 and 1 (2302.12192, with which the paper compares), a softmax of the rewards
-(RWR, 2305.13301), or 1 for a prompt's best sample alone (RAFT, 2304.06767).
+(RWR, 2305.13301), or 1 for a prompt's best sample alone (RAFT, 2304.06767), which is then learned
+from in the place of all of that prompt's, each time with noise of its own.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from diffusionrl_jax.algorithms.groups import best_of_group, from_group
 from diffusionrl_jax.algorithms.losses import pretraining
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
@@ -79,8 +81,8 @@ class RewardWeighted:
       weights: for each task, the factor of its loss.
       group_sizes: for each task, how many neighbours are of one prompt.
       weighting: how a reward r becomes a weight. "min_max" is (r - least) / (largest - least) over
-        a task's batch; "softmax" is proportional to exp(r / temperature), with a mean of 1; "best"
-        is 1 for the best sample of each group and 0 for the others.
+        a task's batch; "softmax" is proportional to exp(r / temperature), with a mean of 1; by
+        "best" the best sample of each group is learned from in the place of all, and weighs 1.
       temperature: the softmax' temperature, in units of the reward.
       noises: how many times each sample is noised in an iteration; each time is an update.
       text_dropout: the probability of the empty prompt. It has an effect where the model is sampled
@@ -111,12 +113,11 @@ class RewardWeighted:
         if self.weighting == "best" and min(self.group_sizes) < 2:
             raise UserError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
 
-    def sample_weights(self, rewards: jax.Array, group_size: int) -> jax.Array:
-        """Computes the weights of one task's samples.
+    def sample_weights(self, rewards: jax.Array) -> jax.Array:
+        """Computes the weights of one task's samples by "min_max" or "softmax".
 
         Args:
           rewards: float32 [B].
-          group_size: how many neighbours are of one prompt.
 
         Returns:
           float32 [B]; 0 for samples whose reward is not finite.
@@ -124,16 +125,32 @@ class RewardWeighted:
         valid = jnp.isfinite(rewards)
         least = jnp.min(rewards, where=valid, initial=jnp.inf)
         largest = jnp.max(rewards, where=valid, initial=-jnp.inf)
-        if self.weighting == "best":
-            groups = jnp.where(valid, rewards, -jnp.inf).reshape(-1, group_size)
-            best = jax.nn.one_hot(groups.argmax(axis=1), group_size).reshape(-1)
-            return jnp.where(valid, best, 0)
         if self.weighting == "softmax":
             shares = jnp.where(valid, jnp.exp((rewards - largest) / self.temperature), 0)
             return shares * valid.sum() / jnp.maximum(shares.sum(), 1e-8)
         # Samples that are all equally good weigh as they would without rewards.
         scaled = (rewards - least) / jnp.where(largest > least, largest - least, 1)
         return jnp.where(valid, jnp.where(largest > least, scaled, 1), 0)
+
+    def learned_from(
+        self, latents: jax.Array, rewards: jax.Array, group_size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Chooses the sample that each place of one task's batch has, and how much it weighs.
+
+        Args:
+          latents: the samples' final latents, float32 [B, ...].
+          rewards: float32 [B].
+          group_size: how many neighbours are of one prompt.
+
+        Returns:
+          Latents, float32 [B, ...], which "best" has changed, and weights, float32 [B].
+        """
+        if self.weighting != "best":
+            return latents, self.sample_weights(rewards)
+        valid = jnp.isfinite(rewards)
+        best = best_of_group(rewards, valid, group_size)
+        weights = from_group(valid.astype(jnp.float32), best, group_size)
+        return from_group(latents, best, group_size), weights
 
     def examples(
         self, experience: Experience, scored: Scored, predict: Callable
@@ -143,10 +160,11 @@ class RewardWeighted:
         The arguments and the result are those of `Objective.examples`.
         """
         assert scored.samples.latents is not None  # `needs` asks for them.
-        arguments = self.process, scored.samples.latents, self.weights, self.seed, scored.step
+        rows = zip(scored.samples.latents, scored.rewards, self.group_sizes, strict=True)
+        chosen = (self.learned_from(*row) for row in rows)
+        latents, weights = map(jnp.stack, zip(*chosen, strict=True))
+        arguments = self.process, latents, self.weights, self.seed, scored.step
         examples = noise_anew(*arguments, self.noises, places=scored.places)
-        rows = zip(scored.rewards, self.group_sizes, strict=True)
-        weights = jnp.stack([self.sample_weights(*row) for row in rows])
         own = {**examples.own, "sample_weight": weights[examples.text]}
         return dataclasses.replace(examples, own=own), None
 

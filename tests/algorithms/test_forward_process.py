@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from diffusionrl_jax.algorithms.direct_preference import DPO
 from diffusionrl_jax.algorithms.forward_process import (
-    DPO,
     NFT,
     AdvantageWeighted,
     DiffusionNFT,
-    DirectPreference,
     GroupPreference,
 )
 from diffusionrl_jax.diffusion.process import make_process
@@ -174,29 +173,6 @@ def test_dgpo_is_the_papers(numbers, prediction_type):
     total.backward()
     np.testing.assert_allclose(value, total.item(), rtol=1e-4)
     np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
-def test_dpo_is_the_papers_on_the_best_and_the_worst(numbers, prediction_type):
-    """-log sigmoid(-beta / 2 (model's difference - reference's)), as diffusers' script has it."""
-    made = objective(DirectPreference, prediction_type, beta=20.0)
-    shown = example(made, numbers)
-    shown.own["valid"] = np.array([True, True, True, False, True, True])
-    value, gradient = derivative(made, numbers.output, shown)
-    tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
-    output = tensors["output"].requires_grad_()
-    target = target_of(tensors, prediction_type)
-    error = lambda one: ((one - target) ** 2).mean((1, 2, 3))
-    # By the advantages; of the second group the least is of no valid sample.
-    best, worst = [0, 5], [1, 4]
-    difference = error(output)[best] - error(output)[worst]
-    reference = error(tensors["base"])[best] - error(tensors["base"])[worst]
-    total = -3 * torch.nn.functional.logsigmoid(-10.0 * (difference - reference)).sum()
-    total.backward()
-    np.testing.assert_allclose(value, total.item(), rtol=1e-4)
-    np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-5)
-    equals = example(made, numbers, advantages=np.zeros(6, np.float32))
-    assert not np.any(derivative(made, numbers.output, equals)[1])
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

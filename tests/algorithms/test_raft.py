@@ -15,10 +15,14 @@ from tests.algorithms import toy
 def test_the_best_of_each_prompt_is_learned_from_alone():
     made = toy.make("raft", **{"algorithm.raft.noises": 3})
     (objective,) = made.algorithm.objectives
-    rewards = jnp.asarray(np.random.default_rng(0).standard_normal(16), jnp.float32)
-    weights = np.asarray(objective.sample_weights(rewards, 4)).reshape(4, 4)
-    np.testing.assert_array_equal(weights.argmax(1), np.asarray(rewards).reshape(4, 4).argmax(1))
-    np.testing.assert_array_equal(weights.sum(1), 1)
+    rewards = np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    rewards[[3, 8, 9, 10, 11]] = np.nan  # One of the first group, and all of the third.
+    latents = jnp.arange(16.0)[:, None]
+    learned, weights = objective.learned_from(latents, jnp.asarray(rewards), 4)
+    ranked = np.where(np.isnan(rewards), -np.inf, rewards).reshape(4, 4)
+    expected = ranked.argmax(1) + np.arange(0, 16, 4)
+    np.testing.assert_array_equal(np.reshape(learned, (4, 4)), np.repeat(expected[:, None], 4, 1))
+    np.testing.assert_array_equal(np.reshape(weights, (4, 4)), [[1] * 4, [1] * 4, [0] * 4, [1] * 4])
     assert objective.noises == 3 and made.frozen.base is None
 
 
