@@ -4,7 +4,8 @@ Of a policy that is best for a reward, at a given distance from another policy, 
 up to a number that is the same for all samples of a prompt: how much likelier the policy makes a
 sample, beside the other one. Minus the denoising error stands for how likely a sample is. Taking
 the mean of a prompt's samples away from both makes the number vanish, and what is left of both is
-made equal.
+made equal. The larger the reward, the nearer the base model a sample is kept, so that what is good
+already stays, and learning begins fast.
 """
 
 import dataclasses
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 
 from diffusionrl_jax.algorithms.forward_process import ForwardProcess, Method
 from diffusionrl_jax.algorithms.groups import of_group
-from diffusionrl_jax.algorithms.losses import mean_square
+from diffusionrl_jax.algorithms.losses import relative_error
 from diffusionrl_jax.learning.state import TRAILING
+
+# What the factor of the distance to the base model is at least.
+LEAST_REFERENCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,8 +27,9 @@ class CentredReward(ForwardProcess):
     """The squared difference of beta times the implied reward and the advantage, both centred.
 
     The implied reward is how much smaller the denoiser's error is than that of an average of its
-    parameters that trails it. Advantages are brought to between 0 and 1, so that the largest
-    asks for an implied reward of 1 / (2 beta). While nothing has moved the gradient is the
+    parameters that trails it, each a `relative_error`. Advantages are brought to between 0 and 1:
+    the largest asks for an implied reward of 1 / (2 beta). So brought they also multiply the
+    distance to the base model. While nothing has moved the gradient of the square is the
     advantage's times the error's, whatever beta is. The paper's base model is guided where it is
     compared with; here all are guided as the samples are drawn.
 
@@ -38,6 +43,11 @@ class CentredReward(ForwardProcess):
     own_metrics = ("implied_reward",)
     groups = True
 
+    def reference_factor(self, example):
+        """Returns the factor of the distance to the base model, [B]: it grows with the reward."""
+        least = min(LEAST_REFERENCE, self.reference_weight)
+        return least + (1 + example.own["advantages"]) / 2 * (self.reference_weight - least)
+
     def loss(self, output, error, example, active, found):
         """Computes the square of the difference for each sample, 0 for those without a reward.
 
@@ -47,8 +57,8 @@ class CentredReward(ForwardProcess):
         valid, group = own["valid"], own["group"]
         count = jnp.maximum(of_group(valid.astype(jnp.float32), group), 1)
         centred = lambda values: values - of_group(jnp.where(valid, values, 0), group) / count
-        before = mean_square(own["trailing"] - own["target"])
-        implied = jnp.where(active, before - error, 0)
+        now, before = (relative_error(it - own["target"]) for it in (output, own["trailing"]))
+        implied = jnp.where(active, before - now, 0)
         off = self.beta * centred(implied) - centred(own["advantages"] / 2)
         loss = self.most_advantage / self.beta * jnp.where(valid, jnp.square(off), 0)
         return loss, {"implied_reward": jax.lax.stop_gradient(implied)}

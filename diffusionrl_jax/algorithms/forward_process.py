@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.algorithms.groups import of_group
-from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square
+from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square, relative_error
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process
@@ -28,8 +28,6 @@ from diffusionrl_jax.learning.summary import means_by_task
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 
-# The least number that NFT divides an error by.
-LEAST_ERROR = 1e-5
 # What NFT's errors may be of; the first is the paper's.
 ERRORS = ("clean", "output")
 
@@ -89,9 +87,8 @@ class ForwardProcess:
         distances = map(_distance_to, self.compared)
         return dict.fromkeys(("matching_error", *distances, *self.own_metrics), "mean")
 
-    @property
-    def reference_share(self) -> float:
-        """The factor of the distance to the base model in the loss."""
+    def reference_factor(self, example: Examples) -> float | jax.Array:
+        """Returns the factor of the distance to the base model: one for all, or [B]."""
         return self.reference_weight
 
     def denoiser(self, name: str, experience: Experience, scored: Scored) -> Parameters:
@@ -153,7 +150,7 @@ class ForwardProcess:
             found[_distance_to(name)] = mean_square(output - example.own[name])
         loss, said = self.loss(output, error, example, active, found)
         if self.reference_weight:
-            loss += self.reference_share * found["distance_to_base"]
+            loss += self.reference_factor(example) * found["distance_to_base"]
         return loss, found | said
 
     def loss(
@@ -201,9 +198,8 @@ class DiffusionNFT(ForwardProcess):
     beta: float = 1.0
     error: str = ERRORS[0]
 
-    @property
-    def reference_share(self) -> float:
-        """The factor of the distance to the base model in the loss, on the scale of this loss."""
+    def reference_factor(self, example):
+        """Returns the factor of the distance to the base model, on the scale of this loss."""
         return self.reference_weight * self.beta / self.most_advantage
 
     def loss(self, output, error, example, active, found):
@@ -222,8 +218,7 @@ class DiffusionNFT(ForwardProcess):
         for sign in (1, -1):
             # The target is the output that means the sample's own latents.
             off = old + sign * change - view(own["target"])
-            size = jnp.abs(jax.lax.stop_gradient(off)).mean(axis=tuple(range(1, off.ndim)))
-            losses.append(mean_square(off) / jnp.maximum(size, LEAST_ERROR))
+            losses.append(relative_error(off))
         share = (1 + own["advantages"]) / 2
         return share * losses[0] + (1 - share) * losses[1], {}
 
@@ -343,7 +338,7 @@ class Method(NamedTuple):
         """Makes the objective that a config describes, for the process that draws its samples."""
         fields, tasks = dict(config.algorithm[self.name]), config.tasks.values()
         if self.follower:  # The learner's.
-            del fields["decay_rate"], fields["largest_decay"]
+            del fields["first_decay"], fields["decay_rate"], fields["largest_decay"]
         return self.objective(
             process=process,
             seed=config.seed,

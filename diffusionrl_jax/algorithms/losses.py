@@ -5,6 +5,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# The least number that `relative_error` divides by.
+LEAST_ERROR = 1e-5
+
 
 @flax.struct.dataclass
 class SurrogateLoss:
@@ -72,6 +75,21 @@ def masked_surrogate(
 def mean_square(difference: jax.Array) -> jax.Array:
     """Returns the mean square over a latent's elements, float32 [batch], of [batch, ...]."""
     return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
+
+
+def relative_error(off: jax.Array) -> jax.Array:
+    """Divides each sample's mean squared error by its mean absolute one, which has no gradient.
+
+    NFT (2509.16117) and CRD (2603.14128) weigh errors so.
+
+    Args:
+      off: the differences, [B, ...].
+
+    Returns:
+      float32 [B]. Nothing is divided by less than `LEAST_ERROR`.
+    """
+    size = jnp.abs(jax.lax.stop_gradient(off)).mean(axis=tuple(range(1, off.ndim)))
+    return mean_square(off) / jnp.maximum(size, LEAST_ERROR)
 
 
 def pretraining(model_output: jax.Array, target: jax.Array, text_dropout: float) -> jax.Array:

@@ -81,13 +81,13 @@ def _noise_group(config: Config, name: str) -> int:
     return task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
 
 
-def _follower_decay(config: Config) -> tuple[float, float]:
+def _follower_decay(config: Config) -> tuple[float, float, float]:
     """Returns how the decay of the average in the state's memory grows; see `Learner`."""
     for method in tasks_by_method(config):
         fields = config.algorithm[method]
         if needs_of_method(config, method).follower:
-            return fields.decay_rate, fields.largest_decay
-    return 0.0, 0.0
+            return fields.first_decay, fields.decay_rate, fields.largest_decay
+    return 0.0, 0.0, 0.0
 
 
 def _advantage_group(name: str, task: Config) -> int:

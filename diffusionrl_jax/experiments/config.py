@@ -16,7 +16,11 @@ POLICY_GRADIENT = ("timesteps_per_iteration", "clip_range", "balance_timesteps",
 RENAMED = {"draft_lv": "reward_gradient"}
 # The values that stand for what runs did before these fields existed.
 BEFORE = {
-    "algorithm": {"policy_gradient": {"kl_weight": 0.0}, "dgpo": {"least_time": 0.0}},
+    "algorithm": {
+        "policy_gradient": {"kl_weight": 0.0},
+        "dgpo": {"least_time": 0.0},
+        "crd": {"first_decay": 0.0},
+    },
     "lora": {"rank": 0},
     "mesh": {"split_frozen": True, "gather": "whole"},
     "microbatch": {"score": 0},
@@ -124,6 +128,7 @@ def get_config() -> Config:
     # The weight of the distance to the base model's output.
     config.algorithm.nft.reference_weight = 1e-4
     # Samples are drawn by an average of the parameters; its decay grows with each iteration.
+    config.algorithm.nft.first_decay = 0.0
     config.algorithm.nft.decay_rate = 0.001
     config.algorithm.nft.largest_decay = 0.5
     # Advantage weighted matching: the policy gradient with the denoising loss as log-probability.
@@ -135,6 +140,7 @@ def get_config() -> Config:
     # average grows with each iteration.
     config.algorithm.awm.trailing_weight = 1.0
     config.algorithm.awm.reference_weight = 1e-3
+    config.algorithm.awm.first_decay = 0.0
     config.algorithm.awm.decay_rate = 0.001
     config.algorithm.awm.largest_decay = 0.3
 
@@ -149,6 +155,7 @@ def get_config() -> Config:
     config.algorithm.dgpo.least_time = 0.5625
     config.algorithm.dgpo.most_advantage = 5.0
     config.algorithm.dgpo.reference_weight = 0.02
+    config.algorithm.dgpo.first_decay = 0.0
     config.algorithm.dgpo.decay_rate = 0.001  # For the average that ratios are taken to.
     config.algorithm.dgpo.largest_decay = 0.3
     # Centred reward distillation: differences of rewards and of denoising losses become alike.
@@ -157,6 +164,7 @@ def get_config() -> Config:
     config.algorithm.crd.beta = 1.0  # How much the denoising loss counts beside the reward.
     config.algorithm.crd.most_advantage = 5.0
     config.algorithm.crd.reference_weight = 0.1
+    config.algorithm.crd.first_decay = 0.25
     config.algorithm.crd.decay_rate = 0.005  # For the average that losses are compared with.
     config.algorithm.crd.largest_decay = 0.999
     # Diffusion-DPO on the best and the worst of each prompt's samples.

@@ -64,7 +64,8 @@ def _forward_process(name: str, follows: bool = True) -> dict[str, Kind]:
         "reference_weight": Number(0, LOSS_WEIGHT, "is no distance to the base model"),
     }
     if follows:
-        found["decay_rate"] = Number(0, 1, "follows at once")
+        found["first_decay"] = Number(0, BELOW_ONE, "follows at once in the beginning")
+        found["decay_rate"] = Number(0, 1, "does not grow")
         found["largest_decay"] = Number(0, BELOW_ONE, "follows at once")
     return {f"algorithm.{name}.{field}": kind for field, kind in found.items()}
 

@@ -24,8 +24,8 @@ class Learner:
       optimizer: the optax optimiser.
       ema_decay: the decay of the parameters' exponential moving average over iterations. It has no
         effect where the state keeps no average.
-      follower_decay: how the decay of the average in the state's memory grows: by the first number
-        with each iteration, up to the second.
+      follower_decay: how the decay of the average in the state's memory grows: from the first
+        number by the second with each iteration, up to the third.
       microbatch: how many samples each device takes at a time, in whole groups where these share
         what they are trained on; 0 means all at once.
       mesh: the devices.
@@ -35,7 +35,7 @@ class Learner:
     ema_decay: float
     microbatch: int
     mesh: Mesh
-    follower_decay: tuple[float, float] = (0.0, 0.0)
+    follower_decay: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def microbatches(self, rows: int, group: int) -> int:
         """Returns in how many microbatches the rows of a batch are taken.
@@ -111,8 +111,8 @@ class Learner:
         if average is not None:
             average = optax.incremental_update(state.params, average, 1 - self.ema_decay)
         state = dataclasses.replace(state, step=state.step + 1, ema_params=average)
-        rate, largest = self.follower_decay
-        move = 1 - jnp.minimum(rate * state.step, largest)
+        first, rate, largest = self.follower_decay
+        move = 1 - jnp.minimum(first + rate * state.step, largest)
         followers = {
             name: state.memory[name] for name in (DRAWING, TRAILING) if name in state.memory
         }

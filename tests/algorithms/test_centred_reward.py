@@ -22,8 +22,11 @@ def test_crd_is_the_papers(numbers):
     value, gradient = derivative(made, numbers.output, shown)
     tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
     output, noise = tensors["output"].requires_grad_(), tensors["noise"]
-    implied = error(tensors["trailing"], noise) - error(output, noise)
-    total = 0.1 * error(output, tensors["base"]).sum()
+    relative = lambda off: (off**2).mean((1, 2, 3)) / off.detach().abs().mean((1, 2, 3))
+    implied = relative(tensors["trailing"] - noise) - relative(output - noise)
+    # Between the least factor for the worst advantage, -1, and the whole weight for the best, 1.
+    factor = 1e-4 + (0.1 - 1e-4) * (tensors["advantages"] + 1) / 2
+    total = (factor * error(output, tensors["base"])).sum()
     for group in ([0, 1, 2], [3, 5]):
         likeness, wanted = implied[group], (tensors["advantages"][group] + 1) / 2
         centred = 2 * (likeness - likeness.mean()) - (wanted - wanted.mean())
@@ -42,4 +45,5 @@ def test_where_nothing_has_changed_it_is_advantage_weighted_matching(numbers, pr
     advantages = 5 * numbers.advantages.reshape(2, 3)
     centred = (advantages - advantages.mean(1, keepdims=True)).reshape(6, 1, 1, 1)
     of_error = 2 * (numbers.output - shown.own["target"]) / numbers.output[0].size
-    np.testing.assert_allclose(gradient, centred * of_error, atol=1e-6)
+    size = np.abs(numbers.output - shown.own["target"]).mean((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(gradient, centred * of_error / size, atol=1e-6)

@@ -37,6 +37,7 @@ def test_what_old_configs_lack_is_filled_in():
     found = fields.of_earlier(first_version(config))
     config.mesh.gather = "whole"  # as there was nothing else
     config.algorithm.dgpo.least_time = 0.0
+    config.algorithm.crd.first_decay = 0.0
     assert json.dumps(found.to_dict()) == json.dumps(config.to_dict())
 
 

@@ -8,6 +8,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from diffusionrl_jax.learning.examples import Examples
+from diffusionrl_jax.learning.gradient import Learner
+from diffusionrl_jax.learning.state import TRAILING, TrainState
 from diffusionrl_jax.models.lora import Lora
 
 STEPS, STEP = 5, 2
@@ -251,3 +253,17 @@ def test_lora_factors_get_the_kernels_gradient_by_the_chain_rule(case):
             largest = np.abs(expected).max()
             assert largest > 1e-5
             np.testing.assert_allclose(ours[name]["kernel"], expected, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize(
+    ("decay", "decays"), [((0.25, 0.1, 0.4), (0.35, 0.4, 0.4)), ((0.0, 0.0, 0.9), (0.0, 0.0, 0.0))]
+)
+def test_a_follower_moves_less_and_less(decay, decays):
+    """The decay begins at the first number, and stops growing at the last."""
+    learner = Learner(optax.identity(), 0.0, 0, None, follower_decay=decay)
+    value, follower = np.float32(3.0), 1.0
+    state = TrainState(0, value, (), None, {TRAILING: np.float32(follower)})
+    for expected in decays:
+        state = learner.finish(state)
+        follower = expected * follower + (1 - expected) * 3.0
+        np.testing.assert_allclose(state.memory[TRAILING], follower, rtol=1e-6)
