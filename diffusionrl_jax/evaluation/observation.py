@@ -70,5 +70,6 @@ class Observer:
             name: diversity.within_prompts(prompts[name], np.concatenate(parts))
             for name, parts in features.items()
         }
-        record = Record(step, dict(prompts), evaluation.scores, distances, pictures)
+        settings = records.settings_of(self.evaluator.config, self.compared_by)
+        record = Record(step, dict(prompts), evaluation.scores, distances, pictures, settings)
         return evaluation, record, self.probe(params) if self.probe else {}

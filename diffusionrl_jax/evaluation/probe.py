@@ -4,7 +4,6 @@ What the base model says of these states is computed once, when a run starts and
 anyway. It need not stay there.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -122,7 +121,8 @@ class Probe:
           "kl_to_base": KL(base || policy) of a step of the chain, in nats per element of the
           latents, averaged over steps that the base model takes; it is missing where the steps add
           no noise. "noise_length": the length of the noise that the denoiser predicts, in those of
-          what the base model predicts there. Nothing is returned of a chain without states.
+          what the base model predicts there. They are not finite where what the denoiser says is
+          not. Nothing is returned of a chain without states.
         """
         divergences, lengths = [], []
         for index, latents, base, base_length in self._states:
@@ -136,7 +136,7 @@ class Probe:
         values = {"noise_length": float(np.mean(lengths))}
         if self._has_kl:
             values["kl_to_base"] = float(np.mean(divergences))
-        return {name: value for name, value in values.items() if math.isfinite(value)}
+        return values
 
 
 def _length(vectors: jax.Array) -> jax.Array:

@@ -5,17 +5,20 @@ file.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import urllib.parse
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import matching, write_whole
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import to_uint8
@@ -37,6 +40,8 @@ class Record:
       scores: set -> scorer -> float32 [n]; NaN where there is no score.
       distances: set -> prompt -> the mean distance of its pictures, see `diversity.py`.
       pictures: set -> index of an image -> the picture's file, PNG or JPEG.
+      settings: "set/scorer" -> a name of all that these scores depend on beside the model, and set
+        -> one of what the distances depend on; see `settings_of`. Earlier versions kept none.
     """
 
     step: int
@@ -44,6 +49,44 @@ class Record:
     scores: dict[str, dict[str, np.ndarray]]
     distances: dict[str, dict[str, float]]
     pictures: dict[str, dict[int, bytes]]
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def settings_of(evaluation: Config, compared_by: str) -> dict[str, str]:
+    """Returns `Record.settings` of an evaluation.
+
+    Args:
+      evaluation: `config.evaluation`.
+      compared_by: what distances are between; see `diversity.make_features`.
+    """
+    evaluation, found = evaluation.to_dict(), {}
+    for index, (name, chosen) in enumerate(evaluation["sets"].items()):
+        # The noise is named by the seed and the set's number.
+        drawn = {field: value for field, value in chosen.items() if field != "scorers"}
+        drawn |= {"noise": evaluation["seed"] + index}
+        found[name] = _name_of([drawn, compared_by])
+        for scorer in chosen["scorers"]:
+            found[f"{name}/{scorer}"] = _name_of([drawn, evaluation["scorers"][scorer]])
+    return found
+
+
+def _name_of(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def comparable(one: Record, other: Record, key: str) -> bool:
+    """Returns whether what two records have by a key of `Record.settings` came about alike.
+
+    Where one of them does not say, it is taken to be so.
+    """
+    settings = {record.settings[key] for record in (one, other) if key in record.settings}
+    return len(settings) < 2
+
+
+def unscored(record: Record, name: str, scorer: str) -> int:
+    """Returns how many pictures of a set have no score by a scorer of it."""
+    return int((~np.isfinite(record.scores[name][scorer])).sum())
 
 
 def shrink(images: np.ndarray) -> np.ndarray:
@@ -92,6 +135,7 @@ def write_record(workdir: str, record: Record) -> None:
             for name, scores in record.scores.items()
         },
         "distances": record.distances,
+        "settings": record.settings,
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -138,7 +182,8 @@ def read_record(workdir: str, step: int) -> Record:
                 for name, scores in described["scores"].items()
             }
             prompts, distances = described["prompts"], described["distances"]
-            return Record(int(described["step"]), prompts, scores, distances, pictures)
+            settings = dict(described.get("settings", {}))
+            return Record(int(described["step"]), prompts, scores, distances, pictures, settings)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it.") from error
 

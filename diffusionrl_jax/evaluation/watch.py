@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from diffusionrl_jax.evaluation.records import Record, mean_by_prompt
+from diffusionrl_jax.evaluation.records import Record, comparable, mean_by_prompt, unscored
 
 # Less than one false alarm in a thousand comparisons.
 SIGNIFICANCE = 1e-3
@@ -21,6 +21,9 @@ SIGNIFICANCE = 1e-3
 LEAST_DIVERSITY = 0.75
 # The length of the predicted noise, in the base model's.
 NOISE_LENGTHS = (0.9, 1.1)
+# What a judge falls by less than is of no account, however clear: in deviations of its scores of
+# the base model's prompts, and, where all of these are alike, in its unit.
+LEAST_FALL, LEAST_UNITS = 0.05, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +99,51 @@ def paired_changes(base: Record, now: Record, scorer: str) -> np.ndarray:
       [prompts], of those that have scores in both.
     """
     changes = []
-    for name, scores in now.scores.items():
-        before = base.scores.get(name, {}).get(scorer)
-        if scorer in scores and before is not None and base.prompts[name] == now.prompts[name]:
-            changes += mean_by_prompt(now.prompts[name], scores[scorer] - before).values()
+    for name in _sets_in_both(base, now, scorer):
+        change = now.scores[name][scorer] - base.scores[name][scorer]
+        changes += mean_by_prompt(now.prompts[name], change).values()
     return np.array(changes, float)
 
 
-def has_fallen(changes: np.ndarray) -> bool:
-    """Returns whether changes are below 0 by more than chance explains, by Student's t test."""
-    if len(changes) < 3 or not changes.mean() < 0:
+def _sets_in_both(base: Record, now: Record, scorer: str) -> list[str]:
+    """Returns the sets that a scorer judges in both records: the same prompts in the same way."""
+    return [
+        name
+        for name, scores in now.scores.items()
+        if scorer in scores
+        and scorer in base.scores.get(name, {})
+        and base.prompts[name] == now.prompts[name]
+        and comparable(base, now, f"{name}/{scorer}")
+    ]
+
+
+def not_compared(base: Record, now: Record) -> list[str]:
+    """Returns what both records have, and what came about otherwise: keys of `Record.settings`."""
+    return [key for key in now.settings if not comparable(base, now, key)]
+
+
+def least_fall(base: Record, now: Record, scorer: str) -> float:
+    """Returns how far a scorer's mean has to be below the base model's to count as fallen.
+
+    Args:
+      base, now, scorer: as in `paired_changes`.
+    """
+    before = [
+        score
+        for name in _sets_in_both(base, now, scorer)
+        for score in mean_by_prompt(base.prompts[name], base.scores[name][scorer]).values()
+    ]
+    return max(LEAST_FALL * float(np.std(before)), LEAST_UNITS) if before else LEAST_UNITS
+
+
+def has_fallen(changes: np.ndarray, least: float = LEAST_UNITS) -> bool:
+    """Returns whether changes are below 0 by more than chance explains, by Student's t test.
+
+    Args:
+      changes: [prompts], from `paired_changes`.
+      least: how far below 0 their mean has to be at least.
+    """
+    if len(changes) < 3 or not changes.mean() < -least:
         return False
     if np.ptp(changes) == 0:
         return True  # All have fallen alike.
@@ -115,6 +153,8 @@ def has_fallen(changes: np.ndarray) -> bool:
 
 def diversity_share(base: Record, now: Record, name: str) -> float:
     """Returns a set's mean distance within prompts, in those of the base model; NaN without any."""
+    if not comparable(base, now, name):
+        return math.nan
     before, after = base.distances.get(name, {}), now.distances.get(name, {})
     both = before.keys() & after.keys()
     total = sum(before[prompt] for prompt in both)
@@ -149,49 +189,68 @@ def signals(
       probe: what `Probe` says.
 
     Returns:
-      "watch/kl_to_base", "watch/noise_length", "watch/diversity/<set>" and
-      "watch/gain_entropy/<scorer>", those that there are.
+      "watch/kl_to_base" and "watch/noise_length", which need not be finite, and
+      "watch/diversity/<set>" and "watch/gain_entropy/<scorer>", those that are.
     """
-    found = {f"watch/{name}": value for name, value in probe.items()}
+    found: dict[str, float] = {}
     for name in now.scores:
         found[f"watch/diversity/{name}"] = diversity_share(base, now, name)
     for scorer, tasks in rewarded.items():
         if tasks:
             entropy = gain_entropy(paired_changes(base, now, scorer))
             found[f"watch/gain_entropy/{scorer}"] = entropy
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    return {f"watch/{name}": value for name, value in probe.items()} | finite
+
+
+def lost_scores(base: Record, now: Record) -> dict[str, int]:
+    """Returns how many more pictures of each set have no score than the base model's, if any.
+
+    A picture that is not finite has none, and is in no mean.
+    """
+    found: dict[str, int] = {}
+    for scorer in {scorer for scores in now.scores.values() for scorer in scores}:
+        for name in _sets_in_both(base, now, scorer):
+            lost = unscored(now, name, scorer) - unscored(base, name, scorer)
+            found[name] = max(lost, found.get(name, 0))
+    return {name: count for name, count in found.items() if count > 0}
 
 
 def falls(
     base: Record,
     now: Record,
     rewarded: Mapping[str, Sequence[str]],
-    watched: Mapping[str, float],
+    watched: Mapping[str, float | None],
 ) -> list[str]:
     """Says what has become worse than with the base model, by more than chance or taste explain.
 
     Args:
       base, now, rewarded: as in `signals`.
-      watched: what `signals` returned.
+      watched: what `signals` returned, with None or NaN for what is not finite.
 
     Returns:
       A phrase for each, such as "recognition fell by 0.081".
     """
-    found = []
+    found = [
+        f"{count} more of the {len(now.prompts[name])} pictures of {name} have no score"
+        for name, count in lost_scores(base, now).items()
+    ]
     for scorer, tasks in rewarded.items():
         changes = paired_changes(base, now, scorer)
-        if not tasks and has_fallen(changes):
+        if not tasks and has_fallen(changes, least_fall(base, now, scorer)):
             found.append(f"{scorer}, never a reward, fell by {-changes.mean():.3g}")
     shares = {
         name: share
         for name in now.scores
-        if (share := watched.get(f"watch/diversity/{name}", 1.0)) < LEAST_DIVERSITY
+        if (share := watched.get(f"watch/diversity/{name}") or 1.0) < LEAST_DIVERSITY
     }
     if shares:
         name, share = min(shares.items(), key=lambda item: item[1])
         found.append(f"the pictures of a prompt in {name} differ {share:.0%} as much as at first")
     length = watched.get("watch/noise_length", 1.0)
-    if not NOISE_LENGTHS[0] <= length <= NOISE_LENGTHS[1]:
+    if not _is_number(length):
+        found.append("the predicted noise is not finite")
+    elif not NOISE_LENGTHS[0] <= length <= NOISE_LENGTHS[1]:
         found.append(f"the predicted noise is {length:.2f} times as long as the base model's")
     return found
 

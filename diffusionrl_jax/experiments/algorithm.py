@@ -74,6 +74,11 @@ def updates_per_iteration(config: Config) -> int:
     return needs_of(config).updates + (1 if config.pretraining.weight else 0)
 
 
+def images_per_iteration(config: Config) -> int:
+    """Returns how many pictures an iteration learns from: those it draws, or a batch of pairs."""
+    return config.batch_size * (1 if needs_of(config).pairs else len(config.tasks))
+
+
 def _noise_group(config: Config, name: str) -> int:
     """Returns how many neighbours in the batch of a task share noise."""
     task, needs = config.tasks[name], needs_of_method(config, method_of(config, name))

@@ -11,6 +11,7 @@ from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments.algorithm import images_per_iteration
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
@@ -33,7 +34,7 @@ def iteration_operations(experiment: Experiment) -> float:
     """
     config, needs = experiment.config, needs_of(experiment.config)
     experience = experiment.algorithm.experience
-    images = config.batch_size * (1 if needs.pairs else len(experiment.task_names))
+    images = images_per_iteration(config)
     # Of a group that shares what it is trained on there is one row.
     rows = config.batch_size / experience.group
     trained = rows * needs.updates
@@ -69,7 +70,9 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
     if config.lora.rank:
         trained = f"LoRA's {count(state.params):,} parameters beside the denoiser's {denoiser:,}"
     tasks = ", ".join(experiment.task_names)
-    images = config.batch_size * len(experiment.task_names)
+    images = f"{images_per_iteration(config):,} images"
+    if needs_of(config).pairs:
+        images += " of pairs, and draws none"
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     kept = config.checkpoint
     iteration = iteration_operations(experiment)
@@ -81,7 +84,7 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
         "devices": str(devices),
         "plan": f"{plan} (estimate, in {plan.phase})",
         **_pictures(config, plan),
-        "an iteration": f"{images:,} images" + _least(iteration, plan),
+        "an iteration": images + _least(iteration, plan),
         "iterations": f"{config.iterations:,}" + _least(run, plan, "hours"),
         "checkpoints": f"{epath.Path(workdir) / 'checkpoints'}, every {kept.every} iterations, "
         f"{readable_size(size)} each; the last {kept.keep_last} and the best {kept.keep_best} are "

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
-from diffusionrl_jax.algorithms import tasks_by_method
+from diffusionrl_jax.algorithms import pairs_of, tasks_by_method
 from diffusionrl_jax.evaluation import tables, watch
+from diffusionrl_jax.evaluation.records import comparable, unscored
 from diffusionrl_jax.evaluation.statistics import Bootstrap, Measurement
 from diffusionrl_jax.reporting.curves import unique
 from diffusionrl_jax.reporting.reading import RunData
@@ -47,7 +49,7 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
         ("method", _methods(config)),
         ("tasks", "; ".join(tasks)),
         ("iterations", f"{done:,} of {config['iterations']:,}"),
-        ("images an iteration", f"{config['batch_size'] * len(run.tasks):,}"),
+        ("images an iteration", f"{_images_per_iteration(run):,}"),
         ("learning rate", f"{config['optimizer']['learning_rate']:g}"),
         ("weight of the pretraining loss", f"{config['pretraining']['weight']:g}"),
         ("seed", str(config["seed"])),
@@ -55,6 +57,15 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
         ("revision", str(versions.get("git_revision") or "not in a checkout")),
         ("folder", run.workdir),
     ]
+
+
+def _from_pairs(run: RunData) -> bool:
+    """Returns whether the run learns from given pictures, and draws none."""
+    return pairs_of(ml_collections.ConfigDict(run.config)) is not None
+
+
+def _images_per_iteration(run: RunData) -> int:
+    return run.config["batch_size"] * (1 if _from_pairs(run) else len(run.tasks))
 
 
 def _methods(config: Mapping[str, Any]) -> str:
@@ -95,10 +106,11 @@ def cost(run: RunData) -> list[tuple[str, str]]:
         value for row in rows for name, value in row.items() if name.startswith(SECONDS) and value
     )
     last = rows[-1]["step"] if rows else 0
-    images = last * run.config["batch_size"] * len(run.tasks)
+    images = last * _images_per_iteration(run)
+    learned = "images of pairs to train on" if _from_pairs(run) else "images drawn to train on"
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     devices = run.versions.get("devices")
-    found = [("images drawn to train on", f"{images:,}"), ("at work", _duration(at_work))]
+    found = [(learned, f"{images:,}"), ("at work", _duration(at_work))]
     if devices:
         hours = devices * at_work / 3600
         found.append(("devices times hours", f"{hours:.3g} of {run.versions.get('device')}"))
@@ -146,7 +158,8 @@ def evaluation_table(run: RunData) -> list[Table]:
             cells = [_cell(record, name, scorer) for record in shown]
             before = first.scores.get(name, {}).get(scorer)
             change = ""
-            if before is not None and first.prompts[name] == last.prompts[name]:
+            same = first.prompts.get(name) == last.prompts[name]
+            if before is not None and same and comparable(first, last, f"{name}/{scorer}"):
                 change = _interval(last.prompts[name], after - before, "+")
             rewards = ", ".join(run.rewarded.get(scorer, [])) or "never"
             rows.append([name, scorer, *cells, change, rewards])
@@ -155,7 +168,11 @@ def evaluation_table(run: RunData) -> list[Table]:
 
 def _cell(record, name: str, scorer: str) -> str:
     scores = record.scores.get(name, {}).get(scorer)
-    return "" if scores is None else _interval(record.prompts[name], scores, "")
+    if scores is None:
+        return ""
+    missing = unscored(record, name, scorer)
+    without = f"{missing} of {len(scores)} without a score" if missing else ""
+    return ", ".join(filter(None, (_interval(record.prompts[name], scores, ""), without)))
 
 
 def _interval(prompts: Sequence[str], values: np.ndarray, sign: str) -> str:

@@ -21,7 +21,7 @@ from diffusionrl_jax.evaluation.evaluator import Evaluator
 from diffusionrl_jax.evaluation.observation import Observer
 from diffusionrl_jax.experiments import announcement, checks, fetching, fields, planning
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.experiments.algorithm import scores_on_host
+from diffusionrl_jax.experiments.algorithm import images_per_iteration, scores_on_host
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.out_of_memory import clear_out_of_memory
 from diffusionrl_jax.learning import summary
@@ -200,7 +200,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
     config = experiment.config
     timer = PhaseTimer()
     step = make_train_step(experiment.algorithm, state, execution, timer)
-    images_per_step = config.batch_size * len(experiment.task_names)
+    images_per_step = images_per_iteration(config)
     parameters, optimizer, is_small = count(state.params), config.optimizer, False
 
     def evaluate(state) -> tuple[dict[str, float], dict]:

@@ -1,5 +1,6 @@
 """Evaluates a run while it trains, keeps the evaluations, and warns of rewards that are fooled."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -50,6 +51,7 @@ class Watcher:
         self._base: records.Record | None = None
         self._rows: list[Mapping[str, float]] = []
         self.fallen: list[str] = []
+        self._warned = False
         if jax.process_index() == 0:
             records.remove_records(workdir, start_step)
             if start_step:
@@ -96,10 +98,28 @@ class Watcher:
             records.write_record(self._workdir, record)
         if step == 0:
             self._base = record
-        base = self._base or record
-        values |= watch.signals(base, record, self._rewarded, probed)
-        self.fallen = watch.falls(base, record, self._rewarded, values)
-        return values | {FALLS: float(len(self.fallen))}, grids
+        base, self.fallen = self._base, []
+        if base is None:
+            values |= {f"watch/{name}": value for name, value in probed.items()}
+        else:
+            self._warn_of_other_settings(base, record)
+            values |= watch.signals(base, record, self._rewarded, probed)
+            self.fallen = watch.falls(base, record, self._rewarded, values)
+            values[FALLS] = float(len(self.fallen))
+        broken = base is not None and bool(watch.lost_scores(base, record))
+        if processes.gather(np.array(broken))[0]:  # All follow process 0's reading.
+            values["best"] = math.nan  # The mean is over the pictures that are left.
+        return values, grids
+
+    def _warn_of_other_settings(self, base: records.Record, record: records.Record) -> None:
+        """Warns, once, of what is not compared with the base model."""
+        if (changed := watch.not_compared(base, record)) and not self._warned:
+            self._warned = True
+            logging.warning(
+                "The base model was evaluated by another config.evaluation: %s are not compared "
+                "with it.",
+                ", ".join(changed),
+            )
 
     def warning(self, saved: Sequence[int]) -> str:
         """Returns a line about rewards that seem to be fooled, by the last evaluation; or nothing.

@@ -17,6 +17,7 @@ def record(step=0, name="pairs"):
         {name: {"size": np.array([0.1, np.nan, -np.inf], np.float32)}},
         {name: {"a": 0.25}},
         {name: {0: picture, 2: picture}},
+        {name: "some", f"{name}/size": "others"},
     )
 
 
@@ -27,8 +28,26 @@ def test_what_is_written_is_read(name, tmp_path):
     read = records.read_record(str(tmp_path), 3)
     assert (read.step, read.prompts) == (3, written.prompts)
     assert (read.distances, read.pictures) == (written.distances, written.pictures)
+    assert read.settings == written.settings
     assert read.scores[name]["size"].dtype == np.float32
     np.testing.assert_array_equal(read.scores[name]["size"], np.float32([0.1, np.nan, np.nan]))
+
+
+def test_settings_name_what_scores_depend_on(make_config):
+    """Of the set and scorer that are changed, and of no others."""
+    config = make_config().evaluation
+    before = records.settings_of(config, "pixels")
+    assert before.keys() == {"pairs", "people", "pairs/size", "people/size"}
+    config.sets.people.images = 32
+    after = records.settings_of(config, "pixels")
+    assert {key for key in before if before[key] != after[key]} == {"people", "people/size"}
+    config.scorers.size.options["quality"] = 50
+    assert records.settings_of(config, "pixels")["people"] == after["people"]
+    assert records.settings_of(config, "pixels")["people/size"] != after["people/size"]
+    clip = records.settings_of(config, "CLIP")
+    assert clip["pairs"] != before["pairs"]
+    config.seed += 1
+    assert not set(records.settings_of(config, "CLIP").items()) & set(clip.items())
 
 
 def test_later_evaluations_are_removed(tmp_path):

@@ -28,7 +28,10 @@ def rows(*means, std=1.0):
 
 
 def fallen(now, probe=None):
-    base = record()
+    return fallen_between(record(), now, probe)
+
+
+def fallen_between(base, now, probe=None):
     values = watch.signals(base, now, REWARDED, probe or {})
     return watch.falls(base, now, REWARDED, values)
 
@@ -47,6 +50,51 @@ def test_each_fall_is_named():
     for length in (0.7, 1.3):
         (phrase,) = fallen(record(1), {"noise_length": length})
         assert phrase == f"the predicted noise is {length:.2f} times as long as the base model's"
+
+
+def test_falls_that_are_too_small_are_none():
+    """However clear they are: rounding, or a twentieth of what prompts differ by."""
+    random = np.random.default_rng(0)
+    assert not watch.has_fallen(random.normal(-1e-7, 1e-8, 64))
+    base = record()
+    base.scores["pairs"]["judge"] = np.repeat(random.normal(size=40), 2)
+    deviation = base.scores["pairs"]["judge"].std()
+    for share, expected in ((0.04, 0), (0.06, 1)):
+        now = record(1)
+        now.scores["pairs"]["judge"] = base.scores["pairs"]["judge"] - share * deviation
+        assert len(watch.falls(base, now, REWARDED, {})) == expected
+
+
+def test_lost_pictures_are_a_fall():
+    """Those that the base model's drawing lost too are not."""
+    base, now = record(), record(1)
+    base.scores["pairs"]["judge"][:2] = now.scores["pairs"]["judge"][1:3] = np.nan
+    assert fallen_between(base, now) == []
+    now.scores["pairs"]["size"][:50] = np.inf
+    assert watch.lost_scores(base, now) == {"pairs": 50}
+    assert fallen_between(base, now) == ["50 more of the 80 pictures of pairs have no score"]
+
+
+@pytest.mark.parametrize("length", [math.nan, math.inf, None])
+def test_noise_that_is_not_finite_is_a_fall(length):
+    """None is what metrics.jsonl has in place of either."""
+    watched = {"watch/noise_length": length, "watch/diversity/pairs": None}
+    assert watch.falls(record(), record(1), REWARDED, watched) == [
+        "the predicted noise is not finite"
+    ]
+    if length is not None:
+        assert fallen(record(1), {"noise_length": length}) == ["the predicted noise is not finite"]
+
+
+def test_only_what_came_about_alike_is_compared():
+    base, now = record(), record(1, judge=-1.0, size=1.0, distance=0.1)
+    base.settings.update({"pairs": "a", "pairs/judge": "b"})
+    now.settings.update({"pairs": "a", "pairs/judge": "b", "pairs/size": "c"})
+    assert len(fallen_between(base, now)) == 2 and watch.not_compared(base, now) == []
+    now.settings.update({"pairs": "other", "pairs/judge": "other"})
+    assert fallen_between(base, now) == []
+    assert watch.not_compared(base, now) == ["pairs", "pairs/judge"]
+    assert watch.paired_changes(base, now, "size").size, "the base does not say"
 
 
 def test_falls_by_chance_are_rare():
