@@ -36,10 +36,17 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "Of classifier-free guidance; the run's own, or the model's usual one."
 )
-STEPS = flags.DEFINE_integer("steps", None, "Of denoising; the run's own, or 50.")
+EMBEDDED_GUIDANCE = flags.DEFINE_float(
+    "embedded_guidance", None, "The scale that FLUX.1 dev takes as an input; the run's own, or 3.5."
+)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Of denoising; the run's own, or 50. Another number draws other noise."
+)
 HEIGHT = flags.DEFINE_integer("height", None, "Of a picture in pixels; the run's or model's own.")
 WIDTH = flags.DEFINE_integer("width", None, "As --height; both or none.")
 ETA = flags.DEFINE_float("eta", None, "Of DDIM, 0 to 1; the run's own, or 1.")
+# At a time, of each device.
+MOST_AT_ONCE = 4
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -66,7 +73,7 @@ def make_config(model: str):
     """Returns the model's own config, with the flags' changes."""
     config = trained.opening_config(model)
     config.dtype = DTYPE.value or config.dtype
-    for flag in (GUIDANCE_SCALE, STEPS, ETA, HEIGHT, WIDTH):
+    for flag in (GUIDANCE_SCALE, EMBEDDED_GUIDANCE, STEPS, ETA, HEIGHT, WIDTH):
         if flag.value is not None:
             config.sampler[flag.name] = flag.value
     return config
@@ -93,7 +100,7 @@ def read_all_prompts() -> list[str]:
 
 def main(_):
     with programs.clear_errors():
-        numbers = (IMAGES, SEED, GUIDANCE_SCALE, STEPS, ETA, HEIGHT, WIDTH)
+        numbers = (IMAGES, SEED, GUIDANCE_SCALE, EMBEDDED_GUIDANCE, STEPS, ETA, HEIGHT, WIDTH)
         fields.check_flags("sample", {flag.name: flag.value for flag in numbers})
         start.start_devices()
         prompts, count = read_all_prompts(), IMAGES.value
@@ -102,9 +109,17 @@ def main(_):
         config = make_config(model)
         policy = trained.load_trained(model, config, step)
         warn_of_cut(policy.model, prompts, "--prompt_file" if PROMPT_FILE.value else "--prompts")
-        # Each device decodes one at a time: at 1024 px a decoder's activations are gigabytes.
-        sampler = Sampler(policy, config.sampler, batch=count, decode=1)
+        scale = config.sampler.guidance_scale
+        if getattr(policy.model, "embedded_guidance", None) is not None and scale > 1:
+            logging.warning(
+                "This model takes a scale of guidance as an input, %s; --guidance_scale=%g guides "
+                "it once more, by the empty prompt: --embedded_guidance changes the input.",
+                *(policy.model.embedded_guidance, scale),
+            )
         repeated = [prompt for prompt in prompts for _ in range(count)]
+        batch = min(len(repeated), MOST_AT_ONCE * policy.mesh.size)
+        # Each device decodes one at a time: at 1024 px a decoder's activations are gigabytes.
+        sampler = Sampler(policy, config.sampler, batch, decode=1)
         images = sampler(policy.params, repeated, SEED.value)
         if jax.process_index() == 0:
             scale = max(1, 96 // images.shape[2])

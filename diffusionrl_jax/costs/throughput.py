@@ -23,7 +23,8 @@ COMPILATION = "/jax/core/compile/backend_compile_duration"
 # A part of a split step, as the timer calls it -> the phases that it is made of.
 PARTS = {
     "sample": ("sample", "decode"),
-    "score": ("score", "prepare"),
+    "score": ("score",),
+    "prepare": ("prepare",),
     "update": ("update", "pretrain", "finish"),
 }
 

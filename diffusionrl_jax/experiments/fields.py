@@ -224,6 +224,7 @@ FLAGS: dict[str, dict[str, Kind]] = {
         "images_per_prompt": Whole(1, 4096),
         "seed": FIELDS["seed"],
         "guidance_scale": FIELDS["sampler.guidance_scale"],
+        "embedded_guidance": FIELDS["sampler.embedded_guidance"],
         "steps": FIELDS["sampler.steps"],
         "eta": FIELDS["sampler.eta"],
         "height": FIELDS["sampler.height"],

@@ -185,7 +185,7 @@ class SplitStep:
                 return jax.block_until_ready(programs.score(frozen, samples, inputs))
 
         def prepare(params, frozen, samples, rewards, batch, step, memory):
-            with timer.phase("score"):
+            with timer.phase("prepare"):
                 batch = batch.replace(questions=())
                 arguments = params, frozen, samples, rewards, batch, step, memory
                 return jax.block_until_ready(programs.prepare(*arguments))

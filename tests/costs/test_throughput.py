@@ -12,7 +12,7 @@ def test_measures(make_config, execution, tmp_path):
     result = throughput.measure(config, str(tmp_path), steps=1, profile=str(tmp_path / "trace"))
     rates, seconds = result.rates(), result.seconds
     parts = set(seconds) - {"iteration"}
-    assert parts == ({"sample", "score", "update"} if execution == "split" else {"step"})
+    assert parts == ({"sample", "score", "prepare", "update"} if execution == "split" else {"step"})
     assert sum(seconds[part] for part in parts) <= seconds["iteration"]
     speed = rates["iteration"]["images_per_second_per_chip"]
     assert speed * seconds["iteration"] * result.devices == pytest.approx(8)

@@ -176,7 +176,7 @@ def test_images_are_drawn_while_the_last_are_scored(setup):
     step = make_train_step(waiting.algorithm, state, "split", Watch())
     step(state, waiting.frozen, *batches(waiting, 2))
     ended = [name for name, _ in itertools.groupby(Watch.ended[2:])]
-    assert Watch.ended[:2] == ["sample", "sample"] and ended == ["score", "update"]
+    assert Watch.ended[:2] == ["sample", "sample"] and ended == ["score", "prepare", "update"]
 
 
 @pytest.mark.slow

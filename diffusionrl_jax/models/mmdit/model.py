@@ -104,6 +104,11 @@ class MMDiT:
     denoiser_name = "transformer"
 
     @property
+    def embedded_guidance(self) -> float | None:
+        """The scale of guidance that the transformer takes as an input; None if it takes none."""
+        return getattr(self.transformer, "guidance", None)
+
+    @property
     def pipeline_name(self) -> str:
         """The class of the model's pipeline in PyTorch's diffusers."""
         return self.configs["pipeline"]["_class_name"]

@@ -28,6 +28,7 @@ from diffusionrl_jax.reporting.study.records import (
     write_study,
 )
 from diffusionrl_jax.runs import trained
+from diffusionrl_jax.runs.identities import settle_step
 
 SET = "study"
 
@@ -45,8 +46,28 @@ def parse_models(names: dict[str, str]) -> dict[str, tuple[str, str]]:
         name: ("", "") if text == BASE else trained.parse_model(text, f"--{name}")
         for name, text in names.items()
     }
-    if found[A] == found[B]:
+    _check_two(names, found)
+    return found
+
+
+def _check_two(names: dict[str, str], models: dict[str, tuple[str, str]]) -> None:
+    if models[A] == models[B]:
         raise UserError(f"--a={names[A]} and --b={names[B]} are the same model: name two.")
+
+
+def settle_models(names: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Returns what `parse_models` does, with the number of a run's step.
+
+    Which one "best" and "last" mean changes while a run trains.
+
+    Raises:
+      UserError, FileNotFoundError: as `parse_models`, or a run has no such step.
+    """
+    found = {
+        name: (path, settle_step(path, step) if path else "")
+        for name, (path, step) in parse_models(names).items()
+    }
+    _check_two(names, found)
     return found
 
 
@@ -101,7 +122,7 @@ def draw_study(
     Raises:
       UserError, FileNotFoundError: the models, the prompts or a scorer cannot be used.
     """
-    models = parse_models(names)
+    models = settle_models(names)
     categories = prompt_categories(prompts, columns)
     groups = columns_of(categories)
     chosen = tuple(config.evaluation.head_to_head if scorers is None else scorers)
@@ -139,6 +160,7 @@ def draw_study(
             for number, prompt in enumerate(evaluator.prompts[SET][:pairs])
         ),
         checks=tuple(evenly(pairs, checks).tolist()),
+        steps={name: step for name, (_, step) in models.items() if step},
     )
     if jax.process_index() == 0:
         drawn = {name: to_uint8(evaluations[name].images[SET]) for name in (A, B)}

@@ -48,6 +48,8 @@ class Study:
       pairs: all pairs.
       checks: the numbers of the pairs of which one picture is shown beside a scrambled one, too, to
         see whether a rater looks at all.
+      steps: of those models that are runs, by `A` and `B`, the number of the step that was drawn.
+        Earlier versions kept none.
     """
 
     identity: str
@@ -59,6 +61,7 @@ class Study:
     sampler: Mapping[str, Any]
     pairs: tuple[Pair, ...]
     checks: tuple[int, ...]
+    steps: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def study_folder(text: str) -> epath.Path:

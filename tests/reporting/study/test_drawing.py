@@ -36,6 +36,15 @@ def test_two_models_are_named(tmp_path):
         parse_models({A: "base", B: f"{tmp_path}/run@frob"})
 
 
+def test_a_study_is_of_numbered_steps(finished):
+    """And two names of one step are not two models."""
+    models = drawing.settle_models({A: "base", B: str(finished)})
+    assert models == {A: ("", ""), B: (str(finished), "3")}
+    for other in ("@last", "@3", "@03"):
+        with pytest.raises(UserError, match="are the same model"):
+            drawing.settle_models({A: str(finished), B: f"{finished}{other}"})
+
+
 def test_the_config_of_models_without_a_run():
     config = usual_config({A: ("nobody/nothing", ""), B: (MODEL, "")})
     assert (config.model, config.sampler.guidance_scale) == (MODEL, 7.5)
@@ -72,6 +81,7 @@ def draw(monkeypatch, tmp_path):
         return evaluator, {model: evaluation for model, *_ in models}
 
     monkeypatch.setattr(drawing, "evaluate_models", evaluate)
+    monkeypatch.setattr(drawing, "settle_step", lambda path, step: step)
 
     def of(prompts, columns=None, **options):
         names, folder = {A: "models/earlier", B: MODEL}, epath.Path(tmp_path) / "drawn"
@@ -149,7 +159,7 @@ def test_pictures_are_those_that_the_models_draw(finished, make_config, tmp_path
         columns=["Category"],
     )
     assert records.read_study(epath.Path(tmp_path)) == study
-    assert (study.a, study.b) == (names[A], names[B])
+    assert (study.a, study.b, study.steps) == (names[A], names[B], {B: "2"})
     prompts = [pair.prompt for pair in study.pairs]
     assert prompts == prompt_batch(make_prompts(table, 7), 0, 5, 1)
     kinds = {"a cat": "Animals", "an apple": "Food, fruit", "a dog": "Animals"}
