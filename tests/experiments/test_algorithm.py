@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.experiments.algorithm import (
+    images_per_iteration,
     initial_state,
     make_algorithm,
     needs_base,
@@ -116,3 +117,11 @@ def test_loras_factors_are_drawn_by_the_seed_or_given():
     given = jax.tree.map(lambda leaf: leaf + 7, drawn.params)
     _, state = first_state(given, **{"lora.rank": 2})
     jax.tree.map(np.testing.assert_array_equal, state.params, given)
+
+
+def test_pairs_are_one_batch_whatever_the_tasks(make_config):
+    config = make_config(batch_size=16)
+    config.tasks.other = config.tasks.small
+    assert images_per_iteration(config) == 32
+    config.algorithm.name = "dpo_offline"
+    assert images_per_iteration(config) == 16

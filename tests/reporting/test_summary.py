@@ -1,5 +1,9 @@
 """A report's numbers, against sums by hand and the evaluation's own intervals."""
 
+import json
+
+import numpy as np
+
 from diffusionrl_jax.evaluation import statistics
 from diffusionrl_jax.reporting import reading, summary
 from tests.reporting.runs import write_run
@@ -38,3 +42,25 @@ def test_warnings_are_shown(tmp_path):
     first, last = summary.warnings(run)
     assert first.startswith("Iteration 4: ") and "2.00 times as long" in last
     assert "may be fooled" in last
+
+
+def test_what_learns_from_pairs_draws_none(tmp_path):
+    folder = tmp_path / "pairs"
+    write_run(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["algorithm"]["name"] = "dpo_offline"
+    (folder / "config.json").write_text(json.dumps(config))
+    (run,) = reading.read_runs([str(folder)])
+    assert dict(summary.cost(run))["images of pairs to train on"] == "2,560"
+    assert dict(summary.what_was_trained(run))["images an iteration"] == "320"
+
+
+def test_pictures_without_a_score_are_counted(run):
+    last = run.evaluations[-1]
+    last.scores["new_pairs"]["preference"][:12] = np.nan
+    last.settings["new_pairs/other"] = "now"
+    run.evaluations[0].settings["new_pairs/other"] = "before"
+    (table,) = summary.evaluation_table(run)
+    rows = {row[1]: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    assert rows["preference"]["iteration 8"].endswith(", 12 of 16 without a score")
+    assert rows["other"]["change"] == "" and rows["preference"]["change"]

@@ -1,10 +1,15 @@
 """Runs are watched, and may be stopped."""
 
+import math
+import types
+
+import numpy as np
 import pytest
 
 from diffusionrl_jax import main
 from diffusionrl_jax.evaluation import records, watch
 from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.training.watching import Watcher
 from tests.processes import steps_of
 
 
@@ -29,6 +34,51 @@ def test_a_run_is_compared_with_its_base_model(finished):
     assert rows[0]["watch/diversity/people"] == 1.0
     assert 0 < rows[2]["watch/kl_to_base"] < rows[3]["watch/kl_to_base"]
     assert "watch/kl_to_base" not in rows[1], "it is computed at evaluations"
+
+
+class Observer:
+    """Says of each step what it is told."""
+
+    def __init__(self, seed=0):
+        self.scores = np.zeros(8, np.float32)
+        self.settings, self.compared_by = {"people/size": str(seed)}, "CLIP"
+        self.evaluator = types.SimpleNamespace(
+            prompts={"people": ["a"]}, logged=lambda evaluation: ({"best": 0.5}, {})
+        )
+
+    def __call__(self, params, step):
+        prompts = {"people": [f"prompt {n}" for n in range(8)]}
+        scores = {"people": {"size": self.scores}}
+        distances, pictures = {"people": {"prompt 0": 1.0}}, {"people": {}}
+        kept = records.Record(step, prompts, scores, distances, pictures, self.settings)
+        return None, kept, {"noise_length": 1.0}
+
+
+def test_lost_pictures_are_no_best(make_config, tmp_path):
+    observer = Observer()
+    watcher = Watcher(make_config(), observer, str(tmp_path), 0)
+    assert watcher.evaluate({}, 0)[0]["best"] == 0.5
+    observer.scores = np.full(8, np.nan, np.float32)
+    values, _ = watcher.evaluate({}, 2)
+    assert math.isnan(values["best"]) and values["watch/falls"] == 1.0
+    assert watcher.fallen == ["8 more of the 8 pictures of people have no score"]
+
+
+def test_a_run_is_not_its_own_base_model(make_config, tmp_path, caplog):
+    watcher = Watcher(make_config(), Observer(), str(tmp_path), 4)
+    assert "not compared with its base model" in caplog.text
+    values, _ = watcher.evaluate({}, 4)
+    assert values == {"best": 0.5, "watch/noise_length": 1.0} and watcher.fallen == []
+
+
+def test_what_is_evaluated_otherwise_is_named_once(make_config, tmp_path, caplog):
+    observer = Observer()
+    watcher = Watcher(make_config(), observer, str(tmp_path), 0)
+    watcher.evaluate({}, 0)
+    observer.settings = {"people/size": "another"}
+    for step in (2, 4):
+        watcher.evaluate({}, step)
+    assert caplog.text.count("people/size are not compared") == 1
 
 
 @pytest.mark.slow
