@@ -31,6 +31,8 @@ class Recognition:
       max_labels: how many things a prompt may name at most.
     """
 
+    has_gradient: ClassVar[bool] = False
+
     recogniser: Recogniser
     max_labels: int = 2
 
