@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from diffusionrl_jax.data.file_digests import file_digest
 from diffusionrl_jax.data.files import as_path, matching
 from diffusionrl_jax.data.pictures import read_picture
 from diffusionrl_jax.data.sources import decode_text
@@ -30,8 +31,8 @@ GROUPS_HELD = 2
 class ChosenPictures(Sequence):
     """The pictures of all pairs of which one was chosen: the chosen one, the other, and so on.
 
-    Labels are read at once, and pictures when they are asked for, a row group at a time. Pairs
-    without a choice are left out.
+    Files are digested and labels read at once, and pictures when they are asked for, a row group at
+    a time. Pairs without a choice are left out.
 
     Args:
       name: a parquet file, or a folder of some, which are read in the order of their names.
@@ -55,9 +56,8 @@ class ChosenPictures(Sequence):
         digest = hashlib.sha256(f"pairs {height}x{width}".encode())
         rows = []
         for number, file in enumerate(self._paths):
-            digest.update(f"{file.stat().length}".encode())  # Others' pictures are of other bytes.
+            digest.update(bytes.fromhex(file_digest(file)))
             for group, labels in enumerate(_labels(file)):
-                digest.update(f"{file.name} {group}".encode() + labels.tobytes())
                 chosen = np.flatnonzero(labels[:, 0] != labels[:, 1])
                 second = labels[chosen, 1] > labels[chosen, 0]
                 places = np.full((2, len(chosen)), [[number], [group]])

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from diffusionrl_jax.data import records
 from diffusionrl_jax.data.sources import decode_text, parse
@@ -25,6 +25,20 @@ RANGELESS = ("I", "F")
 # The place of the byte of a PNG file that says how many bits a channel has. It follows the
 # signature, and the header's length, name, width and height.
 PNG_DEPTH = 24
+# EXIF's tag, and how a picture is turned upright for each value of it but upright itself.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow refuses a PNG's texts, and its colour profile, where one is above 1 MiB. A picture takes
+# more than all of them may together, which is 64 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def read_picture(file: bytes, height: int, width: int) -> np.ndarray:
@@ -63,7 +77,8 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
 
     Args:
       image: a picture of any size, and of a mode that Pillow makes RGB of. It is turned upright as
-        its EXIF says, 16 bits are rounded to 8, and what is transparent is put on `BACKGROUND`.
+        its EXIF says, if that can be read, 16 bits are rounded to 8, and what is transparent is put
+        on `BACKGROUND`.
       height, width: the size of the result.
 
     Returns:
@@ -72,10 +87,23 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
     Raises:
       UserError: the picture's mode has no range of values.
     """
-    image = _opaque(ImageOps.exif_transpose(image))
+    image.load()  # EXIF may lie behind the pixels.
+    turn = _turn(image)
+    image = _opaque(image if turn is None else image.transpose(turn))
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Returns what turns a picture upright; None where its EXIF says nothing, or is broken.
+
+    Pillow's `exif_transpose` also writes EXIF anew, and fails where any tag is of a wrong type.
+    """
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Broken EXIF raises many kinds.
+        return None
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ TEXTS = (".txt", ".text")
 # It fits what looks like one of the endings by which tools know files. What follows the dot in
 # other names is a part of the name.
 ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+# The rows of a table, each after the number of a line of its.
+Rows = Iterator[tuple[int, list[str]]]
 
 
 def read_rows(path: epath.Path, field: str) -> Iterator[str]:
@@ -55,7 +57,8 @@ def read_lines(path: epath.Path) -> Iterator[str]:
       path: a file whose name ends in one of `TEXTS`, or in nothing that says what it is.
 
     Raises:
-      UserError: the file is not UTF-8, or its name says that it is something else.
+      UserError: the file is not UTF-8, its lines end in carriage returns alone, or its name says
+        that it is something else.
     """
     ending = path.suffix.lower()
     if ending not in TEXTS and ENDING.fullmatch(ending):
@@ -63,7 +66,16 @@ def read_lines(path: epath.Path) -> Iterator[str]:
             f"{path} is not read: end the name in {', '.join(TEXTS)} if it is text, one a line, or"
             f" make it a file of {', '.join(TABLES)}."
         )
-    return (text for _, text in _lines(path))
+    return _text_lines(path)
+
+
+def _text_lines(path: epath.Path) -> Iterator[str]:
+    for place, text in _lines(path):
+        if "\r" in text.rstrip("\r\n"):
+            raise UserError(
+                f"{place} has a carriage return (\\r) within: save it with \\n line ends."
+            )
+        yield text
 
 
 def has_fields(name: str) -> bool:
@@ -199,12 +211,15 @@ def _json_text(text: Any, what: str, place: str) -> str:
     return text
 
 
-def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
+def _column(path: epath.Path, field: str, read: Callable[[epath.Path], Rows]) -> Iterator[str]:
     """Yields a column of a table whose first row names the columns.
 
-    Fields may be in double quotes (RFC 4180).
+    Args:
+      path: the table.
+      field: the column's name.
+      read: reads the table's rows.
     """
-    rows = _table_rows(path, delimiter)
+    rows = read(path)
     _, names = next(rows, (1, []))
     _check_name(path, names, field)
     column = names.index(field)
@@ -218,33 +233,31 @@ def _delimited(path: epath.Path, field: str, delimiter: str) -> Iterator[str]:
             yield row[column]
 
 
-def _table_rows(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row of a table after the number of its last line.
+def _comma_rows(path: epath.Path) -> Rows:
+    """Yields each row of a table with commas after the number of its last line.
 
-    Most tables with tabs know no quotes, PartiPrompts' among them. There, a line whose quotes do
-    not enclose a field is taken as it stands.
+    Fields may be in double quotes, and then run over several lines (RFC 4180).
     """
-    taken: list[str] = []  # The lines of the row that is being read.
+    rows = csv.reader((text for _, text in _lines(path)), strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}: mend the quotes.") from None
 
-    def lines() -> Iterator[str]:
-        for _, text in _lines(path):
-            taken.append(text)
-            yield text
 
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
-    while True:
-        taken.clear()
+def _tab_rows(path: epath.Path) -> Rows:
+    """Yields each row of a table with tabs after the number of its line.
+
+    Fields may be in double quotes. Most tables with tabs know none, PartiPrompts' among them: a
+    line whose quotes do not enclose a field is taken as it stands, and no field runs over its end,
+    so that a quote alone does not take in the rows that follow.
+    """
+    for number, (_, text) in enumerate(_lines(path), start=1):
         try:
-            row = next(rows, None)
-        except csv.Error as error:
-            if delimiter != "\t" or len(taken) != 1:
-                raise UserError(
-                    f"{path}, line {rows.line_num}: {error}: mend the quotes."
-                ) from None
-            row = taken[0].rstrip("\r\n").split(delimiter)
-        if row is None:
-            return
-        yield rows.line_num, row
+            yield number, next(csv.reader([text], delimiter="\t", strict=True))
+        except csv.Error:
+            yield number, text.rstrip("\r\n").split("\t")
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:
@@ -300,7 +313,7 @@ def _texts(path: epath.Path, column: pa.Array, first: int) -> Iterator[str]:
 TABLES = {
     ".jsonl": _json_lines,
     ".json": _json_array,
-    ".csv": functools.partial(_delimited, delimiter=","),
-    ".tsv": functools.partial(_delimited, delimiter="\t"),
+    ".csv": functools.partial(_column, read=_comma_rows),
+    ".tsv": functools.partial(_column, read=_tab_rows),
     ".parquet": _parquet,
 }

@@ -9,6 +9,7 @@ The header has a digest of the whole file, which is checked when the file is ope
 compared with its hash whenever it is read.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -189,8 +190,10 @@ def open_index(name: str, fingerprint: str, rows: Callable[[], Iterable[str]]) -
         probe.touch()
         probe.unlink()
         for left in matching(path.parent, f"*{PARTIAL}"):
-            if time.time() - left.stat().mtime > ABANDONED_SECONDS:
-                left.unlink(missing_ok=True)
+            # Another process may have moved its own, or removed it too, since they were listed.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().mtime > ABANDONED_SECONDS:
+                    left.unlink()
     except OSError as error:
         raise type(error)(
             f"Cannot write the cache folder {path.parent} ({error.strerror}): set {CACHE_VARIABLE}"

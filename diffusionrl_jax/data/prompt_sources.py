@@ -24,7 +24,7 @@ KINDS = (HUB, suites.KIND, *records.KINDS, *word_lists.PROMPT_SETS, "template")
 SPLITTING = ("split", "held_out")
 RECORDS_AT_ONCE = 1024
 # It is to be raised when files are read in another way, so that older indices are not taken.
-READ_AS = 2
+READ_AS = 3
 
 
 def make_prompts(name: str, seed: int) -> PromptSource:

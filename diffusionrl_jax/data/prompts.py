@@ -86,7 +86,7 @@ class TemplatePrompts(ShuffledPrompts):
     def __init__(self, template: str, words: Sequence[str], seed: int):
         try:
             first, second = (template.format(article="a", noun=noun) for noun in "xy")
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"Cannot fill the template {template!r} ({error}): use only {{article}} and"
                 " {noun}."

@@ -13,6 +13,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
 from diffusionrl_jax.experiments import fields, shared_prefix
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
+from diffusionrl_jax.learning.advantages import BY_GROUP
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.models.text_to_image import TextToImage, warn_of_cut
@@ -22,7 +23,9 @@ from diffusionrl_jax.rewards.scorers import (
     check_scorer,
     is_normalised,
     is_of_ones_own,
+    sharing,
 )
+from diffusionrl_jax.rewards.statistical_parity import LEAVE_ONE_OUT
 
 # So many prompts are looked at before a run, or as many as it draws if these are more. It takes
 # some seconds.
@@ -165,8 +168,52 @@ def _check(config: Config) -> None:
         picture_count(config)
     for scorer in (task.scorer for task in config.tasks.values()):
         check_scorer(scorer)
+    if not algorithms.needs_of(config).pairs:
+        for method, tasks in algorithms.tasks_by_method(config).items():
+            for name in tasks:
+                _check_shared_scores(config, name, method)
     for scorer in config.evaluation.scorers.values():
         check_scorer(scorer)
+
+
+def _check_shared_scores(config: Config, name: str, method: str) -> None:
+    """Refuses a task in which the images of a prompt are compared by a score that they share.
+
+    Raises:
+      UserError: a reward of the task would teach nothing; it says why, and the mend.
+    """
+    comparison = _comparison(config, name, method)
+    rewards = sharing(config.tasks[name].scorer, normalised=comparison is not None)
+    if not rewards:
+        return
+    by, mend = comparison or (
+        f"The normalised sum config.tasks.{name}.scorer",
+        "leave its normalised out",
+    )
+    # The other rewards that share one score have no other credit.
+    if set(rewards) == {"statistical_parity"}:
+        mend = f"set credit={LEAVE_ONE_OUT!r} in its make_scorer, or {mend}"
+    raise UserError(
+        f"{by} compares the images of a prompt, all of which have one score by "
+        f"{' and '.join(rewards)}, so that nothing would be learned from it: {mend}."
+    )
+
+
+def _comparison(config: Config, name: str, method: str) -> tuple[str, str] | None:
+    """Returns what compares a task's images of a prompt, and how it is left out; None if nothing.
+
+    Normalised sums of rewards, which compare them in any case, are not looked at.
+    """
+    needs = algorithms.needs_of_method(config, method)
+    normalisation = config.tasks[name].normalisation
+    weighs = method in ("raft", "reward_weighted")  # By rewards that are not normalised.
+    takes_best = method == "raft" or config.algorithm.reward_weighted.weighting == "best"
+    if needs.groups or (weighs and takes_best):
+        return f"The method {method}", f"set config.tasks.{name}.algorithm to another one"
+    if normalisation in BY_GROUP and not (weighs or needs.reward_gradient):
+        field = f"config.tasks.{name}.normalisation"
+        return f"{field}={normalisation!r}", f"set {field}='batch'"
+    return None
 
 
 def _check_microbatches(config: Config, devices: int) -> None:

@@ -65,13 +65,17 @@ def open_source(name: str, model: TextToImage, data_dir: str) -> RecordPictures 
 def model_fingerprint(model: TextToImage, vae: Parameters, mesh: Mesh) -> str:
     """Returns a digest of what a model's latents and token ids depend on.
 
-    They depend on the VAE, the tokenizer, and the size of pictures.
+    They depend on the VAE and the dtype that it computes in, the tokenizer, and the size of
+    pictures.
     """
-    vae = jax.device_put(vae, replicated(mesh))
     probe = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
-    return latents.fingerprint(
-        vae, str(model.scaling_factor), json.dumps(probe.tolist()), str(model.image_shape)
-    )
+    names = [str(model.scaling_factor), json.dumps(probe.tolist()), str(model.image_shape)]
+    # Only what is unusual is named, so that older latents of most models are still known.
+    if shift := model.configs["vae"].get("shift_factor"):
+        names.append(f"shift {shift}")
+    if (dtype := jnp.dtype(model.vae.dtype)) != jnp.float32:
+        names.append(f"computed in {dtype}")
+    return latents.fingerprint(jax.device_put(vae, replicated(mesh)), *names)
 
 
 def text_fingerprint(model: TextToImage, text_encoder: Parameters, mesh: Mesh) -> str:
@@ -186,8 +190,8 @@ def load_pictures(
         dataset = latents.LatentDataset(folder)
         if dataset.model != encoder:
             raise UserError(
-                f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, or"
-                f" at another size, than config.model={config.model!r}: run"
+                f"config.pretraining.pictures={name!r} was encoded by another VAE or tokenizer, at"
+                f" another size or in another config.dtype than config.model={config.model!r}: run"
                 f" {latent_files.COMMAND} for this config."
             )
         found = dataset.text_model

@@ -38,6 +38,7 @@ class TextToImage(Protocol):
       networks: the names of the folders of the model's networks.
       configs: what the model's folder says of each network and of the scheduler, by name.
       text_encoder: the module that reads prompts.
+      vae: the module that encodes and decodes images, which has the `dtype` that it computes in.
       scaling_factor: the number by which what the VAE encodes is multiplied, so that latents have
         unit variance.
     """
@@ -68,6 +69,9 @@ class TextToImage(Protocol):
 
     @property
     def text_encoder(self) -> Any: ...
+
+    @property
+    def vae(self) -> Any: ...
 
     @property
     def scaling_factor(self) -> float: ...

@@ -28,7 +28,8 @@ class Reward(Protocol):
     million prompts, which raises a UserError that names a prompt and the mend. If a reward has a
     field `group_size`, a picture that is not finite leaves its whole group without a score, unless
     the reward's `compares_pictures` is false: see `scoring.score`. A reward whose scores have no
-    gradient by the pictures has a `has_gradient` that is false.
+    gradient by the pictures has a `has_gradient` that is false. One that gives all pictures of a
+    group one score says so by a `credit` of "shared", of the class or as a field.
     """
 
     def prepare(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:

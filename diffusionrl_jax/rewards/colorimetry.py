@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.rewards.statistical_parity import statistical_parity
+from diffusionrl_jax.rewards.statistical_parity import SHARED, in_groups, statistical_parity
 
 # The matrix from linear sRGB to CIE XYZ with the white point D65 (IEC 61966-2-1).
 XYZ_OF_SRGB = (
@@ -73,6 +73,7 @@ class ColourParity:
     """
 
     has_gradient: ClassVar[bool] = False
+    credit: ClassVar[str] = SHARED
 
     group_size: int = 16
     thresholds: tuple[float, ...] = THRESHOLDS
@@ -128,9 +129,12 @@ class ColourParity:
         """Returns -SP (Eq. 12) of each picture's group over its pictures with skin, float32 [n].
 
         A group without any skin counts as one of a single tone.
+
+        Raises:
+          UserError: n is not a multiple of group_size.
         """
         del params, inputs
-        tones = self.classify(images).reshape(-1, self.group_size, len(self.thresholds) + 1)
+        tones = in_groups(self.classify(images), self.group_size)
         none_found = ~tones.any((1, 2))
         tones = tones.at[:, 0, 0].add(none_found)
         return -jnp.repeat(statistical_parity(tones), self.group_size)

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.data import word_lists
-from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes import UserError, shown
 from diffusionrl_jax.models.towers import owl_vit
 from diffusionrl_jax.rewards import checkpoint, mentions, preprocessing
 from diffusionrl_jax.rewards.distinct import once_per_prompt
@@ -68,12 +69,9 @@ class Detection:
         folder, config = checkpoint.read_config(path, required=("vision_config", "text_config"))
         # Published detectors list no objects.
         listed = config.get("objects", word_lists.objects("all"))
-        objects = tuple(options.pop("objects", None) or listed)
-        if not objects:
-            raise UserError(
-                f'{folder / checkpoint.CONFIG_FILE} lists no objects: name some in "objects", or '
-                "leave it out for the paper's."
-            )
+        file = folder / checkpoint.CONFIG_FILE
+        objects = _checked_objects(options.pop("objects", None) or listed, file)
+        template = _checked_template(config.get("query_template", "a photo of a {}"), file)
         model = owl_vit.build(config, dtype)
         params = checkpoint.read_params(
             folder,
@@ -82,7 +80,6 @@ class Detection:
             ignore=owl_vit.UNUSED,
         )
         tokenizer = checkpoint.read_clip_tokenizer(folder, model.text.config.vocab_size)
-        template = config.get("query_template", "a photo of a {}")
         queries = tokenize_queries(tokenizer, model, [template.format(name) for name in objects])
         embed = jax.jit(functools.partial(owl_vit.embed_queries, model))
         chunks = range(0, len(queries), QUERIES_PER_CALL)
@@ -169,6 +166,45 @@ class Detection:
         """Returns Eq. 13, the mean of `confidences` over objects: float32 [n] in [0, 1]."""
         confidences = self.confidences(params, images, inputs)
         return jnp.sum(confidences * inputs["mask"], -1) / jnp.sum(inputs["mask"], -1)
+
+
+def _checked_objects(objects: Any, file: epath.Path) -> tuple[str, ...]:
+    """Returns the names of objects, or raises one error that says how they are written.
+
+    Args:
+      objects: what the options or config.json give.
+      file: config.json, for messages.
+    """
+    if isinstance(objects, list | tuple) and not objects:
+        raise UserError(
+            f'{file} lists no objects: name some in "objects", or leave it out for the paper\'s.'
+        )
+    is_list = isinstance(objects, list | tuple)
+    if not is_list or not all(isinstance(name, str) and name.strip() for name in objects):
+        raise UserError(
+            f"objects={shown(objects)} of detection, in its options or {file}, must be a list of "
+            'names, as in ["dog", "hot dog"].'
+        )
+    return tuple(objects)
+
+
+def _checked_template(template: Any, file: epath.Path) -> str:
+    """Returns the template of queries, or raises an error if objects do not fit into it.
+
+    Args:
+      template: what config.json gives.
+      file: config.json, for messages.
+    """
+    mend = 'write one {} where the object goes, as in "a photo of a {}"'
+    try:
+        first, second = (template.format(name) for name in "xy")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: the query_template {shown(template)} cannot be filled ({error}): {mend}."
+        ) from None
+    if first == second:
+        raise UserError(f"{file}: the query_template {shown(template)} lacks {{}}: {mend}.")
+    return template
 
 
 def tokenize_queries(

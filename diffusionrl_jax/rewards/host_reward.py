@@ -161,12 +161,18 @@ class HostReward:
         )
 
     def _call(self, images: np.ndarray, questions: Questions) -> Any:
-        function, lock = _function(self.scorer)
-        with lock:
+        function = _function(self.scorer)
+        with function.lock:
+            # A call that was given up may still run.
+            if function.given_up is not None:
+                concurrent.futures.wait([function.given_up], self.timeout)
+                if not function.given_up.done():
+                    raise self._late()
+                function.given_up = None
             # The function gets copies of its own, so that whatever it writes there, and however
             # late, changes nothing elsewhere.
             answer = in_background(
-                function,
+                function.call,
                 images.copy(),
                 list(questions.prompts),
                 list(map(dict, questions.metadata)),
@@ -176,23 +182,42 @@ class HostReward:
             except concurrent.futures.TimeoutError as error:
                 if answer.done():  # The error is the function's own.
                     raise self._failed(error) from error
-                raise ScorerError(
-                    f"The scorer {self.shown} has not returned within {self.timeout:g} seconds."
-                ) from None
+                function.given_up = answer
+                raise self._late() from None
             except BaseException as error:  # Even sys.exit must not end the run unsaved.
                 raise self._failed(error) from error
+
+    def _late(self) -> ScorerError:
+        return ScorerError(
+            f"The scorer {self.shown} has not returned within {self.timeout:g} seconds."
+        )
 
     def _failed(self, error: BaseException) -> ScorerError:
         return ScorerError(f"The scorer {self.shown} raised {type(error).__name__}: {error}.")
 
 
+@dataclasses.dataclass
+class _Function:
+    """A function, and what keeps it from being called twice at the same time.
+
+    Attributes:
+      call: the function.
+      lock: whoever calls the function holds it, until there is an answer or none in time.
+      given_up: the last call that had no answer in time, if it may still run.
+    """
+
+    call: Callable
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    given_up: concurrent.futures.Future | None = None
+
+
 @functools.cache
-def _function(name: str) -> tuple[Callable, threading.Lock]:
-    """Imports a function; the lock keeps it from being called twice at the same time."""
+def _function(name: str) -> _Function:
+    """Imports a function."""
     function = resolve(name)
     if not callable(function):
         raise UserError(f"host_reward {name} is a {type(function).__name__}, not a function.")
-    return function, threading.Lock()
+    return _Function(function)
 
 
 def check_scores(scorer: str, scores: Any, count: int) -> np.ndarray:

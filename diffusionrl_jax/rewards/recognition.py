@@ -15,7 +15,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.towers.recogniser import Recogniser, load_recogniser
 from diffusionrl_jax.rewards import mentions
 from diffusionrl_jax.rewards.distinct import once_per_prompt
-from diffusionrl_jax.rewards.statistical_parity import statistical_parity
+from diffusionrl_jax.rewards.statistical_parity import SHARED, in_groups, statistical_parity
 
 THRESHOLD = 0.5  # The probability from which something counts as recognised.
 
@@ -30,6 +30,8 @@ class Recognition:
       recogniser: the network.
       max_labels: how many things a prompt may name at most.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     recogniser: Recogniser
     max_labels: int = 2
@@ -101,6 +103,7 @@ class RecognisedParity:
     """
 
     has_gradient: ClassVar[bool] = False
+    credit: ClassVar[str] = SHARED
 
     recogniser: Recogniser
     group_size: int = 16
@@ -121,8 +124,12 @@ class RecognisedParity:
         return {}
 
     def __call__(self, params: Mapping, images: jax.Array, inputs: Mapping) -> jax.Array:
-        """Returns -SP (Eq. 12) of each picture's group, float32 [n]."""
+        """Returns -SP (Eq. 12) of each picture's group, float32 [n].
+
+        Raises:
+          UserError: n is not a multiple of group_size.
+        """
         _, tones = self.recogniser.recognise(params, images)
-        classes = jnp.argmax(tones, -1).reshape(-1, self.group_size)
+        classes = in_groups(jnp.argmax(tones, -1), self.group_size)
         parity = statistical_parity(classes, len(self.recogniser.tones))
         return -jnp.repeat(parity, self.group_size)

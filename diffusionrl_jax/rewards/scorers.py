@@ -14,6 +14,7 @@ from diffusionrl_jax.models.parameters import Parameters
 from diffusionrl_jax.rewards import REWARDS, LoadedReward, Reward, folders
 from diffusionrl_jax.rewards.http_scorer import check_address
 from diffusionrl_jax.rewards.imports import resolve
+from diffusionrl_jax.rewards.statistical_parity import SHARED
 from diffusionrl_jax.rewards.weighted_sum import WeightedSum
 
 WEIGHTED_SUM = "weighted_sum"
@@ -156,6 +157,22 @@ def without_gradient(scorer: Config) -> list[str]:
         return sum(map(without_gradient, scorer.options.scorers.values()), [])
     kind = _reward_class(scorer)
     return [] if getattr(kind, "has_gradient", True) else [scorer.reward]
+
+
+def sharing(scorer: Config, normalised: bool = True) -> list[str]:
+    """Returns the names of a scorer's rewards that give all pictures of a prompt one score.
+
+    Args:
+      scorer: the scorer.
+      normalised: whether the scorer's scores are normalised by those of their prompt. If not, only
+        the parts of normalised sums are looked at.
+    """
+    if scorer.reward == WEIGHTED_SUM:
+        normalised = normalised or scorer.options.get("normalised", False)
+        parts = scorer.options.scorers.values()
+        return sum((sharing(part, normalised) for part in parts), [])
+    credit = scorer.options.get("credit", getattr(_reward_class(scorer), "credit", None))
+    return [scorer.reward] if normalised and credit == SHARED else []
 
 
 def is_of_ones_own(scorer: Config) -> bool:

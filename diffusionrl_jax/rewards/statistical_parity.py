@@ -22,7 +22,7 @@ from diffusionrl_jax.models.folders import tensor_files
 from diffusionrl_jax.models.towers import clip, heads
 from diffusionrl_jax.rewards import checkpoint, preprocessing
 
-CREDITS = ("shared", "leave_one_out")
+SHARED, LEAVE_ONE_OUT = CREDITS = ("shared", "leave_one_out")
 # The paper's classifier of four skin tones is private. These prompts make one from any CLIP.
 CLASS_PROMPTS = {
     "dark": "a photo of a person with dark skin",
@@ -83,6 +83,20 @@ def leave_one_out_credit(classes: jax.Array, num_classes: int | None = None) -> 
     return _distance_to_uniform(counts - one_hot) - _distance_to_uniform(counts)
 
 
+def in_groups(values: jax.Array, group_size: int) -> jax.Array:
+    """Returns what each picture has, [n, ...], by group: [n / group_size, group_size, ...].
+
+    Raises:
+      UserError: n is not a multiple of group_size.
+    """
+    if len(values) % group_size:
+        raise UserError(
+            f"{len(values)} pictures do not divide into groups of {group_size}: make the batch a "
+            "multiple of the reward's group_size."
+        )
+    return values.reshape(-1, group_size, *values.shape[1:])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StatisticalParity:
     """The reward that is minus the statistical parity of each prompt's group of pictures.
@@ -107,7 +121,7 @@ class StatisticalParity:
     tower: Any
     classes: tuple[str, ...]
     group_size: int = 16
-    credit: str = "shared"
+    credit: str = SHARED
     width: int | None = None
     class_prompts: Mapping[str, str] | None = None
 
@@ -253,13 +267,8 @@ class StatisticalParity:
           UserError: n is not a multiple of group_size.
         """
         del inputs
-        if images.shape[0] % self.group_size:
-            raise UserError(
-                f"{images.shape[0]} pictures do not divide into groups of {self.group_size}: make "
-                "the batch a multiple of statistical parity's group_size."
-            )
-        classes = jnp.argmax(self.logits(params, images), -1).reshape(-1, self.group_size)
-        if self.credit == "leave_one_out":
+        classes = in_groups(jnp.argmax(self.logits(params, images), -1), self.group_size)
+        if self.credit == LEAVE_ONE_OUT:
             return leave_one_out_credit(classes, len(self.classes)).reshape(-1)
         return jnp.repeat(-statistical_parity(classes, len(self.classes)), self.group_size)
 

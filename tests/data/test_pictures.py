@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from diffusionrl_jax.data import pictures
 
@@ -82,6 +82,62 @@ def test_sideways_photographs_are_turned_upright():
     with Image.open(io.BytesIO(encoded(stripes(12, 6), "png", exif=exif))) as image:
         turned = pictures.fit(image, 12, 6)
     np.testing.assert_array_equal(turned, np.rot90(np.asarray(stripes(12, 6)), -1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_does(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    file = encoded(Image.fromarray(pixels), "png", exif=exif)
+    with Image.open(io.BytesIO(file)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(pictures.read_picture(file, 8, 8), expected)
+
+
+def tiff(*entries, behind=b""):
+    """EXIF of the entries (tag, type, count, four bytes), put together by TIFF 6.0, section 2."""
+    listed = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + listed + bytes(4) + behind
+
+
+TURNED = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+
+
+@pytest.mark.parametrize(
+    ("exif", "is_turned"),
+    [
+        (tiff(TURNED, (0x011A, 2, 4, b"72\0\0")), True),
+        (tiff(TURNED, (0x8769, 2, 4, b"abc\0")), True),
+        # The tag may hold no fraction below 0.
+        (
+            tiff(TURNED, (0x011A, 10, 1, struct.pack("<I", 38)), behind=struct.pack("<ii", -1, 0)),
+            True,
+        ),
+        (tiff((0x0112, 2, 2, b"6\0\0\0")), False),
+        (b"Exif\0\0garbage garbage", False),
+        (b"Exif\0\0II*\0\x08\0\0\0\x05\0", False),
+    ],
+)
+def test_strange_exif_costs_no_picture(exif, is_turned):
+    picture = pictures.read_picture(
+        encoded(stripes(24, 48), "jpeg", quality=100, exif=exif), 24, 24
+    )
+    upright = pictures.read_picture(encoded(stripes(24, 48), "jpeg", quality=100), 24, 24)
+    turned = np.rot90(upright, -1)
+    np.testing.assert_array_equal(picture, turned if is_turned else upright)
+
+
+def test_long_texts_of_png():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", "x" * 2**21, zip=True)
+    picture = pictures.read_picture(encoded(stripes(24, 16), pnginfo=text), 16, 24)
+    np.testing.assert_array_equal(picture, np.asarray(stripes(24, 16)))
+    bomb = PngImagePlugin.PngInfo()
+    bomb.add_text("prompt", "x" * (2**26 + 1), zip=True)
+    with pytest.raises(ValueError, match="too large"):
+        pictures.read_picture(encoded(stripes(24, 16), pnginfo=bomb), 16, 24)
 
 
 def test_fingerprint_knows_content_and_size(folder):

@@ -71,13 +71,14 @@ def test_parquet_columns(kind, tmp_path):
 
 @pytest.mark.parametrize(("ending", "dialect"), [("csv", "excel"), ("TSV", "excel-tab")])
 def test_delimited_tables(ending, dialect, tmp_path):
-    """As Python's csv writes them: quoted line breaks, quotes, commas and tabs within a field."""
-    texts = [*TEXTS, 'a sign that says "a, b"', '"', "a\tb", "line\r\nbreak", ""]
+    """As Python's csv writes them: quotes, commas and tabs within a field, in a .csv also lines."""
+    lines = ["line\nbreak", "line\r\nbreak"] if ending == "csv" else []
+    more = ['a sign that says "a, b"', '"', "a\tb", *lines]
+    texts = [*TEXTS[:5], *TEXTS[6:], *more, ""]
     path = write_delimited(tmp_path / f"p.{ending}", dialect, texts)
-    more = ['a sign that says "a, b"', '"', "a\tb", "line\r\nbreak"]
-    assert listed(open_prompts(path, 0)) == UNIQUE + more
+    assert listed(open_prompts(path, 0)) == UNIQUE[:4] + more
     path = write_delimited(tmp_path / f"c.{ending}", dialect, texts, field="Prompt")
-    assert listed(open_prompts(f"{path}?field=Prompt", 0)) == UNIQUE + more
+    assert listed(open_prompts(f"{path}?field=Prompt", 0)) == UNIQUE[:4] + more
     with pytest.raises(
         ValueError, match=r"no column 'prompt', but \['Prompt', .* as in \?field=Pr"
     ):
@@ -99,8 +100,14 @@ def test_tabs_beside_quotes_that_enclose_no_field(tmp_path):
     assert read_prompts(path) == texts
     kinds = zip(texts, ("Art", "Art", "Thing", ""), strict=True)
     assert read_columns(path, ["kind"]) == {prompt: {"kind": kind} for prompt, kind in kinds}
-    path = write(tmp_path / "open.tsv", b'prompt\tkind\n"G I G\tArt\na\tArt\n')
-    with pytest.raises(ValueError, match="line 3: unexpected end of data: mend the quotes"):
+
+
+def test_a_quote_alone_takes_in_no_other_row_of_tabs(tmp_path):
+    lines = ["prompt\tkind", '"G I G\tArt', "a\tArt", 'ends here"\tArt', '"b"\tArt', '\t"']
+    path = write(tmp_path / "open.tsv", "\n".join(lines).encode())
+    assert read_prompts(path) == ('"G I G', "a", 'ends here"', "b")
+    path = write(tmp_path / "broken.tsv", b'prompt\tkind\n"a\nb"\tArt\n')
+    with pytest.raises(ValueError, match="line 2 is of 1, but the first row of 2 fields"):
         read_prompts(path)
 
 
@@ -158,6 +165,7 @@ def test_text_needs_no_ending(name, tmp_path):
         ("p.txt", b"", "has no prompt"),
         ("p.txt", b"\n \n\t\n", "has no prompt"),
         ("p.txt", b"fine\ncaf\xe9\n", "line 2: byte 4 is not UTF-8.*save it as UTF-8"),
+        ("p.txt", b"a\none\rtwo\r", r"line 2 has a carriage return .*: save it with \\n line ends"),
         ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"\n', "line 3 is not JSON"),
         ("p.jsonl", b'["a"]\n', r'line 1 is not a JSON object: write \{"prompt"'),
         (

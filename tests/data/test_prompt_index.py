@@ -113,6 +113,14 @@ def test_half_written_indices_are_removed_when_they_are_old(tmp_path, monkeypatc
     assert young.exists()
 
 
+def test_half_written_indices_that_others_remove_meanwhile(tmp_path, monkeypatch):
+    """A link to nothing is listed and then not there, as what another process has just moved."""
+    monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "0.partial").symlink_to("nothing")
+    assert listed(open_prompts(write(tmp_path / "p.txt", b"a\n"), 0)) == ["a"]
+
+
 def test_an_index_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSIONRL_JAX_CACHE", str(tmp_path / "cache"))
     source = write(tmp_path / "p.txt", "\n".join(numbered(1000)).encode())

@@ -34,8 +34,9 @@ def test_template_prompts():
     ]
     with pytest.raises(ValueError, match="lacks {noun}"):
         prompts.TemplatePrompts("a portrait", ("judge",), 0)
-    with pytest.raises(ValueError, match="Cannot fill"):
-        prompts.TemplatePrompts("a {colour} {noun}", ("judge",), 0)
+    for template in ("a {colour} {noun}", "a {noun.x}", "a {noun[x]}", "a {} {noun}", "a {noun"):
+        with pytest.raises(ValueError, match="Cannot fill"):
+            prompts.TemplatePrompts(template, ("judge",), 0)
     with pytest.raises(ValueError, match="no prompt"):
         prompts.TemplatePrompts("a {noun}", (), 0)
 

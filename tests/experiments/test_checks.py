@@ -70,3 +70,55 @@ def test_a_normalised_sum_is_refused_as_a_judge(make_config):
         expected = pytest.raises(ValueError, match="scorers.size is a normalised sum")
         with expected if is_refused else contextlib.nullcontext():
             checks.check_evaluation(config, make_mesh())
+
+
+PARITY = common.make_scorer("statistical_parity", "asset:emoji/statistical_parity")
+COLOURS = common.make_scorer("colour_parity")
+CREDIT = common.make_scorer("statistical_parity", "asset:x", credit="leave_one_out")
+SIZE = common.make_scorer("jpeg_size")
+SUM = common.make_weighted_sum(size=(SIZE, 1.0), parity=(PARITY, 1.0))
+NORMALISED = common.make_weighted_sum(normalised=True, size=(SIZE, 1.0), parity=(PARITY, 1.0))
+OF_CREDIT = common.make_weighted_sum(normalised=True, size=(SIZE, 1.0), parity=(CREDIT, 1.0))
+BEST = {"algorithm.reward_weighted.weighting": "best"}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "method", "normalisation", "changes", "refusal"),
+    [
+        (PARITY, "policy_gradient", "group", {}, "normalisation='group' compares .* by statis"),
+        (PARITY, "nft", "group_mean", {}, "one score by statistical_parity, .*set credit='leave_"),
+        (COLOURS, "awm", "win_rate", {}, "from it: set config.tasks.small.normalisation='batch'"),
+        (SUM, "nft", "group", {}, "set credit='leave_one_out' in its make_scorer, or set config"),
+        (NORMALISED, "nft", "batch", {}, "The normalised sum .*, or leave its normalised out"),
+        (NORMALISED, "reward_weighted", "batch", {}, "The normalised sum"),
+        (PARITY, "raft", "batch", {}, "The method raft compares"),
+        (PARITY, "reward_weighted", "batch", BEST, "The method reward_weighted compares"),
+        (PARITY, "dgpo", "batch", {}, "set config.tasks.small.algorithm to another one"),
+        (PARITY, "crd", "batch", {}, "The method crd compares"),
+        (COLOURS, "dpo", "batch", {}, "from it: set config.tasks.small.algorithm"),
+        (PARITY, "policy_gradient", "batch", {}, ""),
+        (PARITY, "policy_gradient", "prompt", {}, ""),
+        (PARITY, "nft", "batch", BEST, ""),
+        (PARITY, "reward_weighted", "group", {}, ""),
+        (CREDIT, "dgpo", "group", {}, ""),
+        (OF_CREDIT, "nft", "group", {}, ""),
+        (SUM, "nft", "batch", {}, ""),
+        (PARITY, "dpo_offline", "group", {"algorithm.dpo_offline.pairs": "x"}, ""),
+    ],
+)
+def test_one_score_for_all_images_of_a_prompt_is_not_compared_within_it(
+    scorer, method, normalisation, changes, refusal, make_config
+):
+    config = make_config(**{"algorithm.name": method, **changes})
+    config.tasks.small = common.make_task(scorer, "emoji:portraits", 2, normalisation=normalisation)
+    expected = pytest.raises(ValueError, match=refusal) if refusal else contextlib.nullcontext()
+    with expected:
+        checks.check_experiment(config, make_mesh())
+
+
+def test_tasks_that_do_not_learn_may_be_scored_so(make_config):
+    config = make_config()
+    config.tasks.watched = common.make_task(
+        PARITY, "emoji:portraits", 2, weight=0.0, normalisation="group"
+    )
+    checks.check_experiment(config, make_mesh())

@@ -1,11 +1,13 @@
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusionrl_jax.data.emoji import pictures
-from diffusionrl_jax.data.latents import LatentDataset
+from diffusionrl_jax.data.latents import LatentDataset, fingerprint
 from diffusionrl_jax.data.pictures import MappedPictures
 from diffusionrl_jax.experiments import caching, pretraining
 from diffusionrl_jax.experiments.loading import load_policy
@@ -97,6 +99,20 @@ def test_latents_of_another_model_are_refused(cached, tmp_path):
     assert load(config, policy, tmp_path, **{"pretraining.weight": 0.0}) is None
     # Without embeddings the text encoder does not matter.
     assert load(config, changed(policy, "text_encoder"), tmp_path)
+
+
+def test_all_that_latents_depend_on_tells_them_apart(cached):
+    """And what is usual is not named, so that latents of earlier versions are still found."""
+    _, _, policy = cached
+    model, vae = policy.model, policy.params["vae"]
+    config = {**model.configs["vae"], "shift_factor": 0.5}
+    shifted = dataclasses.replace(model, configs={**model.configs, "vae": config})
+    rounded = dataclasses.replace(model, vae=model.vae.clone(dtype=jnp.bfloat16))
+    key = lambda model: pretraining.model_fingerprint(model, vae, policy.mesh)
+    assert len({key(model), key(shifted), key(rounded)}) == 3
+    ids = model.tokenize(["", "A portrait of an accountant, 8 apples & umbrellas: déjà vu!"])
+    names = str(model.scaling_factor), json.dumps(ids.tolist()), str(model.image_shape)
+    assert key(model) == fingerprint(vae, *names)
 
 
 def test_captions_that_are_cut_are_counted(cached, tmp_path, caplog):

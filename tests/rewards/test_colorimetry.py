@@ -99,6 +99,11 @@ def test_parity_of_groups():
     np.testing.assert_allclose(scores[5:], -np.linalg.norm(frequencies - 0.2), rtol=1e-6)
 
 
+def test_pictures_that_are_no_whole_groups_are_refused():
+    with pytest.raises(ValueError, match="6 pictures do not divide into groups of 4: make the ba"):
+        jax.eval_shape(ColourParity(group_size=4), {}, jnp.zeros((6, 16, 16, 3)), {})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,9 +1,12 @@
 """Detection against transformers' OwlViTForObjectDetection and Owlv2ForObjectDetection."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.rewards import detection
 
 OBJECTS = ("dog", "hot dog", "cat", "cake")
@@ -42,6 +45,35 @@ def test_the_score_is_differentiable_where_an_object_is_missing(make_original):
     gradient = jax.jit(jax.grad(lambda images: reward(params, images, inputs).sum()))(images)
     assert np.isfinite(gradient).all()
     assert (np.abs(gradient).max((1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"query_template": "a photo"}, "query_template 'a photo' lacks {}: write one {} where"),
+        ({"query_template": "a {name}"}, "'a {name}' cannot be filled .*: write one {} where"),
+        ({"query_template": "{} {}"}, "cannot be filled"),
+        ({"query_template": "a {"}, "cannot be filled"),
+        ({"query_template": None}, "cannot be filled"),
+        ({"objects": "dog"}, "objects='dog' of detection.*must be a list of names, as in"),
+        ({"objects": ["dog", 3]}, "must be a list of names"),
+        ({"objects": ["dog", " "]}, "must be a list of names"),
+        ({"objects": {"dog": 1}}, "must be a list of names"),
+    ],
+)
+def test_templates_and_objects_that_cannot_be(make_original, changes, words):
+    _, folder = make_original("owl_vit")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=words) as caught:
+        detection.Detection.load(str(folder))
+    assert str(file) in str(caught.value)
+
+
+def test_the_options_objects_are_checked_as_well(make_original):
+    _, folder = make_original("owl_vit")
+    with pytest.raises(UserError, match="objects='dog' of detection, in its options or"):
+        detection.Detection.load(str(folder), objects="dog")
 
 
 def test_the_longest_name_wins_and_words_are_whole():

@@ -42,6 +42,19 @@ def test_image_reward_prefers_clean_pictures():
     assert np.mean(better) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("image_reward", "image_reward"), ("detection", "detection"), ("recognition", "recogniser")],
+)
+def test_rewards_have_a_gradient_if_they_say_so(name, folder):
+    reward, params = REWARDS[name].load(f"asset:emoji/{folder}")
+    pool, images = drawn(reward_pictures.held_out_pair)
+    images, inputs = images[:2], reward.prepare([one.prompt for one in pool.examples[:2]])
+    gradient = jax.jit(jax.grad(lambda images: reward(params, images, inputs).sum()))(images)
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max() > 0) == getattr(reward, "has_gradient", True)
+
+
 def test_tones_are_told_apart_by_the_reward_and_by_the_observer():
     pool, images = drawn(reward_pictures.even_portrait)
     reward, params = REWARDS["statistical_parity"].load("asset:emoji/statistical_parity")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import re
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
@@ -30,6 +31,25 @@ EXPECTED = (IMAGES.mean((1, 2, 3)) + 1000 * np.arange(5)).astype(np.float32)
 
 def sleepy(images, prompts, metadata):
     time.sleep(20)
+
+
+class Slow:
+    """Takes half a second a call, and counts the calls at the same time."""
+
+    def __init__(self):
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, images, prompts, metadata):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.5)
+        with self.lock:
+            self.now -= 1
+        return [0.0] * len(images)
+
+
+slow = Slow()
 
 
 def raising(images, prompts, metadata):
@@ -112,6 +132,17 @@ def test_what_a_function_writes_is_seen_by_nobody_else(images_per_call):
     assert questions == QUESTIONS
     other = load(f"{__name__}:brightness")
     np.testing.assert_array_equal(other.score(images, questions), EXPECTED)
+
+
+def test_a_call_that_was_given_up_ends_before_the_next_one():
+    """Whoever waits for it is told so as well, and the next one after its end is answered."""
+    hasty = load(f"{__name__}:slow", timeout=0.1, images_per_call=2)
+    for _ in range(2):
+        with pytest.raises(ScorerError, match="slow has not returned within 0.1 seconds"):
+            hasty.score(IMAGES, QUESTIONS)
+    patient = load(f"{__name__}:slow", timeout=20.0)
+    np.testing.assert_array_equal(patient.score(IMAGES, QUESTIONS), np.zeros(5))
+    assert slow.most == 1
 
 
 @pytest.mark.parametrize("name", ["tensor", "list_of_tensors", "jax_in_bfloat16"])

@@ -50,6 +50,12 @@ def test_parity_is_minus_the_distance_from_equal_shares():
     np.testing.assert_allclose(scores, -np.repeat(expected, 4), atol=1e-6)
 
 
+def test_pictures_that_are_no_whole_groups_are_refused():
+    params = {"labels": None, "tones": np.ones((6, 2))}
+    with pytest.raises(UserError, match="6 pictures do not divide into groups of 4: make the ba"):
+        RecognisedParity(Observer(), group_size=4)(params, None, {})
+
+
 def test_the_shipped_observer_is_loaded():
     reward, params = RecognisedParity.load("asset:emoji/recogniser", group_size=2)
     assert reward.group_size == 2
