@@ -124,6 +124,20 @@ def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
     return [slice(*part) for part in sorted(starts)]
 
 
+def local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
+    """Returns the rows of arrays, split along their first axis, that this process' devices hold.
+
+    Returns:
+      The rows' places in the whole arrays, ascending, and these rows of each array.
+    """
+    by_start = lambda array: {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    shards = [by_start(array) for array in arrays]
+    starts = sorted(shards[0])
+    local = [np.concatenate([np.asarray(parts[s]) for s in starts]) for parts in shards]
+    places = [start + np.arange(len(shards[0][start])) for start in starts]
+    return np.concatenate(places), *local
+
+
 def place(tree, sharding):
     """Puts host arrays onto the devices. Nothing is sent between processes.
 
