@@ -63,6 +63,21 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
 
 
+def undivided_share(mesh: Mesh, tree) -> float:
+    """Returns what part of a tree's bytes is whole on every device though it is large.
+
+    It is that of the arrays of at least 1 MiB of which "fsdp" divides no dimension.
+    """
+    leaves = jax.tree.leaves(tree)
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    whole = sum(
+        size
+        for leaf, size in zip(leaves, sizes, strict=True)
+        if size >= REPLICATED_BYTES and _parameter_sharding(leaf, mesh).is_fully_replicated
+    )
+    return whole / sum(sizes) if mesh.shape[FSDP] > 1 and whole else 0.0
+
+
 def on_one_device() -> bool:
     """Returns whether what is traced is what each device computes by itself, within `shard_map`."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)

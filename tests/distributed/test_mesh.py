@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from diffusionrl_jax.distributed.mesh import (
+    BATCH_AXES,
     REPLICATED_BYTES,
     batch_sharding,
     check_batch,
@@ -17,6 +18,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     place,
     replicated,
+    undivided_share,
 )
 from diffusionrl_jax.learning.state import init_state
 
@@ -67,6 +69,14 @@ def shape(*lengths):
 def test_large_parameters_are_split_along_their_largest_divisible_dimension(leaf, spec):
     assert parameter_sharding(make_mesh(4), leaf).spec == spec
     assert parameter_sharding(make_mesh(1), leaf).spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(("fsdp", "share"), [(1, 0), (2, 3 / 11), (4, 3 / 11), (8, 1)])
+def test_large_parameters_that_cannot_be_split_are_counted(fsdp, share):
+    mesh = AbstractMesh((8 // fsdp, fsdp), BATCH_AXES)
+    small = {"bias": shape(8), "rest": shape(0)}
+    tree = small | {"odd": shape(3, 2**18 + 1), "even": shape(4, 2 * (2**18 + 1))}
+    assert undivided_share(mesh, tree) == pytest.approx(share, abs=1e-4)
 
 
 def test_optimiser_slots_and_average_are_split_like_their_parameters():
