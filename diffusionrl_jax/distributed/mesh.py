@@ -33,6 +33,16 @@ def make_mesh(
     return Mesh(np.asarray(devices).reshape(-1, fsdp), BATCH_AXES)
 
 
+def slice_of(device) -> int:
+    """Returns the number of the slice that a device is of, which is 0 where there are none."""
+    return getattr(device, "slice_index", 0)
+
+
+def spans_slices(mesh: Mesh) -> bool:
+    """Returns whether parameters are split over devices of several slices."""
+    return any(len(set(map(slice_of, row))) > 1 for row in mesh.devices)
+
+
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Returns the sharding that splits one axis, the batch, over every device and no other axis."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))

@@ -31,13 +31,14 @@ SCORED, DECODED = 1 / 8, 1 / 6
 ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
 
 
-def usual_split(count: int) -> int:
+def usual_split(count: int, slices: int = 1) -> int:
     """Returns over how many of `count` chips parameters are split if memory asks for no more.
 
     It is a power of two, which divides what parameters are as wide as. Of 12 chips all would be too
-    many: hardly any parameter can be split into so many parts.
+    many: hardly any parameter can be split into so many parts. The chips that share a copy are of
+    one slice, since between slices the network is slower.
     """
-    return math.gcd(count, FSDP)
+    return math.gcd(count, count // slices, FSDP)
 
 
 def divisors(number: int) -> list[int]:
@@ -50,7 +51,7 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
     if config.mesh.fsdp:
         return [config.mesh.fsdp]
     state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.model.denoiser)
-    usual = usual_split(devices.count)
+    usual = usual_split(devices.count, devices.slices)
     largest = math.gcd(devices.count, MOST_PARTS)
     more = [size for size in divisors(largest) if size > usual]
     small = devices.memory is None or state <= WHOLE_STATE * devices.memory

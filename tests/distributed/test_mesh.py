@@ -1,5 +1,7 @@
 """The mesh and the sharding rules, on eight virtual devices."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     place,
     replicated,
+    spans_slices,
     undivided_share,
 )
 from diffusionrl_jax.learning.state import init_state
@@ -35,6 +38,14 @@ def test_mesh_holds_every_device(fsdp, shape):
 def test_mesh_refuses_what_does_not_divide_the_devices(fsdp):
     with pytest.raises(ValueError, match=rf"mesh.fsdp={fsdp} must be one of \[1, 2, 4, 8\]"):
         make_mesh(fsdp)
+
+
+@pytest.mark.parametrize(("fsdp", "spans"), [(1, False), (4, False), (8, True)])
+def test_a_split_over_several_slices_is_noticed(fsdp, spans):
+    of_slice = [types.SimpleNamespace(slice_index=number // 4) for number in range(8)]
+    rows = np.asarray(of_slice).reshape(-1, fsdp)
+    assert spans_slices(types.SimpleNamespace(devices=rows)) == spans
+    assert not spans_slices(make_mesh(fsdp))
 
 
 def test_a_process_feeds_the_rows_of_its_devices():

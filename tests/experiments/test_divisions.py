@@ -1,5 +1,6 @@
 """Which divisions of an experiment are the best."""
 
+import dataclasses
 import math
 
 import jax
@@ -22,6 +23,15 @@ def test_more_chips_than_sixteen_share_no_more(chips, split):
 @pytest.mark.parametrize(("chips", "split"), [(3, 1), (6, 2), (12, 4), (24, 8), (56, 8), (96, 16)])
 def test_parameters_are_split_into_a_power_of_two(chips, split):
     assert divisions.usual_split(chips) == split
+
+
+@pytest.mark.parametrize(("chips", "slices", "split"), [(16, 2, 8), (24, 3, 8), (256, 2, 16)])
+def test_parameters_are_split_within_a_slice(chips, slices, split):
+    assert divisions.usual_split(chips, slices) == split
+    several = dataclasses.replace(devices(chips), slices=slices)
+    sizes = memory.sizes(hps.get_config(), kernel=True)
+    first, *more = divisions._splits(hps.get_config(), sizes, several)
+    assert first == split and all(size > split for size in more)
 
 
 @pytest.mark.parametrize("chips", [12, 24])
