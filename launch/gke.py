@@ -6,8 +6,9 @@
         -- --config=configs/joint.py --workdir=gs://BUCKET/joint
     launch/gke.py status|logs|stop|delete --name=joint
 
-`stop` makes the program save and end, and gives the slice back; `run` goes on from there. --dry_run
-prints the manifest and the commands instead. It needs nothing but Python, kubectl and docker.
+`stop` makes the program save and end, and gives the slice back; `run` goes on from there, also
+where the JobSet has failed or is complete. --dry_run prints the manifest and the commands instead.
+It needs nothing but Python, kubectl and docker.
 """
 
 import argparse
@@ -21,6 +22,9 @@ import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+# The types of those conditions of a JobSet that are true, and those of one that has ended.
+CONDITIONS = 'jsonpath={.status.conditions[?(@.status=="True")].type}'
+ENDED = {"Completed", "Failed"}
 ACCELERATORS = ("tpu-v4-podslice", "tpu-v5-lite-podslice", "tpu-v5p-slice", "tpu-v6e-slice")
 
 
@@ -99,8 +103,6 @@ def commands(options: argparse.Namespace) -> list[tuple[list[str], str | None]]:
         case "build":
             build = ["docker", "build", f"--file={FOLDER / 'Dockerfile'}", f"--tag={options.image}"]
             return [([*build, str(FOLDER.parent)], None), (["docker", "push", options.image], None)]
-        case "run":
-            return [(["kubectl", "apply", "--filename=-"], manifest(options))]
         case "status":
             jobset = ["kubectl", "get", "jobset", name]
             return [(jobset, None), (["kubectl", "get", "pods", pods, "--output=wide"], None)]
@@ -116,10 +118,39 @@ def commands(options: argparse.Namespace) -> list[tuple[list[str], str | None]]:
             return [(["kubectl", "delete", "jobset", name], None)]
 
 
+def run(options: argparse.Namespace) -> None:
+    """Makes the JobSet, or lets one go on that was stopped.
+
+    One that has ended is deleted first: Kubernetes would leave it as it is.
+
+    Raises:
+      ValueError: as `manifest`, or kubectl refuses it.
+    """
+    name, text = options.name, manifest(options)
+    ask = ["kubectl", "get", "jobset", name, "--ignore-not-found", f"--output={CONDITIONS}"]
+    delete = ["kubectl", "delete", "jobset", name, "--cascade=foreground"]
+    apply = ["kubectl", "apply", "--filename=-"]
+    if options.dry_run:
+        print(f"# {shlex.join(ask)}\n# if it has ended: {shlex.join(delete)}")
+        print(f"{text}# {shlex.join(apply)}")
+        return
+    asked = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True)
+    if ENDED & set(asked.stdout.split()):
+        subprocess.run(delete, check=True)
+    if subprocess.run(apply, input=text, text=True).returncode:
+        raise ValueError(
+            f"kubectl refuses the JobSet {name}. If there is one with other options, which cannot "
+            f"be changed: launch/gke.py delete --name={name}, then run again; the program goes on "
+            "from its newest checkpoint."
+        )
+
+
 def main() -> None:
     """Runs, or prints, the commands; ends with the first status that is not 0."""
     options = parse(sys.argv[1:])
     try:
+        if options.command == "run":
+            return run(options)
         for words, text in commands(options):
             if options.dry_run:
                 print(f"{text}# {shlex.join(words)}" if text else shlex.join(words))

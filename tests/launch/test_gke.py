@@ -13,10 +13,10 @@ OPTIONS = {
 
 @pytest.fixture
 def gke(play):
-    def run(command, *more, flags=(), **options):
+    def run(command, *more, flags=(), world=None, **options):
         given = [f"--{key}={value}" for key, value in options.items()]
         script = ["gke.py", command, *given, *more, *(["--", *flags] if flags else [])]
-        return play(script, ["kubectl", "docker"])
+        return play(script, ["kubectl", "docker"], world)
 
     return run
 
@@ -124,9 +124,39 @@ def test_a_name_stays_text(fill, name):
 
 
 def test_run_applies_what_dry_run_prints(gke, fill):
-    (call,) = gke("run", flags=FLAGS, **OPTIONS).calls
+    asked, call = gke("run", flags=FLAGS, **OPTIONS).calls
+    assert asked[:4] == ["kubectl", "get", "jobset", "joint"]
     assert call[:3] == ["kubectl", "apply", "--filename=-"]
     assert yaml.safe_load(call[3]) == fill()
+
+
+def actions(process):
+    return [call[1] for call in process.calls]
+
+
+@pytest.mark.parametrize("condition", ["Completed", "Failed"])
+def test_the_same_command_goes_on_where_the_jobset_has_ended(gke, condition):
+    first = gke("run", flags=FLAGS, **OPTIONS)
+    ended = {"jobset": first.world["jobset"] | {"conditions": ["Started", condition]}}
+    process = gke("run", flags=FLAGS, world=ended, **OPTIONS)
+    assert process.returncode == 0 and actions(process) == ["get", "delete", "apply"]
+    # It is gone with its pods before there is another one.
+    assert "--cascade=foreground" in process.calls[1]
+    assert process.world["jobset"] == first.world["jobset"]
+
+
+def test_a_running_jobset_is_left_alone_and_other_options_are_refused_clearly(gke):
+    live = gke("run", flags=FLAGS, **OPTIONS).world
+    live["jobset"]["conditions"] = ["Started"]
+    same = gke("run", flags=FLAGS, world=live, **OPTIONS)
+    assert same.returncode == 0 and actions(same) == ["get", "apply"]
+    other = gke("run", flags=[*FLAGS, "--config.seed=1"], world=live, **OPTIONS)
+    assert other.returncode == 1 and actions(other) == ["get", "apply"]
+    immutable, error = other.stderr.splitlines()
+    assert "immutable" in immutable
+    assert error.startswith("error: kubectl refuses the JobSet joint.")
+    assert "launch/gke.py delete --name=joint, then run again" in error
+    assert other.world == live
 
 
 @pytest.mark.parametrize(
