@@ -52,13 +52,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             command.add_argument("--spot", action="store_true", help="on Spot VMs")
             command.add_argument("--max_restarts", type=int, default=3, help="after failures")
             command.add_argument("--service_account", default="default", help="of Kubernetes")
+            help = "NAME=VALUE, a variable of the program's environment; may be repeated"
+            command.add_argument("--env", action="append", default=[], help=help)
         if name == "logs":
             command.add_argument("--host", default="0", help="its number, or all")
             command.add_argument("--follow", action="store_true")
     options = parser.parse_args(arguments, argparse.Namespace(flags=flags))
     if "name" in options and not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", options.name):
         parser.error(f"--name={options.name} must be at most 40 of a-z, 0-9 and dashes")
+    for variable in getattr(options, "env", []):
+        if not re.match(r"[A-Za-z_]\w*=", variable, re.ASCII):
+            parser.error(f"--env={variable} must be NAME=VALUE")
     return options
+
+
+def escape(text: str) -> str:
+    """What Kubernetes makes the text of: in arguments and variables it would replace $(NAME)."""
+    return text.replace("$(", "$$(")
 
 
 def manifest(options: argparse.Namespace) -> str:
@@ -79,6 +89,8 @@ def manifest(options: argparse.Namespace) -> str:
     for flag in ("--config=", "--workdir=gs://"):
         if not any(given.startswith(flag) for given in options.flags):
             raise ValueError(f"give the program's {flag}... after --.")
+    variables = (variable.split("=", 1) for variable in options.env)
+    variables = ({"name": name, "value": escape(value)} for name, value in variables)
     values = {
         "name": json.dumps(options.name),
         "image": json.dumps(options.image),
@@ -89,8 +101,8 @@ def manifest(options: argparse.Namespace) -> str:
         "max_restarts": options.max_restarts,
         "service_account": json.dumps(options.service_account),
         "spot_selector": 'cloud.google.com/gke-spot: "true"' if options.spot else "",
-        # Kubernetes would replace $(NAME) in arguments.
-        "arguments": json.dumps([flag.replace("$(", "$$(") for flag in options.flags]),
+        "arguments": json.dumps([*map(escape, options.flags)]),
+        "environment": "".join(f"\n{20 * ' '}- {json.dumps(one)}" for one in variables),
     }
     return string.Template((FOLDER / "jobset.yaml").read_text()).substitute(values)
 

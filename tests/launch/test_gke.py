@@ -118,6 +118,17 @@ def test_a_token_of_the_hub_may_be_a_secret(fill):
     assert secret == {"name": "hf-token", "key": "HF_TOKEN", "optional": True}
 
 
+def test_variables_reach_the_program_as_they_are(fill):
+    given = {"XLA_FLAGS": "--xla_a=1 --xla_b=2", "EMPTY": "", "ODD": """it's $(A) "b" \\ : # ü\n"""}
+    manifest = fill(*(f"--env={name}={value}" for name, value in given.items()))
+    check_api(manifest)
+    token, *others = pod(manifest)["containers"][0]["env"]
+    assert token["name"] == "HF_TOKEN"
+    # Kubernetes makes $$( a plain $( again.
+    assert {one["name"]: one["value"].replace("$$(", "$(") for one in others} == given
+    assert "$$(A)" in others[-1]["value"]
+
+
 @pytest.mark.parametrize("name", ["no", "y", "true"])
 def test_a_name_stays_text(fill, name):
     assert fill(name=name)["metadata"]["name"] == name
@@ -182,6 +193,7 @@ def test_other_commands(gke, command, options, expected):
         ({"topology": "2x4", "chips_per_host": 3}, "--chips_per_host=3"),
         ({"name": "My Job"}, "--name"),
         ({"accelerator": "tpu-v9"}, "tpu-v5p-slice"),
+        ({"env": "1A=b"}, "--env=1A=b must be NAME=VALUE"),
         ({"flags": ["--config=c.py", "--workdir=/tmp/x"]}, "gs://"),
         ({"flags": ["--workdir=gs://x"]}, "--config"),
     ],
