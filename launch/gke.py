@@ -107,27 +107,27 @@ def manifest(options: argparse.Namespace) -> str:
     return string.Template((FOLDER / "jobset.yaml").read_text()).substitute(values)
 
 
-def commands(options: argparse.Namespace) -> list[tuple[list[str], str | None]]:
-    """The commands to run, each with its standard input."""
-    name = getattr(options, "name", None)
+def commands(options: argparse.Namespace) -> list[list[str]]:
+    """The commands of all but `run`."""
+    name = getattr(options, "name", "")
     pods = f"--selector=jobset.sigs.k8s.io/jobset-name={name}"
     match options.command:
         case "build":
             build = ["docker", "build", f"--file={FOLDER / 'Dockerfile'}", f"--tag={options.image}"]
-            return [([*build, str(FOLDER.parent)], None), (["docker", "push", options.image], None)]
+            return [[*build, str(FOLDER.parent)], ["docker", "push", options.image]]
         case "status":
             jobset = ["kubectl", "get", "jobset", name]
-            return [(jobset, None), (["kubectl", "get", "pods", pods, "--output=wide"], None)]
+            return [jobset, ["kubectl", "get", "pods", pods, "--output=wide"]]
         case "logs":
             if options.host != "all":
                 pods += f",batch.kubernetes.io/job-completion-index={options.host}"
             logs = ["kubectl", "logs", pods, "--tail=-1", "--prefix", "--max-log-requests=256"]
-            return [([*logs, *(["--follow"] if options.follow else [])], None)]
+            return [[*logs, *(["--follow"] if options.follow else [])]]
         case "stop":
             patch = f"--patch={json.dumps({'spec': {'suspend': True}})}"
-            return [(["kubectl", "patch", "jobset", name, "--type=merge", patch], None)]
-        case "delete":
-            return [(["kubectl", "delete", "jobset", name], None)]
+            return [["kubectl", "patch", "jobset", name, "--type=merge", patch]]
+        case _:
+            return [["kubectl", "delete", "jobset", name]]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -163,11 +163,11 @@ def main() -> None:
     try:
         if options.command == "run":
             return run(options)
-        for words, text in commands(options):
+        for words in commands(options):
             if options.dry_run:
-                print(f"{text}# {shlex.join(words)}" if text else shlex.join(words))
+                print(shlex.join(words))
             else:
-                subprocess.run(words, input=text, text=True, check=True)
+                subprocess.run(words, check=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
