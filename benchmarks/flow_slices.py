@@ -18,6 +18,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.experiments import memory, planning
+from diffusionrl_jax.experiments.algorithm import passes_of_an_update
 from diffusionrl_jax.experiments.memory import FLOAT, Division, Sizes
 from diffusionrl_jax.monitoring.markdown import table
 
@@ -60,14 +61,11 @@ class Turns:
 def operations(sizes: Sizes, turns: Turns) -> float:
     """Returns the floating-point operations of the transformer for an image.
 
-    A gradient takes two forward passes: by what a layer reads, and by its parameters. With LoRA,
-    those by the parameters are left out, of which few kernels have any.
-
     Args:
       sizes: the experiment.
       turns: how often the transformer is used.
     """
-    of_update = turns.predictions + (2 if sizes.lora else 3)
+    of_update = turns.predictions + passes_of_an_update(sizes.lora)
     forwards = turns.steps + turns.updates * of_update
     return sizes.passes * sizes.model.network.operations * forwards
 

@@ -17,6 +17,7 @@
 #   --type=TYPE         accelerator type, such as v5litepod-16, v5p-64, v6e-64
 #   --runtime=VERSION   of the TPU VM's software (the type's own if absent)
 #   --service_account=EMAIL   of the hosts, which must be allowed to write the workdir
+#   --env=NAME=VALUE    a variable of the program's environment; may be repeated
 #   --spot              cheaper, and may be preempted
 #   --poll=SECONDS      between two looks (60)
 #   --max_failures=N    how often in all the program may fail or a request be refused (3);
@@ -30,7 +31,7 @@ set -euo pipefail
 
 name='' zone='' project='' type='' runtime='' service_account='' spot=no
 poll=60 max_failures=3 delete_when_done=no dry_run=no worker=0 follow=no
-failures=0 started=no ended=no
+failures=0 started=no ended=no environment=()
 
 die() {
     echo "error: $*" >&2
@@ -96,12 +97,19 @@ pack() {
     done | tar --null --files-from=- --create --gzip --file "$1"
 }
 
+# The variables as systemd reads them, which is as a shell would.
+print_environment() {
+    local variable
+    for variable in ${HF_TOKEN:+"HF_TOKEN=$HF_TOKEN"} ${environment[@]+"${environment[@]}"}; do
+        printf '%s="%s"\n' "${variable%%=*}" "$(printf %s "${variable#*=}" | sed 's/["\\`$]/\\&/g')"
+    done
+}
+
 # What is secret goes as a file that its owner alone reads: everybody sees command lines.
-copy_token() {
-    [[ -n ${HF_TOKEN:-} ]] || return 0
+copy_environment() {
+    [[ -n $(print_environment) ]] || return 0
     local file=${TMPDIR:-/tmp}/$name.environment status=0
-    [[ $dry_run == yes ]] || (umask 077 && rm -f "$file" && echo "HF_TOKEN=$HF_TOKEN" >"$file") ||
-        return
+    [[ $dry_run == yes ]] || (umask 077 && rm -f "$file" && print_environment >"$file") || return
     tpus tpu-vm scp "$file" "$name:$name.environment" --worker=all || status=$?
     [[ $dry_run == yes ]] || rm -f "$file"
     return "$status"
@@ -109,11 +117,13 @@ copy_token() {
 
 install() {
     note "Installing on every host"
-    local archive=${TMPDIR:-/tmp}/$name.tar.gz
+    local archive=${TMPDIR:-/tmp}/$name.tar.gz forget=''
+    [[ -n $(print_environment) ]] || forget="rm -f ~/$name.environment"
     [[ $dry_run == yes ]] || (pack "$archive") || return
-    copy_token || return
+    copy_environment || return
     # The TPU VM's own Python is too old.
     tpus tpu-vm scp "$archive" "$name:$name.tar.gz" --worker=all && on_hosts all "set -e
+$forget
 rm -rf ~/$name && mkdir ~/$name && cd ~/$name && tar -xzf ~/$name.tar.gz
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python=3.12 .venv
@@ -224,6 +234,10 @@ while (($#)); do
         --type=*) type=${1#*=} ;;
         --runtime=*) runtime=${1#*=} ;;
         --service_account=*) service_account=${1#*=} ;;
+        --env=*)
+            [[ ${1#*=} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "$1 must be --env=NAME=VALUE."
+            environment+=("${1#*=}")
+            ;;
         --spot) spot=yes ;;
         --poll=*) poll=${1#*=} ;;
         --max_failures=*) max_failures=${1#*=} ;;

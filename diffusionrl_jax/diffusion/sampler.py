@@ -10,6 +10,7 @@ from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import batch_sharding, gather_parameters, place, replicated
 from diffusionrl_jax.distributed.microbatch import largest_divisor, map_microbatches
+from diffusionrl_jax.distributed.processes import gather_rows
 from diffusionrl_jax.models.parameters import Parameters
 
 
@@ -47,8 +48,7 @@ class Sampler:
                 policy.mesh,
             )
 
-        # Images are replicated, so that every process can read all of them.
-        self._draw = jax.jit(draw, out_shardings=replicated(policy.mesh))
+        self._draw = jax.jit(draw, out_shardings=batch_sharding(policy.mesh))
 
     def __call__(
         self, params: Mapping[str, Parameters], prompts: Sequence[str], seed: int, first: int = 0
@@ -62,7 +62,7 @@ class Sampler:
           first: the index of the first image; the others follow it.
 
         Returns:
-          float32 [n, height, width, 3] in [0, 1].
+          float32 [n, height, width, 3] in [0, 1], in every process.
         """
         policy = self.policy
         sharding = batch_sharding(policy.mesh)
@@ -79,5 +79,5 @@ class Sampler:
                 place(indices, sharding),
                 seed,
             )
-            images.append(np.asarray(drawn)[: len(part)])
+            images.append(gather_rows(drawn)[: len(part)])
         return np.concatenate(images)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from diffusionrl_jax.distributed import chips, processes
+from diffusionrl_jax.distributed.mesh import slice_of
 from diffusionrl_jax.mistakes import UserError
 
 
@@ -19,12 +20,14 @@ class Devices:
       kind: the name of their kind.
       platform: "tpu", "gpu" or "cpu".
       memory: the bytes that each leaves to a program; None if that is not known.
+      slices: how many slices, of as many chips each, they are.
     """
 
     count: int
     kind: str
     platform: str
     memory: float | None
+    slices: int = 1
 
     def __str__(self) -> str:
         return f"{self.count} {self.kind} chip{'s' if self.count > 1 else ''}"
@@ -39,7 +42,8 @@ def devices_here() -> Devices:
     least = float(processes.gather(np.array(least)).min())
     known = None if math.isnan(least) else least
     platform = "gpu" if first.platform in ("cuda", "rocm") else first.platform
-    return Devices(jax.device_count(), first.device_kind, platform, known)
+    slices = len(set(map(slice_of, jax.devices())))
+    return Devices(jax.device_count(), first.device_kind, platform, known, slices)
 
 
 def devices_of_topology(topology: str) -> Devices:

@@ -33,6 +33,16 @@ def make_mesh(
     return Mesh(np.asarray(devices).reshape(-1, fsdp), BATCH_AXES)
 
 
+def slice_of(device) -> int:
+    """Returns the number of the slice that a device is of, which is 0 where there are none."""
+    return getattr(device, "slice_index", 0)
+
+
+def spans_slices(mesh: Mesh) -> bool:
+    """Returns whether parameters are split over devices of several slices."""
+    return any(len(set(map(slice_of, row))) > 1 for row in mesh.devices)
+
+
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Returns the sharding that splits one axis, the batch, over every device and no other axis."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
@@ -61,6 +71,21 @@ def _parameter_sharding(leaf, mesh: Mesh) -> NamedSharding:
         return replicated(mesh)
     axis = max(divisible, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, FSDP))
+
+
+def undivided_share(mesh: Mesh, tree) -> float:
+    """Returns what part of a tree's bytes is whole on every device though it is large.
+
+    It is that of the arrays of at least 1 MiB of which "fsdp" divides no dimension.
+    """
+    leaves = jax.tree.leaves(tree)
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    whole = sum(
+        size
+        for leaf, size in zip(leaves, sizes, strict=True)
+        if size >= REPLICATED_BYTES and _parameter_sharding(leaf, mesh).is_fully_replicated
+    )
+    return whole / sum(sizes) if mesh.shape[FSDP] > 1 and whole else 0.0
 
 
 def on_one_device() -> bool:
@@ -122,6 +147,20 @@ def local_slices(sharding: NamedSharding, length: int) -> list[slice]:
     indices = sharding.addressable_devices_indices_map((length,)).values()
     starts = {index[0].indices(length)[:2] for index in indices if index is not None}
     return [slice(*part) for part in sorted(starts)]
+
+
+def local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
+    """Returns the rows of arrays, split along their first axis, that this process' devices hold.
+
+    Returns:
+      The rows' places in the whole arrays, ascending, and these rows of each array.
+    """
+    by_start = lambda array: {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    shards = [by_start(array) for array in arrays]
+    starts = sorted(shards[0])
+    local = [np.concatenate([np.asarray(parts[s]) for s in starts]) for parts in shards]
+    places = [start + np.arange(len(shards[0][start])) for start in starts]
+    return np.concatenate(places), *local
 
 
 def place(tree, sharding):

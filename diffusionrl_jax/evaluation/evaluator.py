@@ -114,8 +114,9 @@ class Evaluator:
         self.policy = policy
         checks.check_evaluation(config, policy.mesh)
         mesh, sets = policy.mesh, self.config.sets
+        # Each set's images divide over the devices.
         largest = max((chosen.images for chosen in sets.values()), default=mesh.size)
-        self._at_once = config.microbatch.sample * mesh.size or largest
+        self._at_once = min(config.microbatch.sample * mesh.size or largest, largest)
         self._scored_at_once = config.microbatch.score * mesh.size
         self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         self.sampler = Sampler(policy, config.sampler, self._at_once, config.microbatch.decode)

@@ -79,6 +79,16 @@ def images_per_iteration(config: Config) -> int:
     return config.batch_size * (1 if needs_of(config).pairs else len(config.tasks))
 
 
+def passes_of_an_update(lora: bool) -> int:
+    """Returns how many forward passes' operations a gradient takes, with its own forward pass.
+
+    A backward pass takes two: for the gradients of what kernels are multiplied with, and for those
+    of the kernels. With LoRA the second is needed of the changed kernels alone, and is left out, so
+    that this is a lower bound: with factors beside most kernels it is nearer to 3.
+    """
+    return 2 if lora else 3
+
+
 def _noise_group(config: Config, name: str) -> int:
     """Returns how many neighbours in the batch of a task share noise."""
     task, needs = config.tasks[name], needs_of_method(config, method_of(config, name))

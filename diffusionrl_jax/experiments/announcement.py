@@ -11,15 +11,13 @@ from diffusionrl_jax.data.files import readable_size
 from diffusionrl_jax.diffusion.guidance import passes
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import checks
-from diffusionrl_jax.experiments.algorithm import images_per_iteration
+from diffusionrl_jax.experiments.algorithm import images_per_iteration, passes_of_an_update
 from diffusionrl_jax.experiments.base_pictures import BASE, picture_count
 from diffusionrl_jax.experiments.experiment import Experiment
 from diffusionrl_jax.experiments.planning import Plan
 from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.models.parameters import count
 
-# A backward pass computes twice what a forward pass does.
-PASSES_OF_AN_UPDATE = 3
 SECONDS = {"s": 1, "hours": 3600}
 
 
@@ -27,7 +25,7 @@ def iteration_operations(experiment: Experiment) -> float:
     """Returns the denoiser's floating-point operations in an iteration, on all devices together.
 
     They follow from the config. Reward models, text encoder and VAE, which are some percent, are
-    left out, and so is what is computed again in a backward pass.
+    left out, and so is what is computed again in a backward pass, and LoRA's own gradients.
 
     Args:
       experiment: what is to be trained.
@@ -42,7 +40,7 @@ def iteration_operations(experiment: Experiment) -> float:
         trained += config.batch_size
     sampled = 0 if needs.pairs else images * experience.evaluations
     sampled += rows * needs.predictions
-    return _operations(config) * (sampled + PASSES_OF_AN_UPDATE * trained)
+    return _operations(config) * (sampled + passes_of_an_update(bool(config.lora.rank)) * trained)
 
 
 def _operations(config: Config) -> float:

@@ -18,6 +18,8 @@ from diffusionrl_jax.experiments.memory import Division, Sizes
 MICROBATCHES = ("sample", "decode", "score", "train")
 # More chips than these share parameters only where they have to.
 FSDP = 16
+# Into more parts few parameters can be split: Stable Diffusion's are 320, 640 and 1,280 wide.
+MOST_PARTS = 128
 # A state that is not split may take this part of the memory.
 WHOLE_STATE = 1 / 16
 # With more samples at a time a denoiser of Stable Diffusion's size gains nothing, and with fewer
@@ -29,9 +31,14 @@ SCORED, DECODED = 1 / 8, 1 / 6
 ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
 
 
-def usual_split(count: int) -> int:
-    """Returns over how many of `count` chips parameters are split if memory asks for no more."""
-    return largest_divisor(count, min(FSDP, count))
+def usual_split(count: int, slices: int = 1) -> int:
+    """Returns over how many of `count` chips parameters are split if memory asks for no more.
+
+    It is a power of two, which divides what parameters are as wide as. Of 12 chips all would be too
+    many: hardly any parameter can be split into so many parts. The chips that share a copy are of
+    one slice, since between slices the network is slower.
+    """
+    return math.gcd(count, count // slices, FSDP)
 
 
 def divisors(number: int) -> list[int]:
@@ -44,8 +51,9 @@ def _splits(config, sizes: Sizes, devices: Devices) -> list[int]:
     if config.mesh.fsdp:
         return [config.mesh.fsdp]
     state = memory.FLOAT * (sizes.copies * sizes.trained + sizes.model.denoiser)
-    usual = usual_split(devices.count)
-    more = [number for number in divisors(devices.count) if number > usual]
+    usual = usual_split(devices.count, devices.slices)
+    largest = math.gcd(devices.count, MOST_PARTS)
+    more = [size for size in divisors(largest) if size > usual]
     small = devices.memory is None or state <= WHOLE_STATE * devices.memory
     if devices.platform == "cpu" or small:
         return [1, *(number for number in (usual, *more) if number > 1)]

@@ -5,11 +5,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.pipeline import Policy
-from diffusionrl_jax.distributed.mesh import frozen_sharding, make_mesh
+from diffusionrl_jax.distributed.mesh import (
+    FSDP,
+    frozen_sharding,
+    make_mesh,
+    spans_slices,
+    undivided_share,
+)
 from diffusionrl_jax.experiments import checks
 from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import make_lora, make_merge
@@ -49,6 +56,19 @@ def load_policy(config: Config, path: str | None = None) -> Policy:
         text_tokens=config.sampler.text_tokens or None,
         embedded_guidance=config.sampler.embedded_guidance or None,
     )
+    if spans_slices(mesh):
+        logging.warning(
+            "config.mesh.fsdp=%d splits parameters over several slices, between which they are "
+            "gathered by the slower network: a number that divides the chips of a slice is faster, "
+            "if there is room.",
+            mesh.shape[FSDP],
+        )
+    if undivided_share(mesh, params[model.denoiser_name]) > 1 / 2:
+        logging.warning(
+            "config.mesh.fsdp=%d divides so few dimensions of %s that most of its denoiser is "
+            "whole on every device: set it to 0, or to a power of two.",
+            *(mesh.shape[FSDP], path or config.model),
+        )
     process = make_chain(config, model)
     policy = Policy(model, process, params, mesh, checks.gathers_by_blocks(config))
     if config.lora.start and not config.lora.rank and path in (None, config.model):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusionrl_jax.distributed.mesh import batch_sharding
+from diffusionrl_jax.distributed.mesh import batch_sharding, local_rows
 from diffusionrl_jax.distributed.processes import gather
 from diffusionrl_jax.rewards import Reward
 from diffusionrl_jax.rewards.background import in_background
@@ -109,20 +109,6 @@ def _as_bytes(images: jax.Array, index: jax.Array, mesh: Mesh) -> tuple[jax.Arra
     return jax.lax.with_sharding_constraint((as_bytes, finite), batch_sharding(mesh))
 
 
-def _local_rows(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
-    """Returns the rows of arrays that this process holds.
-
-    Returns:
-      The rows' places in the batch, ascending, and these rows of each array.
-    """
-    by_start = lambda array: {s.index[0].start or 0: s.data for s in array.addressable_shards}
-    shards = [by_start(array) for array in arrays]
-    starts = sorted(shards[0])
-    local = [np.concatenate([np.asarray(parts[s]) for s in starts]) for parts in shards]
-    places = [start + np.arange(len(shards[0][start])) for start in starts]
-    return np.concatenate(places), *local
-
-
 def start_scoring(
     rewards: Sequence[Reward],
     images: jax.Array | None,
@@ -156,7 +142,7 @@ def start_scoring(
         if fields:
             assert images is not None  # `Scoring.decodes_to_score` sees to it.
             # All processes must start programs in the same order: here. The rest may take its time.
-            local = in_background(_local_rows, *_as_bytes(images, index, mesh))
+            local = in_background(local_rows, *_as_bytes(images, index, mesh))
             for field, scorer in fields.items():
                 answers[-1][field] = in_background(ask, scorer, local, questions[index])
     count = 0 if images is None else images.shape[1]

@@ -31,6 +31,9 @@ BEAT_SECONDS = 10.0
 # For how long another machine's file must not change until its writer counts as gone: some beats,
 # and the delay of a shared disk.
 STILL_SECONDS = 35.0
+# How long processes wait for one of them at a time. On CPUs, where gloo takes the interconnect's
+# place, they give up after half a minute.
+ROUND_SECONDS = 5.0
 
 
 class Lease:
@@ -57,7 +60,15 @@ class Lease:
             folder. It is raised in all processes alike.
         """
         found = _read(self._path) if jax.process_index() == 0 else None
-        self._refuse(found if found is not None and _may_live(found, self._path) else None)
+        may_live = lambda: found is not None and _may_live(found, self._path)
+        if found is not None and may_live() is None:
+            print(
+                f"{self._path} is of {_describe(found)}: waiting up to {STILL_SECONDS:.0f} s to "
+                "see whether it still runs",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._refuse(found if _wait_for(may_live) else None)
         if jax.process_index() == 0:
             self._write()
             threading.Thread(target=self._beat, daemon=True).start()
@@ -90,14 +101,14 @@ class Lease:
     def _is_seen(self) -> bool:
         """Returns whether this process sees what the first one wrote; a disk may show it late."""
         first = gather(np.frombuffer(bytes.fromhex(self._own["id"]), np.uint8))[0]
-        if jax.process_index() == 0:
-            return True
-        deadline = time.monotonic() + STILL_SECONDS
-        while (found := _read(self._path)) is None or found["id"] != first.tobytes().hex():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(1)
-        return True
+
+        def is_there() -> bool | None:
+            if jax.process_index() == 0:
+                return True
+            found = _read(self._path)
+            return found is not None and found["id"] == first.tobytes().hex() or None
+
+        return _wait_for(is_there)
 
     def _refuse(self, holder: Mapping[str, Any] | None) -> None:
         """Raises a UserError in all processes if the first one has found a holder."""
@@ -155,27 +166,37 @@ def _started(process: int) -> str:
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
-def _may_live(found: dict[str, Any], path: epath.Path) -> bool:
-    """Returns whether the file's writer may be alive; of another machine it waits to see."""
+def _wait_for(answer: Callable[[], bool | None]) -> bool:
+    """Returns a function's answer, once every process has one. All call it.
+
+    Args:
+      answer: returns None while it does not know. If that lasts for `STILL_SECONDS`, it is False.
+    """
+    found, deadline = answer(), time.monotonic() + STILL_SECONDS
+    while True:
+        end = min(deadline, time.monotonic() + ROUND_SECONDS)
+        while found is None and time.monotonic() < end:
+            time.sleep(1)
+            found = answer()
+        if found is None and time.monotonic() >= deadline:
+            found = False
+        if true_everywhere(found is not None):
+            return bool(found)
+
+
+def _may_live(found: dict[str, Any], path: epath.Path) -> bool | None:
+    """Returns whether the file's writer may be alive.
+
+    It is None for that of another machine while its file has not changed.
+    """
     own = _identity()
     here = all(found.get(name) == own[name] for name in ("host", "boot", "namespace"))
     if here and own["started"]:
         return found.get("started") == _started(found.get("process", 0))
-    print(
-        f"{path} is of {_describe(found)}: waiting up to {STILL_SECONDS:.0f} s to see whether it "
-        "still runs",
-        file=sys.stderr,
-        flush=True,
-    )
-    deadline = time.monotonic() + STILL_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(1)
-        now = _read(path)
-        if now is None:
-            return False
-        if now != found:
-            return True
-    return False
+    now = _read(path)
+    if now is None:
+        return False
+    return now != found or None
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from diffusionrl_jax.diffusion import sampler as samplers
 from diffusionrl_jax.diffusion.drawing import draw_latents
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.process import make_process
@@ -50,3 +51,14 @@ def test_images_do_not_depend_on_the_batches(policy, expected):
     np.testing.assert_allclose(later, images[5:7], atol=1e-6)
     none = sampler(policy.params, [], SEED)
     assert (none.shape, none.dtype) == ((0, *policy.model.image_shape), np.float32)
+
+
+def test_no_device_holds_the_images_of_others(policy, expected, monkeypatch):
+    """On a pod they would not fit."""
+    prompts, images = expected
+    drawn = []
+    monkeypatch.setattr(samplers, "gather_rows", lambda array: drawn.append(array) or array)
+    Sampler(policy, ConfigDict(SETTINGS), batch=16)(policy.params, prompts[:16], SEED, FIRST)
+    held = [shard.data.shape[0] for shard in drawn[0].addressable_shards]
+    assert held == [2] * 8
+    np.testing.assert_allclose(drawn[0], images[:16], atol=1e-6)

@@ -38,19 +38,23 @@ def device(kind, platform="gpu", **statistics):
 
 
 @pytest.mark.parametrize(
-    ("kind", "teraflops", "gigabytes"),
+    ("kind", "teraflops", "gigabytes", "bandwidth"),
     [
-        ("TPU v5 lite", 197, 16),
-        ("TPU v4", 275, 32),
-        ("TPU v5p", 459, 95),
-        ("TPU v6 lite", 918, 32),
-        ("NVIDIA H100 80GB HBM3", 989, 80),
-        ("NVIDIA A100-SXM4-40GB", 312, 40),
+        ("TPU v5 lite", 197, 16, 819),
+        ("TPU v4", 275, 32, 1200),
+        ("TPU v5p", 459, 95, 2765),
+        ("TPU v6 lite", 918, 32, 1638),
+        ("NVIDIA H100 80GB HBM3", 989, 80, 3350),
+        ("NVIDIA H100 PCIe", 756, 80, 2000),
+        ("NVIDIA A100-SXM4-40GB", 312, 40, 1555),
+        ("NVIDIA A100-PCIE-40GB", 312, 40, 1555),
+        ("NVIDIA A100-SXM4-80GB", 312, 80, 2039),
+        ("NVIDIA A100 80GB PCIe", 312, 80, 1935),
     ],
 )
-def test_a_device_is_known_by_its_kind(kind, teraflops, gigabytes):
+def test_a_device_is_known_by_its_kind(kind, teraflops, gigabytes, bandwidth):
     chip = chips.of_device(device(kind))
-    assert chip.operations == teraflops * 1e12
+    assert chip.operations == teraflops * 1e12 and chip.bandwidth == bandwidth * 1e9
     # Of a GPU's memory JAX takes three quarters; of a TPU's a part is the runtime's.
     share = 0.75 if kind.startswith("NVIDIA") else 1
     assert chip.memory / 2**30 == pytest.approx(share * gigabytes, rel=0.04)

@@ -1,13 +1,16 @@
 """The mesh and the sharding rules, on eight virtual devices."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from diffusionrl_jax.distributed.mesh import (
+    BATCH_AXES,
     REPLICATED_BYTES,
     batch_sharding,
     check_batch,
@@ -17,6 +20,8 @@ from diffusionrl_jax.distributed.mesh import (
     parameter_sharding,
     place,
     replicated,
+    spans_slices,
+    undivided_share,
 )
 from diffusionrl_jax.learning.state import init_state
 
@@ -33,6 +38,14 @@ def test_mesh_holds_every_device(fsdp, shape):
 def test_mesh_refuses_what_does_not_divide_the_devices(fsdp):
     with pytest.raises(ValueError, match=rf"mesh.fsdp={fsdp} must be one of \[1, 2, 4, 8\]"):
         make_mesh(fsdp)
+
+
+@pytest.mark.parametrize(("fsdp", "spans"), [(1, False), (4, False), (8, True)])
+def test_a_split_over_several_slices_is_noticed(fsdp, spans):
+    of_slice = [types.SimpleNamespace(slice_index=number // 4) for number in range(8)]
+    rows = np.asarray(of_slice).reshape(-1, fsdp)
+    assert spans_slices(types.SimpleNamespace(devices=rows)) == spans
+    assert not spans_slices(make_mesh(fsdp))
 
 
 def test_a_process_feeds_the_rows_of_its_devices():
@@ -67,6 +80,14 @@ def shape(*lengths):
 def test_large_parameters_are_split_along_their_largest_divisible_dimension(leaf, spec):
     assert parameter_sharding(make_mesh(4), leaf).spec == spec
     assert parameter_sharding(make_mesh(1), leaf).spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(("fsdp", "share"), [(1, 0), (2, 3 / 11), (4, 3 / 11), (8, 1)])
+def test_large_parameters_that_cannot_be_split_are_counted(fsdp, share):
+    mesh = AbstractMesh((8 // fsdp, fsdp), BATCH_AXES)
+    small = {"bias": shape(8), "rest": shape(0)}
+    tree = small | {"odd": shape(3, 2**18 + 1), "even": shape(4, 2 * (2**18 + 1))}
+    assert undivided_share(mesh, tree) == pytest.approx(share, abs=1e-4)
 
 
 def test_optimiser_slots_and_average_are_split_like_their_parameters():

@@ -63,6 +63,11 @@ def test_scores_are_of_the_images(result, tmp_path):
         assert -score * 1000 == pytest.approx(path.stat().st_size, abs=12)
 
 
+def test_no_more_is_drawn_at_a_time_than_the_largest_set_has(policy, make_config):
+    """All else of a batch would be padding: on a pod most of it."""
+    assert Evaluator(policy, make_config(**{"microbatch.sample": 20})).sampler.batch == 16
+
+
 @pytest.mark.slow
 def test_parts_of_a_bounded_size_give_the_same_pictures(policy, result, make_config):
     config = make_config(**{"microbatch.sample": 1})

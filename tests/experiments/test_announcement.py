@@ -57,6 +57,16 @@ def test_the_least_seconds_are_those_of_the_operations(made):
     assert "pictures" not in text
 
 
+def test_with_lora_most_of_the_parameters_gradients_are_left_out(made):
+    """A bound must not be above what is computed: of the kernels few may have factors."""
+    built, _ = made
+    config = built.config.copy_and_resolve_references()
+    config.lora.rank = 4
+    count = announcement.iteration_operations
+    ratio = count(dataclasses.replace(built, config=config)) / count(built)
+    assert ratio == pytest.approx((16 * 3 + 2 * (16 * 2 + 16)) / (16 * 3 + 3 * (16 * 2 + 16)))
+
+
 def test_pictures_that_are_drawn_first_are_told_of(made):
     built, plan = made
     config = built.config.copy_and_resolve_references()

@@ -44,6 +44,31 @@ def test_a_config_without_a_model_is_refused():
         load_policy(common.get_config())
 
 
+@pytest.mark.parametrize(("width", "warned"), [(2**19, False), (2**19 + 1, True)])
+def test_a_split_that_leaves_most_of_the_denoiser_whole_is_warned_of(
+    width, warned, monkeypatch, caplog
+):
+    params = {"denoiser": {"kernel": jax.ShapeDtypeStruct((1, width), np.float32)}}
+    monkeypatch.setattr(loading, "load_model", lambda path, **_: (toy.Toy(), params))
+    config = common.get_config()
+    config.model, config.mesh.fsdp = "the/model", 8
+    load_policy(config)
+    words = "config.mesh.fsdp=8 divides so few dimensions of the/model that most"
+    assert (words in caplog.text) == warned
+
+
+def test_a_split_over_several_slices_is_warned_of(monkeypatch, caplog):
+    params = {"denoiser": {"bias": np.zeros(8, np.float32)}}
+    monkeypatch.setattr(loading, "load_model", lambda path, **_: (toy.Toy(), params))
+    config = common.get_config()
+    config.model, config.mesh.fsdp = "the/model", 8
+    load_policy(config)
+    assert not caplog.text
+    monkeypatch.setattr(loading, "spans_slices", lambda mesh: True)
+    load_policy(config)
+    assert "config.mesh.fsdp=8 splits parameters over several slices" in caplog.text
+
+
 def test_a_lora_is_merged_into_the_model_that_it_is_of(tmp_path, monkeypatch):
     file, opened = tmp_path / "lora.safetensors", []
     added = write_lora(file, "denoiser", "to_q", 8, 6)

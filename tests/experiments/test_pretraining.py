@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusionrl_jax.data.emoji import pictures
 from diffusionrl_jax.data.latents import LatentDataset, fingerprint
@@ -128,3 +129,18 @@ def test_captions_that_are_cut_are_counted(cached, tmp_path, caplog):
         pretraining.encode_pictures(source, *arguments)
         expected = [f"{count} captions are longer than what the model reads, and are cut."]
         assert [record.getMessage() for record in caplog.records] == expected * bool(count)
+
+
+def test_text_encoders_are_recognised_where_they_lie(cached, monkeypatch):
+    """Whatever mesh they are split over, and without being brought together on any device."""
+    monkeypatch.delattr(pretraining, "replicated")
+    _, _, policy = cached
+    kernel = np.random.default_rng(0).normal(size=(2048, 1024)).astype(np.float32)
+    split = NamedSharding(policy.mesh, PartitionSpec(None, policy.mesh.axis_names))
+    placed, whole = (
+        pretraining.text_fingerprint(policy.model, {"kernel": array})
+        for array in (jax.device_put(kernel, split), kernel)
+    )
+    assert placed == whole
+    kernel[7, 8] += 1e-3
+    assert pretraining.text_fingerprint(policy.model, {"kernel": kernel}) != whole

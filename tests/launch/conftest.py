@@ -22,7 +22,8 @@ def play(tmp_path):
       world: what the fakes go by, as JSON.
 
     Returns:
-      The finished process, with `calls`, the fakes' arguments in order, and `home`.
+      The finished process, with `calls`, the fakes' arguments in order, `home`, and `world` as
+      the fakes have left it.
     """
 
     def run(script, names, world=None, cwd=ROOT, **environment):
@@ -52,7 +53,7 @@ def play(tmp_path):
             timeout=60,
         )
         process.calls = [json.loads(line) for line in calls.read_text().splitlines()]
-        process.home = home
+        process.home, process.world = home, json.loads(world_file.read_text())
         return process
 
     return run

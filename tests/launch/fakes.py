@@ -4,6 +4,7 @@ Each call is recorded in the file FAKE_CALLS. The file FAKE_WORLD holds, for the
   requests: of each that is created, the states that it passes through, one each time it is asked
     for; the last stays.
   services: of each start of the program, the states of its service likewise; "dead" before.
+  jobset: of kubectl, the manifest and the conditions of the JobSet that there is, or none.
   exit: by command, the status to end with.
 """
 
@@ -46,6 +47,19 @@ def queued_resources(action):
         sys.exit(f"unknown action {action}")
 
 
+def kubectl(action, given):
+    """Of a JobSet that is there nothing can be changed, and one that has ended stays so."""
+    jobset = world.get("jobset")
+    if action == "get" and jobset:
+        print(*jobset["conditions"])
+    elif action == "delete":
+        world["jobset"] = None
+    elif action == "apply" and not jobset:
+        world["jobset"] = {"manifest": given, "conditions": []}
+    elif action == "apply" and jobset["manifest"] != given:
+        sys.exit("The JobSet is invalid: spec.replicatedJobs: field is immutable")
+
+
 def main():
     home = pathlib.Path(os.environ["HOME"])
     if name == "gcloud":
@@ -73,7 +87,9 @@ def main():
     elif name == "journalctl":
         print(f"log of start {world['starts']}")
     elif name == "kubectl":
-        record("" if sys.stdin.isatty() else sys.stdin.read())
+        given = "" if sys.stdin.isatty() else sys.stdin.read()
+        record(given)
+        kubectl(arguments[0], given)
     elif name == "srun":
         record(os.environ.get("JAX_LOCAL_DEVICE_IDS"))
     else:

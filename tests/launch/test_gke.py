@@ -13,10 +13,10 @@ OPTIONS = {
 
 @pytest.fixture
 def gke(play):
-    def run(command, *more, flags=(), **options):
+    def run(command, *more, flags=(), world=None, **options):
         given = [f"--{key}={value}" for key, value in options.items()]
         script = ["gke.py", command, *given, *more, *(["--", *flags] if flags else [])]
-        return play(script, ["kubectl", "docker"])
+        return play(script, ["kubectl", "docker"], world)
 
     return run
 
@@ -118,15 +118,56 @@ def test_a_token_of_the_hub_may_be_a_secret(fill):
     assert secret == {"name": "hf-token", "key": "HF_TOKEN", "optional": True}
 
 
+def test_variables_reach_the_program_as_they_are(fill):
+    given = {"XLA_FLAGS": "--xla_a=1 --xla_b=2", "EMPTY": "", "ODD": """it's $(A) "b" \\ : # ü\n"""}
+    manifest = fill(*(f"--env={name}={value}" for name, value in given.items()))
+    check_api(manifest)
+    token, *others = pod(manifest)["containers"][0]["env"]
+    assert token["name"] == "HF_TOKEN"
+    # Kubernetes makes $$( a plain $( again.
+    assert {one["name"]: one["value"].replace("$$(", "$(") for one in others} == given
+    assert "$$(A)" in others[-1]["value"]
+
+
 @pytest.mark.parametrize("name", ["no", "y", "true"])
 def test_a_name_stays_text(fill, name):
     assert fill(name=name)["metadata"]["name"] == name
 
 
 def test_run_applies_what_dry_run_prints(gke, fill):
-    (call,) = gke("run", flags=FLAGS, **OPTIONS).calls
+    asked, call = gke("run", flags=FLAGS, **OPTIONS).calls
+    assert asked[:4] == ["kubectl", "get", "jobset", "joint"]
     assert call[:3] == ["kubectl", "apply", "--filename=-"]
     assert yaml.safe_load(call[3]) == fill()
+
+
+def actions(process):
+    return [call[1] for call in process.calls]
+
+
+@pytest.mark.parametrize("condition", ["Completed", "Failed"])
+def test_the_same_command_goes_on_where_the_jobset_has_ended(gke, condition):
+    first = gke("run", flags=FLAGS, **OPTIONS)
+    ended = {"jobset": first.world["jobset"] | {"conditions": ["Started", condition]}}
+    process = gke("run", flags=FLAGS, world=ended, **OPTIONS)
+    assert process.returncode == 0 and actions(process) == ["get", "delete", "apply"]
+    # It is gone with its pods before there is another one.
+    assert "--cascade=foreground" in process.calls[1]
+    assert process.world["jobset"] == first.world["jobset"]
+
+
+def test_a_running_jobset_is_left_alone_and_other_options_are_refused_clearly(gke):
+    live = gke("run", flags=FLAGS, **OPTIONS).world
+    live["jobset"]["conditions"] = ["Started"]
+    same = gke("run", flags=FLAGS, world=live, **OPTIONS)
+    assert same.returncode == 0 and actions(same) == ["get", "apply"]
+    other = gke("run", flags=[*FLAGS, "--config.seed=1"], world=live, **OPTIONS)
+    assert other.returncode == 1 and actions(other) == ["get", "apply"]
+    immutable, error = other.stderr.splitlines()
+    assert "immutable" in immutable
+    assert error.startswith("error: kubectl refuses the JobSet joint.")
+    assert "launch/gke.py delete --name=joint, then run again" in error
+    assert other.world == live
 
 
 @pytest.mark.parametrize(
@@ -152,6 +193,7 @@ def test_other_commands(gke, command, options, expected):
         ({"topology": "2x4", "chips_per_host": 3}, "--chips_per_host=3"),
         ({"name": "My Job"}, "--name"),
         ({"accelerator": "tpu-v9"}, "tpu-v5p-slice"),
+        ({"env": "1A=b"}, "--env=1A=b must be NAME=VALUE"),
         ({"flags": ["--config=c.py", "--workdir=/tmp/x"]}, "gs://"),
         ({"flags": ["--workdir=gs://x"]}, "--config"),
     ],

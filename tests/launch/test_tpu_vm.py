@@ -1,4 +1,5 @@
 import shlex
+import subprocess
 
 import pytest
 
@@ -69,13 +70,35 @@ def test_a_token_of_the_hub_is_on_no_command_line(play, tmp_path):
     process = play(script, [*COMMANDS, "git"], world, HF_TOKEN="hf_secret")
     assert process.returncode == 0, process.stderr
     file = process.home / "joint.environment"
-    assert file.read_text() == "HF_TOKEN=hf_secret\n"
+    assert file.read_text() == 'HF_TOKEN="hf_secret"\n'
     service = next(call for call in process.calls if call[0] == "systemd-run")
     assert f"--property=EnvironmentFile=-{file}" in service
     printed = play([*script[:2], "--dry_run", *script[2:]], COMMANDS, HF_TOKEN="hf_secret").stdout
     assert "joint.environment" in printed
     assert "hf_secret" not in f"{process.calls} {process.stdout} {printed}"
     assert not (tmp_path / "joint.environment").exists()
+
+
+def test_variables_reach_the_program_as_they_are(tpu_vm, tmp_path):
+    """systemd's file of variables is a shell's: https://www.freedesktop.org/software/systemd."""
+    given = {
+        "XLA_FLAGS": "--xla_a=1 --xla_b=2",
+        "EMPTY": "",
+        "ODD": """ it's $HOME, "$(id)" `id` \\ \\" a=b # ü""",
+    }
+    world = {"requests": [["ACTIVE"]], "services": [["running", "exited"]]}
+    options = [f"--env={name}={value}" for name, value in given.items()]
+    process = tpu_vm("run", *TYPE, *options, world=world)
+    assert process.returncode == 0, process.stderr
+    file = process.home / "joint.environment"
+    for name, value in given.items():
+        script = f'set -ue; . "{file}"; printf %s "${name}"'
+        shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        assert shell.stdout == value
+    assert "--xla_a" not in str(process.calls)
+    # Those of an earlier start are forgotten.
+    tpu_vm("run", *TYPE, world=world)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("end", [["SUSPENDING", "SUSPENDED"], ["FAILED"], ["SUSPENDED"]])
@@ -175,6 +198,7 @@ def test_delete_takes_the_node_along(tpu_vm):
         ({"where": ["--name=a b", "--zone=z"]}, "--name"),
         ({"options": ["--type=v9-8"]}, "--type='v9-8'"),
         ({"options": ["--typo=1"]}, "--typo"),
+        ({"options": [*TYPE, "--env=1A=b"]}, "--env=NAME=VALUE"),
     ],
 )
 def test_bad_input_is_one_clear_line(tpu_vm, changes, message):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusionrl_jax.runs import lease
+from tests.processes import finish, free_address, launcher
 
 
 def other(workdir, **changes):
@@ -64,6 +65,42 @@ def test_another_machine_is_watched(tmp_path, short, capsys):
             with pytest.raises(ValueError, match=f"process {content['process']} on"):
                 lease.Lease(str(tmp_path)).__enter__()
         first.check()
+
+
+def test_processes_wait_for_the_first_one_in_short_rounds(tmp_path, short, monkeypatch):
+    known = []
+    monkeypatch.setattr(lease, "ROUND_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "true_everywhere", lambda flag: known.append(flag) or flag)
+    other(tmp_path, host="elsewhere", process=7)
+    with lease.Lease(str(tmp_path)):
+        # Each second until it has stood still for long, then that all see the new file.
+        assert known == [False, False, True, True, True]
+
+
+TWO = """
+    import os, sys
+    import jax
+    from diffusionrl_jax.runs.lease import Lease
+
+    workdir, address, index = sys.argv[1:]
+    jax.distributed.initialize(address, 2, int(index))
+    with Lease(workdir) as taken:
+        taken.check()
+        print("held", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_take_over_from_another_machine(tmp_path):
+    """The second one waits for longer than gloo does at a time."""
+    other(tmp_path, host="elsewhere", process=7)
+    address = free_address()
+    with launcher({}, devices=1) as run:
+        command = "-c", textwrap.dedent(TWO), str(tmp_path), address
+        pair = [run(*command, str(index)) for index in range(2)]
+        for status, output in map(finish, pair):
+            assert status == 0 and "held" in output, output
 
 
 def test_the_one_that_was_overtaken_is_told(tmp_path, short):
