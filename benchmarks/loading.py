@@ -1,4 +1,4 @@
-"""How much host memory it takes to load a checkpoint onto the devices, against its size.
+"""How much host memory it takes to write a checkpoint and to load it onto the devices.
 
     python benchmarks/loading.py --dtype=float32 --devices=2
 
@@ -6,7 +6,7 @@ Writes a synthetic Stable Diffusion 1.5 with a UNet of half the width (1.7 GB in
 in a process of its own onto virtual CPU devices, over which large parameters are split, and prints
 the peak of the resident memory above what was resident before. On the CPU that includes the
 devices' own copy, one float32 checkpoint; `--whole` reads all first and then places it, for
-comparison. Linux only.
+comparison. What the writing of it took beside the parameters is printed first. Linux only.
 """
 
 import argparse
@@ -31,8 +31,14 @@ def resident_bytes(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def write_checkpoint(folder: Path, dtype: str) -> None:
-    """A whole diffusers folder with random numbers for weights."""
+def reset_peak() -> int:
+    """Begins to measure the peak anew, and returns the resident bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_bytes("VmRSS")
+
+
+def write_checkpoint(folder: Path, dtype: str) -> int:
+    """Writes a diffusers folder of random weights: by how many bytes the resident memory grows."""
     import jax
 
     from diffusionrl_jax.emoji_world import emoji_model
@@ -47,7 +53,9 @@ def write_checkpoint(folder: Path, dtype: str) -> None:
     model = build_stable_diffusion(configs, emoji_model.train_tokenizer())
     numbers = np.random.default_rng(0).standard_normal(2**20, np.float32)
     params = jax.tree.map(lambda leaf: np.resize(numbers, leaf.shape), parameter_template(model))
+    before = reset_peak()
     save_stable_diffusion(folder, model, params, dtype)
+    return resident_bytes("VmHWM") - before
 
 
 def load(folder: Path, devices: int, whole: bool) -> dict[str, int]:
@@ -60,8 +68,7 @@ def load(folder: Path, devices: int, whole: bool) -> dict[str, int]:
     mesh = make_mesh(fsdp=devices)
     sharding = lambda tree: parameter_sharding(mesh, tree)
     jax.block_until_ready(jax.device_put(np.zeros(8)))
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident_bytes("VmRSS")
+    before = reset_peak()
     if whole:
         _, params = load_stable_diffusion(folder)
         params = jax.block_until_ready(jax.device_put(params, sharding(params)))
@@ -89,7 +96,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     flags = parse_arguments(arguments)
     if flags.step == "write":
-        write_checkpoint(flags.folder, flags.dtype)
+        print(write_checkpoint(flags.folder, flags.dtype))
         return
     if flags.step == "load":
         print(json.dumps(load(flags.folder, flags.devices, flags.whole)))
@@ -99,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         own += ["--whole"] if flags.whole else []
         virtual = f"--xla_force_host_platform_device_count={flags.devices}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
-        subprocess.run([*own, "--step=write", f"--dtype={flags.dtype}"], check=True)
+        write = [*own, "--step=write", f"--dtype={flags.dtype}"]
+        written = subprocess.run(write, check=True, stdout=subprocess.PIPE).stdout
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
         output = subprocess.run(
             [*own, "--step=load"], check=True, env=environment, stdout=subprocess.PIPE
@@ -107,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     bytes_of = json.loads(output.splitlines()[-1])
     peak, after = (bytes_of[name] - bytes_of["before"] for name in ("peak", "after"))
     print(
+        f"to write it took {int(written.splitlines()[-1]) / 1e9:.2f} GB beside the parameters\n"
         f"checkpoint {size / 1e9:.2f} GB of {flags.dtype}, parameters "
         f"{bytes_of['parameters'] / 1e9:.2f} GB on {flags.devices} devices\n"
         f"resident before {bytes_of['before'] / 1e9:.2f} GB; above that, at the peak "

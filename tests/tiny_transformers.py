@@ -97,14 +97,16 @@ def clip_tokenizer(folder, **options):
 
 
 def t5_tokenizer():
-    """T5's tokenizer of single bytes."""
+    """T5's tokenizer of single bytes. It states what published ones do and PyTorch converts by."""
     words = ["<pad>", "</s>", "<unk>", *bytes_to_unicode().values()]
     tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         "$A </s>", special_tokens=[("</s>", 1)]
     )
-    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0)
+    whole = T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0)
+    whole.init_kwargs["add_prefix_space"] = whole.add_prefix_space = True
+    return whole
 
 
 def t5_encoder():

@@ -196,16 +196,26 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       OSError: the file can't be written; what was there before stays.
     """
+    with whole_file(path) as place:
+        place.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """Yields where to write a file, which is moved to its own path once it is whole.
+
+    It is `write_whole` for what is written piece by piece.
+    """
     path = epath.Path(path)
     with clear_full_disk(path):
         # In a bucket, a file appears only once it is complete.
         if in_bucket(path) or _is_special(path):
-            path.write_bytes(content)
+            yield path
             return
         path = epath.Path(os.path.realpath(path))
         partial = partial_path(path)
         try:
-            partial.write_bytes(content)
+            yield partial
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

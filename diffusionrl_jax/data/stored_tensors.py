@@ -1,30 +1,33 @@
-"""Opens a safetensors file by its header alone, and reads one tensor at a time.
+"""Reads and writes safetensors files, one tensor at a time.
 
 A file is eight bytes with the header's length, the header (JSON, in which each name has a dtype, a
 shape and a place) and the tensors' bytes. The libraries either map the whole file into memory,
-which counts as resident and does not work on `gs://`, or read it whole. Here each tensor is one
-range of bytes, read from wherever `epath` reads.
+which counts as resident and does not work on `gs://`, or read it whole, and to write one they take
+all of it at once. Here each tensor is one range of bytes, read from wherever `epath` reads, and
+written to wherever it writes.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
+from diffusionrl_jax.data.files import in_bucket, whole_file
 from diffusionrl_jax.mistakes import UserError
 
+# In the order in which they lie in a file, so that none begins amid another's numbers.
 DTYPES = {
+    "I64": np.int64,
     "F64": np.float64,
     "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
     "I32": np.int32,
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
@@ -198,3 +201,46 @@ def _stored(path, name, entry, offset, size) -> StoredTensor | None:
     if tensor.nbytes != end - begin:
         raise UserError(f"tensor {name!r} has {end - begin} bytes, its shape {tensor.nbytes}")
     return tensor
+
+
+def write_tensors(
+    path: epath.Path,
+    kinds: Mapping[str, tuple[Sequence[int], Any]],
+    tensor: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file of which one tensor at a time is in memory.
+
+    Its bytes are those that the safetensors library writes. What was there before stays where the
+    file cannot be written whole; in a bucket it is then removed.
+
+    Args:
+      path: the file, local or remote. Its folder exists.
+      kinds: the shape and the dtype of each tensor, by its name.
+      tensor: takes a name and returns the tensor, of that shape and dtype.
+      metadata: the file's metadata.
+    """
+    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
+    order = list(codes)
+    names = sorted(kinds, key=lambda name: (order.index(np.dtype(kinds[name][1])), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        shape, dtype = kinds[name]
+        begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        code = codes[np.dtype(dtype)]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as place:
+        try:
+            with place.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for name in names:
+                    # Bytes are in the order of rows, whatever the tensor's strides are.
+                    numbers = np.asarray(tensor(name), order="C")
+                    file.write(numbers.reshape(-1).view(np.uint8).data)
+        except BaseException:
+            if in_bucket(place):  # To close a file there is to keep what was written.
+                place.unlink(missing_ok=True)
+            raise

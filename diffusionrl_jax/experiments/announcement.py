@@ -45,7 +45,8 @@ def iteration_operations(experiment: Experiment) -> float:
 
 def _operations(config: Config) -> float:
     """Returns the denoiser's operations for one step of a picture's chain, guided or not."""
-    once = describe_model(config.model, checks.size(config)).network.operations
+    tokens = config.sampler.text_tokens or None
+    once = describe_model(config.model, checks.size(config), tokens).network.operations
     return once * passes(config.sampler.guidance_scale)
 
 

@@ -134,7 +134,7 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
     """
-    model = describe_model(config.model, checks.size(config))
+    model = describe_model(config.model, checks.size(config), config.sampler.text_tokens or None)
     itemsize = jnp.dtype(config.dtype).itemsize
     number = passes(config.sampler.guidance_scale)
     image = FLOAT * model.image

@@ -31,7 +31,7 @@ class Family(NamedTuple):
 
     Attributes:
       describe: takes what `config.model` names and the pictures' (height, width), or None for the
-        model's own, and returns the model's sizes, without opening its weights.
+        model's own, and options, and returns the model's sizes, without opening its weights.
       denoiser: the name of the denoiser's folder.
       shapes: takes what `config.model` names, a folder that is here or a published model, and
         options, and returns the model and its parameters' shapes, as
@@ -110,17 +110,22 @@ def family_of(folder: epath.Path) -> Family:
     return FAMILIES[name]
 
 
-def describe_model(name: str, size: tuple[int, int] | None = None) -> Description:
+def describe_model(
+    name: str, size: tuple[int, int] | None = None, text_tokens: int | None = None
+) -> Description:
     """Returns the sizes of a model that is here, or of a published one.
 
     Args:
       name: what `config.model` names; see the family's `describe`.
       size: the height and width of the pictures in pixels; None means the denoiser's own size.
+      text_tokens: as in `load_model`.
 
     Raises:
+      UserError: the model's family has no T5 that reads so many tokens.
       UserError, FileNotFoundError: as the family's `describe`.
     """
-    return family_at(name).describe(name, size)
+    family = family_at(name)
+    return family.describe(name, size, **_own_options(family, name, text_tokens))
 
 
 def family_at(name: str) -> Family:
@@ -203,7 +208,10 @@ def load_model(
 
 
 def _own_options(
-    family: Family, path: str, text_tokens: int | None, embedded_guidance: float | None
+    family: Family,
+    path: str,
+    text_tokens: int | None = None,
+    embedded_guidance: float | None = None,
 ) -> dict[str, Any]:
     """Returns which of the options that only some families know are set.
 

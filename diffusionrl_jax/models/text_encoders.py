@@ -1,5 +1,6 @@
 """Turns prompts into what the UNet is conditioned on: tokenizers and CLIP text encoders."""
 
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
@@ -11,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
+from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase, T5TokenizerFast
 
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.models.folders.tokenizer_files import read_clip_tokenizer_files, read_files
+from diffusionrl_jax.models.folders.tokenizer_files import (
+    WHOLE_TOKENIZER,
+    read_clip_tokenizer_files,
+    read_files,
+)
 from diffusionrl_jax.models.parameters import Parameters, apply
 
 
@@ -192,6 +197,25 @@ def load_clip_tokenizer(folder: epath.Path) -> CLIPTokenizerFast:
         ]
     )
     return tokenizer
+
+
+def load_t5_tokenizer(folder: epath.Path) -> T5TokenizerFast:
+    """Reads T5's tokenizer from its tokenizer.json, which holds all that its spiece.model does.
+
+    Args:
+      folder: the tokenizer's folder, as in `load_tokenizer`.
+
+    Raises:
+      FileNotFoundError, UserError: as `load_tokenizer`.
+    """
+    if folder.exists() and not (folder / WHOLE_TOKENIZER).exists():
+        raise FileNotFoundError(
+            f"{folder / WHOLE_TOKENIZER} does not exist: copy or download the folder again. If it "
+            "has a spiece.model alone, this writes the file, where sentencepiece is installed: "
+            'python -c "import sys, transformers; transformers.T5TokenizerFast.from_pretrained('
+            f'sys.argv[1]).save_pretrained(sys.argv[1])" {shlex.quote(str(folder))}'
+        )
+    return load_tokenizer(folder, T5TokenizerFast)
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, positions: int, name: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from absl import logging
 from etils import epath
 
+from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.files import (
     clear_full_disk,
     in_bucket,
@@ -13,11 +14,14 @@ from diffusionrl_jax.data.files import (
     prepare_folder,
     remove_partials,
 )
-from diffusionrl_jax.experiments.loading import load_policy
+from diffusionrl_jax.diffusion.pipeline import Policy
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.experiments.chain import make_chain
 from diffusionrl_jax.learning.adaptation import make_lora
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import lora
-from diffusionrl_jax.models.families import save_model
+from diffusionrl_jax.models.families import PUBLISHED, model_shapes, save_model
 from diffusionrl_jax.models.folders import hub, weights
 from diffusionrl_jax.runs import trained
 
@@ -101,6 +105,13 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
         save_model(folder, policy.model, policy.params, dtype, base)
 
 
+def _without_weights(config: Config) -> Policy:
+    """Returns the model of a config with its parameters' shapes alone, which factors depend on."""
+    name = config.model if config.model in PUBLISHED else str(hub.locate(config.model))
+    model, shapes = model_shapes(name)
+    return Policy(model, make_chain(config, model), shapes, make_mesh(checks.fsdp(config)))
+
+
 def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     """Writes a run's LoRA factors alone; the arguments are those of `export_pipeline`.
 
@@ -114,8 +125,8 @@ def export_lora(checkpoint: str, output: epath.Path, dtype: str) -> None:
     adaptation = make_lora(config)
     if adaptation is None:
         raise UserError(f"{path} has trained all of the denoiser (config.lora.rank=0), not LoRA.")
-    trained.check_trained(path, step)  # Before the model is fetched and loaded.
-    policy = load_policy(config)
+    trained.check_trained(path, step)  # Before the model is fetched.
+    policy = _without_weights(config)
     factors = trained.load_params(path, policy, step or "last")
     state = adaptation.to_pytorch(factors, policy.model.denoiser_name)
     with _whole_folder(output) as folder:

@@ -67,6 +67,16 @@ def test_with_lora_most_of_the_parameters_gradients_are_left_out(made):
     assert ratio == pytest.approx((16 * 3 + 2 * (16 * 2 + 16)) / (16 * 3 + 3 * (16 * 2 + 16)))
 
 
+def test_operations_are_of_as_many_tokens_as_the_sampler_reads(made, make_config):
+    built, _ = made
+    config = make_config(model="black-forest-labs/FLUX.1-dev")
+    operations = []
+    for config.sampler.text_tokens in (0, 512, 96):
+        changed = dataclasses.replace(built, config=config)
+        operations.append(announcement.iteration_operations(changed))
+    assert operations[0] == operations[1] > operations[2]
+
+
 def test_pictures_that_are_drawn_first_are_told_of(made):
     built, plan = made
     config = built.config.copy_and_resolve_references()

@@ -210,3 +210,14 @@ def test_numbers_of_parameters_of_a_folder(make_config):
     assert sizes.trained == count(experiment.state.params)
     frozen = sizes.model.vae + sizes.model.text_encoder
     assert frozen == count((experiment.frozen.vae, experiment.frozen.text_encoder))
+
+
+def test_a_text_has_as_many_tokens_as_the_sampler_reads(make_config):
+    config = make_config(model="black-forest-labs/FLUX.1-dev")
+    sizes = {}
+    for config.sampler.text_tokens in (0, 512, 96):
+        sizes[config.sampler.text_tokens] = memory.sizes(config, kernel=True)
+    usual, same, fewer = sizes.values()
+    assert usual.text == same.text and usual.text - fewer.text == 4 * (512 - 96) * 4096
+    held = [one.model.network.backward("blocks", 2, True) for one in (usual, same, fewer)]
+    assert held[0] == held[1] > held[2]

@@ -12,9 +12,10 @@ import types
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 from etils import epath
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5TokenizerFast
 
 from diffusionrl_jax import assets
 from diffusionrl_jax.models import text_encoders
@@ -106,3 +107,35 @@ def test_prompts_that_are_cut_are_told(tiny, tiny_xl):
         theirs = [len(model.tokenizer(prompt, verbose=False).input_ids) > 12 for prompt in prompts]
         np.testing.assert_array_equal(cut, theirs)
         assert cut.tolist() == [False, True, False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_t5s_ids_are_those_of_its_tokenizer_json(scheme, tmp_path):
+    """Whatever its tokenizer_config.json says of spaces, on which PyTorch asks for spiece.model.
+
+    Published tokenizers put a space before each text's start (and "legacy" ones before each
+    piece's): the pre-tokenizer does so in either case.
+    """
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581a", -1.0)]
+    words += [("a", -3.0), ("cat", -1.0), ("\u2581cat", -1.0), ("!", -1.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, 2))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", 1)]
+    )
+    theirs = T5TokenizerFast(tokenizer_object=backend, extra_ids=0)
+    theirs.init_kwargs["add_prefix_space"] = theirs.add_prefix_space = True
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError):
+        T5TokenizerFast.from_pretrained(tmp_path)
+    ours = text_encoders.load_t5_tokenizer(epath.Path(tmp_path))
+    prompts = ["a cat", "  a  cat", "", "cat!", "a</s> cat</s>a", "A dog", "a\ncat", "\u732b"]
+    expected = theirs(prompts).input_ids
+    assert ours(prompts).input_ids == expected and expected[0] == [4, 7, 1]
+
+
+def test_a_t5_tokenizer_in_its_older_form_alone(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"x")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="tokenizer.json does not exist.*T5TokenizerFast"):
+        text_encoders.load_t5_tokenizer(epath.Path(tmp_path))

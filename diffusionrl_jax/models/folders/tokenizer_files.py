@@ -1,4 +1,4 @@
-"""Reads the files of a CLIP tokenizer's folder, whichever version of transformers has saved it."""
+"""Reads the files of a tokenizer's folder, whichever version of transformers has saved it."""
 
 import json
 from typing import Any
@@ -12,6 +12,9 @@ from diffusionrl_jax.models.folders.fields import TEXT, Kind, check_fields, is_w
 VOCABULARY, MERGES, WHOLE_TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
 SAY_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 EXTRA = "extra_special_tokens"
+# With one of these, transformers 4 leaves a T5's tokenizer.json unread and makes another of its
+# spiece.model, which takes a package of its own. What they say is in tokenizer.json already.
+FROM_SLOW = ("add_prefix_space", "from_slow")
 LEAST_LENGTH = 2  # The start and the end of a text.
 
 
@@ -72,6 +75,7 @@ def read_files(folder: epath.Path) -> dict[str, bytes]:
 def _read_special(file: epath.Path) -> bytes:
     """Returns a file that says which tokens are special, as transformers 4 takes it."""
     fields = without_nulls(read_json(file))
+    fields = {name: value for name, value in fields.items() if name not in FROM_SLOW}
     if isinstance(fields.get(EXTRA), list):  # transformers 5 saves them so.
         fields["additional_special_tokens"] = fields.pop(EXTRA)
     check_fields(fields, _KINDS, file)

@@ -25,11 +25,15 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-from diffusionrl_jax.data.stored_tensors import FLOATING, StoredTensor, check_finite
+from diffusionrl_jax.data.stored_tensors import (
+    FLOATING,
+    StoredTensor,
+    check_finite,
+    write_tensors,
+)
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.tensor_files import read_header, some
 from diffusionrl_jax.models.parameters import Parameters, flatten
@@ -71,11 +75,11 @@ def read_safetensors(path, upcast: bool = True) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32") -> None:
-    """Writes tensors as a safetensors file that PyTorch's libraries open.
+    """Writes tensors as a safetensors file that PyTorch's libraries open, one after another.
 
     Args:
       path: the file to write, local or remote. Its folder is made.
-      state: the array of each PyTorch name, in PyTorch's layout.
+      state: for each PyTorch name the array, in PyTorch's layout, or where it lies in a file.
       dtype: the dtype in which floating tensors are stored: "float32", "float16" or "bfloat16".
 
     Raises:
@@ -84,24 +88,25 @@ def write_safetensors(path, state: Mapping[str, Tensor], dtype: str = "float32")
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UserError(f"dtype {dtype!r} is not one of float32, float16, bfloat16.")
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    tensors = {}
-    for name, tensor in state.items():
-        tensor = np.asarray(tensor)
-        if _is_floating(tensor):
-            with np.errstate(over="ignore"):
-                stored = tensor.astype(target)
-            if np.isinf(stored).sum() > np.isinf(tensor).sum():
-                raise UserError(
-                    f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
-                )
-            tensor = stored
-        # safetensors reads raw memory, and does not look at strides. `ascontiguousarray` would make
-        # a vector of a scalar.
-        tensors[name] = np.asarray(tensor, order="C")
+
+    def cast(name: str) -> np.ndarray:
+        tensor = np.asarray(state[name])
+        if not _is_floating(tensor):
+            return tensor
+        with np.errstate(over="ignore"):
+            stored = tensor.astype(target, copy=False)
+        if stored is not tensor and np.isinf(stored).sum() > np.isinf(tensor).sum():
+            raise UserError(
+                f"Tensor {name!r} has values beyond {dtype}'s range; write bfloat16 or float32."
+            )
+        return stored
+
+    dtypes = {name: target if _is_floating(one) else one.dtype for name, one in state.items()}
+    kinds = {name: (tensor.shape, dtypes[name]) for name, tensor in state.items()}
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # transformers refuses a file without this entry.
-    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    write_tensors(path, kinds, cast, metadata={"format": "pt"})
 
 
 def pytorch_name(path: Iterable[str]) -> str:

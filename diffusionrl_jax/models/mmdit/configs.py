@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from transformers import PreTrainedTokenizerBase, T5TokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from diffusionrl_jax.data.files import read_json
 from diffusionrl_jax.mistakes import UserError
@@ -206,7 +206,7 @@ def read_tokenizers(
     """
     pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
     return {
-        encoder: text_encoders.load_tokenizer(path / name, T5TokenizerFast)
+        encoder: text_encoders.load_t5_tokenizer(path / name)
         if pipeline.kinds[encoder].name == T5
         else text_encoders.load_clip_tokenizer(path / name)
         for encoder, (name, _) in pipeline.tokenizers.items()

@@ -23,12 +23,15 @@ from diffusionrl_jax.models.stable_diffusion import arithmetic
 from diffusionrl_jax.models.stable_diffusion.autoencoder import vae_factor
 
 
-def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Description:
+def describe_mmdit(
+    name: str, size: tuple[int, int] | None = None, text_tokens: int | None = None
+) -> Description:
     """Returns the sizes of a model in a folder, or of a published one that is not here.
 
     Args:
       name: a folder, here or on the hub, as `config.model` names it.
       size: the height and width of the pictures in pixels; None means the transformer's own size.
+      text_tokens: how many tokens T5 reads; None is what the pipeline reads.
 
     Raises:
       UserError, FileNotFoundError: there is no such model, or it is not supported.
@@ -37,7 +40,8 @@ def describe_mmdit(name: str, size: tuple[int, int] | None = None) -> Descriptio
     pipeline = PIPELINES[configs["pipeline"]["_class_name"]]
     encoders = [one for one in pipeline.tokenizers if one in configs]
     has_t5 = any(pipeline.kinds[one].name == T5 for one in encoders)
-    tokens = pipeline.text_tokens if has_t5 else 1  # A T5 that is left out is one token.
+    # A T5 that is left out is one token.
+    tokens = (text_tokens or pipeline.text_tokens) if has_t5 else 1
     if pipeline.reads_clip_states:
         tokens += configs["text_encoder"]["max_position_embeddings"]
     sides = latent_size(configs, size)

@@ -1,5 +1,7 @@
 """The mapping between PyTorch's and Flax's names and layouts, and its errors."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -154,6 +156,20 @@ def test_refuses_to_write_what_float16_cannot_hold(tmp_path):
         weights.write_safetensors(tmp_path / "x", {"big": np.float32([1e6])}, "float16")
     with pytest.raises(ValueError, match="int4"):
         weights.write_safetensors(tmp_path / "x", {}, "int4")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_tensor_at_a_time_is_held_to_be_written(dtype, tmp_path):
+    tensor_bytes, count = 2**22, 16
+    params = {f"layers_{i}": {"kernel": array(1024, 1024)} for i in range(count)}
+    state = weights.to_pytorch(params)
+    tracemalloc.start()
+    weights.write_safetensors(tmp_path / "x", state, dtype)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = (tmp_path / "x").stat().st_size
+    assert size > count * tensor_bytes / (1 if dtype == "float32" else 2)
+    assert peak < 3 * tensor_bytes
 
 
 @pytest.mark.parametrize("kept", [0, 4, 40, -1])

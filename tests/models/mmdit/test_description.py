@@ -69,6 +69,16 @@ def test_published_sizes_and_operations_are_pytorchs(name):
     assert kernels == pytest.approx(numel(network), rel=0.03)
 
 
+@pytest.mark.parametrize(("name", "of_clip"), [(MEDIUM, 77), (FLUX, 0)])
+def test_so_many_tokens_of_t5_as_are_asked_for(name, of_clip):
+    network, config = on_meta(name), published.CONFIGS[name]["transformer"]
+    described, usual = (describe_model(name, (512, 512), tokens) for tokens in (96, None))
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(network, config, of_clip + 96, 64)
+    assert described.network.operations == pytest.approx(counter.get_total_flops(), rel=4e-3)
+    assert described.text == (of_clip + 96) * 4096 + config["pooled_projection_dim"] < usual.text
+
+
 @jax.custom_vjp
 def attend(query, key, value):
     """Attention in name only, that keeps for its gradient what the kernel keeps."""

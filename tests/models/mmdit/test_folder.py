@@ -7,6 +7,7 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from PIL import Image
 from safetensors.numpy import load_file
+from transformers import T5TokenizerFast
 
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.diffusion.process import make_process
@@ -25,9 +26,15 @@ KINDS = {"t5": {}, "without": {"t5": False}, "flux": {"flux": True}}
 
 
 def open_pytorch(folder, t5=True, flux=False):
-    absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    kind = FluxPipeline if flux else StableDiffusion3Pipeline
-    pipeline = kind.from_pretrained(folder, **absent)
+    kind, name = StableDiffusion3Pipeline, "tokenizer_3"
+    if flux:
+        kind, name = FluxPipeline, "tokenizer_2"
+    if t5:
+        # Without the field, PyTorch reads tokenizer.json, and needs no spiece.model.
+        given = {name: T5TokenizerFast.from_pretrained(folder / name, add_prefix_space=None)}
+    else:
+        given = {"text_encoder_3": None, name: None}
+    pipeline = kind.from_pretrained(folder, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

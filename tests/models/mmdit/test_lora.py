@@ -14,6 +14,7 @@ from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.models.lora import FILE_NAME, Lora
 from diffusionrl_jax.models.lora_files import read_lora
 from diffusionrl_jax.models.text_encoders import Conditioning
+from tests.models.mmdit.test_folder import open_pytorch
 
 # Those of Flow-GRPO (2505.05470), in its released code.
 TARGETS = (
@@ -30,7 +31,6 @@ def inputs(model):
 
 
 def test_pytorch_loads_the_file_and_computes_the_same(make_folder, tmp_path):
-    from diffusers import StableDiffusion3Pipeline
 
     folder = make_folder()
     model, params = load_model(str(folder))
@@ -55,7 +55,7 @@ def test_pytorch_loads_the_file_and_computes_the_same(make_folder, tmp_path):
                 pooled_projections=torch.from_numpy(text.pooled),
             ).sample.numpy()
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipeline = open_pytorch(folder)
     unchanged = theirs(pipeline.transformer)
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     expected = theirs(pipeline.transformer)

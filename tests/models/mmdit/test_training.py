@@ -14,6 +14,7 @@ from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.models.folders import weights
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 from diffusionrl_jax.runs import export
+from tests.models.mmdit.test_folder import open_pytorch
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_k_proj")
 
@@ -88,7 +89,7 @@ def test_a_trained_folder_and_lora_file_open_in_pytorch(
     export.export_pipeline(run, whole, "float32")
     export.export_lora(run, factors, "float32")
     exported = StableDiffusion3Pipeline.from_pretrained(whole)
-    adapted = StableDiffusion3Pipeline.from_pretrained(make_folder())
+    adapted = open_pytorch(make_folder())
     before = {name: tensor.clone() for name, tensor in adapted.transformer.state_dict().items()}
     adapted.load_lora_weights(factors, weight_name="pytorch_lora_weights.safetensors")
     adapted.fuse_lora()
