@@ -110,11 +110,12 @@ def main(_):
         policy = trained.load_trained(model, config, step)
         warn_of_cut(policy.model, prompts, "--prompt_file" if PROMPT_FILE.value else "--prompts")
         scale = config.sampler.guidance_scale
-        if getattr(policy.model, "embedded_guidance", None) is not None and scale > 1:
+        embedded = getattr(policy.model, "embedded_guidance", None)
+        if embedded is not None and scale > 1:
             logging.warning(
                 "This model takes a scale of guidance as an input, %s; --guidance_scale=%g guides "
                 "it once more, by the empty prompt: --embedded_guidance changes the input.",
-                *(policy.model.embedded_guidance, scale),
+                *(embedded, scale),
             )
         repeated = [prompt for prompt in prompts for _ in range(count)]
         batch = min(len(repeated), MOST_AT_ONCE * policy.mesh.size)
