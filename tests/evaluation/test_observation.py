@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy.spatial import distance
 
+from configs import common
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.evaluation import diversity, records
 from diffusionrl_jax.evaluation.evaluator import Evaluation
@@ -25,6 +26,9 @@ class Blocks:
     """An evaluator that has drawn its pictures already, and shows so many of them at a time."""
 
     policy = types.SimpleNamespace(mesh=make_mesh())
+    config = common.get_config().evaluation
+    for name in PROMPTS:
+        config.sets[name] = common.make_evaluation_set("emoji:pairs", 8, ())
     prompts, shown = PROMPTS, {"pairs": np.array([0, 5]), "people": np.array([1, 599])}
 
     def __init__(self, size):
@@ -49,6 +53,8 @@ def test_distances_and_pictures_are_those_of_whole_sets(size):
     evaluation, record, probed = observe({"level": 3.0}, 12)
     assert (record.step, record.prompts, probed) == (12, PROMPTS, {"kl_to_base": 3.0})
     assert record.scores is evaluation.scores
+    assert record.settings == records.settings_of(Blocks.config, diversity.PIXELS)
+    assert record.settings.keys() == set(PROMPTS)
     for name, images in PICTURES.items():
         texts = np.array(PROMPTS[name])
         assert record.distances[name].keys() == set(PROMPTS[name])
