@@ -208,7 +208,10 @@ def _comparison(config: Config, name: str, method: str) -> tuple[str, str] | Non
     normalisation = config.tasks[name].normalisation
     weighs = method in ("raft", "reward_weighted")  # By rewards that are not normalised.
     takes_best = method == "raft" or config.algorithm.reward_weighted.weighting == "best"
-    if needs.groups or (weighs and takes_best):
+    compares = (
+        needs.groups and not needs.steps
+    )  # With a shared prefix groups are but held together.
+    if compares or (weighs and takes_best):
         return f"The method {method}", f"set config.tasks.{name}.algorithm to another one"
     if normalisation in BY_GROUP and not (weighs or needs.reward_gradient):
         field = f"config.tasks.{name}.normalisation"
