@@ -63,6 +63,19 @@ def test_a_tokenizer_json_alone_gives_the_same_ids(tmp_path):
     assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
 
 
+def test_vocab_and_merges_count_where_a_tokenizer_json_says_otherwise(tmp_path):
+    whole = text_encoders.load_clip_tokenizer(assets.resolve(TOKENIZER))
+    text_encoders.save_tokenizer(epath.Path(tmp_path), whole)
+    file = tmp_path / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    words = fields["model"]["vocab"]
+    words["a</w>"], words["b</w>"] = words["b</w>"], words["a</w>"]
+    file.write_text(json.dumps(fields))
+    assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
+    file.write_text("{")
+    assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
+
+
 def test_what_is_saved_gives_the_same_ids_to_older_versions(tmp_path):
     whole = text_encoders.load_clip_tokenizer(assets.resolve(TOKENIZER))
     text_encoders.save_tokenizer(epath.Path(tmp_path), whole)
