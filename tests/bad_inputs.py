@@ -2,7 +2,7 @@
 
 Each case is a program, its arguments, and words that its one line must hold. In arguments {folder}
 is an empty folder, {config} the config file of `bad_configs.py`, {model} a folder of a model,
-{changed} the same folder after `damage`, and {run} that of a run of which config.json alone is
+{changed} a folder of a model after `damage`, and {run} that of a run of which config.json alone is
 there.
 """
 
@@ -21,13 +21,15 @@ class Case:
       program: as after `python -m diffusionrl_jax.`.
       arguments: its flags.
       words: which the last line holds.
-      damage: what is done to a copy of the model, or to the run's folder, before.
+      damage: what is done to a copy of a model, or to the run's folder, before.
+      copied: which model is copied: "model", or "sd3" or "flux", of a transformer.
     """
 
     program: str
     arguments: tuple[str, ...]
     words: tuple[str, ...]
     damage: Callable[[Path], None] | None = None
+    copied: str = "model"
 
 
 def _train(argument, *words):
@@ -171,6 +173,28 @@ FILES = [
     ("unet/diffusion_pytorch_model.safetensors", b"", "diffusion_pytorch_model.safetensors"),
     ("vae/diffusion_pytorch_model.safetensors", b"x" * 99, "diffusion_pytorch_model.safetensors"),
 ]
+# Files of the folders of transformers.
+FILES_OF_TRANSFORMERS = [
+    *(
+        (kind, name, content, name)
+        for kind, name in (
+            ("sd3", "transformer/config.json"),
+            ("sd3", "text_encoder_3/config.json"),
+            ("flux", "tokenizer_2/tokenizer_config.json"),
+        )
+        for content in (b'{"a":', b"[]")
+    ),
+    (
+        "sd3",
+        "tokenizer_3/tokenizer.json",
+        b'{"version": "1.0',
+        "tokenizer_3: its tokenizer",
+    ),
+    ("flux", "tokenizer_2/tokenizer.json", b"{}", "tokenizer_2: its tokenizer"),
+    ("sd3", "tokenizer/merges.txt", b"#version: 0.2\nzz qq\n", "tokenizer: its tokenizer"),
+    ("sd3", "text_encoder_3/config.json", b'{"num_layers": 0}', "config.json: num_layers is 0"),
+    ("flux", "text_encoder_2/config.json", b"{}", "config.json: feed_forward_proj is 'relu'"),
+]
 # config.json of a run.
 RUNS = [
     (b"{}", "lacks model, tasks, evaluation"),
@@ -233,5 +257,23 @@ CASES = [
     *(
         Case("sample", ("--model={changed}", *SAMPLE[1:], "--steps=1"), (name,), _delete(name))
         for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    ),
+    *(
+        Case(
+            "sample",
+            ("--model={changed}", *SAMPLE[1:], "--steps=1"),
+            (word,),
+            _write(name, content),
+            kind,
+        )
+        for kind, name, content, word in FILES_OF_TRANSFORMERS
+    ),
+    *(
+        Case("sample", ("--model={changed}", *SAMPLE[1:]), (name,), _delete(name), kind)
+        for kind, name in (
+            ("sd3", "tokenizer_3/tokenizer.json"),
+            ("flux", "tokenizer_2/tokenizer.json"),
+            ("flux", "model_index.json"),
+        )
     ),
 ]

@@ -6,6 +6,7 @@ import pytest
 
 from tests import bad_configs, bad_inputs, forked_programs
 from tests.processes import ROOT
+from tests.tiny_transformers import make_flux, make_sd3
 
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -19,7 +20,10 @@ def places(tiny_model, tmp_path_factory):
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "empty.py").write_text("")
     files = {name: folder / f"{name}.py" for name in ("config", "broken", "empty")}
-    return folder, {"model": tiny_model} | files
+    for name, make in (("sd3", make_sd3), ("flux", make_flux)):
+        make(folder / "tokenizers" / name).save_pretrained(folder / name)
+    transformers = {name: folder / name for name in ("sd3", "flux")}
+    return folder, {"model": tiny_model} | transformers | files
 
 
 def problem(case, places, own):
@@ -28,7 +32,7 @@ def problem(case, places, own):
     changed, run = own / "changed", own / "run_of_old"
     run.mkdir(parents=True)
     if case.damage and "{changed}" in " ".join(case.arguments):
-        shutil.copytree(named["model"], changed)
+        shutil.copytree(named[case.copied], changed)
         case.damage(changed)
     elif case.damage:
         case.damage(run)

@@ -19,6 +19,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub, weights
 from diffusionrl_jax.models.lora import DOWN, FILE_NAME, KERNEL, UP, Lora
 from diffusionrl_jax.models.parameters import Parameters, flatten
+from diffusionrl_jax.models.stacks import layer_paths, layer_shape
 
 # What diffusers since 0.35 keeps beside the tensors: a JSON of LoRA's fields, by network.
 METADATA = "lora_adapter_metadata"
@@ -85,17 +86,19 @@ def read_lora(
       text, name: what names the file; see `locate`.
       denoiser: the denoiser's name in the pipeline, with which the file's names begin.
       base: the denoiser's parameters; only names and shapes are used.
-      one_rank: whether a file whose modules have several ranks is refused.
+      one_rank: whether a file is refused whose modules have several ranks, or that leaves out some
+        layers of a stack, as what is trained further may not.
 
     Returns:
       Which kernels have factors, and the factors, float32 host arrays as of `Lora.init`. Where all
       modules have one scale, it is kept, as alpha; else each module's lies in its second factor,
-      and where they have several ranks, zeros fill each up to the largest.
+      and where they have several ranks, zeros fill each up to the largest. Layers of a stack that
+      the file leaves out have factors of zeros.
 
     Raises:
       FileNotFoundError: there is no such file.
       UserError: the file is damaged, changes other networks, does not fit the denoiser, or has
-        several ranks.
+        several ranks or some layers of a stack.
     """
     path = locate(text, name)
     tensors, metadata = stored_tensors.read_header(path)
@@ -115,8 +118,19 @@ def read_lora(
         )
     scales = _scales(metadata, denoiser, ranks, alpha, path)
     only = next(iter(scales.values()))
-    lora = Lora(rank, only * rank if set(scales.values()) == {only} else rank, tuple(sorted(ranks)))
+    alpha = only * rank if set(scales.values()) == {only} else rank
+    left_out = _left_out(ranks, base)
+    if one_rank and left_out:
+        raise UserError(
+            f"{path} leaves out {next(iter(left_out))}, and blocks that are alike are trained "
+            "together: set config.lora.rank=0, to merge it."
+        )
+    lora = Lora(rank, alpha, tuple(sorted({*ranks, *left_out})))
     state = {}
+    for module, (*window, inputs, outputs) in left_out.items():
+        ones = [1] * len(window)
+        state[f"{denoiser}.{module}.{DOWN}.weight"] = np.zeros((rank, inputs, *window), np.float32)
+        state[f"{denoiser}.{module}.{UP}.weight"] = np.zeros((outputs, rank, *ones), np.float32)
     for (module, kind), tensor in tensors.items():
         array = np.asarray(tensor, np.float32)
         missing, axis = rank - ranks[module], 0 if kind == DOWN else 1
@@ -126,6 +140,18 @@ def read_lora(
         scale = scales[module] if kind == UP else 1
         state[f"{denoiser}.{module}.{kind}.weight"] = np.float32(scale) * array
     return lora, lora.to_flax(state, base, denoiser, source=str(path))
+
+
+def _left_out(named: Collection[str], base: Parameters) -> dict[str, tuple[int, ...]]:
+    """Returns the modules of a stack of which a file names others, with their kernels' shapes."""
+    found = {}
+    for path, kernel in flatten(base).items():
+        layers = [weights.pytorch_name(layer) for layer in layer_paths(path)]
+        layers = [layer.removesuffix(".weight") for layer in layers]
+        if path[-1] == KERNEL and not set(named).isdisjoint(layers):
+            shape = layer_shape(path, kernel.shape)
+            found |= dict.fromkeys([layer for layer in layers if layer not in named], shape)
+    return found
 
 
 def _by_module(

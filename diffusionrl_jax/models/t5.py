@@ -171,13 +171,12 @@ def distance_buckets(tokens: int, buckets: int, farthest: int) -> np.ndarray:
     return half * (ahead > 0) + np.where(distance < exact, distance, far)
 
 
-def make_t5_encoder(config: Mapping[str, Any], source: object, dtype: Any) -> T5Encoder:
-    """Makes the encoder that a config.json describes.
+def complete_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Returns the contents of a config.json with all of `DEFAULTS`.
 
     Args:
       config: the contents of the file.
       source: the file, for messages.
-      dtype: the dtype in which it computes.
 
     Raises:
       UserError: a field is wrong, or asks for another T5 than version 1.1.
@@ -194,4 +193,17 @@ def make_t5_encoder(config: Mapping[str, Any], source: object, dtype: Any) -> T5
             f"{source}: relative_attention_num_buckets is "
             f"{complete['relative_attention_num_buckets']}, and must be a multiple of 4."
         )
-    return T5Encoder(complete, dtype)
+    return complete
+
+
+def make_t5_encoder(config: Mapping[str, Any], source: object, dtype: Any) -> T5Encoder:
+    """Makes the encoder that a config.json describes.
+
+    Args:
+      config, source: as in `complete_config`.
+      dtype: the dtype in which it computes.
+
+    Raises:
+      UserError: as `complete_config`.
+    """
+    return T5Encoder(complete_config(config, source), dtype)

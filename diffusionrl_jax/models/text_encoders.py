@@ -14,7 +14,7 @@ from etils import epath
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase, T5TokenizerFast
 
-from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.mistakes import UserError, shown
 from diffusionrl_jax.models.folders.tokenizer_files import (
     WHOLE_TOKENIZER,
     read_clip_tokenizer_files,
@@ -149,7 +149,7 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
 
     Raises:
       FileNotFoundError: there is no such folder, or a file in it is missing.
-      UserError: as `tokenizer_files`.
+      UserError: as `tokenizer_files`, or the files do not make a tokenizer; it names the folder.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; the folder is incomplete.")
@@ -159,7 +159,13 @@ def load_tokenizer(folder: epath.Path, kind: type[Tokenizer]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as local:
         for name, content in read(folder).items():
             (epath.Path(local) / name).write_bytes(content)
-        return cast(Tokenizer, kind.from_pretrained(local))
+        try:
+            return cast(Tokenizer, kind.from_pretrained(local))
+        except Exception as error:  # Most are plain ones, of tokenizers.
+            raise UserError(
+                f"{folder}: its tokenizer cannot be read ({shown(error)}): copy or download the "
+                "folder again."
+            ) from error
 
 
 # How CLIP takes a text apart (2103.00020), after it is normalised. The markers of a text's start

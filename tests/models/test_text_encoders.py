@@ -18,6 +18,7 @@ from etils import epath
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from diffusionrl_jax import assets
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import text_encoders
 from diffusionrl_jax.models.stable_diffusion.folder import (
     load_stable_diffusion,
@@ -59,6 +60,19 @@ def test_a_tokenizer_json_alone_gives_the_same_ids(tmp_path):
     fields = json.loads(file.read_text())
     assert fields["normalizer"]["normalizers"].pop() == {"type": "Lowercase"}
     file.write_text(json.dumps(fields))
+    assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
+
+
+def test_vocab_and_merges_count_where_a_tokenizer_json_says_otherwise(tmp_path):
+    whole = text_encoders.load_clip_tokenizer(assets.resolve(TOKENIZER))
+    text_encoders.save_tokenizer(epath.Path(tmp_path), whole)
+    file = tmp_path / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    words = fields["model"]["vocab"]
+    words["a</w>"], words["b</w>"] = words["b</w>"], words["a</w>"]
+    file.write_text(json.dumps(fields))
+    assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
+    file.write_text("{")
     assert not differing(text_encoders.load_clip_tokenizer(tmp_path))
 
 
@@ -139,3 +153,26 @@ def test_a_t5_tokenizer_in_its_older_form_alone(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="tokenizer.json does not exist.*T5TokenizerFast"):
         text_encoders.load_t5_tokenizer(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "mod', "EOF while parsing"),
+        ("tokenizer.json", "{}", "Model missing"),
+        ("tokenizer.json", "", "EOF while parsing"),
+        ("merges.txt", "#version: 0.2\nzz qq\n", "out of vocabulary"),
+        ("tokenizer_config.json", '{"padding_side": 3}', "Padding side"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told_by_its_folder(name, content, words, tmp_path):
+    if name == "tokenizer.json":
+        load = text_encoders.load_t5_tokenizer
+        (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
+    else:
+        load = text_encoders.load_clip_tokenizer
+        shutil.copytree(assets.resolve(TOKENIZER), tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        load(epath.Path(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}: ") and "\n" not in str(error.value)

@@ -86,13 +86,14 @@ def read_clip_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
     """Reads a CLIP tokenizer's files, with the two that say what its words are.
 
     transformers 5 saves the words in tokenizer.json alone. Earlier versions save them in vocab.json
-    and merges.txt, which are read where both are there.
+    and merges.txt, which are read where both are there, in place of tokenizer.json.
 
     Args:
       folder: a folder, local or remote.
 
     Returns:
-      The content of each file, as `read_files` returns it, with vocab.json and merges.txt.
+      The content of each file that is read, as `read_files` returns it, with vocab.json and
+      merges.txt.
 
     Raises:
       FileNotFoundError: a file does not exist.
@@ -102,7 +103,8 @@ def read_clip_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
     if VOCABULARY in files and MERGES in files:
         _check_words(folder / VOCABULARY, read_json(folder / VOCABULARY))
         _check_merges(folder / MERGES)
-        return files
+        # Where it is there, transformers takes the words from tokenizer.json.
+        return {name: content for name, content in files.items() if name != WHOLE_TOKENIZER}
     if WHOLE_TOKENIZER not in files:
         absent = VOCABULARY if VOCABULARY not in files else MERGES
         raise FileNotFoundError(

@@ -89,7 +89,7 @@ def _read_network(path: epath.Path, name: str, pipeline: Pipeline, index: Mappin
         fields.check_fields(config, KINDS, file)
         (_check_flux_transformer if is_flux else _check_joint_transformer)(config, file)
     elif known == T5:
-        config = fields.without_nulls(config)
+        config = t5.complete_config(config, file)
     else:
         config = amend_network(name, config, index["_class_name"])
         if name == "vae":
@@ -175,7 +175,7 @@ def _check_together(
     side_by_side = sum(config["hidden_size"] for config in clips)
     width = transformer["joint_attention_dim"]
     of_t5 = [
-        configs[name].get("d_model", t5.DEFAULTS["d_model"])
+        configs[name]["d_model"]
         for name in pipeline.tokenizers
         if pipeline.kinds[name].name == T5 and name in configs
     ]

@@ -47,8 +47,14 @@ def latent_size(
       UserError: such latents are no whole patches.
     """
     if size is None:
-        default = PIPELINES[configs["pipeline"]["_class_name"]].sample_size
-        return (configs["transformer"].get("sample_size", default),) * 2
+        fixed = PIPELINES[configs["pipeline"]["_class_name"]].sample_size
+        side = fixed or configs["transformer"]["sample_size"]
+        if side % patch_size(configs):
+            raise UserError(
+                f"transformer/config.json: sample_size is {side}, which is no multiple of the "
+                f"patches' {patch_size(configs)}: set the pictures' height and width."
+            )
+        return side, side
     factor = vae_factor(configs["vae"])
     unit = factor * patch_size(configs)
     for name, side in zip(("height", "width"), size, strict=True):

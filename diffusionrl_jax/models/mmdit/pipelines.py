@@ -26,8 +26,8 @@ class Pipeline:
         the state of the end of the text is.
       patch_size: how many rows, and columns, of latents a token stands for; None where the
         transformer's config says it.
-      sample_size: the rows and columns of latents of a picture, where the transformer's config does
-        not say it.
+      sample_size: the rows and columns of latents of a picture, whatever the transformer's config
+        says; None where that is what says it.
       timestep_spacing: as in `flow_schedulers.TIMESTEP_SPACINGS`.
     """
 
@@ -37,7 +37,7 @@ class Pipeline:
     optional: tuple[str, ...] = ()
     reads_clip_states: bool = True
     patch_size: int | None = None
-    sample_size: int = 128
+    sample_size: int | None = None
     timestep_spacing: str = "linspace"
 
     def packed_channels(self, channels: int) -> int:
@@ -88,6 +88,7 @@ PIPELINES = {
         text_tokens=512,
         reads_clip_states=False,
         patch_size=PATCH_SIZE,
+        sample_size=128,
         timestep_spacing="trailing",
     ),
 }

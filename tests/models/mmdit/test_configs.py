@@ -1,12 +1,13 @@
 """What the configs of a folder say that is not supported is refused in one line."""
 
+import contextlib
 import json
 import shutil
 
 import pytest
 
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.models.families import load_model
+from diffusionrl_jax.models.families import describe_model, load_model
 
 
 def change(folder, file, **fields):
@@ -31,6 +32,11 @@ def change(folder, file, **fields):
         ("transformer/config.json", {"num_layers": 4}, "lacks 'transformer_blocks.2"),
         ("vae/config.json", {"latent_channels": 4}, "latents of the VAE have 4"),
         ("text_encoder_3/config.json", {"feed_forward_proj": "relu"}, "gated-gelu"),
+        ("text_encoder_3/config.json", {"vocab_size": None}, "shared.weight.*config.json"),
+        ("text_encoder_3/config.json", {"vocab_size": "x"}, "text_encoder_3/config.json: vocab"),
+        ("text_encoder_3/config.json", {"num_layers": None}, "lacks .*encoder.block.2"),
+        ("text_encoder_3/config.json", {"num_layers": 0}, "text_encoder_3/config.json: num_la"),
+        ("text_encoder_3/config.json", {"d_model": "x"}, "text_encoder_3/config.json: d_model is"),
         ("text_encoder_2/config.json", {"projection_dim": 8}, "text encoders make"),
     ],
 )
@@ -41,6 +47,9 @@ def test_what_is_not_supported_is_refused_in_one_line(make_folder, tmp_path, fil
     with pytest.raises(UserError, match=words) as error:
         load_model(str(folder))
     assert "\n" not in str(error.value)
+    # What is planned with comes before the weights.
+    with contextlib.suppress(UserError):
+        describe_model(str(folder))
 
 
 @pytest.mark.parametrize(

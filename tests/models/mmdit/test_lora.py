@@ -89,3 +89,37 @@ def test_some_layers_of_a_stack_are_refused(make_folder):
     lora = Lora(rank=2, alpha=2.0, targets=("transformer_blocks.1.attn.to_q",))
     with pytest.raises(UserError, match="some of transformer_blocks.0.attn.to_q to .*1.attn.to_q"):
         lora.kernels(model.transformer.template())
+
+
+def test_a_file_of_some_layers_of_a_stack_is_merged_as_pytorch_does(make_folder, tmp_path):
+    folder = make_folder(flux=True)
+    base = load_model(str(folder))[1]["transformer"]
+    rng = np.random.default_rng(0)
+    state = {}
+    for module, (inputs, outputs) in {
+        "single_transformer_blocks.0.attn.to_q": (32, 32),
+        "single_transformer_blocks.2.attn.to_q": (32, 32),
+        "single_transformer_blocks.1.proj_mlp": (32, 128),
+        "transformer_blocks.1.attn.add_k_proj": (32, 32),
+    }.items():
+        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+        state[f"transformer.{module}.lora_A.weight"] = draw(2, inputs)
+        state[f"transformer.{module}.lora_B.weight"] = draw(outputs, 2)
+    weights.write_safetensors(tmp_path / FILE_NAME, state)
+    lora, factors = read_lora(str(tmp_path), "config.lora.start", "transformer", base)
+    merged = weights.to_pytorch(lora.merge(base, factors))
+    pipeline = open_pytorch(folder, flux=True)
+    pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    expected = pipeline.transformer.state_dict()
+    assert expected.keys() == merged.keys()
+    untouched = weights.to_pytorch(base)
+    changed = [name for name in merged if not np.array_equal(merged[name], untouched[name])]
+    assert {f"transformer.{name.removesuffix('weight')}lora_A.weight" for name in changed} == {
+        key for key in state if "lora_A" in key
+    }
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(merged[name], tensor.numpy(), atol=1e-6, err_msg=name)
+    with pytest.raises(UserError, match="leaves out .*config.lora.rank=0, to merge it"):
+        read_lora(str(tmp_path), "config.lora.start", "transformer", base, one_rank=True)

@@ -1,5 +1,8 @@
 """Sizes, pictures and prompts of a model, against PyTorch's pipelines."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 import torch
 
 from diffusionrl_jax.mistakes import UserError
-from diffusionrl_jax.models.families import load_model
+from diffusionrl_jax.models.families import describe_model, load_model
 from tests.models.mmdit.test_folder import open_pytorch
 
 
@@ -32,6 +35,32 @@ def test_sizes(make_folder):
         load_model(str(make_folder()), size=(16, 18))
     with pytest.raises(UserError, match="8 x 4 patches is larger .* 6 x 6"):
         load_model(str(make_folder()), size=(32, 16))
+
+
+def changed(folder, target, **fields):
+    """A copy of a folder with other fields of its transformer."""
+    shutil.copytree(folder, target)
+    file = target / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return target
+
+
+def test_a_transformer_of_no_whole_patches_needs_a_size(make_folder, tmp_path):
+    folder = changed(make_folder(), tmp_path / "odd", sample_size=9)
+    for opened in (load_model, describe_model):
+        with pytest.raises(UserError, match="sample_size is 9, .* the patches' 2: set the pict"):
+            opened(str(folder))
+    model, _ = load_model(str(folder), size=(16, 16))
+    assert model.latent_shape == (16, 8, 8)
+
+
+def test_fluxs_size_is_its_pipelines(make_folder, tmp_path):
+    """PyTorch's does not read a sample_size."""
+    folder = changed(make_folder(flux=True), tmp_path / "odd", sample_size=33)
+    model, _ = load_model(str(folder))
+    pipeline = open_pytorch(folder, flux=True)
+    side = pipeline.default_sample_size * pipeline.vae_scale_factor
+    assert model.image_shape == (side, side, 3) and model.latent_shape == (16, 128, 128)
 
 
 def test_cut_prompts_are_those_that_t5_does_not_read(make_folder):

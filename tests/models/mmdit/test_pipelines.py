@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 
+from diffusionrl_jax.models.mmdit.configs import JOINT_DEFAULTS
 from diffusionrl_jax.models.mmdit.pipelines import PIPELINES
 from tests.tiny_transformers import FLUX, JOINT
 
@@ -38,7 +39,8 @@ def test_channels_are_counted_as_in_the_transformers_configs():
     assert packed.shape[2] == flux.packed_channels(16)
     defaults = inspect.signature(diffusers.SD3Transformer2DModel).parameters
     assert joint.packed_channels(16) == defaults["in_channels"].default
-    assert joint.sample_size == defaults["sample_size"].default
+    assert joint.sample_size is None
+    assert JOINT_DEFAULTS["sample_size"] == defaults["sample_size"].default
 
 
 @pytest.mark.parametrize(
