@@ -208,9 +208,8 @@ def _comparison(config: Config, name: str, method: str) -> tuple[str, str] | Non
     normalisation = config.tasks[name].normalisation
     weighs = method in ("raft", "reward_weighted")  # By rewards that are not normalised.
     takes_best = method == "raft" or config.algorithm.reward_weighted.weighting == "best"
-    compares = (
-        needs.groups and not needs.steps
-    )  # With a shared prefix groups are but held together.
+    # With a shared prefix, whose method takes steps, groups are but held together.
+    compares = needs.groups and not needs.steps
     if compares or (weighs and takes_best):
         return f"The method {method}", f"set config.tasks.{name}.algorithm to another one"
     if normalisation in BY_GROUP and not (weighs or needs.reward_gradient):
