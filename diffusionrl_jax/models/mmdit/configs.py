@@ -52,6 +52,7 @@ KINDS = {
     "guidance_embeds": fields.FLAG,
     "qk_norm": fields.TEXT,
 }
+PART = fields.Kind("a list of a library and a class", lambda value: isinstance(value, list))
 
 
 def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
@@ -69,6 +70,7 @@ def read_configs(path: epath.Path) -> dict[str, dict[str, Any]]:
     """
     index = read_json(path / INDEX)
     pipeline = PIPELINES[index["_class_name"]]
+    fields.check_fields(index, dict.fromkeys(pipeline.optional, PART), path / INDEX)
     names = [
         name
         for name in pipeline.kinds

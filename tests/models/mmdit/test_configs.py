@@ -23,6 +23,7 @@ def change(folder, file, **fields):
         ("model_index.json", {"_class_name": "FluxKontextPipeline"}, "use one of"),
         ("model_index.json", {"transformer": ["diffusers", "PixArtTransformer2DModel"]}, "is of"),
         ("model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "FlowMatchEuler"),
+        ("model_index.json", {"text_encoder_3": True}, "text_encoder_3 is True.* a list of"),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "use_karras_sigmas"),
         ("transformer/config.json", {"_class_name": "QwenImageTransformer2DModel"}, "SD3Trans"),
         ("transformer/config.json", {"in_channels": 33}, "in_channels is 33"),
