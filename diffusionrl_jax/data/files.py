@@ -236,12 +236,14 @@ def clear_full_disk(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        # One that is clear already is said again of the path that the user knows, the outermost.
+        first = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        if first.errno not in FULL:
             raise
         raise OSError(
-            f"Cannot write {os.fspath(path)} ({error.strerror}): what is there stays; make room, "
+            f"Cannot write {os.fspath(path)} ({first.strerror}): what is there stays; make room, "
             "and the same command goes on."
-        ) from None
+        ) from first
 
 
 def prepare_folder(text: str, name: str) -> epath.Path:

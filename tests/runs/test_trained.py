@@ -96,8 +96,8 @@ def test_a_step_that_is_not_there_is_told_before_the_model_is_loaded(
     step, message, make_config, tmp_path, monkeypatch
 ):
     write_run_information(str(tmp_path), make_config(**{"lora.rank": 2}))
-    for module in (trained, export):
-        monkeypatch.setattr(module, "load_policy", lambda *args: pytest.fail("loaded"))
+    for module, load in ((trained, "load_policy"), (export, "model_shapes")):
+        monkeypatch.setattr(module, load, lambda *args: pytest.fail("loaded"))
     config, name = trained.read_config(str(tmp_path)), f"{tmp_path}@{step}" if step else tmp_path
     for load in (
         lambda: trained.load_trained(str(tmp_path), config, step),

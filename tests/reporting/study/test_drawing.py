@@ -36,6 +36,7 @@ def test_two_models_are_named(tmp_path):
         parse_models({A: "base", B: f"{tmp_path}/run@frob"})
 
 
+@pytest.mark.slow
 def test_a_study_is_of_numbered_steps(finished):
     """And two names of one step are not two models."""
     models = drawing.settle_models({A: "base", B: str(finished)})
