@@ -1,6 +1,7 @@
 """Digests of files and folders, which tell whether what is read is what was read earlier."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -55,3 +56,13 @@ def _files(folder: epath.Path, prefix: str) -> Iterator[tuple[str, epath.Path]]:
             yield from _files(entry, f"{name}/")
         else:
             yield name, entry
+
+
+def settings_digest(settings: Any) -> str:
+    """Returns a short name of settings, 16 hexadecimal digits, whatever the order of their names.
+
+    Args:
+      settings: dictionaries, lists and plain values.
+    """
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,13 +5,11 @@ file.
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import urllib.parse
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -19,6 +17,7 @@ from etils import epath
 from PIL import Image
 
 from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.data.file_digests import settings_digest
 from diffusionrl_jax.data.files import matching, write_whole
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.images import to_uint8
@@ -64,15 +63,10 @@ def settings_of(evaluation: Config, compared_by: str) -> dict[str, str]:
         # The noise is named by the seed and the set's number.
         drawn = {field: value for field, value in chosen.items() if field != "scorers"}
         drawn |= {"noise": evaluation["seed"] + index}
-        found[name] = _name_of([drawn, compared_by])
+        found[name] = settings_digest([drawn, compared_by])
         for scorer in chosen["scorers"]:
-            found[f"{name}/{scorer}"] = _name_of([drawn, evaluation["scorers"][scorer]])
+            found[f"{name}/{scorer}"] = settings_digest([drawn, evaluation["scorers"][scorer]])
     return found
-
-
-def _name_of(settings: Any) -> str:
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def comparable(one: Record, other: Record, key: str) -> bool:

@@ -13,6 +13,7 @@ from diffusionrl_jax.algorithms import pairs_of, tasks_by_method
 from diffusionrl_jax.evaluation import tables, watch
 from diffusionrl_jax.evaluation.records import comparable, unscored
 from diffusionrl_jax.evaluation.statistics import Bootstrap, Measurement
+from diffusionrl_jax.experiments.algorithm import images_per_iteration
 from diffusionrl_jax.reporting.curves import unique
 from diffusionrl_jax.reporting.reading import RunData
 
@@ -36,6 +37,7 @@ class Table:
 
 def what_was_trained(run: RunData) -> list[tuple[str, str]]:
     """Returns what a run is, as names and texts."""
+    images = images_per_iteration(ml_collections.ConfigDict(run.config))
     config, versions, rank = run.config, run.versions, run.config["lora"]["rank"]
     done = run.rows[-1]["step"] if run.rows else 0
     tasks = (
@@ -49,7 +51,7 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
         ("method", _methods(config)),
         ("tasks", "; ".join(tasks)),
         ("iterations", f"{done:,} of {config['iterations']:,}"),
-        ("images an iteration", f"{_images_per_iteration(run):,}"),
+        ("images an iteration", f"{images:,}"),
         ("learning rate", f"{config['optimizer']['learning_rate']:g}"),
         ("weight of the pretraining loss", f"{config['pretraining']['weight']:g}"),
         ("seed", str(config["seed"])),
@@ -57,15 +59,6 @@ def what_was_trained(run: RunData) -> list[tuple[str, str]]:
         ("revision", str(versions.get("git_revision") or "not in a checkout")),
         ("folder", run.workdir),
     ]
-
-
-def _from_pairs(run: RunData) -> bool:
-    """Returns whether the run learns from given pictures, and draws none."""
-    return pairs_of(ml_collections.ConfigDict(run.config)) is not None
-
-
-def _images_per_iteration(run: RunData) -> int:
-    return run.config["batch_size"] * (1 if _from_pairs(run) else len(run.tasks))
 
 
 def _methods(config: Mapping[str, Any]) -> str:
@@ -106,8 +99,9 @@ def cost(run: RunData) -> list[tuple[str, str]]:
         value for row in rows for name, value in row.items() if name.startswith(SECONDS) and value
     )
     last = rows[-1]["step"] if rows else 0
-    images = last * _images_per_iteration(run)
-    learned = "images of pairs to train on" if _from_pairs(run) else "images drawn to train on"
+    config = ml_collections.ConfigDict(run.config)
+    images = last * images_per_iteration(config)
+    learned = "images of pairs to train on" if pairs_of(config) else "images drawn to train on"
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     devices = run.versions.get("devices")
     found = [(learned, f"{images:,}"), ("at work", _duration(at_work))]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from etils import epath
 
 from diffusionrl_jax.algorithms import tasks_by_method
 from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.data.file_digests import settings_digest
 from diffusionrl_jax.data.files import read_json, split_step
 from diffusionrl_jax.diffusion.pipeline import Policy
 from diffusionrl_jax.distributed.mesh import abstract_arrays, parameter_sharding
@@ -72,8 +72,7 @@ def scored_by(config: Config) -> str:
         "sets": {name: evaluation["sets"].get(name) for name, _, _ in ways},
         "scorers": {name: evaluation["scorers"].get(name) for _, _, name in ways},
     }
-    text = json.dumps(used, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return settings_digest(used)
 
 
 def warn_of_other_scores(checkpoints: Checkpoints) -> None:

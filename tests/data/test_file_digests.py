@@ -1,10 +1,11 @@
 """Digests against those of coreutils."""
 
+import hashlib
 import subprocess
 
 import pytest
 
-from diffusionrl_jax.data.file_digests import file_digest, folder_digest
+from diffusionrl_jax.data.file_digests import file_digest, folder_digest, settings_digest
 
 
 @pytest.fixture
@@ -34,3 +35,10 @@ def test_content_and_names_count(folder):
     assert len(set(found)) == 3
     (folder / ".hidden" / "x").write_bytes(b"other")
     assert folder_digest(folder) == found[-1]
+
+
+def test_settings_have_one_name_whatever_their_order():
+    """It is that of the JSON with sorted names, as `sha256sum` digests it."""
+    text = b'{"a": [1, null], "b": "x"}'
+    expected = hashlib.sha256(text).hexdigest()[:16]
+    assert settings_digest({"b": "x", "a": [1, None]}) == expected
