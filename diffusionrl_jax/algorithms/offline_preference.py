@@ -37,8 +37,8 @@ def check(config: Config) -> None:
     """Refuses a config that does not fit the method.
 
     Raises:
-      UserError: no pairs are named, or a task's reward is on the host, which would wait for
-        pictures.
+      UserError: no pairs are named, a task's reward is on the host, which would wait for pictures,
+        or its weight would be of no account.
     """
     fields = config.algorithm.dpo_offline
     if not fields.pairs:
@@ -50,6 +50,11 @@ def check(config: Config) -> None:
             raise UserError(
                 "The method dpo_offline draws nothing that could be scored: leave task "
                 f"{name} with its host_reward out."
+            )
+        if task.weight != 1:
+            raise UserError(
+                f"config.tasks.{name}.weight={task.weight} has no effect on the pairs that the "
+                "method dpo_offline learns from: leave it at 1."
             )
 
 

@@ -87,10 +87,6 @@ class RewardWeighted:
       noises: how many times each sample is noised in an iteration; each time is an update.
       text_dropout: the probability of the empty prompt. It has an effect where the model is sampled
         with guidance.
-
-    Raises:
-      UserError: the weighting is unknown, a number is out of range, or "best" meets a task whose
-        group_size is below 2.
     """
 
     process: Process
@@ -103,15 +99,6 @@ class RewardWeighted:
     text_dropout: float = 0.1
 
     metrics = {"sample_weight": "mean"}
-
-    def __post_init__(self):
-        name = "config.algorithm.reward_weighted"
-        if self.weighting not in WEIGHTINGS:
-            raise UserError(f"{name}.weighting={self.weighting!r} must be one of {WEIGHTINGS}.")
-        if not self.temperature > 0 or self.noises < 1:
-            raise UserError(f"{name}.temperature must be above 0, and noises at least 1.")
-        if self.weighting == "best" and min(self.group_sizes) < 2:
-            raise UserError(f"{name}.weighting='best' needs tasks with a group_size of 2 or more.")
 
     def sample_weights(self, rewards: jax.Array) -> jax.Array:
         """Computes the weights of one task's samples by "min_max" or "softmax".

@@ -10,6 +10,7 @@ from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.experiments.algorithm import images_per_iteration
 from diffusionrl_jax.mistakes import UserError
 
 
@@ -57,7 +58,7 @@ def dry_run(
         plain = phases_of.operations(
             [
                 phase
-                for phase in _phases(phases_of.plain_experiment(config), whole)
+                for phase in _phases(phases_of.plain_experiment(config, mesh.size), whole)
                 if phase.name in chosen
             ]
         )
@@ -86,7 +87,7 @@ def dry_run(
         microbatch=config.microbatch.to_dict(),
         remat=config.remat,
         planned=plan.memory,
-        images=len(config.tasks) * config.batch_size,
+        images=images_per_iteration(config),
         whole=whole,
         partial=bool(only),
         quick=quick,

@@ -8,6 +8,7 @@ from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.mesh import abstract_arrays, make_mesh, parameter_sharding
 from diffusionrl_jax.experiments import divisions
+from diffusionrl_jax.experiments.algorithm import images_per_iteration
 from diffusionrl_jax.models.folders.published import HUB_IDS
 from diffusionrl_jax.monitoring.markdown import table
 
@@ -70,7 +71,7 @@ def needs(config: Config, model: str) -> Needs:
     experiment = phases.plain_experiment(config)
     made = phases.make_phases(experiment)
     of_call = phases.operations(made)
-    images = config.batch_size * len(config.tasks)
+    images = images_per_iteration(config)
     parameters = (experiment.state, experiment.frozen, experiment.kept)
     return Needs(
         model=model,

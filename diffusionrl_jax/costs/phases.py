@@ -23,6 +23,7 @@ from diffusionrl_jax.experiments.divisions import trained_at_a_time
 from diffusionrl_jax.learning.execution import fused_program, phase_programs
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.phases import Phases, Prepared, iteration
+from diffusionrl_jax.learning.state import DRAWING, TRAILING
 
 WHOLE = "whole step"
 
@@ -169,22 +170,27 @@ class _Recorder:
         return state, {}
 
     def finish(self, state):
-        if state.ema_params is not None:
+        if state.ema_params is not None or {DRAWING, TRAILING} & state.memory.keys():
             shardings = parameter_sharding(self.mesh, state)
             finish = self.experiment.algorithm.phases().finish
             self._add("finish", finish, state, donate_argnums=0, out_shardings=shardings)
         return state
 
 
-def plain_experiment(config: Config) -> AbstractExperiment:
+def plain_experiment(config: Config, devices: int = 1) -> AbstractExperiment:
     """Returns an experiment whose phases show a config's mathematics.
 
     It has one device, and neither rematerialisation nor attention kernels.
+
+    Args:
+      config: see `experiments/config.py`.
+      devices: how many devices the phases are of that these are compared with.
     """
     config = copied(config)
     # A microbatch of 1 divides any batch, but not where groups are trained on together. That of
-    # scoring is kept, since it decides which phase decodes.
-    score, least = config.microbatch.score, trained_at_a_time(config, config.batch_size)[0]
+    # scoring is kept where it is a part of a device's share, since that decides which phase decodes.
+    least = trained_at_a_time(config, config.batch_size)[0]
+    score = config.microbatch.score if config.microbatch.score < config.batch_size // devices else 0
     one = {"sample": least, "decode": 1, "score": score, "train": least}
     plain = {"remat": "none", "convolution": "xla", "attention": "dot_product"}
     config.update(plain, mesh={"fsdp": 1}, microbatch=one)

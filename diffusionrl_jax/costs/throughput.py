@@ -14,7 +14,7 @@ from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.experiments import experiment as experiments
 from diffusionrl_jax.experiments import fetching, planning
-from diffusionrl_jax.experiments.algorithm import scores_on_host
+from diffusionrl_jax.experiments.algorithm import images_per_iteration, scores_on_host
 from diffusionrl_jax.learning.execution import choose_execution, make_train_step
 from diffusionrl_jax.monitoring.markdown import table
 from diffusionrl_jax.monitoring.progress import PhaseTimer
@@ -171,7 +171,7 @@ def measure(config: Config, cache_dir: str, steps: int, profile: str | None = No
         device=device.device_kind,
         devices=jax.device_count(),
         execution=execution,
-        images=config.batch_size * len(config.tasks),
+        images=images_per_iteration(config),
         seconds=seconds,
         operations=needed and {name: _part(needed, name) for name in seconds},
         peak=chip and chip.operations,
@@ -194,7 +194,7 @@ def _operations(config: Config) -> dict[str, float]:
     It is empty if the config has something whose operations cannot be counted.
     """
     try:
-        plain = phases.make_phases(phases.plain_experiment(config))
+        plain = phases.make_phases(phases.plain_experiment(config, jax.device_count()))
     except ValueError as error:  # There is a reward on the host, or a model of unknown size.
         logging.warning("Operations are not counted: %s", error)
         return {}

@@ -52,7 +52,8 @@ class DDIM:
         The arguments are those of `Process.draw_time`.
         """
         count = len(self.training_alpha_bar)
-        return jax.random.randint(key, (), round(least * count), round(most * count))
+        first = min(round(least * count), count - 1)
+        return jax.random.randint(key, (), first, max(first + 1, round(most * count)))
 
     def noise(self, clean: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Diffuses clean latents to training timesteps (Eq. 1).

@@ -50,6 +50,7 @@ def euler_times(config: Mapping[str, Any], steps: int) -> np.ndarray:
     times = shifted(times, shift)
     if config["shift_terminal"] and steps > 1:
         times = 1 - (1 - times) * (1 - config["shift_terminal"]) / (1 - times[-1])
+    times[0] = 1.0  # Of noise alone, also where a shift has rounded it.
     return np.append(times, 0)
 
 

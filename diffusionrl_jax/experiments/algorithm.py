@@ -92,8 +92,10 @@ def passes_of_an_update(lora: bool) -> int:
 def _noise_group(config: Config, name: str) -> int:
     """Returns how many neighbours in the batch of a task share noise."""
     task, needs = config.tasks[name], needs_of_method(config, method_of(config, name))
-    # Where no step is credited with its noise, images that share all other noise would be alike.
-    return task.group_size if task.shared_noise and needs.steps and not needs.late_steps else 1
+    # Where no step is credited with its noise, images that share all other noise would be alike. So
+    # would those of a task that does not learn, where no other's steps are kept.
+    credited = needs.steps and needs_of(config).steps and not needs.late_steps
+    return task.group_size if task.shared_noise and credited else 1
 
 
 def _follower_decay(config: Config) -> tuple[float, float, float]:

@@ -35,19 +35,20 @@ def iteration_operations(experiment: Experiment) -> float:
     images = images_per_iteration(config)
     # Of a group that shares what it is trained on there is one row.
     rows = config.batch_size / experience.group
-    trained = rows * needs.updates
+    of_update = passes_of_an_update(bool(config.lora.rank))
+    learned = rows * (needs.predictions + of_update * needs.updates)
+    of_step = passes(config.sampler.guidance_scale)
+    # Pairs of pictures are not drawn, and are learned from without guidance.
+    run = learned if needs.pairs else of_step * (images * experience.evaluations + learned)
     if config.pretraining.weight:
-        trained += config.batch_size
-    sampled = 0 if needs.pairs else images * experience.evaluations
-    sampled += rows * needs.predictions
-    return _operations(config) * (sampled + passes_of_an_update(bool(config.lora.rank)) * trained)
+        run += of_step * of_update * config.batch_size
+    return run * _operations(config)
 
 
 def _operations(config: Config) -> float:
-    """Returns the denoiser's operations for one step of a picture's chain, guided or not."""
+    """Returns the denoiser's operations for one pass over one picture."""
     tokens = config.sampler.text_tokens or None
-    once = describe_model(config.model, checks.size(config), tokens).network.operations
-    return once * passes(config.sampler.guidance_scale)
+    return describe_model(config.model, checks.size(config), tokens).network.operations
 
 
 def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
@@ -98,7 +99,8 @@ def _pictures(config: Config, plan: Plan) -> dict[str, str]:
     if not config.pretraining.weight or not config.pretraining.pictures.startswith(BASE):
         return {}
     number = picture_count(config)
-    least = _least(_operations(config) * config.sampler.steps * number, plan)
+    evaluations = config.sampler.steps * passes(config.sampler.guidance_scale)
+    least = _least(_operations(config) * evaluations * number, plan)
     return {"pictures": f"{number:,} of the model's own, drawn first unless they are here{least}"}
 
 

@@ -38,8 +38,13 @@ def picture_count(config: Config) -> int:
 
     Raises:
       UserError: it is no number, it is more than anybody draws, or it is fewer than a batch, which
-        takes each of its pictures once.
+        takes each of its pictures once; or there are no tasks, whose prompts are drawn.
     """
+    if not config.tasks:
+        raise UserError(
+            f"config.pretraining.pictures={config.pretraining.pictures!r} has the tasks' prompts "
+            "drawn, and config.tasks is empty: name at least one."
+        )
     name = config.pretraining.pictures
     digits = name.removeprefix(BASE)
     is_number = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(MOST_PICTURES))

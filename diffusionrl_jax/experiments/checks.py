@@ -148,6 +148,10 @@ def _check(config: Config) -> None:
     if not config.tasks:
         raise UserError("config.tasks is empty: name at least one task.")
     algorithms.check(config)
+    if not (algorithms.needs_of(config).updates or config.pretraining.weight):
+        raise UserError(
+            "Nothing is trained: set the weight of a task or config.pretraining.weight above 0."
+        )
     window = config.sampler.window
     if window and "policy_gradient" not in algorithms.tasks_by_method(config):
         raise UserError(

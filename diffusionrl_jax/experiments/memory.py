@@ -136,10 +136,12 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     """
     model = describe_model(config.model, checks.size(config), config.sampler.text_tokens or None)
     itemsize = jnp.dtype(config.dtype).itemsize
+    needs = needs_of(config)
+    # Pairs of pictures are learned from without guidance.
     number = passes(config.sampler.guidance_scale)
+    number = 1 if needs.pairs and not config.pretraining.weight else number
     image = FLOAT * model.image
     trained, changed = _trained(config, model)
-    needs = needs_of(config)
     on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
     ahead = on_host and config.overlap_scoring
     sums = config.optimizer.one_step and updates_per_iteration(config) > 1

@@ -222,7 +222,11 @@ def propose(config: Config, devices: Devices) -> tuple[dict[str, float], Plan]:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
             changed.update_from_flattened_dict(changes)
-        if (fitting := choose(changed, devices)).fits:
+        try:
+            fitting = choose(changed, devices)
+        except UserError:  # A smaller batch need not divide into what its method asks for.
+            continue
+        if fitting.fits:
             return changes, fitting
     return {}, plan
 

@@ -21,7 +21,7 @@ from diffusionrl_jax.data.prompt_index import cache_folder
 from diffusionrl_jax.data.prompts import PromptSource
 from diffusionrl_jax.distributed.digests import digests
 from diffusionrl_jax.distributed.mesh import batch_sharding, local_slices, place, replicated
-from diffusionrl_jax.distributed.processes import in_turn
+from diffusionrl_jax.distributed.processes import gather, in_turn
 from diffusionrl_jax.experiments.base_pictures import (
     BASE,
     BasePictures,
@@ -126,13 +126,13 @@ def encode_pictures(
     embed = jax.jit(
         lambda params, ids: text_to_arrays(model.encode_text(params, ids)), out_shardings=whole
     )
-    gather = jax.jit(lambda ids: ids, out_shardings=whole)
+    everywhere = jax.jit(lambda ids: ids, out_shardings=whole)
 
     def encode_batch(images: np.ndarray, ids: np.ndarray) -> dict[str, jax.Array]:
         mean, std = encode(vae, place(images, pictures))
         ids = place(ids, pictures)
         texts = embed(text_encoder, ids) if text_encoder else {}
-        return {"latent_mean": mean, "latent_std": std, "input_ids": gather(ids), **texts}
+        return {"latent_mean": mean, "latent_std": std, "input_ids": everywhere(ids), **texts}
 
     cut = set()  # It holds hashes of the texts, since there may be millions.
 

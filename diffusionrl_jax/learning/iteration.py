@@ -85,13 +85,21 @@ class Samples:
         """Returns the samples with 0 in place of every latent that is not a finite number.
 
         Such samples have no reward, and so no share in the loss; but 0 times NaN is NaN, and would
-        poison the gradient of all. Log-probabilities stay as they are.
+        poison the gradient of all. So would a step that led to no finite number, which the denoiser
+        would be asked for again: it is as if taken from 0. Log-probabilities stay as they are.
         """
-        steps = self.steps and dataclasses.replace(
-            self.steps,
-            latents=_finite(self.steps.latents),
-            following=_finite(self.steps.following),
-        )
+        steps = self.steps
+        if steps is not None:
+            elements = steps.latents.ndim - 3
+            led = jnp.isfinite(steps.following).all(axis=tuple(range(-elements, 0)))
+            # Chains that part at a step were taken to it, and from it, as one.
+            led = led.reshape(*steps.latents.shape[:3], -1).all(axis=3)
+            led = led.reshape(*led.shape, *[1] * elements)
+            steps = dataclasses.replace(
+                steps,
+                latents=_finite(jnp.where(led, steps.latents, 0)),
+                following=_finite(steps.following),
+            )
         latents = None if self.latents is None else _finite(self.latents)
         return dataclasses.replace(self, steps=steps, latents=latents)
 

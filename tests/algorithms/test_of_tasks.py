@@ -97,6 +97,40 @@ def test_a_chain_that_is_not_finite_poisons_no_other(name, hasty):
     assert np.isfinite(value) and all(np.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("policy_gradient", {}),
+        (
+            "policy_gradient",
+            {
+                "algorithm.policy_gradient.timesteps_per_iteration": 1,
+                "algorithm.policy_gradient.shared_prefix": 2,
+                "tasks.task0.shared_noise": True,
+            },
+        ),
+        ("refl", {}),
+    ],
+    ids=["policy_gradient", "shared_prefix", "refl"],
+)
+def test_a_step_that_leads_to_nothing_finite_poisons_no_other(name, changes, hasty, monkeypatch):
+    """What it was taken from is finite, and the denoiser breaks there again."""
+    whole = toy.Toy.denoise
+
+    def breaks(self, params, latents, times, text):
+        output = whole(self, params, latents, times, text)
+        bad = jnp.repeat(latents[:, 0, 0, 0] > 1.2, len(output) // len(latents))
+        return jnp.where(bad[:, None, None, None], jnp.nan, output)
+
+    monkeypatch.setattr(toy.Toy, "denoise", breaks)
+    made = toy.make(name, **changes)
+    samples = made.algorithm.phases().sample(made.state.params, made.frozen, made.batch.input_ids, 0)
+    led = np.isfinite(samples.steps.following)
+    assert led.any() and not led.all()
+    _, metrics = made.step(made.state, made.frozen, made.batch)
+    assert np.isfinite(metrics["gradient_norm"]).all() and metrics["gradient_norm"].max() > 0
+
+
 def test_both_are_learned_by_and_logged_under_their_tasks(hasty):
     made = toy.make("nft", tasks=2, **{"tasks.task0.algorithm": "draft_k"})
     state, before = made.state, toy.expected_reward(made.state.params)

@@ -11,11 +11,13 @@ from diffusers import DDIMScheduler
 
 from diffusionrl_jax.algorithms.reward_weighted import RewardWeighted
 from diffusionrl_jax.diffusion.ddim import make_ddim
+from diffusionrl_jax.distributed.mesh import make_mesh
+from diffusionrl_jax.experiments import checks, planning
 from diffusionrl_jax.experiments import experiment as experiments
-from diffusionrl_jax.experiments import planning
 from diffusionrl_jax.learning.execution import make_train_step
 from diffusionrl_jax.learning.iteration import Samples
 from diffusionrl_jax.learning.objectives import Scored
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders.published import NOISE_SCHEDULE
 from diffusionrl_jax.monitoring.progress import PhaseTimer
 
@@ -87,14 +89,16 @@ def test_the_loss_is_the_weighted_error():
     ("changes", "message"),
     [
         ({"weighting": "worst"}, "weighting='worst' must be one of"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"noises": 0}, "noises at least 1"),
-        ({"weighting": "best", "group_sizes": (1, 3)}, "group_size of 2 or more"),
+        ({"temperature": 0.0}, "temperature=0.0 must be"),
+        ({"noises": 0}, "noises=0 must be"),
+        ({"weighting": "best"}, "group_size of task small to 2 or more"),
     ],
 )
-def test_refuses_what_does_not_fit(changes, message):
-    with pytest.raises(ValueError, match=message):
-        objective(**changes)
+def test_refuses_what_does_not_fit(changes, message, make_config):
+    changes = {f"algorithm.reward_weighted.{name}": value for name, value in changes.items()}
+    changes |= {"algorithm.name": "reward_weighted", "tasks.small.group_size": 1}
+    with pytest.raises(UserError, match=message):
+        checks.check(make_config(**changes), make_mesh())
 
 
 @pytest.mark.slow

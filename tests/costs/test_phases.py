@@ -16,6 +16,7 @@ DRAWN = ["sample", "decode", "score small", "prepare"]
     [
         ("dgpo", {}, [*DRAWN, "update", "finish"]),
         ("dpo_offline", {"algorithm.dpo_offline.pairs": "pairs"}, ["prepare", "update", "finish"]),
+        ("nft", {"ema_decay": 0.0}, [*DRAWN, "update", "finish"]),
     ],
 )
 def test_samples_that_are_compared_are_counted_together(make_config, name, changes, expected):
@@ -25,6 +26,15 @@ def test_samples_that_are_compared_are_counted_together(make_config, name, chang
     config, _ = planning.resolve(config)
     made = phases.make_phases(phases.plain_experiment(config))
     assert [phase.name for phase in made] == expected
+
+
+@pytest.mark.parametrize("score", [0, 1, 2])
+def test_one_device_decodes_in_the_same_phase_as_several(make_config, score):
+    """A device's share is of two pictures: fewer at a time are decoded as they are scored."""
+    config = make_config(**{"batch_size": 8, "microbatch.score": score, "mesh.fsdp": 1})
+    made = [abstract.build(config, make_mesh(4)), phases.plain_experiment(config, 4)]
+    several, one = ([phase.name for phase in phases.make_phases(each)] for each in made)
+    assert one == several and ("decode" in one) == (score != 1)
 
 
 @pytest.mark.slow

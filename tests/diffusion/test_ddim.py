@@ -1,5 +1,6 @@
 """The schedule against PyTorch diffusers' DDIMScheduler."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -155,6 +156,13 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type):
 def test_refuses_what_it_would_get_wrong(change, steps, message):
     with pytest.raises(ValueError, match=message):
         make_ddim(NOISE_SCHEDULE | change, steps)
+
+
+@pytest.mark.parametrize("shares", [(0.9996, 1.0), (0.0, 0.0004), (0.5, 0.5001)])
+def test_shares_with_no_timestep_between_them_have_the_nearest(shares):
+    process = make_ddim(NOISE_SCHEDULE, 4)
+    drawn = {int(process.draw_time(jax.random.key(seed), *shares)) for seed in range(8)}
+    assert drawn == {min(round(shares[0] * 1000), 999)}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -30,6 +30,12 @@ def test_times_are_those_of_diffusers(change, steps):
     np.testing.assert_allclose(training * ours.times, theirs.timesteps.numpy(), rtol=3e-7)
 
 
+def test_every_chain_starts_from_noise_alone():
+    """A shift below 1 rounds 1 to something beside it, which the noise of a step is divided by."""
+    for shift in np.arange(1, 100) / 100:
+        assert make_ours({"shift": shift}, 4, noise="sde").unit_std.max() < 10
+
+
 def test_the_least_time_is_shifted_twice():
     """The grid of ten steps that SD 3's pipeline was seen to walk."""
     expected = [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0]

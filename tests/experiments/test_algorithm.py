@@ -64,6 +64,16 @@ def test_the_updates_are_those_of_an_iteration(name, changes):
     assert metrics["loss"].shape == (updates_per_iteration(made.config),)
 
 
+def test_noise_is_shared_only_where_a_step_is_credited_with_its_own():
+    """The steps of a task that does not learn are not kept: its images would be one."""
+    changes = {"tasks.task0.shared_noise": True, "tasks.task0.weight": 0.0}
+    made = toy.make("policy_gradient", tasks=2, **changes | {"tasks.task1.algorithm": "nft"})
+    draw = made.algorithm.phases().sample
+    samples = draw(made.state.params, made.frozen, made.batch.input_ids, 0)
+    first, second = np.asarray(samples.latents[0])[:2]
+    assert np.abs(first - second).max() > 0.1
+
+
 BASE = {"to_q": {"kernel": jnp.ones((8, 6))}}
 PLAIN = {"step", "params", "optimizer_state"}
 

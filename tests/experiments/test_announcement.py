@@ -77,6 +77,19 @@ def test_operations_are_of_as_many_tokens_as_the_sampler_reads(made, make_config
     assert operations[0] == operations[1] > operations[2]
 
 
+def test_pairs_are_learned_from_without_guidance(made):
+    """They are not drawn; the pretraining loss beside them sees both texts."""
+    built, _ = made
+    config = built.config.copy_and_resolve_references()
+    once = announcement.iteration_operations(built) / (2 * (16 * 3 + 3 * (16 * 2 + 16)))
+    config.algorithm.name = "dpo_offline"
+    # A forward pass of the base model, and an update.
+    counts = {0.0: 16 * (1 + 3), 1.0: 16 * (1 + 3) + 2 * 16 * 3}
+    for config.pretraining.weight, count in counts.items():
+        changed = dataclasses.replace(built, config=config)
+        assert announcement.iteration_operations(changed) == pytest.approx(count * once)
+
+
 def test_pictures_that_are_drawn_first_are_told_of(made):
     built, plan = made
     config = built.config.copy_and_resolve_references()

@@ -134,6 +134,13 @@ def test_everything_that_they_depend_on_is_told_apart(config, experiment):
     assert len({fingerprint(), *others}) == 1 + len(others)
 
 
+def test_without_tasks_there_is_nothing_to_draw(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    del config.tasks.small
+    with pytest.raises(ValueError, match="config.tasks is empty: name at least one"):
+        caching.cache_latents(config, str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["base:0", "base:x", "base:", "base:-8", "base:7", "base:²"])
 def test_too_few_pictures_are_refused_before_anything_is_read(config, name, tmp_path):
     bad = config.copy_and_resolve_references()

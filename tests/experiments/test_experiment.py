@@ -49,6 +49,7 @@ def test_state_starts_with_the_models_parameters(experiment):
         ({"tasks.small.group_size": 3}, "groups of 3"),
         ({f"{FIELDS}.timesteps_per_iteration": 4}, "timesteps_per_iteration"),
         ({f"{FIELDS}.timesteps_per_iteration": 0}, "Nothing is trained"),
+        ({"tasks.small.weight": 0.0}, "Nothing is trained: set the weight of a task"),
         ({"sampler.eta": 0.0}, "eta must be above 0"),
         ({"sampler.eta": 1.5}, "eta=1.5 must be a number from 0 to 1"),
         ({"optimizer.gradient_clip": -1.0}, "gradient_clip=-1.0 must be .*, or 0, which does not"),

@@ -105,6 +105,17 @@ def test_a_smaller_batch_is_proposed():
         planning.resolve(config, devices_of_topology("v5e:1x1"))
 
 
+def test_a_batch_that_its_method_cannot_divide_is_not_proposed():
+    """What does not fit is told of, not a batch that nobody has set."""
+    config = hps.get_config()
+    config.algorithm.policy_gradient.update(shared_prefix=8, timesteps_per_iteration=1)
+    for task in config.tasks.values():
+        task.update(group_size=16, shared_noise=True)
+    config.batch_size = 512
+    with pytest.raises(ValueError, match="does not fit 4 v5e"):
+        planning.resolve(config, devices(4, memory=GIB))
+
+
 def test_memory_that_is_not_known():
     with pytest.raises(ValueError, match="memory of 'v5p' is not known.*config.mesh.fsdp"):
         planning.choose(hps.get_config(), devices(8, None))
