@@ -14,8 +14,8 @@ CONFIG = "configs/emoji_policy_gradient.py"
 ITERATIONS, BATCH, EVALUATIONS = 48, 160, 8
 # Of each method, what differs: its published settings where they suit four steps and small groups,
 # and the middle one of the three learning rates. All learn from a picture once an iteration. Those
-# that need no noise draw without it, but for the paper's rivals. Averages follow as in configs/emoji.py: the published rates are for thousands
-# of iterations.
+# that need no noise draw without it, but for the paper's rivals. Averages follow as in
+# configs/emoji.py: the published rates are for thousands of iterations.
 WITHOUT_NOISE = {"sampler.eta": 0.0}
 
 

@@ -1,7 +1,9 @@
 """Every test runs on the CPU with eight virtual devices, so that sharding is exercised."""
 
+import functools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,12 @@ TINY_XL = {
 }
 
 
+def pytest_configure(config):
+    """Programs that run for a moment are not worth optimising; slow tests' run for minutes."""
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 def pytest_collection_modifyitems(items):
     """Whole programs first: their files take longest, and one must not be left for the end."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
@@ -67,6 +75,25 @@ def data_cache(tmp_path_factory):
         yield
 
 
+def session_folder(tmp_path_factory):
+    """The folder of a session, which all of its processes have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def made_once(tmp_path_factory, name, make):
+    """A folder that the processes of a session share; the first to ask has it made."""
+    from filelock import FileLock
+
+    folder = session_folder(tmp_path_factory) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp(name)
+            make(made)
+            made.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
     """Compiled programs are kept for the session; the environment for a program to share them.
@@ -75,10 +102,7 @@ def compilation_cache(tmp_path_factory):
     """
     import jax
 
-    session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        session = session.parent
-    folder = str(session / "compiled")
+    folder = str(session_folder(tmp_path_factory) / "compiled")
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -92,12 +116,13 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture
 def hasty():
-    """Programs that run for a moment are not worth optimising."""
+    """What a slow test runs for a moment alone is not optimised either."""
     import jax
 
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
@@ -119,17 +144,18 @@ def tiny_configs(tokenizer):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A diffusers folder of the emoji world's layout with tiny random networks; pictures 32x32."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return str(made_once(tmp_path_factory, "tiny", write_tiny_model))
 
 
 @pytest.fixture(scope="session")
 def tiny_xl_model(tmp_path_factory):
     """The same in the manner of Stable Diffusion XL."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny_xl", xl=True)
+    write = functools.partial(write_tiny_model, xl=True)
+    return str(made_once(tmp_path_factory, "tiny_xl", write))
 
 
 def write_tiny_model(folder, xl=False):
-    """Writes a folder of `TINY_NETWORKS`, or with those of `TINY_XL`: its name."""
+    """Writes a folder of `TINY_NETWORKS`, or with those of `TINY_XL`."""
     import copy
 
     import jax
@@ -151,7 +177,6 @@ def write_tiny_model(folder, xl=False):
         options["tokenizer_2"].pad_token = "a"
     model, params = init_stable_diffusion(networks, jax.random.key(0), tokenizer, **options)
     save_stable_diffusion(folder, model, params)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -220,9 +245,9 @@ def finished(make_config, compilation_cache, tmp_path_factory):
     """The workdir of an uninterrupted run of three iterations."""
     from diffusionrl_jax import main
 
+    train = lambda folder: main.train(make_config(), str(folder))
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    main.train(make_config(), str(workdir))
-    return workdir
+    return shutil.copytree(made_once(tmp_path_factory, "finished", train), workdir)
 
 
 @pytest.fixture

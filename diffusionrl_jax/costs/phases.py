@@ -188,9 +188,9 @@ def plain_experiment(config: Config, devices: int = 1) -> AbstractExperiment:
     """
     config = copied(config)
     # A microbatch of 1 divides any batch, but not where groups are trained on together. That of
-    # scoring is kept where it is a part of a device's share, since that decides which phase decodes.
-    least = trained_at_a_time(config, config.batch_size)[0]
-    score = config.microbatch.score if config.microbatch.score < config.batch_size // devices else 0
+    # scoring is kept where it is less than a device's share: that decides which phase decodes.
+    score, least = config.microbatch.score, trained_at_a_time(config, config.batch_size)[0]
+    score = score if score < config.batch_size // devices else 0
     one = {"sample": least, "decode": 1, "score": score, "train": least}
     plain = {"remat": "none", "convolution": "xla", "attention": "dot_product"}
     config.update(plain, mesh={"fsdp": 1}, microbatch=one)

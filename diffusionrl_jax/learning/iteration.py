@@ -92,8 +92,8 @@ class Samples:
         if steps is not None:
             elements = steps.latents.ndim - 3
             led = jnp.isfinite(steps.following).all(axis=tuple(range(-elements, 0)))
-            # Chains that part at a step were taken to it, and from it, as one.
-            led = led.reshape(*steps.latents.shape[:3], -1).all(axis=3)
+            if led.ndim > 3:  # Chains that part at a step are taken from it as one.
+                led = led.all(axis=3)
             led = led.reshape(*led.shape, *[1] * elements)
             steps = dataclasses.replace(
                 steps,

@@ -71,10 +71,12 @@ def test_a_task_of_weight_0_is_drawn_and_not_trained_on(hasty):
     assert found["loss"].shape == (1,) and found["reward_mean"].shape == (2,)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("refl", "draft_k", "nft")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("refl", "draft_k", "draft_lv", "nft")
+]
 
 
-@pytest.mark.parametrize("name", ["policy_gradient", "draft_lv", *SLOW])
+@pytest.mark.parametrize("name", ["policy_gradient", *SLOW])
 def test_a_chain_that_is_not_finite_poisons_no_other(name, hasty):
     """It has no reward, and no share in what the others are trained on."""
     made = toy.make(name)
@@ -124,7 +126,9 @@ def test_a_step_that_leads_to_nothing_finite_poisons_no_other(name, changes, has
 
     monkeypatch.setattr(toy.Toy, "denoise", breaks)
     made = toy.make(name, **changes)
-    samples = made.algorithm.phases().sample(made.state.params, made.frozen, made.batch.input_ids, 0)
+    samples = made.algorithm.phases().sample(
+        made.state.params, made.frozen, made.batch.input_ids, 0
+    )
     led = np.isfinite(samples.steps.following)
     assert led.any() and not led.all()
     _, metrics = made.step(made.state, made.frozen, made.batch)

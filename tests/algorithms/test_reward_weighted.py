@@ -42,7 +42,9 @@ def test_weights_are_closed_forms():
     np.testing.assert_array_equal(alike, 1)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)]
+)
 def test_examples_are_noised_as_in_diffusers(prediction_type):
     """And each sample's noise is its own, in each update another."""
     made = objective(prediction_type)

@@ -1,5 +1,6 @@
 """The phases of methods that differ in what they draw and compare."""
 
+import jax
 import pytest
 
 from diffusionrl_jax.costs import abstract, phases
@@ -32,7 +33,8 @@ def test_samples_that_are_compared_are_counted_together(make_config, name, chang
 def test_one_device_decodes_in_the_same_phase_as_several(make_config, score):
     """A device's share is of two pictures: fewer at a time are decoded as they are scored."""
     config = make_config(**{"batch_size": 8, "microbatch.score": score, "mesh.fsdp": 1})
-    made = [abstract.build(config, make_mesh(4)), phases.plain_experiment(config, 4)]
+    mesh = make_mesh(devices=jax.devices()[:4])
+    made = [abstract.build(config, mesh), phases.plain_experiment(config, mesh.size)]
     several, one = ([phase.name for phase in phases.make_phases(each)] for each in made)
     assert one == several and ("decode" in one) == (score != 1)
 

@@ -33,7 +33,7 @@ def test_times_are_those_of_diffusers(change, steps):
 def test_every_chain_starts_from_noise_alone():
     """A shift below 1 rounds 1 to something beside it, which the noise of a step is divided by."""
     for shift in np.arange(1, 100) / 100:
-        assert make_ours({"shift": shift}, 4, noise="sde").unit_std.max() < 10
+        assert make_ours({"shift": float(shift)}, 4, noise="sde").unit_std.max() < 10
 
 
 def test_the_least_time_is_shifted_twice():

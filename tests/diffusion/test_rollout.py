@@ -61,7 +61,17 @@ def keys():
     return jax.random.split(jax.random.key(1), 6)
 
 
-@pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 1.001, SCALE, 20.0])
+@pytest.mark.parametrize(
+    "guidance_scale",
+    [
+        0.0,
+        0.5,
+        1.0,
+        pytest.param(1.001, marks=pytest.mark.slow),
+        SCALE,
+        pytest.param(20.0, marks=pytest.mark.slow),
+    ],
+)
 def test_chain_is_that_of_diffusers(embeddings, keys, guidance_scale):
     last, steps = sample(keys, embeddings, guidance_scale=guidance_scale)
     assert steps.latents.shape == (6, STEPS, *SHAPE)

@@ -84,10 +84,10 @@ def test_pairs_are_learned_from_without_guidance(made):
     once = announcement.iteration_operations(built) / (2 * (16 * 3 + 3 * (16 * 2 + 16)))
     config.algorithm.name = "dpo_offline"
     # A forward pass of the base model, and an update.
-    counts = {0.0: 16 * (1 + 3), 1.0: 16 * (1 + 3) + 2 * 16 * 3}
-    for config.pretraining.weight, count in counts.items():
+    passes = {0.0: 16 * (1 + 3), 1.0: 16 * (1 + 3) + 2 * 16 * 3}
+    for config.pretraining.weight, number in passes.items():
         changed = dataclasses.replace(built, config=config)
-        assert announcement.iteration_operations(changed) == pytest.approx(count * once)
+        assert announcement.iteration_operations(changed) == pytest.approx(number * once)
 
 
 def test_pictures_that_are_drawn_first_are_told_of(made):

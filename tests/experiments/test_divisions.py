@@ -34,7 +34,7 @@ def test_parameters_are_split_within_a_slice(chips, slices, split):
     assert first == split and all(size > split for size in more)
 
 
-@pytest.mark.parametrize("chips", [12, 24])
+@pytest.mark.parametrize("chips", [12, pytest.param(24, marks=pytest.mark.slow)])
 def test_chips_hold_what_the_model_of_memory_says(chips):
     """Of Stable Diffusion 2's own shapes, which no twelfth and hardly any third divides."""
     config = hps.get_config()

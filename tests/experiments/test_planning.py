@@ -112,7 +112,7 @@ def test_a_batch_that_its_method_cannot_divide_is_not_proposed():
     for task in config.tasks.values():
         task.update(group_size=16, shared_noise=True)
     config.batch_size = 512
-    with pytest.raises(ValueError, match="does not fit 4 v5e"):
+    with pytest.raises(ValueError, match="does not fit 4 v5p"):
         planning.resolve(config, devices(4, memory=GIB))
 
 

@@ -29,8 +29,12 @@ def convolutions(jaxpr, kernel_shape):
     [
         ({"tasks": 1}, 3),
         ({"tasks": 3, "timesteps_per_iteration": 4, "steps": 7}, 13),
-        ({"pretraining_weight": 0.0, "guidance_scale": 1.0, "devices": 1} | MICROBATCHES, 4),
-        ({"timesteps_per_iteration": 0}, 1),
+        pytest.param(
+            {"pretraining_weight": 0.0, "guidance_scale": 1.0, "devices": 1} | MICROBATCHES,
+            4,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"timesteps_per_iteration": 0}, 1, marks=pytest.mark.slow),
     ],
     ids=["one task", "more tasks, timesteps and steps", "microbatches", "pretraining only"],
 )

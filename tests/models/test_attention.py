@@ -108,7 +108,9 @@ def test_splash_agrees_for_4096_tokens():
 
 
 @pytest.mark.parametrize(
-    ("batch", "heads", "fsdp"), [(8, 1, 2), (4, 2, 2), (1, 1, 4)], ids=["batch", "heads", "neither"]
+    ("batch", "heads", "fsdp"),
+    [pytest.param(8, 1, 2, marks=pytest.mark.slow), (4, 2, 2), (1, 1, 4)],
+    ids=["batch", "heads", "neither"],
 )
 def test_splash_agrees_however_it_is_split(monkeypatch, batch, heads, fsdp):
     # Small, since eight devices are interpreted on the same cores.

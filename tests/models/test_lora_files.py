@@ -120,7 +120,9 @@ def several(tiny_model, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("kind", ["patterns", "plain", "kohya"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("patterns", marks=pytest.mark.slow), "plain", "kohya"]
+)
 def test_several_ranks_and_alphas_are_merged_as_pytorch_merges_them(
     theirs, several, starting, kind
 ):

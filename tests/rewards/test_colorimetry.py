@@ -57,7 +57,7 @@ def test_published_thresholds():
     np.testing.assert_array_equal(classes, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5])
 
 
-@pytest.mark.parametrize("size", [32, 33, 7])
+@pytest.mark.parametrize("size", [pytest.param(32, marks=pytest.mark.slow), 33, 7])
 def test_the_median_of_the_skin_in_the_face_is_taken(size):
     images = np.array(flat((224, 187, 149), size=size))
     expected = load().angles(jnp.asarray(images))

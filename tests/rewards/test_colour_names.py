@@ -37,7 +37,7 @@ def test_greys_have_none_of_the_colours():
     assert {NAMES[number] for number in np.asarray(name_pixels(greys))} == {"grey"}
 
 
-@pytest.mark.parametrize("size", [(32, 48), (300, 200)])
+@pytest.mark.parametrize("size", [(32, 48), pytest.param((300, 200), marks=pytest.mark.slow)])
 def test_the_middle_of_a_box_counts(size):
     image = np.full((1, *size, 3), (0.1, 0.6, 0.2), np.float32)
     height, width = size

@@ -13,7 +13,7 @@ OBJECTS = ("dog", "hot dog", "cat", "cake")
 MODELS = ("owl_vit", "owlv2")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["owl_vit", pytest.param("owlv2", marks=pytest.mark.slow)])
 def test_scores_match_transformers(name, parity):
     result = parity.compare(name, parity.originals.tiny(name), ((64, 64), (53, 80), (25, 20)))
     assert result["spread"] > 0.05

@@ -61,7 +61,9 @@ def pictures(rng: np.random.Generator, height: int, width: int) -> list[np.ndarr
     return [np.asarray(picture).astype(np.uint8) for picture in [*result, speckled, half]]
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (40, 9)])
+@pytest.mark.parametrize(
+    "height, width", [pytest.param(32, 32, marks=pytest.mark.slow), (33, 47), (40, 9)]
+)
 def test_bytes_equal_pillows(height, width):
     rng = np.random.default_rng((height, width))
     images = np.stack(pictures(rng, height, width))

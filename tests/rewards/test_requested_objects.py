@@ -12,7 +12,7 @@ from diffusionrl_jax.rewards.detection import PREPROCESSING
 from diffusionrl_jax.rewards.requested_objects import RequestedObjects
 
 
-@pytest.mark.parametrize("name", ["owl_vit", "owlv2"])
+@pytest.mark.parametrize("name", [pytest.param("owl_vit", marks=pytest.mark.slow), "owlv2"])
 def test_boxes_match_transformers(name, make_original, parity):
     original, folder = make_original(name)
     # Random heads of the usual size move no box by much. Files are in float16.

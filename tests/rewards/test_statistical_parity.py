@@ -53,7 +53,7 @@ def test_reward_groups_contiguous_pictures(make_original, parity):
     pictures = parity.make_pictures(((32, 32),) * 8)
     images = np.stack(pictures).astype(np.float32) / 255
     groups = [original.score(pictures[i : i + 4], (), eight_bits=False) for i in (0, 4)]
-    scores = shared(params, images, shared.prepare([""] * 8))
+    scores = jax.jit(shared)(params, images, shared.prepare([""] * 8))
     np.testing.assert_allclose(scores, np.concatenate(groups), atol=1e-6)
     with pytest.raises(ValueError, match="groups of 4"):
         shared(params, images[:6], {})

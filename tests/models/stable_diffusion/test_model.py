@@ -36,7 +36,9 @@ def perturbed(params, seed=0):
     )
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny_2", "tiny_xl"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow), "tiny_2", "tiny_xl"]
+)
 def pair(request, tmp_path_factory):
     """(model, params, PyTorch pipeline) with the same weights; the pipeline read our folder."""
     model, params = request.getfixturevalue(request.param)
