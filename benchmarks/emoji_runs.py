@@ -28,7 +28,7 @@ METHODS = {
     "policy_gradient": ({}, 2e-4),
     "reward_weighted": ({"algorithm.reward_weighted.noises": 1}, 1e-4),
     "raft": ({"algorithm.raft.noises": 1}, 1e-4),
-    "nft": (following("nft"), 2e-4),
+    "nft": (following("nft") | {"algorithm.nft.error": "output"}, 2e-4),
     "awm": (following("awm"), 1e-4),
     "dgpo": (following("dgpo") | {"algorithm.dgpo.clip_range": 1e-3}, 1e-4),
     "crd": (following("crd"), 1e-4),

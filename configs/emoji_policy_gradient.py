@@ -23,6 +23,7 @@ def get_config(tasks: str = ",".join(TASKS)) -> ml_collections.ConfigDict:
     # The tiny UNet has 1/350 of the parameters: it takes larger steps.
     config.algorithm.policy_gradient.clip_range = 1e-2
     config.algorithm.policy_gradient.balance_timesteps = True
+    config.algorithm.nft.error = "output"  # The UNet predicts noise: see docs/methods.md.
     config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_iterations = 6
     # So slowly that --config.iterations=192 goes on learning.

@@ -179,6 +179,22 @@ def test_the_fast_config_differs_in_the_method_alone(world):
         assert ours["tasks"][task] == of
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("hps.py", "output"),
+        ("fast.py:stable_diffusion_xl", "output"),
+        ("fast.py:emoji", "output"),
+        ("emoji.py", "output"),
+        ("hps.py:emoji_flow", "clean"),
+        *((f"fast.py:{world}", "clean") for world in TRANSFORMERS),
+    ],
+)
+def test_errors_are_of_the_output_where_noise_is_predicted(name, error):
+    """NFT's published ones are for velocities."""
+    assert from_command_line(name).algorithm.nft.error == error
+
+
 @pytest.mark.parametrize("tasks", ["", ":preference", ":fairness"])
 def test_the_emoji_world_has_the_same_tasks_by_both_methods(tasks):
     config = from_command_line(f"emoji.py{tasks}")
