@@ -13,9 +13,9 @@ CONFIG = "configs/emoji_policy_gradient.py"
 # Of the runs that compare methods, which all draw as many images and are judged as often.
 ITERATIONS, BATCH, EVALUATIONS = 48, 160, 8
 # Of each method, what differs: its published settings where they suit four steps and small groups,
-# and the middle one of the three learning rates. All learn from a picture once an iteration. Those
-# that need no noise draw without it, but for the paper's rivals. Averages follow as in
-# configs/emoji.py: the published rates are for thousands of iterations.
+# and the middle one of the three learning rates. All learn from a picture once an iteration, and
+# those that need no noise draw without it. Averages follow as in configs/emoji.py: the published
+# rates are for thousands of iterations.
 WITHOUT_NOISE = {"sampler.eta": 0.0}
 
 
@@ -26,8 +26,8 @@ def following(method: str) -> dict:
 
 METHODS = {
     "policy_gradient": ({}, 2e-4),
-    "reward_weighted": ({"algorithm.reward_weighted.noises": 1}, 1e-4),
-    "raft": ({"algorithm.raft.noises": 1}, 1e-4),
+    "reward_weighted": (WITHOUT_NOISE | {"algorithm.reward_weighted.noises": 1}, 1e-4),
+    "raft": (WITHOUT_NOISE | {"algorithm.raft.noises": 1}, 1e-4),
     "nft": (following("nft") | {"algorithm.nft.error": "output"}, 2e-4),
     "awm": (following("awm"), 1e-4),
     "dgpo": (following("dgpo") | {"algorithm.dgpo.clip_range": 1e-3}, 1e-4),
