@@ -1,6 +1,7 @@
 """What the studies of the emoji world have in common: their runs, and how those are judged."""
 
 import csv
+import functools
 import os
 import statistics
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from diffusionrl_jax.monitoring.metrics import read_rows
+from diffusionrl_jax.runs import trained
 
 CONFIG = "configs/emoji_policy_gradient.py"
 # Of the runs that compare methods, which all draw as many images and are judged as often.
@@ -116,6 +118,20 @@ def train(output: str, name: str, config: str, changes: Mapping) -> str:
     workdir = os.path.join(output, name)
     run(output, "main", f"--config={config}", f"--workdir={workdir}", *flags_of(changes))
     return workdir
+
+
+def check_trained_so(workdir: str, changes: Mapping) -> None:
+    """Ends the program if a run that is complete was trained with other settings.
+
+    Args:
+      workdir: the run's folder.
+      changes: the settings, by the fields' names.
+    """
+    kept = trained.read_config(workdir).to_dict()
+    for field, value in changes.items():
+        found = functools.reduce(lambda part, name: part[name], field.split("."), kept)
+        if str(found) != str(value):
+            sys.exit(f"{workdir} was trained with {field}={found}, now {value}: remove it.")
 
 
 def evaluation_arguments(

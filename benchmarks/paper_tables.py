@@ -53,11 +53,12 @@ def train(flags: argparse.Namespace, task: str, method: str, seed: int, ablated:
     """
     name = f"{task}-{method}{ablated}-{flags.iterations}-{seed}"
     workdir = os.path.join(flags.output, name)
-    # A run's last deed is its report.
-    if os.path.exists(os.path.join(workdir, "report.html")):
-        return workdir
     changes = emoji_runs.overrides(method, METHODS[method][1], seed, flags.iterations)
     changes["pretraining.weight"] = 0.0 if ablated else WEIGHTS.get(method, 0.0)
+    # A run's last deed is its report.
+    if os.path.exists(os.path.join(workdir, "report.html")):
+        emoji_runs.check_trained_so(workdir, changes)
+        return workdir
     return emoji_runs.train(flags.output, name, f"{CONFIG}:{task}", changes)
 
 

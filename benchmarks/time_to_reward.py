@@ -201,6 +201,8 @@ def report(runs: dict[str, list[Point]], scores: dict[str, list[float]], rivals:
     """The table, a row for each run; the target is the best score of all of TRL's runs."""
     best = max(rivals, key=lambda name: max(scores[name]))
     target = max(scores[best])
+    if target <= scores[best][0]:
+        return f"No run of TRL's has a higher score than the base model's, {target:.3f}."
     at = {name: reached(points, scores[name], target) for name, points in runs.items()}
     rows = []
     for name, point in at.items():

@@ -64,9 +64,9 @@ def test_a_signal_while_the_last_checkpoint_is_written(make_config, tmp_path, mo
 def test_an_evaluation_between_two_checkpoints_can_be_the_best(make_config, tmp_path, monkeypatch):
     """Its parameters are saved then and there, since later ones have other scores."""
     scores = iter([0.0, 0.9, 0.1, 0.2])
-    watch = evaluator.Evaluator.watch
+    logged = evaluator.Evaluator.logged
     monkeypatch.setattr(
-        evaluator.Evaluator, "watch", lambda *args: (watch(*args)[0] | {"best": next(scores)}, {})
+        evaluator.Evaluator, "logged", lambda *args: (logged(*args)[0] | {"best": next(scores)}, {})
     )
     every = {"checkpoint.every": 100, "checkpoint.keep_last": 1, "evaluation.every": 1}
     main.train(make_config(**every), str(tmp_path))

@@ -27,9 +27,9 @@ def latent_pool(model, vae_params, mesh, count):
     """Encodes pictures to train a denoiser on, and measures the VAE.
 
     Returns:
-      The latents' means and standard deviations, each [count, 4, 8, 8], the prompts, and the VAE's
-      PSNR in dB on 1,024 other pictures: that of their mean squared error, and the mean of their
-      own.
+      The latents' means and standard deviations, each [N, 4, 8, 8], with `count` rounded up to a
+      multiple of 512, the prompts, and the VAE's PSNR in dB on 1,024 other pictures: that of their
+      mean squared error, and the mean of their own.
     """
     encode = jax.jit(lambda images: model.encode(vae_params, images))
     decode = jax.jit(lambda latents: model.decode(vae_params, latents))

@@ -8,13 +8,12 @@ continues from an earlier folder, as was done several times for the shipped mode
 docs/emoji_world.md.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from diffusionrl_jax.command_line import start
 from diffusionrl_jax.data.files import as_path
 from diffusionrl_jax.diffusion.process import make_process
 from diffusionrl_jax.distributed.mesh import make_mesh
@@ -153,5 +152,5 @@ def main(_):
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    start.set_virtual_devices()
     app.run(main)

@@ -61,7 +61,7 @@ def by_category(
                 for model, sets in scores.items():
                     for scorer, values in sets[name].items():
                         chosen = values[inside]
-                        interval = bootstrap.interval(bootstrap.mean(chosen))
+                        interval = bootstrap.interval(bootstrap.mean(chosen), chosen)
                         images = int(np.isfinite(chosen).sum())
                         where = model, name, column, category, scorer
                         found.append(CategoryMean(*where, *interval, images))

@@ -47,26 +47,28 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def p_value(bootstrap: Bootstrap, means: np.ndarray) -> float:
+def p_value(bootstrap: Bootstrap, means: np.ndarray, values: np.ndarray) -> float:
     """Returns the p value of a mean that is not 0; see `Difference`.
 
     Args:
       bootstrap: the bootstrap.
       means: [1 + RESAMPLES], from its `mean`.
+      values: what they are the means of, [images].
 
     Returns:
       The two-sided p value; 1 where all differences are 0. It is NaN where there is one prompt, or
       where nothing varies, so that nothing can be told.
     """
     value, resampled = means[0], means[1:][np.isfinite(means[1:])]
-    if bootstrap.count < 2 or not np.isfinite(value) or not resampled.size:
+    count = bootstrap.scored(values)
+    if count < 2 or not np.isfinite(value) or not resampled.size:
         return math.nan
     # Resamples vary less than samples.
-    error = resampled.std() * (bootstrap.count / (bootstrap.count - 1)) ** 0.5
+    error = resampled.std() * (count / (count - 1)) ** 0.5
     # Identical differences sum up to means that differ in their last bits.
     if error <= 1e-12 * abs(value):
         return 1.0 if value == 0 else math.nan
-    return float(2 * scipy.stats.t.sf(abs(value) / error, bootstrap.count - 1))
+    return float(2 * scipy.stats.t.sf(abs(value) / error, count - 1))
 
 
 def differences(
@@ -86,7 +88,7 @@ def differences(
                 with np.errstate(invalid="ignore"):
                     apart = values.astype(np.float64) - scores[against][name][scorer]
                 means = bootstrap.mean(apart)
-                interval, p = bootstrap.interval(means), p_value(bootstrap, means)
+                interval, p = bootstrap.interval(means, apart), p_value(bootstrap, means, apart)
                 images = int(np.isfinite(apart).sum())
                 found.append(
                     Difference(model, against, name, scorer, *interval, p, math.nan, images)

@@ -192,8 +192,10 @@ class Evaluator:
         metadata = [{"set": name, "index": block.start + n} for n in range(len(prompts))]
         placed = place(images[None], batch_sharding(mesh, axis=1))
         pending = start_scoring([reward], placed, [Questions(prompts, metadata)], mesh)
-        # Every process asks about its own images, and then gets the scores of all.
-        return jax.tree.map(np.asarray, self._replicate(pending.result()[0]))
+        # Every process asks about its own images, and then gets the scores of all. A block is a
+        # part of a set, and may be of pictures that have no score.
+        scores = pending.result(refuse_unscored=False)[0]
+        return jax.tree.map(np.asarray, self._replicate(scores))
 
     def open_scorers(self) -> Iterator[tuple[Reward, Parameters]]:
         """Yields the sets' rewards with their parameters, which are on the mesh."""

@@ -44,7 +44,7 @@ def win_rates(
                 if scorer not in scores[model][name]:
                     continue
                 outcome = wins(scores[model][name][scorer], scores[against][name][scorer])
-                interval = bootstrap.interval(bootstrap.mean(outcome))
+                interval = bootstrap.interval(bootstrap.mean(outcome), outcome)
                 images = int(np.isfinite(outcome).sum())
                 found.append(WinRate(model, against, name, scorer, *interval, images))
     return found

@@ -134,6 +134,8 @@ def read(path: str) -> Manifest:
         config = of_earlier(content["config"])
         fields.check(config)
         checkpoints = [(str(name), str(at), str(step)) for name, at, step in content["checkpoints"]]
+        for name in COMPARED:
+            dict(content[name])
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"--manifest={path} is damaged: {error}") from None
     return Manifest(path, config, checkpoints, content)

@@ -9,6 +9,7 @@ import io
 import json
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,11 @@ SCORES = "scores.json"
 MOST_PICTURES = 256  # Of each set.
 MOST_PIXELS = 256  # Of a picture's longer side.
 LOSSLESS_PIXELS = 64  # Pictures up to this size are kept as PNG.
+# What reading a file with wrong bytes in it raises.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError),
+    *(KeyError, ValueError, TypeError, AttributeError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +184,7 @@ def read_record(workdir: str, step: int) -> Record:
             prompts, distances = described["prompts"], described["distances"]
             settings = dict(described.get("settings", {}))
             return Record(int(described["step"]), prompts, scores, distances, pictures, settings)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}): delete it.") from error
 
 

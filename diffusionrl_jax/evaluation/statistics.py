@@ -132,20 +132,25 @@ class Bootstrap:
         with np.errstate(invalid="ignore"):
             return (self._weights @ sums) / (self._weights @ counts)
 
-    def interval(self, statistics: np.ndarray) -> tuple[float, float, float]:
+    def scored(self, values: np.ndarray) -> int:
+        """Returns how many clusters have an image with a finite value."""
+        return len(np.unique(self._cluster[np.isfinite(values)]))
+
+    def interval(self, statistics: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
         """Returns the value and the bounds of a statistic.
 
         Args:
           statistics: [1 + RESAMPLES], the statistic of the sample and of each resample, computed
             from the results of `mean`.
+          values: what it is of, [images]. A cluster without a finite one tells nothing.
 
         Returns:
-          The value, and the bounds of its interval. The bounds are NaN where there is one cluster
-          only, or no resample with a finite value.
+          The value, and the bounds of its interval. The bounds are NaN where one cluster only tells
+          anything, or no resample has a finite value.
         """
-        if self.count < 2:
+        if (count := self.scored(values)) < 2:
             return float(statistics[0]), np.nan, np.nan
-        return bounds(statistics, percentiles(self.count))
+        return bounds(statistics, percentiles(count))
 
 
 def wins(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -178,7 +183,7 @@ def compare(
 
     def add(bootstrap: Bootstrap, model, name, measure, scorer, statistics, values):
         images = int(np.isfinite(values).sum())
-        interval = bootstrap.interval(statistics)
+        interval = bootstrap.interval(statistics, values)
         rows.append(Measurement(model, name, measure, scorer, *interval, images))
 
     for model, sets in [*scores.items(), (REAL, real)]:
@@ -207,11 +212,12 @@ def compare(
             bootstrap = bootstraps[name]
             for scorer, values in scorers.items():
                 start = bootstrap.mean(base[name][scorer])
-                distance = bootstrap.mean(values) - start
+                distance, apart = bootstrap.mean(values) - start, values - base[name][scorer]
                 # A share of no distance means nothing: the base must be clearly below real
                 # pictures.
-                if not bootstrap.interval(distance)[1] > 0:
+                if not bootstrap.interval(distance, apart)[1] > 0:
                     continue
                 closed = (bootstrap.mean(sets[name][scorer]) - start) / distance
-                add(bootstrap, model, name, "distance_closed", scorer, closed, values)
+                all_three = apart + sets[name][scorer]
+                add(bootstrap, model, name, "distance_closed", scorer, closed, all_three)
     return rows

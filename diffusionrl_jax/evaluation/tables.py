@@ -157,8 +157,9 @@ def read_csv(path: str | epath.Path) -> list[Measurement]:
       UserError: the file holds something else.
     """
     number = lambda text: float(text) if text else math.nan
-    rows = csv.DictReader(io.StringIO(epath.Path(path).read_text(), newline=""))
+    content = epath.Path(path).read_bytes()
     try:
+        rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
         return [
             Measurement(
                 row["model"],
@@ -172,5 +173,5 @@ def read_csv(path: str | epath.Path) -> list[Measurement]:
             )
             for row in rows
         ]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is no comparison of models ({error!r}).") from error

@@ -152,11 +152,18 @@ def has_fallen(changes: np.ndarray, least: float = LEAST_UNITS) -> bool:
 
 
 def diversity_share(base: Record, now: Record, name: str) -> float:
-    """Returns a set's mean distance within prompts, in those of the base model; NaN without any."""
+    """Returns a set's mean distance within prompts, in those of the base model; NaN without any.
+
+    Prompts with a picture that is not finite, of either model, are left out.
+    """
     if not comparable(base, now, name):
         return math.nan
     before, after = base.distances.get(name, {}), now.distances.get(name, {})
-    both = before.keys() & after.keys()
+    both = [
+        prompt
+        for prompt in before.keys() & after.keys()
+        if math.isfinite(before[prompt]) and math.isfinite(after[prompt])
+    ]
     total = sum(before[prompt] for prompt in both)
     return sum(after[prompt] for prompt in both) / total if total else math.nan
 
@@ -242,7 +249,7 @@ def falls(
     shares = {
         name: share
         for name in now.scores
-        if (share := watched.get(f"watch/diversity/{name}") or 1.0) < LEAST_DIVERSITY
+        if _is_number(share := watched.get(f"watch/diversity/{name}")) and share < LEAST_DIVERSITY
     }
     if shares:
         name, share = min(shares.items(), key=lambda item: item[1])

@@ -43,15 +43,19 @@ class PendingScores:
     scorers: Sequence[Mapping[str, HostReward]]
     answers: Sequence[Mapping[str, concurrent.futures.Future]]
 
-    def result(self) -> tuple[dict[str, jax.Array], ...]:
+    def result(self, refuse_unscored: bool = True) -> tuple[dict[str, jax.Array], ...]:
         """Waits for all scores.
+
+        Args:
+          refuse_unscored: whether a batch in which nothing has a score is an error.
 
         Returns:
           For every reward, its input fields, float32 [batch], split over the devices.
 
         Raises:
-          ScorerError: a scorer failed, or gave no finite score at all, or no image has a finite
-            score from each of a reward's several scorers. It is raised in all processes alike.
+          ScorerError: a scorer failed; or, if that is refused, it gave no finite score at all, or
+            no image has a finite score from each of a reward's several scorers. It is raised in all
+            processes alike.
         """
         failure, columns, names, any_scored = None, [], [], []
         for scorers, answers in zip(self.scorers, self.answers, strict=True):
@@ -78,7 +82,7 @@ class PendingScores:
         if not told[:, 0].all():
             raise ScorerError("A scorer has failed in another process, whose log names it.")
         for name, any_finite in zip(names, np.any(told[:, 1:], axis=0), strict=True):
-            if not any_finite:
+            if refuse_unscored and not any_finite:
                 raise ScorerError(
                     f"The scorer {name} gave no finite score for any of {self.batch} images."
                 )

@@ -86,7 +86,8 @@ def _judged(run: RunData, name: str, scorer: str) -> Curve | None:
     for record in run.evaluations:
         if scorer in record.scores.get(name, {}):
             bootstrap = Bootstrap(record.prompts[name])
-            interval = bootstrap.interval(bootstrap.mean(record.scores[name][scorer]))
+            scores = record.scores[name][scorer]
+            interval = bootstrap.interval(bootstrap.mean(scores), scores)
             values.append((record.step, *interval))
     if values:
         x, y, low, high = np.array(values, float).T

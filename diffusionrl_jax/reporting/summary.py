@@ -172,7 +172,7 @@ def _cell(record, name: str, scorer: str) -> str:
 def _interval(prompts: Sequence[str], values: np.ndarray, sign: str) -> str:
     """Formats a mean with its interval."""
     bootstrap = Bootstrap(prompts)
-    value, low, high = bootstrap.interval(bootstrap.mean(values))
+    value, low, high = bootstrap.interval(bootstrap.mean(values), values)
     if math.isnan(value):
         return ""
     text = f"{value:{sign}.3f}"

@@ -23,6 +23,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models import lora
 from diffusionrl_jax.models.families import PUBLISHED, model_shapes, save_model
 from diffusionrl_jax.models.folders import hub, weights
+from diffusionrl_jax.models.folders.tensor_files import candidates
 from diffusionrl_jax.runs import trained
 
 INDEX = "model_index.json"
@@ -52,8 +53,9 @@ def prepare_output(path: str, overwrite: bool = False) -> epath.Path:
 def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
     """Yields a folder to write to, whose files are then moved to the output, model_index.json last.
 
-    The output is thus not taken for a pipeline before it is one. In a bucket nothing can be moved,
-    and the output itself is yielded; `save_model` writes that file last there.
+    The output is thus not taken for a pipeline before it is one. Weights that are there and would
+    be read in the place of the new ones are removed. In a bucket nothing can be moved, and the
+    output itself is yielded; `save_model` writes model_index.json last there.
     """
     output = epath.Path(output)
     if in_bucket(output):
@@ -64,10 +66,21 @@ def _whole_folder(output: epath.Path) -> Iterator[epath.Path]:
         with clear_full_disk(output):
             partial.mkdir()
             yield partial
-        (output / INDEX).unlink(missing_ok=True)
+        if (partial / INDEX).exists():
+            (output / INDEX).unlink(missing_ok=True)
+        _remove_others(partial, output)
         _move(partial, output)
     finally:
         partial.rmtree(missing_ok=True)
+
+
+def _remove_others(written: epath.Path, output: epath.Path) -> None:
+    """Removes what the weights of a folder's networks are stored as beside what is written."""
+    for folder in written.iterdir():
+        for file in folder.glob("*.safetensors") if folder.is_dir() else ():
+            for name in candidates(file.stem):
+                if name != file.name:
+                    (output / folder.name / name).unlink(missing_ok=True)
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:
@@ -103,6 +116,8 @@ def export_pipeline(checkpoint: str, output: epath.Path, dtype: str) -> None:
     base = hub.locate(config.model)
     with _whole_folder(output) as folder:
         save_model(folder, policy.model, policy.params, dtype, base)
+        if in_bucket(output):
+            _remove_others(folder, output)
 
 
 def _without_weights(config: Config) -> Policy:

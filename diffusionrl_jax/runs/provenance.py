@@ -31,7 +31,9 @@ def write_run_information(
     if jax.process_index():
         return
     plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    packages = {  # pip may leave folders behind that have no name.
+        name: d.version for d in importlib.metadata.distributions() if (name := d.metadata["Name"])
+    }
     versions = {
         "python": platform.python_version(),
         "platform": platform.platform(),

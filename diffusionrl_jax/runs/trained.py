@@ -66,10 +66,13 @@ def scored_by(config: Config) -> str:
     """
     evaluation = config.evaluation.to_dict()
     ways = [name.rpartition("/") for name in evaluation["best"]]
+    scored = {name for name, _, _ in ways}
     used = {
         "best": evaluation["best"],
         "seed": evaluation["seed"],
         "sets": {name: evaluation["sets"].get(name) for name, _, _ in ways},
+        # A set's noise is by its place.
+        "places": [place for place, name in enumerate(config.evaluation.sets) if name in scored],
         "scorers": {name: evaluation["scorers"].get(name) for _, _, name in ways},
     }
     return settings_digest(used)
@@ -352,7 +355,17 @@ def load_trained(path: str, config: Config, step: str = "", base: Policy | None 
     if not is_run(path):
         return load_policy(config, str(_locate_folder(path, step)))
     check_trained(path, step)  # Before a model of gigabytes is fetched and loaded.
-    model = read_config(path).model
-    start = base if base is not None and model == config.model else load_policy(config, model)
+    own = read_config(path)
+    # A run's checkpoint has all that it is, but for the model that its LoRA is of: the factors that
+    # this config starts from are none of its.
+    plain = config.copy_and_resolve_references()
+    plain.lora.start = ""
+    has_start = bool(config.lora.start) and not config.lora.rank
+    fits = (
+        base is not None
+        and own.model == config.model
+        and not (has_start and (own.get("lora") or {}).get("rank"))
+    )
+    start = base if base is not None and fits else load_policy(plain, own.model)
     denoiser = load_denoiser(path, start, step or "last")
     return dataclasses.replace(start, params=start.with_denoiser(denoiser))

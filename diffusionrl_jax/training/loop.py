@@ -39,7 +39,7 @@ from diffusionrl_jax.runs.checkpoints import Checkpoints
 from diffusionrl_jax.runs.lease import Lease
 from diffusionrl_jax.runs.preemption import PreemptionGuard
 from diffusionrl_jax.runs.provenance import first_revisions, write_run_information
-from diffusionrl_jax.training.watching import FALLS, Watcher, make_probe
+from diffusionrl_jax.training.watching import Watcher, make_probe
 
 
 def train(
@@ -252,8 +252,9 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                 stopping, last = guard.should_stop(), done == config.iterations
                 # A checkpoint gets no score but that of an evaluation of its own parameters.
                 scores, grids, warning = {"best": math.nan}, {}, ""
+                evaluates = last or (done % config.evaluation.every == 0 and not stopping)
                 try:
-                    if last or (done % config.evaluation.every == 0 and not stopping):
+                    if evaluates:
                         scores, grids = evaluate(state)
                         values |= scores
                         # Evaluating may take as long as an iteration, so it is asked again.
@@ -263,7 +264,7 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
                     writer.scalars(done, values | timer.collect())
                 writer.images(done, grids)
                 run.after(done)
-                if FALLS in scores and (warning := run.watcher.warning(checkpoints.whole_steps())):
+                if evaluates and (warning := run.watcher.warning(checkpoints.whole_steps())):
                     logging.warning("%s", warning)
                     stopping = stopping or config.watch.stop
                 is_due = stopping or last or done % config.checkpoint.every == 0
@@ -283,8 +284,11 @@ def iterate(run: Run, state: TrainState, first: int, execution: str) -> TrainSta
         except ScorerError as error:
             run.save(state)
             checkpoints.wait()
-            mend = (
-                f"Iteration {state.step} is saved: mend the scorer, and the same command goes on."
+            mend = f"Iteration {state.step} is saved: mend the scorer, and "
+            mend += (
+                "the same command goes on."
+                if state.step < config.iterations
+                else "make up for the last evaluation by python -m diffusionrl_jax.evaluate."
             )
             raise ScorerError(f"{error} {mend}") from error
         except FloatingPointError as error:

@@ -17,6 +17,7 @@ from paper_numbers import SCORE_TABLES
 from configs import emoji_policy_gradient
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
+from diffusionrl_jax.runs.provenance import write_run_information
 
 SCORERS = ("preference", "recognition", "detection", "parity", "independent_parity")
 
@@ -72,6 +73,14 @@ def leave_evaluation(folder, models):
     write(folder / "head_to_head.csv", head, [(*pair[:4], 0.75, 0.7, 0.8) for pair in pairs])
 
 
+def config_of(arguments):
+    """The config that a run is asked for."""
+    config = emoji_policy_gradient.get_config(flag(arguments, "config").partition(":")[2])
+    fields = [a.removeprefix("--config.").split("=") for a in arguments if "--config." in a]
+    config.update_from_flattened_dict({name: typed(value) for name, value in fields})
+    return config
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What programs were asked for; they leave invented files."""
@@ -81,6 +90,7 @@ def calls(monkeypatch):
         calls.append((module, arguments))
         if module == "main":
             leave_run(Path(flag(arguments, "workdir")))
+            write_run_information(flag(arguments, "workdir"), config_of(arguments))
         else:
             models = [part.split("=")[0] for part in flag(arguments, "checkpoints").split(",")]
             leave_evaluation(Path(flag(arguments, "output")), models)
@@ -144,6 +154,14 @@ def test_what_another_table_has_made_is_not_made_again(calls, tmp_path, capsys):
     (tmp_path / "preference-raft-48-0" / "report.html").unlink()
     start(1, 2)
     assert names(calls, "main", "workdir") == ["preference-raft-48-0"] and len(calls) == 1
+
+
+def test_a_run_of_other_settings_is_not_taken_for_one_of_now(calls, tmp_path, monkeypatch):
+    arguments = ["--table=4", f"--output={tmp_path}", "--seeds=1", "--methods=raft"]
+    paper_tables.main(arguments)
+    monkeypatch.setitem(emoji_runs.METHODS, "raft", ({"algorithm.raft.noises": 3}, 1e-4))
+    with pytest.raises(SystemExit, match="raft.* was trained with algorithm.raft.noises=1, now 3"):
+        paper_tables.main(arguments)
 
 
 def test_models_are_ranked_as_bradley_and_terry_have_it():
@@ -231,11 +249,8 @@ def test_every_run_has_settings_that_fit(number, calls, tmp_path):
     trained = [arguments for module, arguments in calls if module == "main"]
     assert len(trained) == len(of.methods)
     for arguments in trained:
-        config = emoji_policy_gradient.get_config(of.task)
         assert flag(arguments, "config") == f"configs/emoji_policy_gradient.py:{of.task}"
-        changes = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-        pairs = [change.split("=") for change in changes]
-        config.update_from_flattened_dict({name: typed(value) for name, value in pairs})
+        config = config_of(arguments)
         checks.check_experiment(config, make_mesh(1))
     for column in of.columns:
         name, scorer = column.measure

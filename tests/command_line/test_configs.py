@@ -49,7 +49,7 @@ def test_the_file_and_the_fields_are_those_that_absl_reads(arguments, file):
     assert set(overridden) == set(values["config"].override_values)
     config = read_config(named)
     assert isinstance(config, ml_collections.ConfigDict)
-    assert config.variant == named.partition(":")[2] or "plain"
+    assert config.variant == (named.partition(":")[2] or "plain")
     check_config(arguments)
 
 

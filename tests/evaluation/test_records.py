@@ -69,6 +69,21 @@ def test_a_damaged_file_is_named(tmp_path):
             records.read_record(str(tmp_path), 0)
 
 
+def test_whatever_bit_is_wrong_is_told(tmp_path):
+    records.write_record(str(tmp_path), record())
+    path = tmp_path / records.FOLDER / "00000000.zip"
+    whole, damaged = path.read_bytes(), 0
+    for place in np.random.default_rng(0).integers(8 * len(whole), size=300).tolist():
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            records.read_record(str(tmp_path), 0)
+        except UserError:
+            damaged += 1
+    assert damaged > 150
+
+
 def test_a_full_disk_ends_nothing(tmp_path, caplog):
     (tmp_path / records.FOLDER).write_text("a file where a folder should be")
     records.write_record(str(tmp_path), record())

@@ -11,7 +11,7 @@ PROMPTS = {"one": list("abcd"), "two": list("eeff")}
 
 
 def measure(bootstrap, values):
-    return bootstrap.interval(bootstrap.mean(values))
+    return bootstrap.interval(bootstrap.mean(values), values)
 
 
 def test_interval_of_independent_images_is_the_normal_one():
@@ -64,6 +64,18 @@ def test_scores_that_are_not_finite_are_left_out():
     bootstrap = statistics.Bootstrap(list("abcd"))
     assert bootstrap.mean(np.array([1.0, np.nan, 3.0, np.inf]))[0] == 2.0
     assert math.isnan(bootstrap.mean(np.full(4, np.nan))[0])
+
+
+def test_prompts_without_a_score_make_nothing_surer():
+    few, many = statistics.Bootstrap(list("abcdef")), statistics.Bootstrap(list("abcdefghijklmn"))
+    values = np.array([0.1, 0.9, 0.4, 0.6, 0.2, 0.7])
+    padded = np.concatenate([values, np.full(8, np.nan)])
+    _, low, high = measure(many, padded)
+    _, least, most = measure(few, values)
+    assert low < least and most < high
+    assert many.scored(padded) == 6
+    alone = np.where(np.arange(14) == 3, 0.5, np.nan)
+    assert np.isnan(measure(many, alone)[1:]).all()
 
 
 def test_one_prompt_has_no_interval():

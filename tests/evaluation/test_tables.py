@@ -54,9 +54,10 @@ def test_tables_hold_every_difference(tmp_path):
 
 
 def test_what_is_no_comparison(tmp_path):
-    (tmp_path / "other.csv").write_text("prompt,kind\na cat,Animals\n")
-    with pytest.raises(UserError, match="other.csv is no comparison of models"):
-        tables.read_csv(tmp_path / "other.csv")
+    for content in (b"prompt,kind\na cat,Animals\n", b"model\n\xff\n", b"model\n" + b"a" * 2**18):
+        (tmp_path / "other.csv").write_bytes(content)
+        with pytest.raises(UserError, match="other.csv is no comparison of models"):
+            tables.read_csv(tmp_path / "other.csv")
 
 
 def test_a_number_has_its_interval_where_there_is_one():

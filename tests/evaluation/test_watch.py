@@ -47,9 +47,18 @@ def test_each_fall_is_named():
     (phrase,) = fallen(record(1, distance=0.5))
     assert phrase == "the pictures of a prompt in pairs differ 50% as much as at first"
     assert fallen(record(1, distance=0.8)) == []
+    (phrase,) = fallen(record(1, distance=0.0))
+    assert phrase == "the pictures of a prompt in pairs differ 0% as much as at first"
     for length in (0.7, 1.3):
         (phrase,) = fallen(record(1), {"noise_length": length})
         assert phrase == f"the predicted noise is {length:.2f} times as long as the base model's"
+
+
+def test_a_prompt_with_a_broken_picture_hides_no_other():
+    base, now = record(), record(1, distance=0.5)
+    for one, prompt in ((base, PROMPTS[0]), (now, PROMPTS[-1])):
+        one.distances["pairs"][prompt] = math.nan
+    assert watch.diversity_share(base, now, "pairs") == 0.5
 
 
 def test_falls_that_are_too_small_are_none():

@@ -202,11 +202,12 @@ def test_a_failure_leaves_the_state_as_it_was(setup, on_host):
 EIGHT = Questions([f"prompt {n}" for n in range(8)], [{"index": n} for n in range(8)])
 
 
-def ask(rewards, images):
+def ask(rewards, images, refuse_unscored=True):
     """The inputs of each reward about eight images each, over two devices."""
     mesh = make_mesh(1, jax.devices()[:2])
     images = jax.device_put(images, batch_sharding(mesh, axis=1))
-    return start_scoring(rewards, images, [EIGHT] * len(rewards), mesh).result()
+    pending = start_scoring(rewards, images, [EIGHT] * len(rewards), mesh)
+    return pending.result(refuse_unscored)
 
 
 def test_images_that_are_not_finite_have_no_score():
@@ -226,6 +227,11 @@ def test_scorers_that_score_no_image_together_are_named():
     with pytest.raises(ScorerError, match=message):
         ask([WeightedSum(parts, {"even": 1.0, "odd": 1.0})], images)
     ask([WeightedSum(parts | {"odd": parts["even"]}, {"even": 1.0, "odd": 1.0})], images)
+
+
+def test_a_part_of_an_evaluation_may_have_no_score():
+    (scores,) = ask([HostReward(f"{__name__}:constant")], np.full((1, 8, 4, 4, 3), np.nan), False)
+    assert np.isnan(scores["scores"]).all()
 
 
 def test_whatever_is_raised_is_the_scorers_error(monkeypatch):

@@ -24,7 +24,8 @@ def test_tables_have_the_intervals_of_the_evaluation(run):
     row = dict(zip(table.head, cells, strict=True))
     record = run.evaluations[-1]
     bootstrap = statistics.Bootstrap(record.prompts["new_pairs"])
-    expected = bootstrap.interval(bootstrap.mean(record.scores["new_pairs"]["preference"]))
+    scores = record.scores["new_pairs"]["preference"]
+    expected = bootstrap.interval(bootstrap.mean(scores), scores)
     assert row["iteration 8"] == "{:.3f} [{:.3f}, {:.3f}]".format(*expected)
     assert row["change"].startswith("+1.4") and row["reward"] == "preference"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from etils import epath
 
 from diffusionrl_jax import main
 from diffusionrl_jax.diffusion.rollout import noise_keys
@@ -219,6 +220,25 @@ def test_output_is_looked_at_first(tmp_path):
     with pytest.raises(ValueError, match="--output=.* cannot be written to .*folder that you can"):
         export.prepare_output(str(tmp_path / "file" / "folder"))
     assert export.prepare_output(str(tmp_path / "new" / "folder")).is_dir()
+
+
+def test_what_would_be_read_in_place_of_an_export_is_removed(tmp_path):
+    output, stem = epath.Path(tmp_path), "diffusion_pytorch_model"
+    for name in ("unet", "other"):
+        (output / name).mkdir()
+        (output / name / f"{stem}.safetensors.index.json").write_text("{}")
+    with export._whole_folder(output) as folder:
+        (folder / "unet").mkdir()
+        (folder / "unet" / f"{stem}.safetensors").write_bytes(b"new")
+    assert [path.name for path in (output / "unet").iterdir()] == [f"{stem}.safetensors"]
+    assert list((output / "other").iterdir())
+
+
+def test_factors_that_are_written_beside_a_pipeline_leave_it_one(tmp_path):
+    (tmp_path / export.INDEX).write_text("{}")
+    with export._whole_folder(epath.Path(tmp_path)) as folder:
+        (folder / FILE_NAME).write_bytes(b"new")
+    assert (tmp_path / export.INDEX).exists() and (tmp_path / FILE_NAME).exists()
 
 
 def test_a_full_disk_leaves_no_half_of_an_export(tiny_model, tmp_path):

@@ -22,6 +22,13 @@ def test_run_information(tmp_path):
     assert versions["git_revision"] == provenance.git_revision()
 
 
+def test_what_pip_leaves_behind_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "left-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    provenance.write_run_information(str(tmp_path), ml_collections.ConfigDict())
+    assert "jax" in json.loads((tmp_path / "versions.json").read_text())["packages"]
+
+
 def test_another_revision_than_the_first_is_warned_of_at_every_start(tmp_path, caplog):
     folder, then = str(tmp_path), {"me/model": "a" * 40, "hub:me/prompts/file.txt": "b" * 40}
 

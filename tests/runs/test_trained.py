@@ -1,6 +1,7 @@
 """How a checkpoint is named."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -57,9 +58,10 @@ def test_what_scores_are_by_is_what_the_best_is_computed_from(make_config, tmp_p
     by = trained.scored_by(trained.read_config(str(tmp_path)))
     assert by == trained.scored_by(config) == trained.scored_by(make_config(**{"seed": 9}))
     assert by == trained.scored_by(make_config(**{"evaluation.every": 7}))
-    more = make_config()
-    more.evaluation.sets.others = more.evaluation.sets.pairs
-    assert by == trained.scored_by(more)
+    for name, same in (("without", True), ("others", False)):  # Which changes the others' noise.
+        more = make_config()
+        more.evaluation.sets[name] = more.evaluation.sets.pairs
+        assert (trained.scored_by(more) == by) == same
     other = make_config(**{"evaluation.best": {"pairs/size": 2.0}})
     assert (
         by != trained.scored_by(other) != trained.scored_by(make_config(**{"evaluation.seed": 9}))
@@ -82,6 +84,31 @@ def test_a_run_of_other_devices_is_opened_here(make_config, tmp_path):
     assert (opening.attention, opening.convolution) == ("auto", "auto")
     assert load_policy(opening).model.image_shape
     assert opening.sampler == config.sampler
+
+
+@dataclasses.dataclass
+class Opened:
+    """A policy, of which it is told how it was opened."""
+
+    start: str
+    params: dict = dataclasses.field(default_factory=dict)
+
+    def with_denoiser(self, denoiser):
+        return denoiser
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_another_configs_factors_are_none_of_a_runs(rank, make_config, tmp_path, monkeypatch):
+    """A run of LoRA is of the plain model; any other has all of its denoiser in its checkpoint."""
+    write_run_information(str(tmp_path), make_config(**{"lora.rank": rank}))
+    monkeypatch.setattr(trained, "load_policy", lambda config, model: Opened(config.lora.start))
+    monkeypatch.setattr(trained, "check_trained", lambda *args: None)
+    monkeypatch.setattr(trained, "load_denoiser", lambda *args: {})
+    config = make_config(**{"lora.start": "/factors.safetensors"})
+    base = Opened(config.lora.start)
+    assert trained.load_trained(str(tmp_path), config).start == ""
+    beside = trained.load_trained(str(tmp_path), config, base=base)
+    assert beside.start == ("" if rank else config.lora.start)
 
 
 @pytest.mark.parametrize(

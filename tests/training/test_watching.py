@@ -1,12 +1,14 @@
 """Runs are watched, and may be stopped."""
 
 import math
+import shutil
 import types
 
 import numpy as np
 import pytest
 
 from diffusionrl_jax import main
+from diffusionrl_jax.distributed import processes
 from diffusionrl_jax.evaluation import records, watch
 from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.training.watching import Watcher
@@ -34,6 +36,26 @@ def test_a_run_is_compared_with_its_base_model(finished):
     assert rows[0]["watch/diversity/people"] == 1.0
     assert 0 < rows[2]["watch/kl_to_base"] < rows[3]["watch/kl_to_base"]
     assert "watch/kl_to_base" not in rows[1], "it is computed at evaluations"
+
+
+@pytest.mark.slow
+def test_a_process_that_has_read_nothing_exchanges_as_much(
+    finished, make_config, tmp_path, monkeypatch
+):
+    """Of several processes the first alone reads what the base model did; all go on alike."""
+    gather, counts = processes.gather, []
+
+    def counted(values):
+        counts[-1] += 1
+        return gather(values)
+
+    monkeypatch.setattr(processes, "gather", counted)
+    for read in (Watcher._read, lambda *args: None):
+        monkeypatch.setattr(Watcher, "_read", read)
+        workdir = shutil.copytree(finished, tmp_path / str(len(counts)))
+        counts.append(0)
+        main.train(make_config(iterations=4), str(workdir))
+    assert counts[0] == counts[1] > 0
 
 
 class Observer:

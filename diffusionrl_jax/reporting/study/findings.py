@@ -228,7 +228,8 @@ def _find_group(
     pairs = Bootstrap([study.pairs[pair].prompt for pair in seen])
     for scorer in study.pairs[0].scores:
         outcomes = scored(study, scorer)
-        value = pairs.interval(pairs.mean(np.array([outcomes[pair] for pair in seen])))
+        of_pairs = np.array([outcomes[pair] for pair in seen])
+        value = pairs.interval(pairs.mean(of_pairs), of_pairs)
         yield add(PREFERENCE, scorer, value, votes, False)
         judged = np.array([outcomes[vote.pair] for vote in votes])
         decided = (judged != 0.5) & (preferred != 0.5) & np.isfinite(judged)
