@@ -45,7 +45,7 @@ METHODS = {
         12,
     ),
     "raft": (MANY_STEPS | SLOWLY | {"algorithm.raft.noises": 2}, 12),
-    "nft": (WITHOUT_NOISE, 12),
+    "nft": (WITHOUT_NOISE | {"algorithm.nft.error": "clean"}, 12),
     "awm": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "dgpo": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "crd": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),

@@ -84,18 +84,17 @@ def train(name, loss_function, params, batches, schedule, steps, mesh, checkpoin
         first, carry = kept
     carry = jax.device_put(carry, everywhere)
     carry = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
-    start, sums, summed = time.time(), collections.Counter(), 0
+    start, sums = time.time(), collections.Counter()
     for index in range(first, steps):
         batch = jax.device_put(batches(index), sharded)
         *carry, metrics = step(*carry, batch, index)
         sums.update(jax.device_get(metrics))
-        summed += 1
         done = index + 1
         if done % 100 == 0:
+            summed = min(100, done - first)  # Fewer, where it has gone on from an earlier state.
             means = {key: round(float(value) / summed, 5) for key, value in sums.items()}
             print(name, done, round(time.time() - start), means, flush=True)
             sums.clear()
-            summed = 0
         if state_file is not None and (done % 250 == 0 or done == steps):
             # A file that is written half is never in the place of a whole one.
             beside = state_file.with_suffix(".partial")

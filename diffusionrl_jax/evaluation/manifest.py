@@ -135,7 +135,7 @@ def read(path: str) -> Manifest:
         fields.check(config)
         checkpoints = [(str(name), str(at), str(step)) for name, at, step in content["checkpoints"]]
         for name in COMPARED:
-            dict(content[name])
+            dict(content[name])  # `check_same` compares what is in them.
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"--manifest={path} is damaged: {error}") from None
     return Manifest(path, config, checkpoints, content)

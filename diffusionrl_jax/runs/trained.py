@@ -356,16 +356,13 @@ def load_trained(path: str, config: Config, step: str = "", base: Policy | None 
         return load_policy(config, str(_locate_folder(path, step)))
     check_trained(path, step)  # Before a model of gigabytes is fetched and loaded.
     own = read_config(path)
-    # A run's checkpoint has all that it is, but for the model that its LoRA is of: the factors that
-    # this config starts from are none of its.
-    plain = config.copy_and_resolve_references()
-    plain.lora.start = ""
-    has_start = bool(config.lora.start) and not config.lora.rank
-    fits = (
-        base is not None
-        and own.model == config.model
-        and not (has_start and (own.get("lora") or {}).get("rank"))
-    )
-    start = base if base is not None and fits else load_policy(plain, own.model)
+    # The factors that this config starts from are none of a run's: its LoRA is of the plain model.
+    has_others = bool(config.lora.start and not config.lora.rank and own.lora.rank)
+    if base is not None and own.model == config.model and not has_others:
+        start = base
+    else:
+        plain = config.copy_and_resolve_references()
+        plain.lora.start = ""
+        start = load_policy(plain, own.model)
     denoiser = load_denoiser(path, start, step or "last")
     return dataclasses.replace(start, params=start.with_denoiser(denoiser))

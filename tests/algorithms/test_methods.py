@@ -19,7 +19,7 @@ from tests.algorithms import toy
 WITHOUT_NOISE = {"sampler.eta": 0.0}
 # Of each method: changes of the config, and iterations.
 METHODS = {
-    "nft": (WITHOUT_NOISE, 12),
+    "nft": (WITHOUT_NOISE | {"algorithm.nft.error": "clean"}, 12),
     "awm": (WITHOUT_NOISE | {"optimizer.learning_rate": 5e-5}, 10),
     "reward_gradient": (WITHOUT_NOISE | {"optimizer.learning_rate": 1e-4}, 10),
 }
