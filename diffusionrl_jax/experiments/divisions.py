@@ -110,7 +110,7 @@ def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
         return chosen
     assert devices.memory is not None  # `planning.choose` has refused to choose without it.
     possible = in_groups(config, share)
-    of_image = 2 * sizes.image + max(sizes.rewarded, default=0)
+    of_image = 2 * sizes.image + max((*sizes.rewarded, *sizes.judged), default=0)
     room = SCORED * devices.memory / of_image
     return max((size for size in possible if size <= room), default=min(possible))
 

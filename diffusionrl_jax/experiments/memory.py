@@ -49,8 +49,8 @@ class Sizes:
       trained: the number of parameters that are trained.
       copies: how many float32 numbers the train state has for each of these.
       rewards: the number of parameters of each task's reward.
-      judges: the number of parameters of all rewards that evaluation scores by and no task does.
-      rewarded: the bytes that scoring an image takes, for each task.
+      judges: the number of parameters of each reward that evaluation scores by and no task does.
+      rewarded, judged: the bytes that scoring an image takes, for each task and each of these.
       passes: how many passes of the denoiser a sample takes at each step.
       itemsize: the bytes of a number in the dtype that the denoiser computes in.
       kernel: whether attention to many tokens runs as a kernel that holds no probabilities.
@@ -72,8 +72,9 @@ class Sizes:
     trained: int
     copies: int
     rewards: tuple[int, ...]
-    judges: int
+    judges: tuple[int, ...]
     rewarded: tuple[float, ...]
+    judged: tuple[float, ...]
     passes: int
     itemsize: int
     kernel: bool
@@ -141,6 +142,8 @@ def sizes(config: Config, kernel: bool) -> Sizes:
     number = passes(config.sampler.guidance_scale)
     number = 1 if needs.pairs and not config.pretraining.weight else number
     image = FLOAT * model.image
+    scoring = lambda scorer: OWLV2_IMAGE if _is_owlv2(scorer) else image * IMAGES_OF_A_REWARD
+    apart = [scorer for scorer, _ in judges(config)]
     trained, changed = _trained(config, model)
     on_host = any(is_on_host(task.scorer) for task in config.tasks.values())
     ahead = on_host and config.overlap_scoring
@@ -150,11 +153,9 @@ def sizes(config: Config, kernel: bool) -> Sizes:
         trained=trained,
         copies=3 + sums + bool(config.ema_decay) + ahead + bool(needs.follower),
         rewards=tuple(_reward(task.scorer) for task in config.tasks.values()),
-        judges=sum(_reward(scorer) for scorer, _ in judges(config)),
-        rewarded=tuple(
-            OWLV2_IMAGE if _is_owlv2(task.scorer) else image * IMAGES_OF_A_REWARD
-            for task in config.tasks.values()
-        ),
+        judges=tuple(_reward(scorer) for scorer in apart),
+        rewarded=tuple(scoring(task.scorer) for task in config.tasks.values()),
+        judged=tuple(map(scoring, apart)),
         passes=number,
         itemsize=itemsize,
         kernel=kernel if config.attention == "auto" else config.attention in ("splash", "cudnn"),
@@ -225,7 +226,7 @@ def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
     """
     frozen_split = division.fsdp if sizes.split_frozen else 1
     denoiser, frozen = sizes.model.denoiser, sizes.model.text_encoder + sizes.model.vae
-    frozen += sum(sizes.rewards) + sizes.judges
+    frozen += sum(sizes.rewards) + sum(sizes.judges)
     # Where nothing is trained, a checkpoint's parameters are held beside those of the base model.
     state = sizes.copies * sizes.trained if trains else denoiser
     base = denoiser if sizes.holds_base or not trains else 0
@@ -258,7 +259,7 @@ def _gradient(sizes: Sizes, division: Division, by_blocks: bool) -> float:
 def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, float]:
     """Returns the bytes that are needed on each chip in each phase of an iteration.
 
-    "whole step" is for all phases as one program.
+    "whole step" is for all phases as one program, "evaluate" for an evaluation after it.
 
     Args:
       sizes: the experiment's sizes.
@@ -282,25 +283,35 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     if by_blocks and is_encoder_split:
         cast_text = sizes.itemsize * sizes.model.largest_encoder
 
-    samples = share * sizes.tasks if trains else division.sample
-    drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
     forward = sizes.passes * sizes.model.network.forward(sizes.itemsize, sizes.kernel)
-    sampling = min(division.sample, samples) * forward
-    # What the loop over microbatches leaves is held twice, as it is put in order.
-    # By blocks, prompts are read before the denoiser is gathered.
-    used = max(cast_text, cast + sampling) if by_blocks else cast_text + cast + sampling
     merged = sizes.changed / 2 / division.fsdp if by_blocks else 0
-    phases = {"sample": always + used + merged + 2 * drawn}
 
-    in_parts = trains and division.score < share and not sizes.on_host
-    scored = min(division.score, share if trains else samples)
-    images = (scored if in_parts else samples) * sizes.image
-    decoding = min(division.decode, samples) * sizes.decoded
-    rewarding = scored * max(sizes.rewarded, default=0)
-    networks = whole(sizes.model.vae) + whole(max(sizes.rewards, default=0))
-    phases["score"] = always + drawn + networks + 2 * images + max(decoding, rewarding)
+    def draw_and_score(samples, kept, scored, images, networks, rewarded):
+        sampling = min(division.sample, samples) * forward
+        # By blocks, prompts are read before the denoiser is gathered.
+        used = max(cast_text, cast + sampling) if by_blocks else cast_text + cast + sampling
+        decoding = min(division.decode, samples) * sizes.decoded
+        scoring = networks + 2 * images * sizes.image + max(decoding, scored * rewarded)
+        # What the loop over microbatches leaves is held twice, as it is put in order.
+        return {"sample": always + used + merged + 2 * kept, "score": always + kept + scoring}
+
+    # Evaluation draws few images at a time, keeps no step of a chain, and has all scorers.
+    block, at_once = division.sample, min(division.score, division.sample)
+    networks = whole(sizes.model.vae) + whole(max((*sizes.rewards, *sizes.judges), default=0))
+    most = max((*sizes.rewarded, *sizes.judged), default=0)
+    kept = block * (sizes.text + sizes.latent)
+    evaluation = draw_and_score(block, kept, at_once, block, networks, most)
     if not trains:
-        return phases
+        return evaluation
+
+    samples = share * sizes.tasks
+    drawn = samples * (2 * sizes.steps * sizes.latent + sizes.text + sizes.latent)
+    in_parts = division.score < share and not sizes.on_host
+    scored, most = min(division.score, share), max(sizes.rewarded, default=0)
+    networks = whole(sizes.model.vae) + whole(max(sizes.rewards, default=0))
+    images = scored if in_parts else samples
+    phases = draw_and_score(samples, drawn, scored, images, networks, most)
+    phases["evaluate"] = max(evaluation.values())
 
     count = sizes.updates + sizes.pretrains
     updates = count * share * (1 + sizes.kept_of_example) * sizes.latent
@@ -309,7 +320,7 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     captions = read + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
     # All activations are held for the backward pass: as a rule two more of each.
-    scoring = scored * (sizes.image + max(sizes.rewarded, default=0) + sizes.decoded)
+    scoring = scored * (sizes.image + most + sizes.decoded)
     backwards = networks + 3 * scoring if sizes.reward_gradient else 0
     together = cast + _gradient(sizes, division, by_blocks)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import emoji_flow, emoji_policy_gradient, hps, joint
+from configs import common, emoji_flow, emoji_policy_gradient, hps, joint
 from diffusionrl_jax.distributed.mesh import BATCH_AXES, parameter_sharding
 from diffusionrl_jax.experiments import divisions, memory, planning
 from diffusionrl_jax.models.families import model_shapes
@@ -114,3 +114,18 @@ def test_blocks_are_gathered_only_where_the_whole_does_not_fit():
         assert plan.fits
         found.append(plan.division.gather)
     assert found == ["whole", "whole", "blocks"]
+
+
+def test_a_judge_that_holds_much_of_an_image_is_shown_few():
+    """OWLv2, which no task is rewarded by."""
+    config = hps.get_config()
+    usual = planning.choose(config, devices(8)).division.score
+    config.evaluation.scorers.objects = common.make_scorer("detection", "google/owlv2-base")
+    config.evaluation.sets.judged = common.make_evaluation_set("emoji:new_pairs", 8, ("objects",))
+    plan = planning.choose(config, devices(8))
+    judged = plan.division.score * memory.OWLV2_IMAGE
+    assert judged <= plan.devices.memory / 8 < usual * memory.OWLV2_IMAGE
+    config.microbatch.score = 32
+    crowded = planning.choose(config, devices(8))
+    # A block of an evaluation is what a chip samples at a time.
+    assert crowded.phase == "evaluate" and crowded.memory > 8 * memory.OWLV2_IMAGE

@@ -31,8 +31,9 @@ SIZES = memory.Sizes(
     trained=800,
     copies=3,
     rewards=(240, 320),
-    judges=40,
+    judges=(40,),
     rewarded=(50.0, 70.0),
+    judged=(500.0,),
     passes=2,
     itemsize=2,
     kernel=True,
@@ -69,6 +70,11 @@ def test_sums_by_hand():
     assert needed["sample"] == held + 2 * 800 + 2 * 160 + 3 * 2 * forward + 2 * drawn
     # VAE and the larger reward whole, two images of a microbatch, and decoding two.
     assert needed["score"] == held + drawn + 4 * (80 + 320) + 2 * 2 * 60 + 600
+    # Three images, whose chains are not kept, of which the judge holds 500 bytes each, two at a time.
+    evaluation = memory.needed(SIZES, DIVISION, trains=False)
+    untrained = held - 2400 - 192 + 2 * 800
+    assert evaluation["score"] == untrained + 3 * 40 + 4 * (80 + 320) + 2 * 3 * 60 + 2 * 500
+    assert needed["evaluate"] == evaluation["score"] - untrained + held
     updates, text = 11 * 6 * 2 * 16, 6 * 3 * 24
     assert needed["prepare"] == held + drawn + updates + text + 2 * 160 + 2 * 6 * 24
     one = 6 * (3 * 16 + 24)
