@@ -30,6 +30,7 @@ from diffusionrl_jax.evaluation.manifest import Manifest
 from diffusionrl_jax.experiments import checks, fetching, planning
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.mistakes import UserError
+from diffusionrl_jax.models.families import describe_model
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.identities import settle_step
@@ -184,7 +185,20 @@ def _open(config: Config, models: Sequence[tuple[str, str, str]]) -> Config:
             trained.check_trained(path, step)
     checks.check_evaluation(config, make_mesh(1))
     fetching.bring(config, for_training=False)
+    _check_sizes(config, [path for _, path, _ in models if path])
     return planning.resolve(config, trains=False)[0]
+
+
+def _check_sizes(config: Config, paths: Sequence[str]) -> None:
+    """Refuses models that draw pictures of another size than the config's own."""
+    asked, tokens = checks.size(config), config.sampler.text_tokens or None
+    pixels = lambda model: describe_model(model, asked, tokens).image
+    for path in paths:
+        if pixels(trained.drawn_by(path)) != pixels(config.model):
+            raise UserError(
+                f"{path} draws pictures of another size than config.model={config.model!r}: set "
+                "config.sampler.height and width, or compare models of one size."
+            )
 
 
 def _draw(
@@ -199,11 +213,6 @@ def _draw(
         policy = trained.load_trained(path, config, step, base) if path else base
         sampler = evaluator.sampler
         if not policy.model.same_networks(base.model):
-            if policy.model.image_shape != base.model.image_shape:
-                raise UserError(
-                    f"{path} draws images of shape {policy.model.image_shape}, config.model of "
-                    f"{base.model.image_shape}: compare models of one size."
-                )
             sampler = Sampler(policy, config.sampler, sampler.batch, config.microbatch.decode)
         evaluations[name] = evaluator(policy.params, sampler)
     return evaluator, evaluations

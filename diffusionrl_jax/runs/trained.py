@@ -120,6 +120,15 @@ def read_config(workdir: str) -> Config:
     return config
 
 
+def drawn_by(path: str) -> str:
+    """Returns what `config.model` names of a model, which is a run's or one by itself.
+
+    Args:
+      path: as in `load_trained`.
+    """
+    return read_config(path).model if is_run(path) else path
+
+
 def opening_config(path: str) -> Config:
     """Returns the config by which `load_trained` opens and samples a model on all devices.
 

@@ -1,7 +1,11 @@
 """Which models the program compares, as they are typed."""
 
+import json
+import shutil
+
 import pytest
 
+from diffusionrl_jax.evaluation import compare
 from diffusionrl_jax.evaluation.compare import parse_checkpoint, split_checkpoints
 from tests.data.test_files import NAMES
 
@@ -48,3 +52,15 @@ def test_what_names_no_checkpoint(text, message):
 def test_hub_ids_and_shipped_models_are_left_as_they_are():
     for text in ("nobody/nothing", "asset:emoji/stable_diffusion"):
         assert parse_checkpoint(f"a={text}") == ("a", text, "")
+
+
+def test_another_size_is_refused_before_anything_is_drawn(
+    make_config, tiny_model, tmp_path, monkeypatch
+):
+    larger = shutil.copytree(tiny_model, tmp_path / "larger") / "unet" / "config.json"
+    unet = json.loads(larger.read_text())
+    larger.write_text(json.dumps(unet | {"sample_size": 2 * unet["sample_size"]}))
+    monkeypatch.setattr(compare, "load_policy", lambda config: pytest.fail("It was opened."))
+    models = [("same", str(tiny_model), ""), ("larger", str(larger.parent.parent), "")]
+    with pytest.raises(ValueError, match="larger draws pictures of another size"):
+        compare.compare_models(make_config(), models, str(tmp_path))
