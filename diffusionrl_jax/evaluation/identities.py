@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.data.file_digests import files_digest, folder_digest
-from diffusionrl_jax.data.files import resolve
+from diffusionrl_jax.data.files import is_there, resolve
 from diffusionrl_jax.data.prompt_sources import prompt_files, prompt_note
 from diffusionrl_jax.rewards import REWARDS, folders, http_scorer, imports
 from diffusionrl_jax.rewards.scorers import HOST_REWARD, WEIGHTED_SUM
@@ -54,7 +54,8 @@ def identify_scorer(scorer: Config) -> dict[str, Any]:
 
     Returns:
       What JSON can hold. The digest is that of the folder; of a reward of one's own that of its
-      module's source; "" of one without files; `UNKNOWN` of a server's.
+      module's source, and of what its path names, if that is there; "" of one without files;
+      `UNKNOWN` of a server's.
 
     Raises:
       UserError, OSError: its files are missing, or its module cannot be imported.
@@ -83,7 +84,10 @@ def _scorer_files(reward: str, path: str) -> str:
     if reward == HOST_REWARD:
         return UNKNOWN if http_scorer.is_address(path) else _source(path)
     if ":" in reward:
-        return _source(reward)
+        source = _source(reward)
+        if not is_there(path):
+            return source
+        return hashlib.sha256(f"{source} {folder_digest(path)}".encode()).hexdigest()
     if not path:
         return ""
     if folders.is_hub_id(reward, path):

@@ -31,12 +31,18 @@ def test_prompts_by_their_texts_and_files(tmp_path):
     assert found["files"] == "" and "no numbers of GenEval" in found["note"]
 
 
-def test_scorers_by_their_files_or_their_source():
+def test_scorers_by_their_files_or_their_source(tmp_path):
     folder = common.make_scorer("detection", "asset:emoji/detection")
     own = common.make_scorer("tests.evaluation.test_evaluator:GroupMean")
     both = identities.identify_scorer(common.make_weighted_sum(a=(folder, 1.0), b=(own, 2.0)))
     assert both["weights"] == {"a": 1.0, "b": 2.0}
     assert len(both["parts"]["a"]["files"]) == len(both["parts"]["b"]["files"]) == 64
+    own.path = str(tmp_path)
+    (tmp_path / "weights").write_text("1")
+    first = identities.identify_scorer(own)["files"]
+    (tmp_path / "weights").write_text("2")
+    second = identities.identify_scorer(own)["files"]
+    assert len({both["parts"]["b"]["files"], first, second}) == 3
     judge = identities.identify_scorer(
         common.make_scorer("requested_objects", "asset:emoji/detection")
     )
