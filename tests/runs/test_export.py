@@ -234,6 +234,18 @@ def test_what_would_be_read_in_place_of_an_export_is_removed(tmp_path):
     assert list((output / "other").iterdir())
 
 
+def test_an_export_over_what_a_bucket_holds(bucket, tiny_model, tmp_path):
+    output = epath.Path("gs://bucket/exported")
+    stale = output / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    stale.write_text("{}")
+    export.export_pipeline(tiny_model, export.prepare_output(str(output), overwrite=True), "float32")
+    export.export_pipeline(tiny_model, epath.Path(tmp_path), "float32")
+    here = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name.removeprefix(f"{output}/") for name in bucket} == here
+    for name in here:
+        assert (output / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
 def test_factors_that_are_written_beside_a_pipeline_leave_it_one(tmp_path):
     (tmp_path / export.INDEX).write_text("{}")
     with export._whole_folder(epath.Path(tmp_path)) as folder:
