@@ -33,7 +33,11 @@ METHODS = {
     "raft": (WITHOUT_NOISE | {"algorithm.raft.noises": 1}, 2e-5),
     "nft": (following("nft") | {"algorithm.nft.error": "output"}, 2e-4),
     "awm": (following("awm"), 1e-4),
-    "dgpo": (following("dgpo") | {"algorithm.dgpo.clip_range": 1e-3}, 1e-4),
+    "dgpo": (
+        following("dgpo")
+        | {"algorithm.dgpo.clip_range": 1e-3, "algorithm.dgpo.least_time": 0.5625},
+        1e-4,
+    ),
     "crd": (following("crd"), 1e-4),
     "dpo": (WITHOUT_NOISE, 1e-4),
     "reward_gradient": (WITHOUT_NOISE, 1e-4),

@@ -37,7 +37,7 @@ def read_prompts(pipeline: StableDiffusionPipeline, prompts: list[str]) -> torch
 def draw(
     pipeline: StableDiffusionPipeline, states: torch.Tensor, steps: int, seed: int
 ) -> torch.Tensor:
-    """Latents by DDIM without noise and without guidance, float32 [prompts, channels, side, side]."""
+    """Latents by DDIM, neither with noise nor guided, float32 [prompts, channels, side, side]."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     side, generator = unet.config.sample_size, torch.Generator().manual_seed(seed)
     latents = torch.randn(len(states), unet.config.in_channels, side, side, generator=generator)

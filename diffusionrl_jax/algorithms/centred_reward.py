@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionrl_jax.algorithms.forward_process import ForwardProcess, Method
-from diffusionrl_jax.algorithms.groups import of_group
+from diffusionrl_jax.algorithms.groups import centred
 from diffusionrl_jax.algorithms.losses import relative_error
 from diffusionrl_jax.learning.state import TRAILING
 
@@ -55,12 +55,11 @@ class CentredReward(ForwardProcess):
         """
         own = example.own
         valid, group = own["valid"], own["group"]
-        count = jnp.maximum(of_group(valid.astype(jnp.float32), group), 1)
-        centred = lambda values: values - of_group(jnp.where(valid, values, 0), group) / count
         now, before = (relative_error(it - own["target"]) for it in (output, own["trailing"]))
         implied = jnp.where(active, before - now, 0)
-        off = self.beta * centred(implied) - centred(own["advantages"] / 2)
-        loss = self.most_advantage / self.beta * jnp.where(valid, jnp.square(off), 0)
+        off = self.beta * centred(implied, valid, group)
+        off -= centred(own["advantages"] / 2, valid, group)
+        loss = self.most_advantage / self.beta * jnp.square(off)
         return loss, {"implied_reward": jax.lax.stop_gradient(implied)}
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusionrl_jax.algorithms.groups import of_group
+from diffusionrl_jax.algorithms.groups import centred, of_group
 from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square, relative_error
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
@@ -258,7 +258,8 @@ class GroupPreference(ForwardProcess):
 
     A group's weight, which has no gradient, is the sigmoid of beta times the mean over the group of
     advantage times how much larger the error is than the base model's. A sample whose ratio has
-    left 1 by more than `clip_range`, in the direction of its advantage, has no gradient.
+    left 1 by more than `clip_range`, in the direction of its advantage, has no gradient. Advantages
+    are taken less the mean of their group, however they are normalised: theirs sum to 0.
 
     Attributes:
       beta: how fast a group's weight falls once its preference is learned.
@@ -282,7 +283,8 @@ class GroupPreference(ForwardProcess):
         """
         own = example.own
         error_of = lambda name: mean_square(own[name] - own["target"])
-        better, group = own["advantages"] * self.most_advantage, own["group"]
+        group = own["group"]
+        better = centred(own["advantages"] * self.most_advantage, own["valid"], group)
         change = jnp.where(active, jax.lax.stop_gradient(error) - error_of("base"), 0)
         size = of_group(jnp.ones_like(error), group)
         weight = jax.nn.sigmoid(self.beta * of_group(better * change, group) / size)

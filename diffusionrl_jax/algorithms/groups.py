@@ -14,6 +14,19 @@ def of_group(values: jax.Array, group: jax.Array) -> jax.Array:
     return jnp.where(group[:, None] == group, values, 0).sum(axis=1)
 
 
+def centred(values: jax.Array, valid: jax.Array, group: jax.Array) -> jax.Array:
+    """Returns values less the mean of their group's valid ones, float32 [B]; 0 for others.
+
+    Args:
+      values: [B].
+      valid: which samples have a value, bool [B].
+      group: as in `of_group`.
+    """
+    count = jnp.maximum(of_group(valid.astype(jnp.float32), group), 1)
+    mean = of_group(jnp.where(valid, values, 0), group) / count
+    return jnp.where(valid, values - mean, 0)
+
+
 def best_of_group(scores: jax.Array, valid: jax.Array, group_size: int) -> jax.Array:
     """Returns which sample of its group is the best, for each sample, int32 [B].
 

@@ -2,7 +2,7 @@
 
 Both pictures of a pair are noised alike, and the denoiser's error for the chosen one is lowered
 against that for the other, beside the base model's. As published, neither is guided, whatever the
-model is sampled with.
+model is sampled with, and a share of the pairs has the empty prompt. Pictures are not mirrored.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionrl_jax.algorithms.losses import mean_square
-from diffusionrl_jax.algorithms.pretraining import encode_captions
+from diffusionrl_jax.algorithms.pretraining import drop_text, encode_captions
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.process import Process
 from diffusionrl_jax.learning import draws
@@ -66,6 +66,7 @@ def make(config: Config, process: Process) -> "OfflinePreference":
         seed=config.seed,
         beta=fields.beta,
         noises=fields.noises,
+        text_dropout=fields.text_dropout,
         microbatch=config.microbatch.train,
     )
 
@@ -79,6 +80,7 @@ class OfflinePreference:
       seed: the run's seed.
       beta: how strongly the policy is held to the base model.
       noises: how many times each pair is noised in an iteration; each time is an update.
+      text_dropout: the probability that a pair has the empty prompt in place of its caption.
       microbatch: how many captions each device encodes at a time; 0 means all at once.
     """
 
@@ -86,6 +88,7 @@ class OfflinePreference:
     seed: int
     beta: float = 2000.0
     noises: int = 1
+    text_dropout: float = 0.2
     microbatch: int = 0
 
     metrics = dict.fromkeys(("matching_error", "distance_to_base", "preferred"), "mean")
@@ -108,7 +111,10 @@ class OfflinePreference:
             places=places[None],
             sources=(places // PAIR * PAIR)[None],
         )
-        captions, _ = encode_captions(pictures, experience, scored, self.microbatch)
+        captions, empty = encode_captions(pictures, experience, scored, self.microbatch)
+        keys = draws.keys(self.seed, scored.step, draws.CAPTIONS, places // PAIR)
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.text_dropout))(keys)
+        captions = drop_text(captions, empty, dropped)
         # One row, of one pass: nothing is guided.
         text = jax.tree.map(lambda array: array[None, :, None], captions)
         output = lambda output, latents, own: output[:, 0]

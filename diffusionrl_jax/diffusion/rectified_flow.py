@@ -30,7 +30,7 @@ from diffusionrl_jax.models.flow_schedulers import check_flow_scheduler, with_fl
 # How noise is added; see `RectifiedFlow.step`.
 NOISE_RULES = ("eta", "cps", "sde")
 # How the times are drawn that the network is trained at; see `RectifiedFlow.draw_time`.
-TRAINING_TIMES = ("logit_normal", "uniform")
+TRAINING_TIMES = ("logit_normal", "uniform", "steps")
 # A step with a smaller standard deviation is not trained on: its log-probability moves so much more
 # with the network's output than that of others that these would count for nothing beside it.
 LEAST_TRAINED_STD = 0.05
@@ -77,12 +77,17 @@ class RectifiedFlow:
 
         Before the shift, all times have the same probability, or their logit is standard normal, as
         in the training of Stable Diffusion 3 (2403.03206, Eq. 19), if `training_times` is
-        "logit_normal".
+        "logit_normal". If it is "steps", the time is one of the chain's own, as in the released
+        code of methods that learn on the forward process: any within the bounds, or the nearest.
 
         Args:
           key: a PRNG key.
           least, most: the bounds between which the time lies.
         """
+        if self.training_times == "steps":
+            outside = jnp.maximum(jnp.maximum(least - self.times, self.times - most), 0)
+            allowed = outside == outside.min()
+            return jax.random.choice(key, self.times, p=allowed / allowed.sum())
         first, last = (jnp.float32(shifted(bound, 1 / self.shift)) for bound in (least, most))
         if self.training_times == "uniform":
             return shifted(jax.random.uniform(key, minval=first, maxval=last), self.shift)
@@ -158,7 +163,8 @@ class RectifiedFlow:
           keeps the level of the noise, but not the marginal distribution, however many steps.
         - "sde" is Flow-GRPO (2505.05470), Eq. 9: the Euler step of an SDE that has the flow's
           marginal distributions, with g = eta sqrt(t / (1 - t)). At t = 1, its 1 - t is that of the
-          next step, and the last step has no noise, as in the released code.
+          next step, and the last step has no noise. The released code adds noise there, too, but
+          does not train on it.
 
         Args:
           output: the network's prediction, guided, float32 [batch, ...].

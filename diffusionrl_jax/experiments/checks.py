@@ -100,7 +100,7 @@ def warn_of_guidance(config: Config) -> None:
     """Warns of methods that were published for training without guidance, where there is some."""
     scale = config.sampler.guidance_scale
     for name in algorithms.tasks_by_method(config) if scale > 1 else ():
-        if isinstance(algorithms.ALGORITHMS[name], ForwardProcessMethod):
+        if name == "refl" or isinstance(algorithms.ALGORITHMS[name], ForwardProcessMethod):
             logging.warning(
                 "The method %s trains what guidance makes of the output, at config.sampler."
                 "guidance_scale=%g. It was published for training without: its numbers may not "

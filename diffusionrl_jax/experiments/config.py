@@ -20,6 +20,7 @@ BEFORE = {
         "policy_gradient": {"kl_weight": 0.0},
         "dgpo": {"least_time": 0.0},
         "crd": {"first_decay": 0.0},
+        "dpo_offline": {"text_dropout": 0.0},
     },
     "lora": {"rank": 0},
     "mesh": {"split_frozen": True, "gather": "whole"},
@@ -59,8 +60,8 @@ def get_config() -> Config:
     # there; 0 is the usual one, 3.5.
     config.sampler.embedded_guidance = 0.0
 
-    # How the times are drawn to which pictures or samples are noised: uniform, or logit_normal,
-    # which only models of flow matching have, and auto takes for them.
+    # How the times are drawn to which pictures or samples are noised: uniform or, for models of
+    # flow matching alone, logit_normal, which auto takes for them, or steps, those of the chain.
     config.training_times = "auto"
 
     # The number of samples per task and iteration, over all devices.
@@ -151,8 +152,9 @@ def get_config() -> Config:
     # Of its released code where pictures are drawn with guidance; it has 1e-3 without. Its training
     # is without in either.
     config.algorithm.dgpo.clip_range = 1e-2
-    # Samples are noised to at least this share of the training's times: 0.3, shifted by 3.
-    config.algorithm.dgpo.least_time = 0.5625
+    # Samples are noised to at least this share of the training's times: where its code's seven
+    # steps of ten end. Of objects' composition it has the first five, from 0.81 on.
+    config.algorithm.dgpo.least_time = 0.66
     config.algorithm.dgpo.most_advantage = 5.0
     config.algorithm.dgpo.reference_weight = 0.02
     config.algorithm.dgpo.first_decay = 0.0
@@ -178,7 +180,9 @@ def get_config() -> Config:
     # A parquet file, or a folder of some, with the columns of Pick-a-Pic; docs/methods.md.
     config.algorithm.dpo_offline.pairs = ""
     config.algorithm.dpo_offline.noises = 1
-    config.algorithm.dpo_offline.beta = 2000.0
+    config.algorithm.dpo_offline.beta = 2000.0  # Its released launchers have 5000.
+    # The probability that the empty prompt takes the place of a pair's caption.
+    config.algorithm.dpo_offline.text_dropout = 0.2
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-6

@@ -118,6 +118,7 @@ FIELDS: dict[str, Kind] = {
     "algorithm.dpo_offline.pairs": Text(may_be_empty=True),
     "algorithm.dpo_offline.noises": NOISES,
     "algorithm.dpo_offline.beta": Number(1e-6, 1e6),
+    "algorithm.dpo_offline.text_dropout": Number(0, 1, "keeps all texts"),
     "algorithm.reward_gradient.noises": NOISES,
     "algorithm.reward_gradient.least_time": Number(0, 1, "is the least noise"),
     "algorithm.reward_gradient.most_time": Number(0.001, 1),

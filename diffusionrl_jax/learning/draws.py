@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusionrl_jax.diffusion import rollout
 
 # Streams of random numbers within an iteration.
-SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING, WINDOWS = range(6)
+SAMPLING, TIMESTEPS, PRETRAINING, FORWARD, ENCODING, WINDOWS, CAPTIONS = range(7)
 
 
 def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> jax.Array:
@@ -24,7 +24,8 @@ def keys(seed: int, iteration: jax.Array, stream: int, samples: jax.Array) -> ja
       seed: the run's seed.
       iteration: the iteration's number, int32 scalar.
       stream: `SAMPLING`, `TIMESTEPS`, `PRETRAINING`, `FORWARD`, which is for samples that are
-        noised anew, `ENCODING`, which is for the latents of pictures in pairs, or `WINDOWS`.
+        noised anew, `ENCODING` and `CAPTIONS`, which are for the latents and the texts of pictures
+        in pairs, or `WINDOWS`.
       samples: the samples' places in the global batch, int32 [n].
 
     Returns:

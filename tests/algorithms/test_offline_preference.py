@@ -44,7 +44,8 @@ def test_the_loss_is_that_of_diffusers_script():
 
 def test_a_pair_shares_its_time_and_its_noise(hasty):
     """And no two pairs do. All are noised as in diffusers."""
-    made = toy.make("dpo_offline", **{"algorithm.dpo_offline.noises": 2})
+    changes = {"noises": 2, "text_dropout": 0.0}
+    made = toy.make("dpo_offline", **{f"algorithm.dpo_offline.{k}": v for k, v in changes.items()})
     phases, pictures = made.algorithm.phases(), made.batch.pairs
     samples = phases.sample(made.state.params, made.frozen, made.batch.input_ids, 0)
     rewards = phases.score(made.frozen, samples, made.batch.reward_inputs)
@@ -62,6 +63,25 @@ def test_a_pair_shares_its_time_and_its_noise(hasty):
         np.testing.assert_allclose(examples.latents[update], expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(prepared.text[0, :, 0], pictures["input_ids"][:, 0] / 10)
     assert not prepared.metrics and examples.text.tolist() == [0, 0]
+
+
+def test_some_pairs_lose_their_caption(hasty):
+    """Both pictures of a pair, and about as many pairs as asked for."""
+    texts = {}
+    for dropout in (0.0, 0.5, 1.0):
+        made = toy.make("dpo_offline", **{"algorithm.dpo_offline.text_dropout": dropout})
+        phases, arguments = made.algorithm.phases(), (made.state.params, made.frozen)
+        samples = phases.sample(*arguments, made.batch.input_ids, 0)
+        rewards = phases.score(made.frozen, samples, made.batch.reward_inputs)
+        prepare = jax.jit(phases.prepare)
+        prepared = prepare(*arguments, samples, rewards, made.batch, 0, {})
+        texts[dropout] = np.asarray(prepared.text[0, :, 0])
+    assert len(np.unique(texts[1.0])) == 1
+    lost = (texts[0.5] == texts[1.0]).reshape(-1, 2)
+    kept = (texts[0.5] == texts[0.0]).reshape(-1, 2)
+    np.testing.assert_array_equal(lost, ~kept)
+    np.testing.assert_array_equal(lost[:, 0], lost[:, 1])
+    assert lost.any() and kept.any()
 
 
 def test_pairs_are_learned_from_without_guidance(hasty):

@@ -58,6 +58,24 @@ def test_times_are_trained_at_as_the_config_says():
     np.testing.assert_allclose(np.quantile(drawn, quartiles), expected, atol=0.03)
 
 
+def test_times_may_be_those_of_the_chain():
+    made = chain(FLOW, training_times="steps")
+    drawn = lambda *bounds: np.asarray(
+        jax.vmap(lambda key: made.draw_time(key, *bounds))(
+            jax.random.split(jax.random.key(0), 4000)
+        )
+    )
+    values, counts = np.unique(drawn(), return_counts=True)
+    np.testing.assert_array_equal(values, made.times[::-1])
+    # The deviation of a share of 4000 draws is below 0.005.
+    np.testing.assert_allclose(counts / 4000, 1 / made.steps, atol=0.02)
+    within = made.times[(made.times >= 0.66) & (made.times <= 0.9)]
+    np.testing.assert_array_equal(np.unique(drawn(0.66, 0.9)), within[::-1])
+    # Between two steps there is none: it is the nearer one.
+    between = float(0.9 * made.times[3] + 0.1 * made.times[4])
+    np.testing.assert_array_equal(np.unique(drawn(between, between)), made.times[3])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("sampler.noise", "sde"), ("sampler.order", 2), ("training_times", "logit_normal")],

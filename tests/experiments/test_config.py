@@ -38,6 +38,7 @@ def test_what_old_configs_lack_is_filled_in():
     config.mesh.gather = "whole"  # as there was nothing else
     config.algorithm.dgpo.least_time = 0.0
     config.algorithm.crd.first_decay = 0.0
+    config.algorithm.dpo_offline.text_dropout = 0.0
     config.algorithm.nft.error = "clean"
     assert json.dumps(found.to_dict()) == json.dumps(config.to_dict())
 

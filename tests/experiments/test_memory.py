@@ -70,7 +70,7 @@ def test_sums_by_hand():
     assert needed["sample"] == held + 2 * 800 + 2 * 160 + 3 * 2 * forward + 2 * drawn
     # VAE and the larger reward whole, two images of a microbatch, and decoding two.
     assert needed["score"] == held + drawn + 4 * (80 + 320) + 2 * 2 * 60 + 600
-    # Three images, whose chains are not kept, of which the judge holds 500 bytes each, two at a time.
+    # Three images, whose chains are not kept; two at a time the judge holds 500 bytes of each.
     evaluation = memory.needed(SIZES, DIVISION, trains=False)
     untrained = held - 2400 - 192 + 2 * 800
     assert evaluation["score"] == untrained + 3 * 40 + 4 * (80 + 320) + 2 * 3 * 60 + 2 * 500

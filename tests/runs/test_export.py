@@ -238,7 +238,9 @@ def test_an_export_over_what_a_bucket_holds(bucket, tiny_model, tmp_path):
     output = epath.Path("gs://bucket/exported")
     stale = output / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     stale.write_text("{}")
-    export.export_pipeline(tiny_model, export.prepare_output(str(output), overwrite=True), "float32")
+    export.export_pipeline(
+        tiny_model, export.prepare_output(str(output), overwrite=True), "float32"
+    )
     export.export_pipeline(tiny_model, epath.Path(tmp_path), "float32")
     here = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     assert {name.removeprefix(f"{output}/") for name in bucket} == here
