@@ -23,7 +23,8 @@ from diffusionrl_jax.experiments.memory import FLOAT, Division, Sizes
 from diffusionrl_jax.monitoring.markdown import table
 
 MEDIUM = "stable_diffusion_3_5_medium"
-FULL = {"lora.rank": 0}
+# All parameters, without an average of them and a sum of gradients beside these.
+FULL = {"lora.rank": 0, "ema_decay": 0.0, "optimizer.one_step": False}
 # What a row is called -> the world, and changes to its config.
 MODELS = {
     "3.5 medium, LoRA": (MEDIUM, {}),
