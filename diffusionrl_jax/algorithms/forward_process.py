@@ -18,6 +18,7 @@ from diffusionrl_jax.algorithms.losses import clipped_surrogate, mean_square, re
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.guidance import guide
 from diffusionrl_jax.diffusion.process import Process
+from diffusionrl_jax.diffusion.rectified_flow import RectifiedFlow
 from diffusionrl_jax.learning import draws
 from diffusionrl_jax.learning.algorithm import Needs
 from diffusionrl_jax.learning.examples import Examples, noise_anew
@@ -30,6 +31,10 @@ from diffusionrl_jax.models.parameters import Parameters
 
 # What NFT's errors may be of; the first is the paper's.
 ERRORS = ("clean", "output")
+# How AWM makes log-probabilities of errors; see `AdvantageWeighted`.
+ERROR_WEIGHTINGS = ("auto", "none")
+# To which power its published configs raise errors, and what keeps the gradient there finite.
+POWER, TINY = 0.25, 1e-10
 
 
 def _distance_to(name: str) -> str:
@@ -227,12 +232,18 @@ class DiffusionNFT(ForwardProcess):
 class AdvantageWeighted(ForwardProcess):
     """Advantage weighted matching: a clipped policy gradient with -error as log-probability.
 
+    For models of flow matching the published configs weigh errors: the log-probability is minus the
+    time, times the error's fourth root, times four.
+
     Attributes:
+      weighting: "auto" is that for models of flow matching; "none" takes errors as they are, as
+        "auto" does for others.
       clip_range: how far the ratio may leave 1.
       trailing_weight: the factor of the mean squared difference between the denoiser's output and
         that of an average of its parameters that trails it.
     """
 
+    weighting: str = "none"
     clip_range: float = 1.0
     trailing_weight: float = 1.0
 
@@ -246,7 +257,12 @@ class AdvantageWeighted(ForwardProcess):
         """
         own = example.own
         # There is no ratio for others' examples: an overflow there would poison the gradient.
-        log_ratio = jnp.where(active, mean_square(own["old"] - own["target"]) - error, 0)
+        before = jnp.where(active, mean_square(own["old"] - own["target"]), 1)
+        error = jnp.where(active, error, 1)
+        if self.weighting == "auto" and isinstance(self.process, RectifiedFlow):
+            weighed = lambda error: example.times * jnp.power(error + TINY, POWER) / POWER
+            before, error = weighed(before), weighed(error)
+        log_ratio = before - error
         surrogate = clipped_surrogate(log_ratio, own["advantages"], self.clip_range)
         loss = surrogate.loss + self.trailing_weight * found["distance_to_trailing"]
         return loss, {"ratio": jnp.exp(log_ratio), "clip_fraction": surrogate.clipped}

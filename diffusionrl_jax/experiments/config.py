@@ -18,6 +18,7 @@ RENAMED = {"draft_lv": "reward_gradient"}
 BEFORE = {
     "algorithm": {
         "policy_gradient": {"kl_weight": 0.0},
+        "awm": {"weighting": "none"},
         "dgpo": {"least_time": 0.0},
         "crd": {"first_decay": 0.0},
         "dpo_offline": {"text_dropout": 0.0},
@@ -135,6 +136,8 @@ def get_config() -> Config:
     # Advantage weighted matching: the policy gradient with the denoising loss as log-probability.
     config.algorithm.awm = ml_collections.ConfigDict()
     config.algorithm.awm.noises = 1
+    # Auto weighs errors as the published configs do, in models of flow matching; none does not.
+    config.algorithm.awm.weighting = "auto"
     config.algorithm.awm.clip_range = 1.0
     config.algorithm.awm.most_advantage = 5.0
     # The weight of the distance to the output of an average of the parameters. The decay of the

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusionrl_jax.algorithms import ALGORITHMS
-from diffusionrl_jax.algorithms.forward_process import ERRORS
+from diffusionrl_jax.algorithms.forward_process import ERROR_WEIGHTINGS, ERRORS
 from diffusionrl_jax.algorithms.reward_weighted import WEIGHTINGS
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.diffusion.rectified_flow import NOISE_RULES, TRAINING_TIMES
@@ -104,6 +104,7 @@ FIELDS: dict[str, Kind] = {
     **_forward_process("nft"),
     "algorithm.nft.beta": Number(1e-6, 1),
     "algorithm.nft.error": Choice(ERRORS),
+    "algorithm.awm.weighting": Choice(ERROR_WEIGHTINGS),
     **_forward_process("awm"),
     "algorithm.awm.clip_range": CLIP_RANGE,
     "algorithm.awm.trailing_weight": Number(0, LOSS_WEIGHT, "is no distance to the average"),

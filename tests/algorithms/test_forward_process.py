@@ -133,24 +133,33 @@ def target_of(tensors, prediction_type):
     return noise - tensors["clean"] if prediction_type == "flow" else noise
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
-def test_awm_is_the_papers(numbers, prediction_type):
-    """The clipped surrogate of -error, and the two distances, by PyTorch."""
-    changes = {"clip_range": 0.2, "trailing_weight": 0.7, "reference_weight": 0.01}
-    made = objective(AdvantageWeighted, prediction_type, **changes)
+@pytest.mark.parametrize(
+    ("prediction_type", "weighting"),
+    [("epsilon", "none"), ("epsilon", "auto"), ("flow", "none"), ("flow", "auto")],
+)
+def test_awm_is_the_papers(numbers, prediction_type, weighting):
+    """The clipped surrogate of -error, weighed or not, and the two distances, by PyTorch."""
+    is_weighed = (prediction_type, weighting) == ("flow", "auto")
+    clip = 0.08 if is_weighed else 0.2
+    changes = {"clip_range": clip, "trailing_weight": 0.7, "reference_weight": 0.01}
+    made = objective(AdvantageWeighted, prediction_type, **changes, weighting=weighting)
     value, gradient = derivative(made, numbers.output, example(made, numbers))
     tensors = {name: torch.from_numpy(array) for name, array in vars(numbers).items()}
     output = tensors["output"].requires_grad_()
     error = lambda one, other: ((one - other) ** 2).mean((1, 2, 3))
     target = target_of(tensors, prediction_type)
-    ratio = (error(tensors["old"], target) - error(output, target)).exp()
-    terms = tensors["advantages"] * ratio, tensors["advantages"] * ratio.clamp(0.8, 1.2)
+    errors = [error(of, target) for of in (tensors["old"], output)]
+    if is_weighed:
+        times = torch.from_numpy(numbers.times / np.float32(1000))
+        errors = [4 * times * (of + 1e-10) ** 0.25 for of in errors]
+    ratio = (errors[0] - errors[1]).exp()
+    terms = tensors["advantages"] * ratio, tensors["advantages"] * ratio.clamp(1 - clip, 1 + clip)
     total = -torch.minimum(*terms) + 0.7 * error(output, tensors["trailing"])
     total = (total + 0.01 * error(output, tensors["base"])).sum()
     total.backward()
     np.testing.assert_allclose(value, total.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-6)
-    assert 0 < (ratio.detach() - 1).abs().gt(0.2).sum() < len(ratio)
+    assert 0 < (ratio.detach() - 1).abs().gt(clip).sum() < len(ratio)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])

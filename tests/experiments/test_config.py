@@ -36,6 +36,7 @@ def test_what_old_configs_lack_is_filled_in():
     config = emoji_policy_gradient.get_config()
     found = fields.of_earlier(first_version(config))
     config.mesh.gather = "whole"  # as there was nothing else
+    config.algorithm.awm.weighting = "none"
     config.algorithm.dgpo.least_time = 0.0
     config.algorithm.crd.first_decay = 0.0
     config.algorithm.dpo_offline.text_dropout = 0.0
