@@ -48,6 +48,7 @@ TUNING_SEED, TUNING_PROMPTS = 100, "emoji:compositions"
 TIMED = 8  # Iterations of the run that tells a method's seconds.
 REWARD, JUDGE = "detection", "recognition"
 SETS = ("new_pairs", "unseen_pairs")
+COLOURS = 6  # Of the plot.
 ENOUGH = {"a quarter": 0.25, "half": 0.5}  # Of the distance from base to real pictures.
 FALL = 0.02  # Of the judge's mean below the base model's.
 # Where the chip-seconds are of.
@@ -258,16 +259,18 @@ def plot(path: str, results: dict) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for method, result in results.items():
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for number, (method, result) in enumerate(results.items()):
         runs = runs_of(result)
         passes = result["passes"] * np.array([point.iteration for point in runs[0]])
         shares = 100 * np.array([[point.share for point in run] for run in runs])
-        (line,) = axes.plot(passes, shares.mean(0), label=method)
-        axes.fill_between(passes, shares.min(0), shares.max(0), alpha=0.15, color=line.get_color())
+        # There are more methods than colours that are told apart.
+        colour, line = f"C{number % COLOURS}", "-" if number < COLOURS else "--"
+        axes.plot(passes, shares.mean(0), label=method, color=colour, linestyle=line)
+        axes.fill_between(passes, shares.min(0), shares.max(0), alpha=0.15, color=colour)
     axes.set_xlabel("passes of the denoiser")
     axes.set_ylabel("share of the distance to real pictures, %")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
 
 
