@@ -87,7 +87,7 @@ def run(folder: str, prompts: list[str], steps: int, flags: argparse.Namespace) 
     shown = read_prompts(pipeline, prompts[:SHOWN])
     before = measure(pipeline, shown, steps)
     for update in range(1, flags.updates + 1):
-        start = (update * flags.pictures) % len(prompts)
+        start = update * flags.pictures
         states = read_prompts(pipeline, prompts[start : start + flags.pictures])
         latents = draw(pipeline, states, steps, seed=2 * update)
         learn(pipeline, optimizer, states, latents, seed=2 * update + 1)

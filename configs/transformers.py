@@ -1,8 +1,9 @@
 """Stable Diffusion 3, 3.5 and FLUX with the settings of Flow-GRPO (2505.05470, Sec. 5 and App. B).
 
-They are those of its released code, with three differences. It takes two steps of the optimiser in
+They are those of its released code, with four differences. It takes two steps of the optimiser in
 an iteration, each on half of the pictures; here it is one, on all. It evaluates with 40 steps (FLUX
-28) without noise. And it draws LoRA's first factors with twice the deviation.
+28) without noise. It divides advantages by the deviation of the rewards, here it is that of what is
+left without each prompt's mean. And it draws LoRA's first factors with twice the deviation.
 
 The model, the reward models and the prompts are brought from the Hugging Face hub; docs/data.md.
 """

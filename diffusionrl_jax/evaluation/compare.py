@@ -192,9 +192,10 @@ def _open(config: Config, models: Sequence[tuple[str, str, str]]) -> Config:
 def _check_sizes(config: Config, paths: Sequence[str]) -> None:
     """Refuses models that draw pictures of another size than the config's own."""
     asked, tokens = checks.size(config), config.sampler.text_tokens or None
-    pixels = lambda model: describe_model(model, asked, tokens).image
+    values = lambda model: describe_model(model, asked, tokens).image
+    own = values(config.model)
     for path in paths:
-        if pixels(trained.drawn_by(path)) != pixels(config.model):
+        if values(trained.drawn_by(path)) != own:
             raise UserError(
                 f"{path} draws pictures of another size than config.model={config.model!r}: set "
                 "config.sampler.height and width, or compare models of one size."
