@@ -232,7 +232,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         type=names_of("method", METHODS),
-        default=["policy_gradient", "nft", "reward_gradient"],
+        default=["policy_gradient", "nft", "crd", "reward_gradient"],
         help="ours, separated by commas",
     )
     parser.add_argument("--seconds", type=count, default=600, help="of each of TRL's runs")
