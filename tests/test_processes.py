@@ -14,6 +14,7 @@ from diffusionrl_jax.data.prompt_sources import make_prompts
 from diffusionrl_jax.data.prompts import prompt_batch
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import LATENTS, encode_pictures, model_fingerprint
+from diffusionrl_jax.monitoring.metrics import read_rows
 from diffusionrl_jax.runs.trained import read_config
 from tests.processes import finish, free_address, launcher, saved_state, steps_of, wait_for_step
 
@@ -80,8 +81,8 @@ def settings(make_config, tmp_path_factory):
             "pretraining.weight": 0.5,
         }
     )
-    config.evaluation.sets = {}
-    config.evaluation.best = {}
+    config.evaluation.every = ITERATIONS // 2
+    del config.evaluation.sets.people
     scorer = common.make_scorer("host_reward", f"{__name__}:count_red")
     config.tasks.host = common.make_task(scorer, "emoji:pairs")
     policy = load_policy(config)
@@ -150,6 +151,16 @@ def assert_same_end(workdir, alone):
     for name in ("params", "ema_params"):
         assert largest(ours[name], theirs[name]) <= TOLERANCE
     assert steps_of(workdir) == list(range(ITERATIONS + 1))
+    ours, theirs = map(evaluated, (workdir, alone))
+    assert list(ours) == [0, ITERATIONS // 2, ITERATIONS]
+    # Sizes in kilobytes: pictures that differ by rounding differ in a few bytes, if at all.
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-2)
+
+
+def evaluated(workdir):
+    """What the evaluations found, by the iteration."""
+    rows = read_rows(str(workdir))
+    return {row["step"]: row["pairs/size"] for row in rows if "pairs/size" in row}
 
 
 @pytest.mark.slow

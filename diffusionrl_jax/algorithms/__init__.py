@@ -37,6 +37,8 @@ ALGORITHMS = {
     "dpo": direct_preference.DPO,
     "dpo_offline": offline_preference,
 }
+# Those that were published for training without classifier-free guidance.
+UNGUIDED = ("refl", "nft", "awm", "dgpo", "crd", "dpo")
 
 
 def method_of(config: Config | Mapping[str, Any], task: str) -> str:

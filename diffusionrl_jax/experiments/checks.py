@@ -7,7 +7,6 @@ from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 
 from diffusionrl_jax import algorithms
-from diffusionrl_jax.algorithms.forward_process import Method as ForwardProcessMethod
 from diffusionrl_jax.data import prompts
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.mesh import check_batch
@@ -99,8 +98,8 @@ def check_experiment(config: Config, mesh: Mesh | AbstractMesh) -> None:
 def warn_of_guidance(config: Config) -> None:
     """Warns of methods that were published for training without guidance, where there is some."""
     scale = config.sampler.guidance_scale
-    for name in algorithms.tasks_by_method(config) if scale > 1 else ():
-        if name == "refl" or isinstance(algorithms.ALGORITHMS[name], ForwardProcessMethod):
+    for name in algorithms.tasks_by_method(config):
+        if scale > 1 and name in algorithms.UNGUIDED:
             logging.warning(
                 "The method %s trains what guidance makes of the output, at config.sampler."
                 "guidance_scale=%g. It was published for training without: its numbers may not "
