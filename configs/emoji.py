@@ -24,16 +24,16 @@ def get_config(tasks: str = ",".join(emoji_policy_gradient.TASKS)) -> ml_collect
     # The gradients of the methods are of other sizes: with these weights each task has its share of
     # one step for all.
     config.optimizer.one_step = True
-    for name, weight in {"preference": 4.0, "compositionality": 10.0, "fairness": 10.0}.items():
+    for name, weight in {"preference": 3.0, "compositionality": 16.0, "fairness": 14.0}.items():
         if name in config.tasks:
             config.tasks[name].weight = weight
     if "fairness" in config.tasks:
         config.tasks.fairness.algorithm = "nft"
-    config.iterations = 36
+    config.iterations = 45
     config.sampler.eta = 0.0
     config.batch_size = 160
     config.optimizer.warmup_iterations = 3
-    config.optimizer.decay_iterations = 40
+    config.optimizer.decay_iterations = 50
     config.ema_decay = 0.9
-    config.evaluation.every = config.checkpoint.every = 12
+    config.evaluation.every = config.checkpoint.every = 15
     return config
