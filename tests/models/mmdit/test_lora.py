@@ -27,11 +27,12 @@ def inputs(model):
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     text = Conditioning(draw(2, 7, 48), draw(2, 36))
-    return draw(2, *model.latent_shape), np.array([0.9, 0.2], np.float32), text
+    # Early times: PyTorch rounds the frequencies of its sinusoids on the way, differently on
+    # different processors, by which an angle at 0.9 is up to 6e-5 off, 17 times the rest.
+    return draw(2, *model.latent_shape), np.array([0.3, 0.2], np.float32), text
 
 
 def test_pytorch_loads_the_file_and_computes_the_same(make_folder, tmp_path):
-
     folder = make_folder()
     model, params = load_model(str(folder))
     base = params["transformer"]
@@ -60,7 +61,7 @@ def test_pytorch_loads_the_file_and_computes_the_same(make_folder, tmp_path):
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     expected = theirs(pipeline.transformer)
     assert np.abs(expected - unchanged).max() > 0.1
-    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(ours - expected).max() <= 5e-6 * np.abs(expected).max()
 
     # Read again, the file is the same change; its targets are the modules by their whole names.
     again, read = read_lora(str(tmp_path), "--lora", "transformer", base)
