@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from diffusionrl_jax.algorithms import ALGORITHMS
 from diffusionrl_jax.data.prompts import ShuffledPrompts
 from diffusionrl_jax.distributed.mesh import make_mesh
 from diffusionrl_jax.experiments import checks
@@ -46,7 +47,7 @@ def test_a_window_is_for_what_trains_on_steps(make_config):
     checks.check_experiment(config, make_mesh())
 
 
-@pytest.mark.parametrize("name", ["nft", "crd", "refl", "policy_gradient", "dpo_offline"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_training_what_guidance_makes_is_warned_of(name, make_config, caplog):
     """Where a method was published for training without."""
     config = make_config(**{"algorithm.name": name, "sampler.guidance_scale": 1.0})
@@ -54,7 +55,8 @@ def test_training_what_guidance_makes_is_warned_of(name, make_config, caplog):
     assert not caplog.text
     config.sampler.guidance_scale = 7.0
     checks.warn_of_guidance(config)
-    assert ("published for training without" in caplog.text) == (name in ("nft", "crd", "refl"))
+    published_without = name in ("refl", "nft", "awm", "dgpo", "crd", "dpo")
+    assert ("published for training without" in caplog.text) == published_without
 
 
 def test_a_normalised_sum_is_refused_as_a_judge(make_config):

@@ -27,8 +27,8 @@ def inputs(model):
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     text = Conditioning(draw(2, 7, 48), draw(2, 36))
-    # Early times: PyTorch rounds the frequencies of its sinusoids on the way, differently on
-    # different processors, by which an angle at 0.9 is up to 6e-5 off, 17 times the rest.
+    # Low times: PyTorch rounds the frequencies of its sinusoids on the way. At 0.9 an angle is off
+    # by up to 6e-5 for it, and the output by 17 times all that is left with PyTorch's frequencies.
     return draw(2, *model.latent_shape), np.array([0.3, 0.2], np.float32), text
 
 
