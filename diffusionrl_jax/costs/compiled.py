@@ -36,9 +36,10 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-# The compiler's error for a program that does not fit.
+# The compiler's errors for a program that does not fit, before and after it has placed its values.
 OUT_OF_MEMORY = re.compile(
-    r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])"
+    r"(?:temporaries \(|Used )([\d.]+)([KMG])"
+    r"(?:\) exceeds available HBM \(| of )([\d.]+)([KMG])"
 )
 # The head of the compiler's memory report for a program that fits.
 ALLOCATED = re.compile(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)")

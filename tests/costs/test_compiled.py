@@ -97,15 +97,34 @@ def test_less_effort_is_asked_of_the_compiler(monkeypatch):
 class DoesNotFit:
     """As a lowered program whose compilation says what libtpu says."""
 
+    def __init__(self, reason):
+        self.reason = reason
+
     def compile(self, options):
         raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
-            "memory required for HLO temporaries (20.89G) exceeds available HBM (15.75G). HLO "
-            "module: jit_f.\nSee https://openxla.org/xla/errors/error_1000 for more details."
+            f"RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: {self.reason}\n"
+            "See https://openxla.org/xla/errors/error_1000 for more details."
         )
 
 
-def test_what_does_not_fit_says_by_how_much():
-    with pytest.raises(compiled.OutOfMemory, match="20.89 GiB .* has 15.75 GiB") as caught:
-        compiled.compile_program(DoesNotFit())
-    assert caught.value.needed == int(20.89 * 2**30)
+@pytest.mark.parametrize(
+    ("reason", "needed", "available"),
+    [
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (20.89G) "
+            "exceeds available HBM (15.75G). HLO module: jit_f.",
+            20.89,
+            15.75,
+        ),
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 31.39G "
+            "of 31.25G hbm. Exceeded hbm capacity by 146.43M.",
+            31.39,
+            31.25,
+        ),
+    ],
+)
+def test_what_does_not_fit_says_by_how_much(reason, needed, available):
+    with pytest.raises(compiled.OutOfMemory, match=f"{needed} GiB .* {available} GiB") as caught:
+        compiled.compile_program(DoesNotFit(reason))
+    assert caught.value.needed == int(needed * 2**30)
