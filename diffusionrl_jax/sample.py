@@ -10,7 +10,7 @@ from diffusionrl_jax.command_line import programs, start
 from diffusionrl_jax.data.files import prepare_file
 from diffusionrl_jax.data.prompt_files import read_prompts
 from diffusionrl_jax.diffusion.sampler import Sampler
-from diffusionrl_jax.experiments import fields
+from diffusionrl_jax.experiments import fields, planning
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.text_to_image import warn_of_cut
 from diffusionrl_jax.monitoring.images import image_grid, write_png
@@ -106,7 +106,8 @@ def main(_):
         prompts, count = read_all_prompts(), IMAGES.value
         output = prepare_file(OUTPUT.value, "--output")
         model, step = read_model()
-        config = make_config(model)
+        trained.check_trained(model, step)  # A model of the hub is fetched first.
+        config, at_once = planning.resolve_to_sample(make_config(model), MOST_AT_ONCE)
         policy = trained.load_trained(model, config, step)
         warn_of_cut(policy.model, prompts, "--prompt_file" if PROMPT_FILE.value else "--prompts")
         scale = config.sampler.guidance_scale
@@ -118,7 +119,7 @@ def main(_):
                 *(embedded, scale),
             )
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        batch = min(len(repeated), MOST_AT_ONCE * policy.mesh.size)
+        batch = min(len(repeated), at_once * policy.mesh.size)
         # Each device decodes one at a time: at 1024 px a decoder's activations are gigabytes.
         sampler = Sampler(policy, config.sampler, batch, decode=1)
         images = sampler(policy.params, repeated, SEED.value)

@@ -27,10 +27,19 @@ def make_mesh(
       UserError: fsdp does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    if fsdp < 1 or len(devices) % fsdp:
-        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise UserError(f"mesh.fsdp={fsdp} must be one of {divisors}: it divides the devices.")
+    check_split(fsdp, len(devices))
     return Mesh(np.asarray(devices).reshape(-1, fsdp), BATCH_AXES)
+
+
+def check_split(fsdp: int, devices: int) -> None:
+    """Refuses a number of parts that does not divide the number of devices.
+
+    Raises:
+      UserError: it does not; the message names those that do.
+    """
+    if fsdp < 1 or devices % fsdp:
+        divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+        raise UserError(f"mesh.fsdp={fsdp} must be one of {divisors}: it divides the devices.")
 
 
 def slice_of(device) -> int:

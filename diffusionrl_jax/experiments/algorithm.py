@@ -175,6 +175,7 @@ def make_algorithm(
         sample=microbatch.sample,
         decode=microbatch.decode,
         score=microbatch.score,
+        differentiate=microbatch.differentiate,
         noise_groups=tuple(_noise_group(config, name) for name in names),
         window=sampler.window,
         window_groups=tuple(task.group_size for task in tasks.values()),

@@ -31,6 +31,8 @@ from diffusionrl_jax.rewards.statistical_parity import LEAVE_ONE_OUT
 MOST_CHECKED = 2**20
 # The tokens of so many prompts are counted, which takes longer.
 MOST_COUNTED = 2**15
+# The fields of config.microbatch that are of all tasks' samples together.
+OF_ALL_TASKS = ("sample", "decode")
 
 
 def fsdp(config: Config) -> int:
@@ -58,6 +60,21 @@ def size(config: Config) -> tuple[int, int] | None:
     return (height, width) if height else None
 
 
+def differentiated_in_groups(config: Config) -> list[str]:
+    """Returns the tasks whose reward may compare the images of a prompt, and is differentiated.
+
+    They are those of a reward of the user's own: of the shipped ones, those that compare images
+    have no gradient.
+    """
+    return [
+        name
+        for method, tasks in algorithms.tasks_by_method(config).items()
+        if algorithms.needs_of_method(config, method).reward_gradient
+        for name in tasks
+        if is_of_ones_own(config.tasks[name].scorer)
+    ]
+
+
 def gathers_by_blocks(config: Config) -> bool:
     """Returns whether `config.mesh.gather` is "blocks"; `planning.resolve` chooses for "auto"."""
     return config.mesh.gather == "blocks"
@@ -70,9 +87,11 @@ def check(config: Config, mesh: Mesh | AbstractMesh) -> None:
       UserError: something does not fit; it says what, and the mend.
     """
     check_experiment(config, mesh)
-    _check_microbatches(config, mesh.size)
+    check_microbatches(config, mesh.size)
     _check_rounding(config, mesh.size)
-    _check_groups(config, config.tasks, mesh.size, "score", "its reward may compare them")
+    compared = "its reward may compare them"
+    _check_groups(config, config.tasks, mesh.size, "score", compared)
+    _check_groups(config, differentiated_in_groups(config), mesh.size, "differentiate", compared)
     for method, tasks in algorithms.tasks_by_method(config).items():
         if algorithms.needs_of_method(config, method).groups:
             _check_groups(config, tasks, mesh.size, "train", f"{method} trains on them together")
@@ -221,13 +240,17 @@ def _comparison(config: Config, name: str, method: str) -> tuple[str, str] | Non
     return None
 
 
-def _check_microbatches(config: Config, devices: int) -> None:
-    """Refuses a microbatch that does not divide what a device takes at a time."""
+def check_microbatches(config: Config, devices: int) -> None:
+    """Refuses a microbatch that does not divide what a device takes at a time.
+
+    Raises:
+      UserError: one does not; it names the field.
+    """
     share = config.batch_size // devices
     of_all_tasks = len(config.tasks) * share
-    shares = {"sample": of_all_tasks, "decode": of_all_tasks, "score": share, "train": share}
+    shares = dict.fromkeys(config.microbatch, share) | dict.fromkeys(OF_ALL_TASKS, of_all_tasks)
     for name, samples in shares.items():
-        size = config.microbatch.score if name == "score" else config.microbatch[name]
+        size = config.microbatch[name]
         if 0 < size < samples and samples % size:
             raise UserError(
                 f"config.microbatch.{name}={size} must divide the {samples} samples that each "

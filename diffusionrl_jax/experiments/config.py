@@ -25,7 +25,7 @@ BEFORE = {
     },
     "lora": {"rank": 0},
     "mesh": {"split_frozen": True, "gather": "whole"},
-    "microbatch": {"score": 0},
+    "microbatch": {"score": 0, "differentiate": 0},
 }
 
 
@@ -232,6 +232,8 @@ def get_config() -> Config:
     config.microbatch.sample = 0
     config.microbatch.decode = 0
     config.microbatch.score = 0  # It holds whole groups.
+    # Of the methods that learn from the reward's gradient.
+    config.microbatch.differentiate = 0
     config.microbatch.train = 0
 
     # The mesh has the axes "data" and "fsdp"; "data" takes the devices that are left.

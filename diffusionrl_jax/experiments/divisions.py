@@ -6,7 +6,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from diffusionrl_jax.algorithms import needs_of
 from diffusionrl_jax.data.config_type import Config
@@ -15,7 +15,6 @@ from diffusionrl_jax.distributed.microbatch import largest_divisor
 from diffusionrl_jax.experiments import checks, memory, shared_prefix
 from diffusionrl_jax.experiments.memory import Division, Sizes
 
-MICROBATCHES = ("sample", "decode", "score", "train")
 # More chips than these share parameters only where they have to.
 FSDP = 16
 # Into more parts few parameters can be split: Stable Diffusion's are 320, 640 and 1,280 wide.
@@ -28,7 +27,14 @@ MOST, FEWEST = 8, 4
 USUAL_VALUES = 64 * 64 * 320
 # The images of one microbatch may take this part of the memory while they are scored, or decoded.
 SCORED, DECODED = 1 / 8, 1 / 6
+MOST_DIFFERENTIATED = 8  # A VAE's decoder gains nothing by more images at a time.
 ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
+
+
+def microbatches(config: Config) -> list[str]:
+    """Returns the names of the fields of `config.microbatch` that the config's methods use."""
+    names = ["sample", "decode", "score", "train"]
+    return names + ["differentiate"] * needs_of(config).reward_gradient
 
 
 def usual_split(count: int, slices: int = 1) -> int:
@@ -82,12 +88,18 @@ def _pairs(config, sizes: Sizes, share: int) -> Iterator[list[tuple[str, int]]]:
         yield list(itertools.product(policies, sizes_tried))
 
 
-def in_groups(config, share: int) -> list[int]:
+def in_groups(config, share: int, tasks: Iterable[str] | None = None) -> list[int]:
     """Returns the numbers of samples that divide a chip's share and are whole groups.
 
     It is the whole share if there are none.
+
+    Args:
+      config: see `experiments/config.py`.
+      share: how many samples of a task each chip has.
+      tasks: the tasks whose groups are meant; None means all.
     """
-    groups = math.lcm(*(task.group_size for task in config.tasks.values()))
+    tasks = config.tasks if tasks is None else tasks
+    groups = math.lcm(*(config.tasks[name].group_size for name in tasks))
     return [size for size in divisors(share) if size % groups == 0] or [share]
 
 
@@ -99,6 +111,24 @@ def trained_at_a_time(config: Config, share: int) -> list[int]:
     if needs.branches:
         share = shared_prefix.samples_of_a_step(config, share)
     return in_groups(config, share) if needs.groups else divisors(share)
+
+
+def differentiated_at_a_time(config: Config, share: int) -> list[int]:
+    """Returns of how many samples of a chip's share rewards may be differentiated at a time.
+
+    The fewest come first.
+    """
+    return in_groups(config, share, checks.differentiated_in_groups(config))
+
+
+def _differentiated(config, share: int) -> list[int]:
+    """Returns of how many images to differentiate rewards at a time, the best number first."""
+    if not needs_of(config).reward_gradient:
+        return [0]
+    if chosen := config.microbatch.differentiate:
+        return [chosen]
+    possible = differentiated_at_a_time(config, share)
+    return [size for size in possible if size <= MOST_DIFFERENTIATED][::-1] or possible[:1]
 
 
 def _scored(config, sizes: Sizes, devices: Devices, share: int) -> int:
@@ -138,7 +168,7 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
             train = small[-1]
     else:
         sample = train = small[-1] if small else possible[0]
-    chosen = config.microbatch
+    chosen, scored = config.microbatch, config.microbatch.score or max(share, ON_A_CPU)
     if config.dtype != "float32":
         sample, train = chosen.train or sample, chosen.sample or train
     return Division(
@@ -147,8 +177,9 @@ def _on_a_cpu(config, sizes: Sizes, devices: Devices, share: int) -> Division:
         fsdp=config.mesh.fsdp or 1,
         sample=chosen.sample or sample,
         decode=chosen.decode or max(total, ON_A_CPU),
-        score=config.microbatch.score or max(share, ON_A_CPU),
+        score=scored,
         train=chosen.train or train,
+        differentiate=chosen.differentiate or scored,
         remat=checks.remat(config),
     )
 
@@ -170,9 +201,11 @@ def divisions(config: Config, sizes: Sizes, devices: Devices) -> Iterator[Divisi
             yield dataclasses.replace(_on_a_cpu(config, sizes, devices, share), gather=gather)
     scored = _scored(config, sizes, devices, share)
     decoded = _decoded(config, sizes, devices, share, scored)
-    splits = _splits(config, sizes, devices)
+    splits, differentiated = _splits(config, sizes, devices), _differentiated(config, share)
     for pairs in _pairs(config, sizes, share):
-        for gather, (remat, size), fsdp in itertools.product(gathers, pairs, splits):
+        for gather, (remat, size), fsdp, at_once in itertools.product(
+            gathers, pairs, splits, differentiated
+        ):
             yield Division(
                 chips=devices.count,
                 share=share,
@@ -182,6 +215,7 @@ def divisions(config: Config, sizes: Sizes, devices: Devices) -> Iterator[Divisi
                 decode=decoded,
                 score=scored,
                 train=size,
+                differentiate=at_once,
                 remat=remat,
                 gather=gather,
             )

@@ -160,6 +160,7 @@ FIELDS: dict[str, Kind] = {
     "microbatch.sample": Whole(0, BATCH, CHOSEN),
     "microbatch.decode": Whole(0, BATCH, CHOSEN),
     "microbatch.score": Whole(0, BATCH, CHOSEN),
+    "microbatch.differentiate": Whole(0, BATCH, CHOSEN),
     "microbatch.train": Whole(0, BATCH, CHOSEN),
     "mesh.fsdp": Whole(0, 2**20, CHOSEN),
     "mesh.split_frozen": Switch(),

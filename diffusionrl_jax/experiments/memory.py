@@ -36,6 +36,8 @@ OWLV2_IMAGE = 2.5 * 2**30
 FACTORS, CHANGED = 1 / 4000, 0.3
 # Of a stack of blocks: the bytes of each number of a changed kernel, and of its gradient.
 CHANGED_OF_STACK = 2 * FLOAT
+# What differentiating an image's reward holds, as a multiple of what decoding and scoring do.
+DIFFERENTIATED = 3.2
 # What part of a stack's parameters the compiler copies, into the order in which a loop takes them.
 COPIED = 0.5
 
@@ -201,7 +203,7 @@ class Division:
       chips: the number of chips.
       share: how many samples of a task each chip has.
       fsdp: over how many chips large parameters are split.
-      sample, decode, score, train: how many samples a chip takes at a time.
+      sample, decode, score, train, differentiate: how many samples a chip takes at a time.
       remat, gather: as `config.remat` and `config.mesh.gather`, but not "auto".
     """
 
@@ -214,6 +216,7 @@ class Division:
     train: int
     remat: str
     gather: str = "whole"
+    differentiate: int = 0
 
 
 def held(sizes: Sizes, division: Division, trains: bool = True) -> float:
@@ -319,9 +322,8 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     read = cast_text if is_encoder_split else 0
     captions = read + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
-    # All activations are held for the backward pass: as a rule two more of each.
-    scoring = scored * (sizes.image + most + sizes.decoded)
-    backwards = networks + 3 * scoring if sizes.reward_gradient else 0
+    differentiating = min(division.differentiate, share) * (sizes.image + most + sizes.decoded)
+    backwards = networks + DIFFERENTIATED * differentiating if sizes.reward_gradient else 0
     together = cast + _gradient(sizes, division, by_blocks)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     # Pictures of the pretraining loss stand for themselves.

@@ -7,9 +7,10 @@ import jax
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.experiments.divisions import (
-    MICROBATCHES,
+    differentiated_at_a_time,
     divisors,
     in_groups,
+    microbatches,
     trained_at_a_time,
 )
 from diffusionrl_jax.experiments.planning import LORA_RANK, Plan
@@ -71,5 +72,12 @@ def smaller(config: Config, share: int) -> dict[str, int]:
     # Only in float32 may the denoiser see another number of samples in sampling than in training.
     sample = half(now.sample, divisors(total)) if config.dtype == "float32" else train
     decode = half(now.decode, divisors(score if score < share else total))
-    sizes = dict(zip(MICROBATCHES, (sample, decode, score, train), strict=True))
-    return {name: size for name, size in sizes.items() if size < now[name]}
+    differentiate = half(now.differentiate, differentiated_at_a_time(config, share))
+    sizes = {
+        "sample": sample,
+        "decode": decode,
+        "score": score,
+        "train": train,
+        "differentiate": differentiate,
+    }
+    return {name: sizes[name] for name in microbatches(config) if sizes[name] < now[name]}

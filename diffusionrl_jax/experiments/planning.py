@@ -11,15 +11,16 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import ml_collections
 from absl import logging
 from jax.sharding import AbstractMesh
 
 from diffusionrl_jax.data.config_type import Config
 from diffusionrl_jax.distributed.devices import Devices, devices_here
-from diffusionrl_jax.distributed.mesh import BATCH_AXES
+from diffusionrl_jax.distributed.mesh import BATCH_AXES, check_split
 from diffusionrl_jax.experiments import checks, fields, memory
 from diffusionrl_jax.experiments.config import get_config
-from diffusionrl_jax.experiments.divisions import MICROBATCHES, divisions
+from diffusionrl_jax.experiments.divisions import divisions, microbatches
 from diffusionrl_jax.experiments.memory import Division, Sizes
 from diffusionrl_jax.mistakes import UserError
 
@@ -105,17 +106,30 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
 
     Raises:
       UserError: something is to be chosen, and the chips' memory is not known.
-      UserError, FileNotFoundError: as `fields.check`, `checks.check_experiment` and `memory.sizes`.
+      UserError, FileNotFoundError: as `fields.check` and `memory.sizes`; and where it is to be
+        trained, as `checks.check` and `checks.check_evaluation`.
     """
     fields.check(config)
     if devices.memory is None and _is_automatic(config):
         raise UserError(
             f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "
-            "config.mesh.fsdp, config.microbatch.sample, decode, score and train, and config.remat."
+            f"config.mesh.fsdp, config.microbatch.{', '.join(microbatches(config))}, config.remat."
         )
+    mesh = AbstractMesh((devices.count, 1), BATCH_AXES)
+    if config.mesh.fsdp:
+        check_split(config.mesh.fsdp, devices.count)
     if trains:
-        mesh = AbstractMesh((devices.count, 1), BATCH_AXES)
         checks.check_experiment(config, mesh)
+        checks.check_evaluation(config, mesh)
+        checks.check_microbatches(config, devices.count)
+    plan = _best(config, devices, trains)
+    if trains:  # What a user sets may not fit what is chosen.
+        checks.check(_filled(config, plan), mesh)
+    return plan
+
+
+def _best(config: Config, devices: Devices, trains: bool) -> Plan:
+    """Returns the best plan, as `choose` does, of a config that has been looked at."""
     sizes = memory.sizes(config, kernel=_runs_kernel(config, devices))
     room = math.inf if devices.memory is None else USED * devices.memory
     plans = []
@@ -129,7 +143,7 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
 
 def _is_automatic(config: Config) -> bool:
     """Returns whether anything is left to the plan."""
-    sizes = [config.microbatch.get(name, 0) for name in MICROBATCHES]
+    sizes = [config.microbatch[name] for name in microbatches(config)]
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
 
@@ -191,13 +205,52 @@ def resolve(
     return _filled(config, plan), plan
 
 
+def resolve_to_sample(
+    config: Config, most: int, devices: Devices | None = None
+) -> tuple[Config, int]:
+    """Chooses how the networks of a model are gathered that is only sampled, with no reward.
+
+    Where there may be no room, there is a warning.
+
+    Args:
+      config: see `experiments/config.py`, of which tasks and evaluation do not matter. It is not
+        changed.
+      most: how many pictures a device draws at a time, at most.
+      devices: the devices that it is to run on; None means those that are here.
+
+    Returns:
+      The config with `mesh.gather`, and how many pictures a device draws at a time.
+
+    Raises:
+      UserError, FileNotFoundError: as `choose`, but for devices whose memory is not known, on which
+        nothing is chosen.
+    """
+    devices = devices or devices_here()
+    alone = config.copy_and_resolve_references()
+    with alone.unlocked():
+        alone.tasks = alone.evaluation.sets = ml_collections.ConfigDict()
+        alone.microbatch.update(dict.fromkeys(alone.microbatch, 0))
+    if devices.memory is None:
+        return config, most
+    plan = choose(alone, devices, trains=False)
+    if not plan.fits:
+        logging.warning(
+            "%s may not fit %s: drawing takes %.1f of %.4g GiB a chip, by a model of the memory. "
+            "Take more chips, should they run out of it.",
+            *(config.model, devices, plan.memory / GIB, devices.memory / GIB),
+        )
+    filled = config.copy_and_resolve_references()
+    filled.mesh.gather = plan.division.gather
+    return filled, min(most, plan.division.sample)
+
+
 def _filled(config: Config, plan: Plan) -> Config:
     """Returns a config with what the plan has chosen."""
     filled, division = config.copy_and_resolve_references(), plan.division
     with filled.unlocked():
         filled.mesh.fsdp, filled.remat = division.fsdp, division.remat
         filled.mesh.gather = division.gather
-        for name in MICROBATCHES:
+        for name in microbatches(config):
             filled.microbatch[name] = getattr(division, name)
         if plan.split and plan.devices.platform != "cpu":
             filled.execution = "split"
@@ -243,7 +296,7 @@ def _too_large(config: Config, devices: Devices, plan: Plan, trains: bool) -> st
         text += f", or {mend} ({fitting.memory / GIB:.1f} GiB a chip)"
     filled = _filled(config, plan)
     sizes = " ".join(
-        f"--config.microbatch.{name}={filled.microbatch[name]}" for name in MICROBATCHES
+        f"--config.microbatch.{name}={filled.microbatch[name]}" for name in microbatches(config)
     )
     return (
         f"{text}. To try it all the same, set what the plan would choose: "

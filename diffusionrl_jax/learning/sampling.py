@@ -19,6 +19,8 @@ class Sampling:
       sample: how many samples each device draws at a time; 0 means all at once.
       decode: how many samples each device decodes at a time; 0 means all at once.
       score: how many samples each device scores at a time; 0 means all at once.
+      differentiate: of how many samples each device differentiates the rewards at a time, where a
+        method learns from their gradients; 0 means all at once.
       noise_groups: for each task, how many neighbours in the batch are trained on the same steps
         and share all noise except that of these steps; 1 means that none do. Empty means 1 for all
         tasks.
@@ -41,6 +43,7 @@ class Sampling:
     sample: int = 0
     decode: int = 0
     score: int = 0
+    differentiate: int = 0
     noise_groups: tuple[int, ...] = ()
     window: int = 0
     window_groups: tuple[int, ...] = ()

@@ -117,6 +117,8 @@ class Scoring:
     ) -> tuple[jax.Array, jax.Array]:
         """Decodes latents, scores their images, and differentiates the scores by the latents.
 
+        Rewards with a gradient compare no images, so that microbatches need not hold whole groups.
+
         Args:
           task: the number of the task whose reward scores.
           frozen: the parameters that do not change.
@@ -137,7 +139,8 @@ class Scoring:
             scores, pull = jax.vjp(of_latents, latents)
             return scores, pull(jnp.ones_like(scores))[0]
 
-        return self._map(of_part, (latents, inputs), len(latents), self.sampling.score)
+        at_once = self.sampling.differentiate
+        return self._map(of_part, (latents, inputs), len(latents), at_once)
 
     def score_task(
         self, task: int, params: Parameters, images: jax.Array, inputs: Mapping

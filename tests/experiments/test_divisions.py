@@ -38,7 +38,7 @@ def test_parameters_are_split_within_a_slice(chips, slices, split):
 def test_chips_hold_what_the_model_of_memory_says(chips):
     """Of Stable Diffusion 2's own shapes, which no twelfth and hardly any third divides."""
     config = hps.get_config()
-    config.batch_size = 1920
+    config.batch_size = config.evaluation.sets.hps.images = 1920
     sizes = memory.sizes(config, kernel=True)
     _, networks = model_shapes(config.model, dtype=jnp.bfloat16)
     shapes = jax.tree.map(

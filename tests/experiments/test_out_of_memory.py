@@ -17,6 +17,7 @@ from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.training.loop import train
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore.")
+METHODS = ["policy_gradient", "dgpo", "draft_k", "dpo_offline", "shared_prefix"]
 PROPOSED = re.compile(r"--config\.microbatch\.(\w+)=(\d+) \(it was (\d+)\)")
 
 
@@ -33,7 +34,9 @@ def proposed(config, plan):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["policy_gradient", "dgpo", "dpo_offline", "shared_prefix"])
+@pytest.mark.parametrize(
+    "method", ["policy_gradient", "dgpo", "draft_k", "dpo_offline", "shared_prefix"]
+)
 @pytest.mark.parametrize("make", [hps.get_config, joint.get_config])
 def test_one_may_go_on_halving_by_what_is_proposed(make, method, dtype, tmp_path):
     config = make()
@@ -47,6 +50,7 @@ def test_one_may_go_on_halving_by_what_is_proposed(make, method, dtype, tmp_path
         if task.scorer.reward == "statistical_parity":
             with config.unlocked():  # Else a prompt's images could not be compared.
                 task.scorer.options.credit = "leave_one_out"
+            task.algorithm = "nft" if method == "draft_k" else ""
     if method == "dpo_offline":
         config.algorithm.dpo_offline.pairs = str(tmp_path)
     devices = Devices(4, "v5p", "tpu", 95 * planning.GIB)
@@ -59,7 +63,7 @@ def test_one_may_go_on_halving_by_what_is_proposed(make, method, dtype, tmp_path
         checks.check(config, AbstractMesh((4 // config.mesh.fsdp, config.mesh.fsdp), BATCH_AXES))
         rounds += 1
     assert rounds >= 2
-    least = {"policy_gradient": 1, "dpo_offline": 2}.get(method, 4)  # Pairs, and groups of 4.
+    least = {"dgpo": 4, "dpo_offline": 2, "shared_prefix": 4}.get(method, 1)  # Groups, or pairs.
     assert (config.microbatch.train, config.microbatch.score) == (least, 4)
 
 

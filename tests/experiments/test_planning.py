@@ -6,7 +6,7 @@ import json
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import hps, joint
+from configs import common, hps, joint, pick_score
 from diffusionrl_jax.distributed.devices import Devices, devices_of_topology
 from diffusionrl_jax.distributed.mesh import BATCH_AXES
 from diffusionrl_jax.experiments import checks, planning
@@ -125,6 +125,70 @@ def test_batches_that_do_not_divide_are_refused():
     config = hps.get_config()
     with pytest.raises(ValueError, match="config.batch_size .*must be a multiple of 3"):
         planning.choose(config, devices(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
+        ({"microbatch.score": 3}, "microbatch.score=3 must divide the 256"),
+        ({"evaluation.sets.hps.images": 12}, "sets.hps.images=12 must be a multiple of 8"),
+        ({"algorithm.name": "dgpo", "tasks.hps.group_size": 512}, "train=[0-9]+ must be|multiple"),
+    ],
+)
+def test_what_a_run_would_refuse_has_no_plan(changes, message):
+    """So that nothing is fetched for it."""
+    config = hps.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        planning.refuse_too_large(config, devices(8))
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x4", "v6e:2x4", "v5p:2x2x1", "v5e:16x16"])
+@pytest.mark.parametrize("method", ["reward_gradient", "refl", "draft_k", "draft_lv"])
+def test_methods_of_the_rewards_gradient_fit(method, topology):
+    """Few pictures' rewards are differentiated at a time, and as many as there is room for."""
+    config = hps.get_config()
+    config.algorithm.name = method
+    config.lora.rank = 16 * (topology == "v5e:1x1")
+    filled, plan = planning.resolve(config, devices_of_topology(topology))
+    assert plan.fits and 1 <= filled.microbatch.differentiate <= 8
+    config.microbatch.differentiate = 2
+    assert planning.choose(config, devices_of_topology(topology)).division.differentiate == 2
+
+
+def test_rewards_of_ones_own_are_differentiated_in_whole_groups():
+    """They may compare a prompt's pictures."""
+    config = hps.get_config()
+    config.algorithm.name = "draft_k"
+    config.tasks.hps.group_size = 4
+    config.tasks.hps.scorer = common.make_scorer("tests.algorithms.toy:Brightness")
+    filled, _ = planning.resolve(config, devices(8))
+    assert filled.microbatch.differentiate == 8
+    config.microbatch.differentiate = 2
+    with pytest.raises(ValueError, match="differentiate=2 must be a multiple of task hps's"):
+        planning.choose(config, devices(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "gather", "fits"),
+    [
+        (hps.get_config, "whole", True),
+        (lambda: pick_score.get_config("flux_dev"), "blocks", True),
+        (lambda: pick_score.get_config("flux_dev"), "blocks", False),
+    ],
+)
+def test_what_only_draws_is_gathered_as_there_is_room(make, gather, fits, caplog):
+    config = make()
+    config.mesh.fsdp = 16
+    config.microbatch.sample = 7  # Of training, which divides no number of pictures to be drawn.
+    chips = devices(16, (16 if fits else 8) * GIB)
+    drawing, at_once = planning.resolve_to_sample(config, 4, chips)
+    assert drawing.mesh.gather == gather and (at_once == 4 or not fits)
+    assert ("may not fit 16 v5p chips" in caplog.text) == (not fits)
+    assert config.mesh.gather == "auto"
+    unknown = planning.resolve_to_sample(config, 4, devices(16, None))
+    assert unknown[0].mesh.gather == "auto" and unknown[1] == 4
 
 
 def test_a_run_may_go_on_by_another_plan(make_config, tmp_path):
