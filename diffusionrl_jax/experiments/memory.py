@@ -37,7 +37,7 @@ FACTORS, CHANGED = 1 / 4000, 0.3
 # Of a stack of blocks: the bytes of each number of a changed kernel, and of its gradient.
 CHANGED_OF_STACK = 2 * FLOAT
 # What differentiating an image's reward holds, as a multiple of what decoding and scoring do.
-DIFFERENTIATED = 3.2
+DIFFERENTIATED = 1.85
 # What part of a stack's parameters the compiler copies, into the order in which a loop takes them.
 COPIED = 0.5
 
@@ -323,7 +323,10 @@ def needed(sizes: Sizes, division: Division, trains: bool = True) -> dict[str, f
     captions = read + 2 * share * sizes.text if sizes.pretrains else 0
     reference = cast + min(division.train, share) * forward if sizes.predictions else 0
     differentiating = min(division.differentiate, share) * (sizes.image + most + sizes.decoded)
-    backwards = networks + DIFFERENTIATED * differentiating if sizes.reward_gradient else 0
+    backwards = 0
+    if sizes.reward_gradient:  # The backward pass takes a copy of the reward's parameters.
+        copied = FLOAT * max(sizes.rewards, default=0)
+        backwards = networks + copied + DIFFERENTIATED * differentiating
     together = cast + _gradient(sizes, division, by_blocks)
     backward = sizes.model.network.backward(division.remat, sizes.itemsize, sizes.kernel)
     # Pictures of the pretraining loss stand for themselves.
