@@ -162,6 +162,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers |= {
             "X-Linked-Size": str(len(content)),
             "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Xet-Hash": hashlib.sha256(content).hexdigest(),
+            "X-Xet-Refresh-Route": f"{self.server.address}/xet",
             "Location": f"{self.server.address}/cdn/{repository}/-/{urllib.parse.quote(name)}",
         }
         self.respond(302, headers)

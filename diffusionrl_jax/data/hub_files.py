@@ -10,15 +10,19 @@ where it is not what `Need.is_preferred` says, the hub is asked whether the same
 """
 
 import dataclasses
+import functools
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
+import requests
 from absl import logging
 from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import _http
 
 from diffusionrl_jax.data import hub_cache, hub_errors
 from diffusionrl_jax.data.files import read_json, readable_size, write_whole
@@ -26,6 +30,19 @@ from diffusionrl_jax.data.files import read_json, readable_size, write_whole
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 TIMEOUT = 30.0  # The seconds in which the hub has to answer.
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
+
+
+def _session() -> requests.Session:
+    """Returns huggingface_hub's own session, in which no request waits for ever for its answer."""
+    session = _http._default_backend_factory()
+    session.request = functools.partial(session.request, timeout=TIMEOUT)  # As a default.
+    return session
+
+
+huggingface_hub.configure_http_backend(_session)
+# Of what its other protocol for large files, Xet, has begun, nothing is kept where it breaks off.
+if "HF_HUB_DISABLE_XET" not in os.environ:
+    constants.HF_HUB_DISABLE_XET = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +300,7 @@ def _download(planned: Plan) -> None:
     for file in sorted(planned.missing, key=lambda file: file.size):
         try:
             _download_file(need, planned.revision, file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # Xet's are RuntimeErrors.
             raise OSError(
                 hub_errors.explain_download(error, need.repository, need.kind, file.path)
             ) from error

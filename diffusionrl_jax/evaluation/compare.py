@@ -28,9 +28,11 @@ from diffusionrl_jax.evaluation.evaluator import SHOWN_IMAGES, Evaluation, Evalu
 from diffusionrl_jax.evaluation.head_to_head import WinRate
 from diffusionrl_jax.evaluation.manifest import Manifest
 from diffusionrl_jax.experiments import checks, fetching, planning
+from diffusionrl_jax.experiments.fetching import MODEL, Named
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.families import describe_model
+from diffusionrl_jax.models.folders import hub
 from diffusionrl_jax.monitoring.images import image_grid, write_png
 from diffusionrl_jax.runs import trained
 from diffusionrl_jax.runs.identities import settle_step
@@ -180,11 +182,14 @@ def evaluate_models(
 
 def _open(config: Config, models: Sequence[tuple[str, str, str]]) -> Config:
     """Refuses what does not fit, brings what is not here, and leaves nothing in the config open."""
-    for _, path, step in models:
-        if path:
+    on_hub = []
+    for name, path, step in models:
+        if path and not step and hub.is_hub_id(path, name):
+            on_hub.append(Named(MODEL, path, (f"--checkpoints={name}={path}",)))
+        elif path:
             trained.check_trained(path, step)
     checks.check_evaluation(config, make_mesh(1))
-    fetching.bring(config, for_training=False)
+    fetching.bring(config, for_training=False, models=on_hub)
     _check_sizes(config, [path for _, path, _ in models if path])
     return planning.resolve(config, trains=False)[0]
 

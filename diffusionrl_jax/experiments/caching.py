@@ -2,18 +2,20 @@
 
 import shlex
 
+import ml_collections
 from absl import logging
 
-from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.data.prompt_sources import make_prompts
-from diffusionrl_jax.experiments import fields, planning
+from diffusionrl_jax.experiments import fetching, fields, planning
 from diffusionrl_jax.experiments.base_pictures import (
     BASE,
     choose_pictures,
     draw_pictures,
     picture_count,
 )
+from diffusionrl_jax.experiments.fetching import LORA, MODEL, PICTURES, PROMPTS
 from diffusionrl_jax.experiments.loading import load_policy
 from diffusionrl_jax.experiments.pretraining import (
     LATENTS,
@@ -44,6 +46,10 @@ def cache_latents(config: Config, output: str, text_embeddings: bool = False) ->
     output = str(prepare_folder(output, "--output"))
     if name.startswith(BASE):
         picture_count(config)  # Refuses a bad one before the model is looked at.
+    config = copied(config)
+    config.evaluation.sets = ml_collections.ConfigDict()  # Nothing is evaluated.
+    opened = PROMPTS if name.startswith(BASE) else PICTURES
+    fetching.bring(config, kinds=(MODEL, LORA, opened))
     config, _ = planning.resolve(config, trains=False)
     if name.startswith(BASE):
         _draw(config, output, text_embeddings)

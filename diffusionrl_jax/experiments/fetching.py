@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -184,7 +185,13 @@ def _missing_records(named: Named, source: sources.Source) -> str:
     return ""
 
 
-def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> list[Fetched]:
+def bring(
+    config: Config,
+    for_training: bool = True,
+    only_hub: bool = False,
+    kinds: Collection[str] = (),
+    models: Sequence[Named] = (),
+) -> list[Fetched]:
     """Brings all that a config names to this machine: fetches and converts what is not there, once.
 
     Each of several processes does so, into its own machine's cache, and those that share one take
@@ -194,6 +201,8 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
       config: see `experiments/config.py`.
       for_training: whether what is trained with is needed too, beside what is evaluated with.
       only_hub: whether folders and files that the config names by a path may be missing here.
+      kinds: the kinds of what is opened, as in `Named`; empty means all.
+      models: what is opened besides, and named elsewhere.
 
     Returns:
       What came from the hub, now or earlier.
@@ -204,7 +213,8 @@ def bring(config: Config, for_training: bool = True, only_hub: bool = False) -> 
       OSError, UserError: see `hub_files.fetch` and `conversion.convert`.
     """
     fields.check(config)
-    everything = list_named(config, for_training)
+    everything = [*list_named(config, for_training), *models]
+    everything = [named for named in everything if not kinds or named.kind in kinds]
     on_hub = [named for named in everything if _is_on_hub(named)]
     others = () if only_hub else (named for named in everything if named not in on_hub)
     missing = [text for named in others if (text := _missing(named))]
@@ -289,15 +299,23 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
         remove_partials(folder)
     logging.info("Copying %s to %s.", readable_size(sum(sizes.values())), target)
     for name in held.files:
-        file = target / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # In a bucket, a file appears only once it is complete.
-        partial = file if in_bucket(file) else partial_path(file)
-        with (held.folder / name).open("rb") as read, partial.open("wb") as written:
-            shutil.copyfileobj(read, written, COPY_BYTES)
-        if partial != file:
-            partial.replace(file)
+        _copy(held.folder / name, target / name)
     write_whole(mark, _as_text(origin).encode())
+
+
+def _copy(source: pathlib.Path, target: epath.Path) -> None:
+    """Copies a file, and leaves nothing half-written where it is interrupted."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A bucket has no renaming that is atomic, and none is needed: what is written is new.
+    partial = target if in_bucket(target) else partial_path(target)
+    try:
+        with source.open("rb") as read, partial.open("wb") as written:
+            shutil.copyfileobj(read, written, COPY_BYTES)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if partial != target:
+        partial.replace(target)
 
 
 def _as_text(origin: dict) -> str:

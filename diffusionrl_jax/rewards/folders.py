@@ -65,7 +65,8 @@ class Layout:
 LAYOUTS = {
     "image_reward": Layout(BERT_TOKENIZER_FILES, pickle="ImageReward.pt", tokenizer_from=BERT),
     "hps_v2": Layout(CLIP_TOKENIZER_FILES, pickle="HPS_v2.1_compressed.pt", tokenizer_from=CLIP),
-    "pick_score": Layout(CLIP_TOKENIZER_FILES),
+    # Its authors take the tokenizer from another repository, should its own have none.
+    "pick_score": Layout(CLIP_TOKENIZER_FILES, tokenizer_from=CLIP),
     "clip_score": Layout(CLIP_TOKENIZER_FILES),
     "detection": Layout(CLIP_TOKENIZER_FILES),
     "requested_objects": Layout(CLIP_TOKENIZER_FILES),
@@ -113,6 +114,8 @@ def describe(reward: str, path: str) -> Need | None:
         functools.partial(_choose, repository, layout, pickle, bool(file)),
         candidates,
         follow=functools.partial(_follow, layout, pickle),
+        # Where a folder is of use without a tokenizer, another reward may have left it without.
+        is_preferred=lambda names: layout.needs_tokenizer or set(layout.tokenizer) <= set(names),
     )
 
 

@@ -27,6 +27,8 @@ def settle_step(path: str, step: str) -> str:
     Raises:
       UserError, FileNotFoundError: as `trained.check_trained`.
     """
+    if not step and hub.is_hub_id(path, "config.model"):
+        return ""  # What is on the hub is fetched with all else.
     trained.check_trained(path, step)
     if not hub.is_run(path):
         return ""

@@ -11,9 +11,10 @@ from diffusionrl_jax.data import hub_errors
 NAME = "xswu/HPSv2"
 
 
-def answered(status, kind=errors.HfHubHTTPError):
+def answered(status, kind=errors.HfHubHTTPError, told=""):
     response = requests.Response()
     response.status_code = status
+    response.headers["X-Error-Message"] = told
     return kind(f"{status} of the hub", response=response)
 
 
@@ -29,8 +30,13 @@ def missed(cause):
     ("error", "words"),
     [
         (answered(401), "shows no such dataset (401"),
-        (answered(403), "is gated on the Hugging Face hub: accept its terms"),
-        (answered(403, errors.GatedRepoError), "is gated"),
+        (answered(401, told="Invalid credentials in Authorization header"), "the token that it"),
+        (answered(403), "refuses xswu/HPSv2 with 403 (403 of the hub): start the same command"),
+        (answered(407), "look at what your token may read (HF_TOKEN), and at the proxy"),
+        (
+            answered(403, errors.GatedRepoError),
+            "is gated on the Hugging Face hub: accept its terms",
+        ),
         (answered(404, errors.RepositoryNotFoundError), "check the id; if it is private"),
         (answered(429), "429, too many requests: wait some minutes"),
         (answered(503), "with 503: start the same command again later"),

@@ -1,6 +1,7 @@
 """Files from a hub on loopback: fetched once, checked, and with what follows from them."""
 
 import json
+import threading
 
 import huggingface_hub
 import pytest
@@ -38,6 +39,23 @@ def test_fixed_files_are_fetched_once(hub, tmp_path):
     hub.requests.clear()
     assert hub_files.fetch([need]) == [held]
     assert not hub.requests
+
+
+def test_large_files_come_by_the_protocol_that_goes_on_where_it_broke_off(hub):
+    """The hub offers another, for which huggingface_hub has a library of its own."""
+    hub_files.fetch([hub_files.fixed_files(NAME, "large.safetensors")])
+    assert any(path.startswith("/cdn/") for _, path, _ in hub.requests)
+    assert not any(path.startswith("/xet") for _, path, _ in hub.requests)
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(hub, monkeypatch):
+    monkeypatch.setattr(hub_files, "TIMEOUT", 0.2)
+    huggingface_hub.utils.reset_sessions()
+    answer = threading.Event()
+    hub.trouble = lambda path: answer.wait(20) and None if "/paths-info/" in path else None
+    with pytest.raises(FileNotFoundError, match="can't be reached .*timed out"):
+        hub_files.fetch([hub_files.fixed_files(NAME, "config.json")])
+    answer.set()
 
 
 def test_what_is_read_decides_what_is_needed_and_what_follows(hub):

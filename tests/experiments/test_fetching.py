@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 
 from configs import common, hps, image_reward
 from diffusionrl_jax.data.prompt_sources import open_prompts
+from diffusionrl_jax.evaluation.compare import compare_models
 from diffusionrl_jax.experiments import fetching
+from diffusionrl_jax.experiments.caching import cache_latents
 from diffusionrl_jax.models import lora_files
 from diffusionrl_jax.models.folders import hub as model_hub
 from diffusionrl_jax.models.stable_diffusion.folder import load_stable_diffusion
@@ -121,6 +123,25 @@ def test_an_aesthetic_head_is_put_on_clip(cache, monkeypatch, tmp_path):
     (first, *_) = (value for name, value in head_state.items() if name == "layers.0.weight")
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.shape == first.T.shape]
     assert any(np.array_equal(kernel, first.T.numpy()) for kernel in kernels)
+
+
+def test_what_another_reward_has_left_without_a_tokenizer_gets_one(cache, monkeypatch, tmp_path):
+    """The aesthetic head needs CLIP's image tower alone, fairness its tokenizer, too."""
+    head, clip = tmp_path / "head", tmp_path / "clip"
+    for folder in (head, clip):
+        folder.mkdir()
+    stand_in.add_aesthetic(head, clip)
+    for name in folders.CLIP_TOKENIZER_FILES:
+        (clip / name).write_text("{}")
+    with stand_in.serve({stand_in.AESTHETIC: head, stand_in.CLIP: clip}) as server:
+        stand_in.use(monkeypatch, server.address, cache)
+        folders.hold("aesthetic", stand_in.AESTHETIC)
+        assert not set(folders.CLIP_TOKENIZER_FILES) & server.downloaded()
+        held = folders.hold("statistical_parity", stand_in.CLIP)
+        assert set(folders.CLIP_TOKENIZER_FILES) < set(held.files)
+        asked = len(server.requests)
+        assert folders.hold("statistical_parity", stand_in.CLIP) == held
+        assert len(server.requests) == asked
 
 
 def test_a_detector_that_is_published_as_a_pickle(cache, monkeypatch, tmp_path):
@@ -259,6 +280,16 @@ def test_without_a_network_one_message_lists_all_that_is_missing(hub, cache, mon
     assert "\n" not in message
 
 
+def test_other_programs_list_all_that_is_missing_too(hub, cache, monkeypatch, tmp_path):
+    stand_in.go_offline(monkeypatch, hub, cache)
+    config = hps.get_config()
+    with pytest.raises(FileNotFoundError, match=f"{stand_in.STABLE_DIFFUSION}.*diffusiondb"):
+        cache_latents(config, str(tmp_path / "latents"))
+    other = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    with pytest.raises(FileNotFoundError, match=f"{stand_in.STABLE_DIFFUSION}.*{other}"):
+        compare_models(config, [("a", other, "")], str(tmp_path))
+
+
 def test_a_pickle_without_pytorch_is_refused_before_anything_is_fetched(hub, cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(FileNotFoundError, match="is published as a pickle.*the extra `torch`"):
@@ -296,6 +327,26 @@ def test_what_was_fetched_is_copied_and_trained_from(hub, cache, tmp_path, monke
     load_scorer(config.tasks.hps.scorer, 1)
     mark = json.loads((pathlib.Path(config.model) / fetching.MARK_FILE).read_text())
     assert mark["files"].keys() >= READ
+
+
+def test_an_interrupted_copy_leaves_nothing_half_written(hub, cache, bucket, monkeypatch):
+    fetched = fetching.bring(stand_in.config_of())
+    copy, started = shutil.copyfileobj, []
+
+    def interrupted(read, written, size):
+        if started:
+            written.write(read.read(1))
+            raise KeyboardInterrupt
+        started.append(copy(read, written, size))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetching.copy(fetched, "gs://bucket/fetched")
+    assert len(bucket) == 1
+    fetching.copy(fetched, "gs://bucket/fetched")
+    copied = {path.rpartition("/")[2]: len(file.getvalue()) for path, file in bucket.items()}
+    assert copied["metadata.parquet"] == fetched[-1].held.size
 
 
 @pytest.mark.parametrize("module", [hps, image_reward])
