@@ -60,8 +60,8 @@ def announce(experiment: Experiment, plan: Plan, workdir: str) -> str:
       workdir: the folder that the run is kept in.
 
     Returns:
-      Lines of text. The least seconds are estimated from the denoiser's operations at the chips'
-      peak, and left out where the peak is not known, as on CPUs.
+      Lines of text. The least seconds are a model, of the denoiser's operations at the chips' peak,
+      and left out on CPUs.
     """
     config, devices = experiment.config, plan.devices
     state = experiment.abstract_state()
@@ -105,9 +105,11 @@ def _pictures(config: Config, plan: Plan) -> dict[str, str]:
 
 
 def _least(operations: float, plan: Plan, unit: str = "s") -> str:
-    """Returns the least time that operations may take, or nothing if the chips' peak is unknown."""
+    """Returns the least time that operations may take, or why it is not known; nothing on CPUs."""
     chip = chips.CHIPS.get(chips.KINDS.get(plan.devices.kind, plan.devices.kind))
-    if chip is None:
+    if plan.devices.platform == "cpu":
         return ""
+    if chip is None:
+        return f" (how fast a {plan.devices.kind} is at most is not known)"
     seconds = operations / plan.devices.count / chip.operations
-    return f", at least {seconds / SECONDS[unit]:.3g} {unit} (estimate)"
+    return f", at least {seconds / SECONDS[unit]:.3g} {unit} (model: operations at peak)"

@@ -86,7 +86,7 @@ def train(
             checks.warn_of_guidance(config)
         checks.check_evaluation(config, mesh)
         if config.model in PUBLISHED:  # Its size is known before gigabytes are fetched.
-            planning.refuse_too_large(config)
+            logging.info("The plan is %s (estimate).", planning.refuse_too_large(config))
         fetched = fetching.bring(config)
         revisions = {each.named.name: each.held.revision for each in fetched}
         if steps and jax.process_index() == 0:

@@ -52,9 +52,12 @@ def test_the_least_seconds_are_those_of_the_operations(made):
     changed = dataclasses.replace(plan, devices=TPU)
     seconds = 2 * 192 * once / 4 / 197e12
     text = announcement.announce(built, changed, "/runs/mine")
-    assert f"16 images, at least {seconds:.3g} s (estimate)" in text
-    assert f"7,200, at least {2 * seconds:.3g} hours (estimate)" in text
+    assert f"16 images, at least {seconds:.3g} s (model: operations at peak)" in text
+    assert f"7,200, at least {2 * seconds:.3g} hours (model: operations at peak)" in text
     assert "pictures" not in text
+    unknown = dataclasses.replace(plan, devices=dataclasses.replace(TPU, kind="TPU v99"))
+    text = announcement.announce(built, unknown, "/runs/mine")
+    assert "16 images (how fast a TPU v99 is at most is not known)" in text
 
 
 def test_with_lora_most_of_the_parameters_gradients_are_left_out(made):

@@ -2,29 +2,35 @@
 
     python -m diffusionrl_jax.benchmark plan
     python -m diffusionrl_jax.benchmark plan --configs=configs/hps.py --topologies=v5e:2x4
+    python -m diffusionrl_jax.benchmark plan --config=configs/hps.py --config.lora.rank=16
 
 The choice is made by arithmetic alone, at once, as a run makes it when it starts. Where a config
-does not fit, the change that the run would propose is shown. With --compiled=FOLDER, one program is
+does not fit, the change that the run would propose is shown; what no run would begin with is told
+below the table. With --compiled=FOLDER, one program is
 compiled for each row, as by `benchmark compile`: the one that takes the most memory according to
 the plan. This takes hours (--quick takes a fraction of them). Each result is kept in the folder, so
 that the same command continues later.
 """
 
 import itertools
+import sys
+from collections.abc import Mapping
 
 import diffusers
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs
-from diffusionrl_jax.command_line.configs import read_config
+from diffusionrl_jax.command_line.configs import config_arguments, read_config
 from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.report import GIB
-from diffusionrl_jax.data.config_type import Config
+from diffusionrl_jax.data.config_type import Config, copied
 from diffusionrl_jax.data.files import prepare_folder
 from diffusionrl_jax.distributed import chips
 from diffusionrl_jax.distributed.devices import devices_of_topology
 from diffusionrl_jax.experiments import planning
+from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.monitoring.markdown import table
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v6e:1x1", "v6e:2x4", "v5p:2x2x1")
@@ -39,6 +45,7 @@ USUAL = {
 HEAD = ["", "slice", "besides", "fsdp", "gather", "sample, train", "decode", "score", "remat"]
 HEAD = [*HEAD, "programs", "fullest in", "GiB a chip"]
 
+CONFIG = config_flags.DEFINE_config_file("config", None, "One config, which may be changed.")
 CONFIGS = flags.DEFINE_list("configs", None, "Files, as of --config; those of the documentation.")
 COMPILED = flags.DEFINE_string("compiled", None, "A folder for what is compiled, if it is.")
 QUICK = flags.DEFINE_bool("quick", False, "Compiles with less effort, several times faster.")
@@ -90,7 +97,10 @@ def gibibytes(size: float, fits: bool) -> str:
 
 
 def markdown(
-    wanted: dict[str, tuple[str, ...]], compiled: str | None = None, quick: bool = False
+    wanted: Mapping[str, tuple[str, ...]],
+    compiled: str | None = None,
+    quick: bool = False,
+    changed: Config | None = None,
 ) -> str:
     """Returns the table as Markdown.
 
@@ -98,30 +108,41 @@ def markdown(
       wanted: for each config's file, the topologies that it is shown for.
       compiled: a folder for the results of compiling; None compiles nothing.
       quick: whether to compile with less effort.
+      changed: the config to show, with changes; None means what the files hold.
 
     Raises:
-      UserError: a config cannot be used, see `planning.propose`, or the folder holds the result of
-        another config, see `slices.Kept.check`.
+      UserError: there is no row: no config can be used, see `planning.propose`, or the folder holds
+        the result of another config, see `slices.Kept.check`.
     """
     pairs = itertools.chain.from_iterable(
         itertools.product([name], topologies) for name, topologies in wanted.items()
     )
-    rows = []
+    rows, refused = [], []
     for name, topology in pairs:
         short = name.removeprefix("configs/").replace(".py", "")
-        rows.append(row(short, read_config(name, "--configs"), topology, compiled, quick))
+        config = read_config(name, "--configs") if changed is None else copied(changed)
+        try:
+            rows.append(row(short, config, topology, compiled, quick))
+        except UserError as error:
+            refused.append((f"{short} on {chips.name(topology)}", error))
+    if not rows:
+        raise refused[0][1]
     head = [*HEAD, "compiled", "of"] if compiled else [*HEAD, "of"]
-    return table(head, rows)
+    return "\n".join([table(head, rows), *(f"\n- {where}: {why}" for where, why in refused)])
 
 
 def main(_):
     """Runs the command."""
     diffusers.utils.logging.set_verbosity_error()
     with programs.clear_errors():
-        wanted = {name: USUAL.get(name, SLICES) for name in CONFIGS.value or USUAL}
+        if CONFIG.value is not None and CONFIGS.value:
+            raise UserError("Give either --config, which may be changed, or --configs.")
+        named, _ = config_arguments(sys.argv)
+        names = [named] if named else CONFIGS.value or USUAL
+        wanted = {name: USUAL.get(name, SLICES) for name in names}
         if TOPOLOGIES.value:
             wanted = {name: tuple(TOPOLOGIES.value) for name in wanted}
         compiled = COMPILED.value and str(prepare_folder(COMPILED.value, "--compiled"))
         if compiled:
             jax.config.update("jax_platforms", "cpu")
-        print(markdown(wanted, compiled, QUICK.value))
+        print(markdown(wanted, compiled, QUICK.value, CONFIG.value))

@@ -1,5 +1,8 @@
 """The command that plans, and compiles what its plans say is the fullest."""
 
+import pytest
+
+from configs import hps
 from diffusionrl_jax.costs.commands import plan
 
 
@@ -9,6 +12,18 @@ def test_the_table():
     lora = "lora.rank=16 optimizer.learning_rate=0.0001"
     assert first.startswith(f"| hps | v5e:1x1 (v5litepod-1) | {lora} | 1 |")
     assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
+
+
+def test_a_changed_config_and_a_slice_that_it_does_not_divide_over():
+    config = hps.get_config()
+    config.algorithm.name = "draft_k"
+    topologies = ("v5e:3x1", "v5e:2x4")
+    text = plan.markdown({"configs/hps.py": topologies}, changed=config)
+    assert "| hps | v5e:2x4 (v5litepod-8) |  | 8 |" in text
+    assert "\n- hps on v5e:3x1 (v5litepod-3): config.batch_size" in text
+    assert config.mesh.fsdp == 0
+    with pytest.raises(ValueError, match="config.batch_size .* must be a multiple of 3"):
+        plan.markdown({"configs/hps.py": topologies[:1]})
 
 
 def test_the_fullest_program_is_compiled_once(compilations, tmp_path):
