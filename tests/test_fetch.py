@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusionrl_jax.monitoring.metrics import read_rows
 from tests import hub as stand_in
 from tests import own_flags
-from tests.processes import finish, launcher, steps_of, wait_for_step
+from tests.processes import ROOT, finish, launcher, steps_of, wait_for_step
 
 # With what makes it a matter of seconds: few images, short chains.
 FIELDS = "algorithm.policy_gradient"
@@ -34,9 +34,9 @@ def hub(tiny_model, tmp_path_factory):
         yield server
 
 
-def start_with(hub, folder, compilation_cache, devices, **more):
+def start_with(hub, folder, compilation_cache, devices, place=ROOT, **more):
     environment = stand_in.environment(hub, folder) | compilation_cache | more
-    return launcher(environment, devices)
+    return launcher(environment, devices, place)
 
 
 def errors_of(output):
@@ -81,6 +81,27 @@ def test_the_line_from_nothing_to_pytorch(hub, compilation_cache, tmp_path, devi
     pipeline.set_progress_bar_config(disable=True)
     (image,) = pipeline("a cat", num_inference_steps=2, output_type="np").images
     assert image.shape == (32, 32, 3)
+
+
+@pytest.mark.slow
+def test_the_line_with_nothing_changed_but_its_numbers(hub, compilation_cache, tmp_path):
+    """With all 50 steps and the workdir of its name, but a part of the 8,192 pictures.
+
+    These would take a quarter of an hour.
+    """
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    numbers = "--config.iterations=2", "--config.batch_size=16"
+    line = *LINE[:3], *numbers, "--config.pretraining.pictures=base:128"
+    with start_with(hub, tmp_path, compilation_cache, 1, tmp_path) as start:
+        status, text = finish(start(*line))
+        assert status == 0, text
+        assert text.startswith(f"Workdir: {tmp_path}/runs/hps\n")
+        assert "128 of the model's own" in text
+        assert steps_of(tmp_path / "runs" / "hps")[-1] == 2
+        rows = read_rows(str(tmp_path / "runs" / "hps"))
+        assert [row["step"] for row in rows] == [0, 1, 2]
+        status, text = finish(start(*line))
+        assert status == 0 and "nothing is left to do" in text
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ KEPT_READ, KEPT_WRITTEN, KEPT_OF_LAYER = 3, 4, 28
 # backward pass asks for; and as a multiple of its attention's probabilities, where these are held.
 DIFFERENTIATED, COMPUTED = 2.5, 0.5
 MATRICES = 3
+LANES = 128  # A TPU fills up the last axis of what it stores to a multiple of this.
 # How many values are alive in the VAE's decoder, for each pixel of the image and each channel of
 # the decoder's last level but one.
 DECODED = 5
@@ -74,7 +75,12 @@ class Block:
         Args:
           kernel: as in `probabilities`.
         """
-        return self.read * (1 + self.attentions * self.runs_kernel(kernel))
+        if not self.runs_kernel(kernel):
+            return self.read
+        # The kernel's results are stored a head beside another, each in whole lanes.
+        head = self.read // (self.tokens * self.heads)
+        stored = -(-head // LANES) * LANES / head
+        return int(self.read * (1 + self.attentions * stored))
 
 
 @dataclasses.dataclass(frozen=True)

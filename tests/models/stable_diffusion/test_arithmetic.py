@@ -95,10 +95,13 @@ def test_memory_of_a_network_by_hand(monkeypatch):
     )
     assert network.backward("none", 2, False) == max(2 * (3 * 100 + 50) + matrices, one)
     assert network.backward("blocks", 2, False) == 2 * (10 + 10 + 20 + 10) + one
-    # What the kernel leaves of its attention, beside.
+    # What the kernel leaves of its attention, beside: of 64 values a head, 128 are stored.
     monkeypatch.setattr(attention, "KERNEL_TOKENS", 3)
-    long = dataclasses.replace(attending, fills_up=True, attentions=2)
-    assert long.read_and_attended(kernel=True) == 20 + 2 * 20
+    long = dataclasses.replace(attending, read=3 * 2 * 64, fills_up=True, attentions=2)
+    assert long.read_and_attended(kernel=True) == 3 * 2 * (64 + 2 * 128)
+    long = dataclasses.replace(long, read=3 * 2 * 128)
+    assert long.read_and_attended(kernel=True) == 3 * 2 * (128 + 2 * 128)
+    long = dataclasses.replace(long, read=20)
     assert long.read_and_attended(kernel=False) == attending.read_and_attended(kernel=True) == 20
     # What is kept between the levels and of the larger level's blocks.
     assert network.backward("full", 2, False) == 2 * (7 + 10 + 20 + 30) + one
