@@ -35,6 +35,12 @@ OWL_VIT = "google/owlvit-base-patch32"
 DIFFUSIONDB = "datasets/poloclub/diffusiondb"
 LARGE = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".parquet", ".msgpack", ".onnx")
 CUT, DAMAGED, SHORT = "cut", "damaged", "short"
+# The statuses of the real hub, with what it says of why.
+GATED, BAD_TOKEN = "gated", "bad token"
+REASONS = {
+    GATED: (403, {"X-Error-Code": "GatedRepo"}),
+    BAD_TOKEN: (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+}
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -44,8 +50,9 @@ class Hub(http.server.ThreadingHTTPServer):
       repositories: "owner/name", or "datasets/owner/name", to its folder.
 
     Attributes:
-      trouble: from a path to what is wrong there: a status; `CUT`, the connection breaks off in the
-        middle of the file; `DAMAGED`, a byte of it is another; `SHORT`, it is too short. Or None.
+      trouble: from a path to what is wrong there: a status, `GATED` or `BAD_TOKEN`; `CUT`, the
+        connection breaks off in the middle of the file; `DAMAGED`, a byte of it is another;
+        `SHORT`, it is too short. Or None.
       moved: former to present names of repositories, which the real hub redirects for ever.
       requests: method, path and first byte of all that was asked for.
     """
@@ -103,6 +110,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         trouble = self.server.trouble(path)
         if isinstance(trouble, int):
             self.respond(trouble, {"X-Error-Message": "trouble"})
+            return
+        if trouble in REASONS:
+            self.respond(*REASONS[trouble])
             return
         for former, present in self.server.moved.items():
             if f"/{former}" in path:

@@ -95,7 +95,7 @@ def test_the_line_with_nothing_changed_but_its_numbers(hub, compilation_cache, t
     with start_with(hub, tmp_path, compilation_cache, 1, tmp_path) as start:
         status, text = finish(start(*line))
         assert status == 0, text
-        assert text.startswith(f"Workdir: {tmp_path}/runs/hps\n")
+        assert f"Workdir: {tmp_path}/runs/hps" in text.splitlines()[0]
         assert "128 of the model's own" in text
         assert steps_of(tmp_path / "runs" / "hps")[-1] == 2
         rows = read_rows(str(tmp_path / "runs" / "hps"))

@@ -27,8 +27,8 @@ from diffusionrl_jax.mistakes import UserError
 GIB = 2**30
 # A plan uses this part of the memory at most, if it can: the estimate is a few percent off.
 USED = 0.94
-# Above this part there is a warning: the estimate has been 3% too low.
-SURE = 0.97
+# Above this part there is a warning: the estimate has been 5% too low.
+SURE = 0.95
 # Factors learn by a rate far above that of all parameters.
 LORA_RANK, LORA_LEARNING_RATE = 16, 1e-4
 
@@ -198,7 +198,7 @@ def resolve(
         logging.warning("%s", _too_large(config, devices, plan, trains))
     elif plan.is_tight and trains and devices.platform != "cpu":
         logging.warning(
-            "The plan is tight, by a model that has been 3%% too low: %s in %s. Should a chip run "
+            "The plan is tight, by a model that has been 5%% too low: %s in %s. Should a chip run "
             "out of memory, take more chips, or a smaller --config.batch_size.",
             *(plan, plan.phase),
         )

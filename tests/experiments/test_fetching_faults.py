@@ -22,7 +22,9 @@ def test_nobody_answers(hub, cache, monkeypatch):
 
 STATUSES = {
     401: "shows no such model .*hf auth login.* HF_TOKEN",
-    403: "is gated .*accept its terms .*hf auth login.* HF_TOKEN",
+    403: "refuses .* with 403 .*trouble.*: start the same command again later",
+    stand_in.GATED: "is gated .*accept its terms .*hf auth login.* HF_TOKEN",
+    stand_in.BAD_TOKEN: "does not know the token .*hf auth login.* HF_TOKEN",
     404: "shows no such model .*check the id",
     429: "429, too many requests: wait",
     500: "fails at .* with 500: start the same command again later",
@@ -33,7 +35,7 @@ STATUSES = {
     ("status", "where"),
     [
         *((status, "/api/") for status in STATUSES),
-        *((status, stand_in.UNET) for status in (404, 429)),
+        *((status, stand_in.UNET) for status in (403, 404, 429)),
         # huggingface_hub tries for half a minute.
         pytest.param(500, stand_in.UNET, marks=pytest.mark.slow),
     ],

@@ -90,7 +90,7 @@ def test_a_tight_plan_is_warned_of(caplog):
     config, _ = planning.resolve(hps.get_config(), devices(8))
     config.execution = "split"
     _, plan = planning.resolve(config, devices(8))
-    for part, tight in ((0.96, False), (0.98, True)):
+    for part, tight in ((0.945, False), (0.96, True)):
         caplog.clear()
         _, found = planning.resolve(config, devices(8, plan.memory / part))
         assert found.fits and found.memory == plan.memory

@@ -37,4 +37,4 @@ def test_the_fullest_program_is_compiled_once(compilations, tmp_path):
 
 def test_what_the_compiler_refuses_does_not_fit(compilations, tmp_path):
     text = plan.markdown({"configs/hps.py": ("v5e:2x2",)}, str(tmp_path), quick=True)
-    assert text.endswith("| update | 13.53 | does not fit: 21.00 | 15.75 |")
+    assert text.endswith("| update | 13.82 | does not fit: 21.00 | 15.75 |")
