@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from diffusionrl_jax.data import hub_files, stored_tensors
-from diffusionrl_jax.data.files import resolve
+from diffusionrl_jax.data.files import resolve, split_step
 from diffusionrl_jax.data.hub_files import Need
 from diffusionrl_jax.mistakes import UserError
 from diffusionrl_jax.models.folders import hub, weights
@@ -61,11 +62,18 @@ def locate(text: str, name: str) -> epath.Path:
 
     Raises:
       FileNotFoundError: there is no such file, or the download failed.
-      UserError: nothing can be there, as `files.as_path` says.
+      UserError: nothing can be there, as `files.as_path` says; or there is a run, whose checkpoints
+        are no LoRA files.
     """
     if hub.is_hub_id(text, name):
         (held,) = hub_files.fetch([describe(text)])
         return epath.Path(os.fspath(held.folder / held.files[0]))
+    if hub.is_run(split_step(text)[0]):
+        raise UserError(
+            f"{name}={text} names a checkpoint of a run, which is no LoRA file by itself: export "
+            f"it by python -m diffusionrl_jax.export --checkpoint={shlex.quote(text)} --lora "
+            "--output=DIR, and give DIR."
+        )
     path = resolve(text, name)
     if path.is_dir():
         path /= FILE_NAME

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from absl import logging
 from etils import epath
 
-from diffusionrl_jax.data.files import as_path, matching, read_json
+from diffusionrl_jax.data.files import as_path, matching, read_json, split_step
 from diffusionrl_jax.evaluation import manifest, records, tables
 from diffusionrl_jax.evaluation.judges import rewarded_by
 from diffusionrl_jax.evaluation.records import Record
@@ -79,8 +79,12 @@ def read_runs(workdirs: Sequence[str]) -> list[RunData]:
     """Reads several runs, whose names are those of their folders, or their paths.
 
     Raises:
-      UserError: a folder is no run, has no metrics yet, or its config is damaged.
+      UserError: a folder is no run, has no metrics yet, or its config is damaged; or a checkpoint
+        is named.
     """
+    for workdir in workdirs:
+        if step := split_step(workdir)[1]:
+            raise UserError(f"--run={workdir}: a report is of a whole run. Leave out @{step}.")
     paths = [as_path(workdir, "--run") for workdir in workdirs]
     if not paths:
         raise UserError("--run names no run: give the folder of one, or of several.")

@@ -202,5 +202,10 @@ def test_other_ranks_and_scales(theirs, starting, tmp_path):
         load_policy(starting(changed(theirs, tmp_path, metadata=wrong)))
     with pytest.raises(ValueError, match=f"its {METADATA} are damaged"):
         load_policy(starting(changed(theirs, tmp_path, metadata={METADATA: "[]"})))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    run = tmp_path / "run@best"
+    with pytest.raises(ValueError, match=f"export --checkpoint={run} --lora --output=DIR, and"):
+        lora_files.locate(str(run), "config.lora.start")
     with pytest.raises(FileNotFoundError, match="there is no .*/nowhere"):
         load_policy(starting(tmp_path / "nowhere"))

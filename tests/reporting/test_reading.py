@@ -13,6 +13,7 @@ from tests.reporting.runs import write_run
         ([], "names no run"),
         (["/no/such/run"], "/no/such/run is not the folder of a run"),
         (["{run}", "{run}"], "names a run twice"),
+        (["{run}@best"], "a report is of a whole run. Leave out @best"),
     ],
 )
 def test_what_is_no_run_is_named(names, message, workdir):
