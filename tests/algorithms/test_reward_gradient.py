@@ -32,7 +32,7 @@ def preference():
 @pytest.mark.slow
 def test_the_reward_is_differentiated_by_the_latents(preference):
     """Also a microbatch at a time: each picture's gradient is its own."""
-    made = experiments.build(preference(**{"microbatch.score": 2}))
+    made = experiments.build(preference(**{"microbatch.differentiate": 2}))
     experience, inputs = made.algorithm.experience, made.batch(0).reward_inputs[0]
     rng = np.random.default_rng(0)
     shape = (16, *experience.model.latent_shape)

@@ -6,10 +6,9 @@
 
 The choice is made by arithmetic alone, at once, as a run makes it when it starts. Where a config
 does not fit, the change that the run would propose is shown; what no run would begin with is told
-below the table. With --compiled=FOLDER, one program is
-compiled for each row, as by `benchmark compile`: the one that takes the most memory according to
-the plan. This takes hours (--quick takes a fraction of them). Each result is kept in the folder, so
-that the same command continues later.
+below the table. With --compiled=FOLDER, one program is compiled for each row, as by `benchmark
+compile`: the one that takes the most memory according to the plan. This takes hours (--quick takes
+a fraction of them). Each result is kept in the folder, so that the same command continues later.
 """
 
 import itertools
