@@ -9,12 +9,15 @@ What is in the cache is used as it is, without asking the hub whether there is s
 where it is not what `Need.is_preferred` says, the hub is asked whether the same revision has that.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -30,6 +33,7 @@ from diffusionrl_jax.data.files import read_json, readable_size, write_whole
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 TIMEOUT = 30.0  # The seconds in which the hub has to answer.
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
+TOLD_EVERY = 30.0  # The seconds between two lines of progress in a log.
 
 
 def _session() -> requests.Session:
@@ -310,11 +314,12 @@ def _download(planned: Plan) -> None:
 def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
     """Downloads a file, twice if it arrives damaged, and returns its path."""
     for _ in range(ATTEMPTS):
-        path = pathlib.Path(
-            huggingface_hub.hf_hub_download(
-                need.repository, file.path, repo_type=need.kind, revision=revision
+        with _progress(need, file):
+            path = pathlib.Path(
+                huggingface_hub.hf_hub_download(
+                    need.repository, file.path, repo_type=need.kind, revision=revision
+                )
             )
-        )
         if hub_cache.is_whole(path, _digest(file)):
             return path
         hub_cache.remove_damaged(path)
@@ -323,6 +328,34 @@ def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
         "one that the Hugging Face hub tells of it. It is removed. Try again later, or without the "
         "proxy or mirror between (HF_ENDPOINT)."
     )
+
+
+@contextlib.contextmanager
+def _progress(need: Need, file: RepoFile) -> Iterator[None]:
+    """Logs how much of a file has arrived, where there is no terminal for huggingface_hub's bar."""
+    if sys.stderr.isatty():
+        yield
+        return
+    home = hub_cache.home(need.repository, need.kind)
+    arriving, ended = home / "blobs" / f"{_digest(file)}.incomplete", threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(TOLD_EVERY):
+            with contextlib.suppress(FileNotFoundError):  # It has not begun, or has just ended.
+                logging.info(
+                    "%s of %s of %s have arrived.",
+                    readable_size(arriving.stat().st_size),
+                    readable_size(file.size),
+                    file.path,
+                )
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def _digest(file: RepoFile) -> str:

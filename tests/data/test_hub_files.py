@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import huggingface_hub
 import pytest
@@ -56,6 +57,19 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub, monkeypatch):
     with pytest.raises(FileNotFoundError, match="can't be reached .*timed out"):
         hub_files.fetch([hub_files.fixed_files(NAME, "config.json")])
     answer.set()
+
+
+def test_a_log_tells_how_much_has_arrived(hub, monkeypatch, caplog):
+    """A terminal shows huggingface_hub's own bar."""
+    monkeypatch.setattr(hub_files, "TOLD_EVERY", 0.01)
+    caplog.set_level("INFO", logger="absl")
+    hub.trouble = lambda path: time.sleep(0.2) if path.startswith("/cdn/") else None
+    hub_files.fetch([hub_files.fixed_files(NAME, "large.safetensors")])
+    assert " of 0.0 MB of large.safetensors have arrived." in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(hub_files.sys.stderr, "isatty", lambda: True, raising=False)
+    hub_files.fetch([hub_files.fixed_files(OTHER, "large.safetensors")])
+    assert "have arrived" not in caplog.text
 
 
 def test_what_is_read_decides_what_is_needed_and_what_follows(hub):
