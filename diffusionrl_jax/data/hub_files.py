@@ -9,44 +9,22 @@ What is in the cache is used as it is, without asking the hub whether there is s
 where it is not what `Need.is_preferred` says, the hub is asked whether the same revision has that.
 """
 
-import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
 import shutil
-import sys
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
-import requests
 from absl import logging
 from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import _http
 
-from diffusionrl_jax.data import hub_cache, hub_errors
+from diffusionrl_jax.data import hub_cache, hub_errors, hub_transfer
 from diffusionrl_jax.data.files import read_json, readable_size, write_whole
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-TIMEOUT = 30.0  # The seconds in which the hub has to answer.
 ATTEMPTS = 2  # A file that arrives damaged is asked for once more.
-TOLD_EVERY = 30.0  # The seconds between two lines of progress in a log.
-
-
-def _session() -> requests.Session:
-    """Returns huggingface_hub's own session, in which no request waits for ever for its answer."""
-    session = _http._default_backend_factory()
-    session.request = functools.partial(session.request, timeout=TIMEOUT)  # As a default.
-    return session
-
-
-huggingface_hub.configure_http_backend(_session)
-# Of what its other protocol for large files, Xet, has begun, nothing is kept where it breaks off.
-if "HF_HUB_DISABLE_XET" not in os.environ:
-    constants.HF_HUB_DISABLE_XET = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +233,7 @@ def plan(need: Need, revision: str = "") -> Plan:
     of: dict[str, Any] = {"repo_type": need.kind}
     only: Any = ["sha"]
     if not revision:
-        newest = api.repo_info(need.repository, timeout=TIMEOUT, **of, expand=only).sha
+        newest = api.repo_info(need.repository, timeout=hub_transfer.TIMEOUT, **of, expand=only).sha
         assert newest is not None  # The hub was asked for it.
         revision = newest
     of["revision"] = revision
@@ -313,8 +291,10 @@ def _download(planned: Plan) -> None:
 
 def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
     """Downloads a file, twice if it arrives damaged, and returns its path."""
+    blobs = hub_cache.home(need.repository, need.kind) / "blobs"
+    arriving = blobs / f"{_digest(file)}.incomplete"
     for _ in range(ATTEMPTS):
-        with _progress(need, file):
+        with hub_transfer.progress(arriving, file.path, file.size):
             path = pathlib.Path(
                 huggingface_hub.hf_hub_download(
                     need.repository, file.path, repo_type=need.kind, revision=revision
@@ -328,34 +308,6 @@ def _download_file(need: Need, revision: str, file: RepoFile) -> pathlib.Path:
         "one that the Hugging Face hub tells of it. It is removed. Try again later, or without the "
         "proxy or mirror between (HF_ENDPOINT)."
     )
-
-
-@contextlib.contextmanager
-def _progress(need: Need, file: RepoFile) -> Iterator[None]:
-    """Logs how much of a file has arrived, where there is no terminal for huggingface_hub's bar."""
-    if sys.stderr.isatty():
-        yield
-        return
-    home = hub_cache.home(need.repository, need.kind)
-    arriving, ended = home / "blobs" / f"{_digest(file)}.incomplete", threading.Event()
-
-    def tell() -> None:
-        while not ended.wait(TOLD_EVERY):
-            with contextlib.suppress(FileNotFoundError):  # It has not begun, or has just ended.
-                logging.info(
-                    "%s of %s of %s have arrived.",
-                    readable_size(arriving.stat().st_size),
-                    readable_size(file.size),
-                    file.path,
-                )
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        teller.join()
 
 
 def _digest(file: RepoFile) -> str:
