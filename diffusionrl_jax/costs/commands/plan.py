@@ -12,7 +12,6 @@ a fraction of them). Each result is kept in the folder, so that the same command
 """
 
 import itertools
-import sys
 from collections.abc import Mapping
 
 import diffusers
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusionrl_jax.command_line import programs
-from diffusionrl_jax.command_line.configs import config_arguments, read_config
+from diffusionrl_jax.command_line.configs import read_config
 from diffusionrl_jax.costs import slices
 from diffusionrl_jax.costs.report import GIB
 from diffusionrl_jax.data.config_type import Config, copied
@@ -136,8 +135,9 @@ def main(_):
     with programs.clear_errors():
         if CONFIG.value is not None and CONFIGS.value:
             raise UserError("Give either --config, which may be changed, or --configs.")
-        named, _ = config_arguments(sys.argv)
-        names = [named] if named else CONFIGS.value or USUAL
+        names = CONFIGS.value or USUAL
+        if CONFIG.value is not None:
+            names = [config_flags.get_config_filename(flags.FLAGS[CONFIG.name])]
         wanted = {name: USUAL.get(name, SLICES) for name in names}
         if TOPOLOGIES.value:
             wanted = {name: tuple(TOPOLOGIES.value) for name in wanted}

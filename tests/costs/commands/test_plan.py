@@ -3,10 +3,19 @@
 import pytest
 
 from configs import hps
-from diffusionrl_jax.costs.commands import plan
+from tests.own_flags import program
+
+PLAN = "costs.commands.plan"
 
 
-def test_the_table():
+@pytest.fixture
+def plan():
+    """The command's module."""
+    with program(PLAN) as command:
+        yield command
+
+
+def test_the_table(plan):
     text = plan.markdown({"configs/hps.py": ("v5e:1x1", "h100-80gb:8")})
     first, second = text.splitlines()[2:]
     lora = "lora.rank=16 optimizer.learning_rate=0.0001"
@@ -14,7 +23,7 @@ def test_the_table():
     assert second.startswith("| hps | h100-80gb:8 (h100-80gb-8) |  | 8 |")
 
 
-def test_a_changed_config_and_a_slice_that_it_does_not_divide_over():
+def test_a_changed_config_and_a_slice_that_it_does_not_divide_over(plan):
     config = hps.get_config()
     config.algorithm.name = "draft_k"
     topologies = ("v5e:3x1", "v5e:2x4")
@@ -26,7 +35,18 @@ def test_a_changed_config_and_a_slice_that_it_does_not_divide_over():
         plan.markdown({"configs/hps.py": topologies[:1]})
 
 
-def test_the_fullest_program_is_compiled_once(compilations, tmp_path):
+def test_one_config_is_changed_on_the_command_line(capsys):
+    lora = "--config.lora.rank=16", "--config.optimizer.learning_rate=1e-4"
+    with program(PLAN, "--config=configs/hps.py", *lora, "--topologies=v5e:1x1") as command:
+        command.main([])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| hps | v5e:1x1 (v5litepod-1) |  |")
+    flags = "--config=configs/hps.py", "--configs=configs/hps.py"
+    with program(PLAN, *flags) as command, pytest.raises(SystemExit):
+        command.main([])
+    assert "Give either --config, which may be changed, or --configs." in capsys.readouterr().err
+
+
+def test_the_fullest_program_is_compiled_once(plan, compilations, tmp_path):
     wanted = {"configs/hps.py": ("v5e:2x4", "v5e:4x4")}
     for _ in range(2):
         text = plan.markdown(wanted, str(tmp_path), quick=True)
@@ -35,6 +55,6 @@ def test_the_fullest_program_is_compiled_once(compilations, tmp_path):
     assert all(line.endswith(" | 2.00 | 15.75 |") for line in text.splitlines()[2:])
 
 
-def test_what_the_compiler_refuses_does_not_fit(compilations, tmp_path):
+def test_what_the_compiler_refuses_does_not_fit(plan, compilations, tmp_path):
     text = plan.markdown({"configs/hps.py": ("v5e:2x2",)}, str(tmp_path), quick=True)
     assert text.endswith("| update | 13.82 | does not fit: 21.00 | 15.75 |")
