@@ -32,6 +32,8 @@ FILE = "manifest.json"
 COMPARED = ("models", "prompts", "scorers", "sampling", "made_with")
 # The groups of a config by which pictures are drawn and divided, beside those of an evaluation.
 DRAWING = ("sampler", "microbatch", "mesh", "execution", "convolution", "attention", "remat")
+# The field of config.microbatch that no evaluation depends on, and that earlier manifests lack.
+LEARNING = "differentiate"
 # Other revisions may give the same digits: of this one a warning is given.
 REVISION = "git_revision"
 
@@ -94,6 +96,9 @@ def describe(config: Config, models: Sequence[Model]) -> dict[str, Any]:
             "dtype": config.dtype,
             "head_to_head": list(evaluation.head_to_head),
             **{name: config[name] for name in DRAWING},
+            "microbatch": {
+                name: size for name, size in config.microbatch.items() if name != LEARNING
+            },
         },
         "made_with": {
             "diffusionrl_jax": diffusionrl_jax.__version__,

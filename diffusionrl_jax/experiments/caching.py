@@ -46,26 +46,25 @@ def cache_latents(config: Config, output: str, text_embeddings: bool = False) ->
     output = str(prepare_folder(output, "--output"))
     if name.startswith(BASE):
         picture_count(config)  # Refuses a bad one before the model is looked at.
+        if text_embeddings:
+            raise UserError(
+                f"config.pretraining.pictures={name!r} has no embeddings: of pictures that the "
+                "base model draws the token ids alone are kept. Leave out --text_embeddings."
+            )
     config = copied(config)
     config.evaluation.sets = ml_collections.ConfigDict()  # Nothing is evaluated.
     opened = PROMPTS if name.startswith(BASE) else PICTURES
     fetching.bring(config, kinds=(MODEL, LORA, opened))
     config, _ = planning.resolve(config, trains=False)
     if name.startswith(BASE):
-        _draw(config, output, text_embeddings)
+        _draw(config, output)
     else:
         _encode(config, output, text_embeddings)
     pictures = shlex.quote(f"{LATENTS}{output}")
     logging.info("Wrote %s: train with --config.pretraining.pictures=%s", output, pictures)
 
 
-def _draw(config: Config, output: str, text_embeddings: bool) -> None:
-    if text_embeddings:
-        raise UserError(
-            f"config.pretraining.pictures={config.pretraining.pictures!r} has no embeddings: of "
-            "pictures that the base model draws the token ids alone are kept. Leave out "
-            "--text_embeddings."
-        )
+def _draw(config: Config, output: str) -> None:
     sources = [make_prompts(task.prompts, config.seed) for task in config.tasks.values()]
     policy = load_policy(config)
     about = (config, policy.model, policy.params, policy.mesh)

@@ -31,10 +31,15 @@ MOST_DIFFERENTIATED = 8  # A VAE's decoder gains nothing by more images at a tim
 ON_A_CPU = 20  # A CPU samples and trains faster in small pieces.
 
 
-def microbatches(config: Config) -> list[str]:
-    """Returns the names of the fields of `config.microbatch` that the config's methods use."""
+def microbatches(config: Config, trains: bool = True) -> list[str]:
+    """Returns the names of the fields of `config.microbatch` that the config's methods use.
+
+    Args:
+      config: see `experiments/config.py`.
+      trains: whether it is to be trained, or only sampled and scored.
+    """
     names = ["sample", "decode", "score", "train"]
-    return names + ["differentiate"] * needs_of(config).reward_gradient
+    return names + ["differentiate"] * (trains and needs_of(config).reward_gradient)
 
 
 def usual_split(count: int, slices: int = 1) -> int:

@@ -306,7 +306,7 @@ def _copy_whole(held: Held, target: epath.Path) -> None:
 def _copy(source: pathlib.Path, target: epath.Path) -> None:
     """Copies a file, and leaves nothing half-written where it is interrupted."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A bucket has no renaming that is atomic, and none is needed: what is written is new.
+    # A bucket has no renaming that is atomic. What lies there without a mark counts for nothing.
     partial = target if in_bucket(target) else partial_path(target)
     try:
         with source.open("rb") as read, partial.open("wb") as written:

@@ -110,7 +110,7 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
         trained, as `checks.check` and `checks.check_evaluation`.
     """
     fields.check(config)
-    if devices.memory is None and _is_automatic(config):
+    if devices.memory is None and _is_automatic(config, trains):
         raise UserError(
             f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "
             f"config.mesh.fsdp, config.microbatch.{', '.join(microbatches(config))}, config.remat."
@@ -141,9 +141,9 @@ def _best(config: Config, devices: Devices, trains: bool) -> Plan:
     return min(plans, key=lambda plan: plan.memory)
 
 
-def _is_automatic(config: Config) -> bool:
+def _is_automatic(config: Config, trains: bool = True) -> bool:
     """Returns whether anything is left to the plan."""
-    sizes = [config.microbatch[name] for name in microbatches(config)]
+    sizes = [config.microbatch[name] for name in microbatches(config, trains)]
     return not (config.mesh.fsdp and all(sizes) and config.remat != "auto")
 
 
@@ -164,7 +164,7 @@ def refuse_too_large(config: Config, devices: Devices | None = None, trains: boo
     """
     devices = devices or devices_here()
     plan = choose(config, devices, trains)
-    if not plan.fits and _is_automatic(config) and devices.platform != "cpu":
+    if not plan.fits and _is_automatic(config, trains) and devices.platform != "cpu":
         raise UserError(_too_large(config, devices, plan, trains))
     return plan
 
@@ -230,10 +230,11 @@ def resolve_to_sample(
     with alone.unlocked():
         alone.tasks = alone.evaluation.sets = ml_collections.ConfigDict()
         alone.microbatch.update(dict.fromkeys(alone.microbatch, 0))
+        alone.batch_size = most * devices.count
     if devices.memory is None:
         return config, most
     plan = choose(alone, devices, trains=False)
-    if not plan.fits:
+    if not plan.fits and devices.platform != "cpu":  # A CPU can swap.
         logging.warning(
             "%s may not fit %s: drawing takes %.1f of %.4g GiB a chip, by a model of the memory. "
             "Take more chips, should they run out of it.",

@@ -117,7 +117,8 @@ class Scoring:
     ) -> tuple[jax.Array, jax.Array]:
         """Decodes latents, scores their images, and differentiates the scores by the latents.
 
-        Rewards with a gradient compare no images, so that microbatches need not hold whole groups.
+        Shipped rewards with a gradient compare no images; for one of the user's own, that may,
+        `experiments/checks.py` asks for whole groups in a microbatch.
 
         Args:
           task: the number of the task whose reward scores.

@@ -65,8 +65,7 @@ class Layout:
 LAYOUTS = {
     "image_reward": Layout(BERT_TOKENIZER_FILES, pickle="ImageReward.pt", tokenizer_from=BERT),
     "hps_v2": Layout(CLIP_TOKENIZER_FILES, pickle="HPS_v2.1_compressed.pt", tokenizer_from=CLIP),
-    # Its authors take the tokenizer from another repository, should its own have none.
-    "pick_score": Layout(CLIP_TOKENIZER_FILES, tokenizer_from=CLIP),
+    "pick_score": Layout(CLIP_TOKENIZER_FILES),
     "clip_score": Layout(CLIP_TOKENIZER_FILES),
     "detection": Layout(CLIP_TOKENIZER_FILES),
     "requested_objects": Layout(CLIP_TOKENIZER_FILES),

@@ -30,6 +30,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub, monkeypatch):
 def test_a_log_tells_how_much_has_arrived(hub, monkeypatch, caplog):
     """A terminal shows huggingface_hub's own bar."""
     monkeypatch.setattr(hub_transfer, "TOLD_EVERY", 0.01)
+    monkeypatch.setattr(hub_transfer.sys.stderr, "isatty", lambda: False, raising=False)
     caplog.set_level("INFO", logger="absl")
     hub.trouble = lambda path: time.sleep(0.2) if path.startswith("/cdn/") else None
     hub_files.fetch([hub_files.fixed_files(NAME, "large.safetensors")])

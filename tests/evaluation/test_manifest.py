@@ -55,6 +55,8 @@ def test_it_says_what_the_numbers_depend_on(made):
     assert content["models"]["base"] == content["models"]["same"]
     assert content["made_with"]["devices"] == 8
     assert content["pictures"] == {"height": 32, "width": 32, "solver": "DDIM"}
+    # Those of earlier versions lack what no evaluation depends on.
+    assert content["sampling"]["microbatch"].keys() == {"sample", "decode", "score", "train"}
     mine = content["prompts"]["mine"]
     assert (mine["images"], mine["different"]) == (8, 3)
     digest = hashlib.sha256((made[1] / "prompts.txt").read_bytes()).hexdigest()

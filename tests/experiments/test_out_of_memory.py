@@ -34,9 +34,7 @@ def proposed(config, plan):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "method", ["policy_gradient", "dgpo", "draft_k", "dpo_offline", "shared_prefix"]
-)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [hps.get_config, joint.get_config])
 def test_one_may_go_on_halving_by_what_is_proposed(make, method, dtype, tmp_path):
     config = make()
@@ -65,6 +63,7 @@ def test_one_may_go_on_halving_by_what_is_proposed(make, method, dtype, tmp_path
     assert rounds >= 2
     least = {"dgpo": 4, "dpo_offline": 2, "shared_prefix": 4}.get(method, 1)  # Groups, or pairs.
     assert (config.microbatch.train, config.microbatch.score) == (least, 4)
+    assert config.microbatch.differentiate == (method == "draft_k")
 
 
 def test_a_plan_that_the_devices_have_no_room_for():

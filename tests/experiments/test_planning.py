@@ -133,7 +133,10 @@ def test_batches_that_do_not_divide_are_refused():
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 must be one of"),
         ({"microbatch.score": 3}, "microbatch.score=3 must divide the 256"),
         ({"evaluation.sets.hps.images": 12}, "sets.hps.images=12 must be a multiple of 8"),
-        ({"algorithm.name": "dgpo", "tasks.hps.group_size": 512}, "train=[0-9]+ must be|multiple"),
+        (
+            {"algorithm.name": "dgpo", "tasks.hps.group_size": 512},
+            "must be a multiple of 4096, whole groups of task hps",
+        ),
     ],
 )
 def test_what_a_run_would_refuse_has_no_plan(changes, message):
@@ -186,6 +189,8 @@ def test_what_only_draws_is_gathered_as_there_is_room(make, gather, fits, caplog
     assert drawing.mesh.gather == gather and (at_once == 4 or not fits)
     assert ("may not fit 16 v5p chips" in caplog.text) == (not fits)
     assert config.mesh.gather == "auto"
+    config.batch_size = 16 * 11  # Of training, too.
+    assert planning.resolve_to_sample(config, 4, chips)[1] == at_once
     unknown = planning.resolve_to_sample(config, 4, devices(16, None))
     assert unknown[0].mesh.gather == "auto" and unknown[1] == 4
 

@@ -45,8 +45,6 @@ def test_what_is_of_the_hub(reward, path, expected, tmp_path, monkeypatch):
     [
         ("pick_score", "me/x", {CONFIG, WEIGHTS, *CLIP_FILES, "a.md"},
          {CONFIG, WEIGHTS, *CLIP_FILES}, {}),
-        ("pick_score", "me/x", {CONFIG, WEIGHTS, "pytorch_model.bin"},
-         {CONFIG, "pytorch_model.bin"}, {folders.CLIP: CLIP_FILES}),
         ("statistical_parity", "me/x", {CONFIG, WEIGHTS}, {CONFIG, WEIGHTS}, {}),
         ("hps_v2", "me/x", {"HPS_v2.1_compressed.pt"}, {"HPS_v2.1_compressed.pt"},
          {folders.CLIP: CLIP_FILES}),

@@ -12,6 +12,7 @@ a fraction of them). Each result is kept in the folder, so that the same command
 """
 
 import itertools
+import os
 from collections.abc import Mapping
 
 import diffusers
@@ -137,7 +138,7 @@ def main(_):
             raise UserError("Give either --config, which may be changed, or --configs.")
         names = CONFIGS.value or USUAL
         if CONFIG.value is not None:
-            names = [config_flags.get_config_filename(flags.FLAGS[CONFIG.name])]
+            names = [os.path.relpath(config_flags.get_config_filename(flags.FLAGS[CONFIG.name]))]
         wanted = {name: USUAL.get(name, SLICES) for name in names}
         if TOPOLOGIES.value:
             wanted = {name: tuple(TOPOLOGIES.value) for name in wanted}
