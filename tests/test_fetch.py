@@ -87,7 +87,7 @@ def test_the_line_from_nothing_to_pytorch(hub, compilation_cache, tmp_path, devi
 def test_the_line_with_nothing_changed_but_its_numbers(hub, compilation_cache, tmp_path):
     """With all 50 steps and the workdir of its name, but a part of the 8,192 pictures.
 
-    These would take a quarter of an hour.
+    All of these were not drawn in nine minutes of a core.
     """
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     numbers = "--config.iterations=2", "--config.batch_size=16"

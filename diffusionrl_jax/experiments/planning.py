@@ -113,7 +113,8 @@ def choose(config: Config, devices: Devices, trains: bool = True) -> Plan:
     if devices.memory is None and _is_automatic(config, trains):
         raise UserError(
             f"The memory of {devices.kind!r} is not known, and so nothing can be chosen by it: set "
-            f"config.mesh.fsdp, config.microbatch.{', '.join(microbatches(config))}, config.remat."
+            f"config.mesh.fsdp, config.microbatch.{', '.join(microbatches(config, trains))}, and "
+            "config.remat."
         )
     mesh = AbstractMesh((devices.count, 1), BATCH_AXES)
     if config.mesh.fsdp:
@@ -226,13 +227,13 @@ def resolve_to_sample(
         nothing is chosen.
     """
     devices = devices or devices_here()
+    if devices.memory is None:
+        return config, most
     alone = config.copy_and_resolve_references()
     with alone.unlocked():
         alone.tasks = alone.evaluation.sets = ml_collections.ConfigDict()
         alone.microbatch.update(dict.fromkeys(alone.microbatch, 0))
         alone.batch_size = most * devices.count
-    if devices.memory is None:
-        return config, most
     plan = choose(alone, devices, trains=False)
     if not plan.fits and devices.platform != "cpu":  # A CPU can swap.
         logging.warning(
